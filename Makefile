@@ -1,0 +1,34 @@
+# `make demo` sets everything up and runs the main job; `make test` runs the tests. Both work on a bare machine with
+# Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench accuracy clean
+
+$(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	cd samples/resnet-101 && ../../$(BIN)/python ./src/resnet-101_calibration.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py
+
+accuracy: $(STAMP)
+	$(BIN)/python benchmarks/agreement.py
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,55 @@
+"""The errors a user may meet. Each message says what is wrong, where, and what to do, in one line.
+
+Every class is an `AmctError` and also the built-in exception that AMCT raises in the same place (spec section 1), so
+scripts written for AMCT that catch `ValueError`, `TypeError` or `RuntimeError` keep working.
+"""
+
+from __future__ import annotations
+
+
+class AmctError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ArgumentError(AmctError, ValueError):
+    """An argument has the right type and a value that cannot be used."""
+
+
+class ArgumentTypeError(AmctError, TypeError):
+    """An argument has the wrong type."""
+
+
+class ConfigError(AmctError, ValueError):
+    """A configuration file is malformed or contradicts the model."""
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """Every mistake of a configuration file is a value of the wrong type."""
+
+
+class FileMissingError(AmctError, FileNotFoundError, ValueError):
+    """A file that has to be read does not exist."""
+
+
+class ModelFileError(AmctError, ValueError):
+    """A file is not a readable ONNX model."""
+
+
+class ModelError(AmctError, RuntimeError):
+    """A model was read, and the requested step cannot be done with it."""
+
+
+class RecordError(AmctError, RuntimeError):
+    """A record file is empty, incomplete, malformed or belongs to another model."""
+
+
+class RecordValueError(RecordError, ValueError):
+    """A factor in a record file is out of range."""
+
+
+class CalibrationError(AmctError, RuntimeError):
+    """A tensor seen during calibration cannot be quantized (empty, NaN, Inf, wrong dtype)."""
+
+
+class OutputError(AmctError, OSError):
+    """A result cannot be written."""

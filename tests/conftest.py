@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def test_data() -> Callable[..., Path]:
+    """`test_data("golden", "mlp")`: a path below $AMCT_TEST_DATA (default `../shared` beside the project).
+
+    Where it is absent the test is skipped with the reason, except in CI, where the data must be there.
+    """
+    root = Path(os.environ.get("AMCT_TEST_DATA") or _ROOT.parent / "shared")
+
+    def find(*parts: str) -> Path:
+        path = root.joinpath(*parts)
+        if not path.exists():
+            reason = f"no test data at {path}: set AMCT_TEST_DATA to the folder that holds it"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return path
+
+    return find
