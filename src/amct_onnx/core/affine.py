@@ -1,0 +1,40 @@
+"""The one rounding rule of arrays: q = clip(round_half_even(x / scale) + zero_point) (spec sections 6.0, 6.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.spec import PerChannel
+
+
+def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> npt.NDArray[np.float64]:
+    granularity = params.spec.granularity
+    if isinstance(granularity, PerChannel) and values.size > 1:
+        shape = [1] * ndim
+        shape[granularity.axis] = values.size
+        return values.reshape(shape)
+    return values.reshape(())
+
+
+def quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.int32]:
+    """Integers of `x`, same shape, int32 within [qmin, qmax]."""
+    array = np.asarray(x, np.float64)
+    scale = _along_axis(params.scale.astype(np.float64), params, array.ndim)
+    zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
+    q = np.rint(array / scale) + zero_point
+    return np.clip(q, params.spec.qmin, params.spec.qmax).astype(np.int32)
+
+
+def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
+    """float32 values of the integers `q`, same shape."""
+    array = np.asarray(q)
+    scale = _along_axis(params.scale.astype(np.float64), params, array.ndim).astype(np.float32)
+    zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
+    return ((array - zero_point).astype(np.float32) * scale).astype(np.float32)
+
+
+def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
+    """`x` rounded to its quantization grid, float32, same shape."""
+    return dequantize(quantize(x, params), params)

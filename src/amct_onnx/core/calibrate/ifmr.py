@@ -1,0 +1,84 @@
+"""IFMR: scan scaled upper bounds for the least mean squared rounding error (spec section 6.1).
+
+The error of each candidate is summed over the bins of the histogram instead of all elements; a bin is at least 32
+times finer than a step of an 8-bit grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.qparams import QParams, asymmetric_from_range, legal_scale, symmetric_from_range
+from amct_onnx.core.settings import Ifmr
+from amct_onnx.core.spec import QSpec
+from amct_onnx.core.stats.histogram import DyadicHistogram
+
+Array = npt.NDArray[np.float64]
+
+
+def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
+    """QParams (per tensor) of the candidate with the least error; the first one among equals.
+
+    Raises ValueError when no candidate gives a legal scale.
+    """
+    low = min(0.0, -_top(stat, settings.min_percentile, negate=True))
+    high = max(0.0, _top(stat, settings.max_percentile, negate=False))
+    lower, upper = stat.edges()
+    used = stat.counts > 0
+    x, weight = (0.5 * (lower + upper))[used], stat.counts[used].astype(np.float64)
+    best: tuple[float, float] | None = None
+    for ratio in candidate_ratios(settings):
+        bound = ratio * (high if not spec.symmetric else max(high, -low))
+        loss = _loss(x, weight, bound, low, high, spec)
+        if loss is not None and (best is None or loss < best[0]):
+            best = loss, bound
+    if best is None:
+        raise ValueError("no candidate of the search range gives a legal scale")
+    if not spec.symmetric:
+        return asymmetric_from_range(low, best[1], spec)
+    return symmetric_from_range(0.0, best[1], spec) if high >= -low else symmetric_from_range(-best[1], 0.0, spec)
+
+
+def candidate_ratios(settings: Ifmr) -> Array:
+    """Ratios start, start+step, ...: int((end-start)/step + 1) of them, computed in float32 as AMCT does."""
+    start, end, step = (np.float32(v) for v in (settings.search_start, settings.search_end, settings.search_step))
+    count = int((end - start) / step + np.float32(1))
+    return np.asarray([settings.search_start + i * settings.search_step for i in range(count)])
+
+
+def _top(stat: DyadicHistogram, percentile: float, *, negate: bool) -> float:
+    """k-th largest element (of -x when `negate`), k = n - floor(percentile * n); exact for k = 1."""
+    n = stat.total
+    rank = 1 if abs(percentile - 1) < np.finfo(np.float32).eps else max(1, n - math.floor(percentile * n))
+    if rank == 1:
+        return -stat.minimum if negate else stat.maximum
+    lower, upper = stat.edges()
+    if negate:
+        lower, upper, counts = -upper, -lower, stat.counts
+    else:
+        lower, upper, counts = lower[::-1], upper[::-1], stat.counts[::-1]
+    reached = np.cumsum(counts)
+    bin_ = int(np.searchsorted(reached, rank))
+    inside = rank - (int(reached[bin_]) - int(counts[bin_])) - 0.5
+    return float(upper[bin_] - (upper[bin_] - lower[bin_]) * inside / counts[bin_])
+
+
+def _loss(x: Array, weight: Array, bound: float, low: float, high: float, spec: QSpec) -> float | None:
+    try:
+        if spec.symmetric:
+            floor = -bound
+            scale = float(legal_scale(bound / (spec.qmax if high >= -low else -spec.qmin)))
+        else:
+            floor = low
+            scale = float(legal_scale((bound - low) / (spec.qmax - spec.qmin)))
+    except ValueError:
+        return None
+    y = np.clip(x, floor, bound)
+    y /= scale
+    np.rint(y, out=y)
+    y *= scale
+    y -= x
+    return float(np.dot(weight, y * y))

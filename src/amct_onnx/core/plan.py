@@ -1,0 +1,135 @@
+"""What is known of a model's layers, and what is decided for each: values that the layers above pass around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.settings import LayerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTraits:
+    """A candidate layer as the graph shows it.
+
+    `reason` is None for a layer that can be quantized, otherwise why not. `channels` is the number of output channels
+    of the weight (1 for a layer without a weight), `input_channels` the length of balance factors, `weight_rank` the
+    rank of the weight (0 without). `channel_wise`: per-channel weight scales are allowed.
+    """
+
+    name: str
+    op_type: str
+    reason: str | None = None
+    channels: int = 1
+    input_channels: int = 1
+    weight_rank: int = 0
+    channel_wise: bool = False
+    symmetric_only: bool = False
+
+    @property
+    def has_weight(self) -> bool:
+        return self.weight_rank > 0
+
+    @property
+    def supports_balancing(self) -> bool:
+        """DMQ: everything with a weight; 1-D convolution excepted (spec section 5.4)."""
+        return self.has_weight and not (self.op_type in ("Conv", "ConvTranspose") and self.weight_rank == 3)
+
+    @property
+    def supports_low_bits(self) -> bool:
+        """Weights of 6 or 7 bits: 2-D convolution only (spec section 2.2)."""
+        return self.op_type == "Conv" and self.weight_rank == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """What the file formats need to know of a model: `nodes` maps every node name to its operator type."""
+
+    nodes: Mapping[str, str]
+    layers: Mapping[str, LayerTraits]
+    fusable: frozenset[str]
+
+    @property
+    def supported(self) -> dict[str, LayerTraits]:
+        """The layers that can be quantized, in graph order."""
+        return {name: traits for name, traits in self.layers.items() if traits.reason is None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """The factors of one record entry (spec section 4). An absent field is None or empty.
+
+    scale_w, offset_w, shift_bit and tensor_balance_factor are per channel or of length 1; cluster holds the int8
+    levels of non-uniform weights; the `_h` and `_r` factors belong to recurrent layers.
+    """
+
+    scale_d: float | None = None
+    offset_d: int | None = None
+    scale_w: tuple[float, ...] = ()
+    offset_w: tuple[int, ...] = ()
+    shift_bit: tuple[int, ...] = ()
+    skip_fusion: bool | None = None
+    is_tensor_quantize: bool | None = None
+    tensor_balance_factor: tuple[float, ...] = ()
+    op_data_type: str | None = None
+    act_type: str | None = None
+    wts_type: str | None = None
+    scale_h: float | None = None
+    offset_h: int | None = None
+    scale_r: tuple[float, ...] = ()
+    offset_r: tuple[int, ...] = ()
+    cluster: tuple[int, ...] = ()
+    fakequant_precision_mode: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """No quantization factor at all: AMCT treats the layer as not quantized (spec section 4.4)."""
+        return self.scale_d is None and self.offset_d is None and not (self.scale_w or self.offset_w or self.shift_bit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationNote:
+    """What calibration left unfinished for one layer: batches seen of those needed, or the error that stopped it."""
+
+    layer: str
+    seen: int
+    needed: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What happens to one candidate layer, and why when it stays in float."""
+
+    layer: str
+    quantized: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """Computed once from model, settings and target: one decision a candidate, in graph order.
+
+    `groups` partition the quantized layers: those of one group read the same tensor with the same activation settings,
+    and so share their factors. `settings` has the settings of each quantized layer.
+    """
+
+    target: str
+    decisions: tuple[Decision, ...]
+    groups: tuple[tuple[str, ...], ...]
+    settings: Mapping[str, LayerSettings]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The quantized layers, in graph order."""
+        return tuple(decision.layer for decision in self.decisions if decision.quantized)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """All factors of one quantized layer: of its activation (per tensor) and of its weight (None without one)."""
+
+    name: str
+    activation: QParams
+    weight: QParams | None

@@ -1,0 +1,103 @@
+"""Everything a run can be told, as frozen values. config.json, .cfg files and keywords all become these.
+
+The solvers' settings carry AMCT's defaults and bounds (spec section 2.2); whoever reads a file checks the bounds, so
+that a message can point at the place in the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ifmr:
+    """Settings of the IFMR search (spec section 6.1): percentiles in (0.5, 1], 0 < start < end, step <= end-start."""
+
+    max_percentile: float = 0.999999
+    min_percentile: float = 0.999999
+    search_start: float = 0.7
+    search_end: float = 1.3
+    search_step: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hfmg:
+    """Settings of the HFMG search (spec section 6.2): 1024, 2048, 4096 or 8192 bins."""
+
+    num_of_bins: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arq:
+    """Weights by their extremes (spec section 6.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound:
+    """Settings of learned rounding (spec section 6.4)."""
+
+    num_iteration: int = 10000
+    reg_param: float = 0.01
+    beta_range: tuple[float, float] = (20.0, 2.0)
+    warm_start: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nuq:
+    """Settings of non-uniform weights (spec section 6.7)."""
+
+    num_steps: int = 32
+    num_of_iteration: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """How one activation is quantized."""
+
+    num_bits: int = 8
+    asymmetric: bool = True
+    solver: Ifmr | Hfmg = field(default_factory=Ifmr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """How the weight of one layer is quantized."""
+
+    num_bits: int = 8
+    channel_wise: bool = False
+    solver: Arq | AdaRound | Nuq = field(default_factory=Arq)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings:
+    """One layer's entry; `dmq_strength` is the migration strength of DMQ balancing, None when it is off."""
+
+    quant_enable: bool = True
+    activation: ActivationSettings = field(default_factory=ActivationSettings)
+    weight: WeightSettings = field(default_factory=WeightSettings)
+    dmq_strength: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSettings:
+    """Activation-only quantization of one input of a MaxPool or Add (spec section 2.3)."""
+
+    layer_name: str
+    input_index: int
+    activation: ActivationSettings = field(default_factory=ActivationSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole configuration; `layers` has an entry for every supported layer of the model."""
+
+    batch_num: int = 1
+    activation_offset: bool = True
+    joint_quant: bool = False
+    do_fusion: bool = True
+    fakequant_precision_mode: str | None = None
+    skip_fusion_layers: tuple[str, ...] = ()
+    tensor_quantize: tuple[TensorSettings, ...] = ()
+    layers: Mapping[str, LayerSettings] = field(default_factory=lambda: MappingProxyType({}))
