@@ -1,0 +1,132 @@
+"""Files in and out: whole files only, and every mistake of one file in one error.
+
+A result is written under a temporary name in its own folder and moved into place, so nobody ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amct_onnx.errors import AmctError, ConfigError, FileMissingError, OutputError
+
+FILE_MODE = 0o640
+DIR_MODE = 0o750
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake of a document: its path in the document ("" for the whole), and whether a type is wrong."""
+
+    where: str
+    what: str
+    is_type: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class Mistakes:
+    """The mistakes found so far in one document; `file` is None for arguments of a call."""
+
+    def __init__(self, file: str | os.PathLike[str] | None) -> None:
+        self._file = None if file is None else os.fspath(file)
+        self._found: dict[Mistake, None] = {}  # one setting for many layers is one mistake
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def __iter__(self) -> Iterator[Mistake]:
+        return iter(self._found)
+
+    def add(self, where: str, what: str, *, is_type: bool = False) -> None:
+        self._found[Mistake(where, what, is_type)] = None
+
+    def __str__(self) -> str:
+        """One mistake is one line; several are a headline with the count and a line each."""
+        lines = [str(mistake) for mistake in self._found]
+        if len(lines) == 1:
+            return lines[0] if self._file is None else f"{self._file}: {lines[0]}"
+        headline = f"{len(lines)} mistakes" if self._file is None else f"{self._file}: {len(lines)} mistakes"
+        return "\n  ".join([headline, *lines])
+
+
+def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigError, what: str = "file") -> str:
+    """The text of a UTF-8 file; a byte order mark is dropped, line ends become "\\n".
+
+    Raises FileMissingError, or `error` for a file that is there and cannot be read as text. `what` names the kind of
+    file in the message.
+    """
+    name = os.fspath(path)
+    try:
+        data = Path(name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileMissingError(f"{name}: the {what} does not exist, check the path") from None
+    except IsADirectoryError:
+        raise error(f"{name}: is a folder, give the path of the {what}") from None
+    except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        raise error(f"{name}: the {what} cannot be read ({_reason(reason)})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        line = data.count(b"\n", 0, reason.start) + 1
+        raise error(f"{name}:{line}: the {what} is no UTF-8 text; is it the right file?") from None
+    return text.replace("\r\n", "\n")
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str, *, mode: int = FILE_MODE) -> None:
+    """Write a whole file or nothing; missing folders are made. Raises OutputError."""
+    with atomic_path(path, mode=mode) as temporary:
+        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Iterator[Path]:
+    """A temporary path with the suffix of `path`, moved to `path` on success and removed on failure.
+
+    Raises OutputError for whatever the system refuses, also while the block writes; other exceptions of the block
+    pass unchanged.
+    """
+    name = os.fspath(path)
+    temporary: Path | None = None
+    try:
+        # A link stays a link: its target is replaced, as a plain open(path, "w") would do.
+        target = Path(os.path.realpath(name))
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise OutputError(f"{name}: cannot be written, it is {kind}; give another path")
+        _make_folder(target.parent)
+        handle, made = tempfile.mkstemp(prefix=".amct-", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(made)
+        yield temporary
+        temporary.chmod(mode)
+        os.replace(temporary, target)
+        temporary = None
+    except OutputError:
+        raise
+    except OSError as reason:
+        advice = "check that the folder is writable and the disk is not full"
+        raise OutputError(f"{name}: cannot be written ({_reason(reason)}); {advice}") from reason
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Like `mkdir -p -m 0750`: pathlib gives the mode to the last folder only."""
+    missing: list[Path] = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(mode=DIR_MODE, exist_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
