@@ -1,0 +1,220 @@
+"""Constants of a model: the array behind a value, and giving a node a constant of its own.
+
+A constant reaches a node in many ways: as an initializer, shared or not, of this graph or of one around it; as the
+output of a `Constant`; through `Identity`, `Transpose` or `Cast`. Passes ask `constant_value` for the array and hand a
+new one to `own_constant`; neither has to know how it got there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+# The only nodes that this module removes when nobody reads them any more.
+_CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
+_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
+
+
+class ValueNames:
+    """The names of all values of a model, so that a new one can be unique.
+
+    A name in a subgraph hides the same name in the graphs around it, and a graph does not know what is around it: only
+    the whole model can tell whether a name is free. Build one for each pass; it learns of names given through it.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str] = set()
+        for graph in model.graphs():
+            self._taken.update(value.name for value in graph.inputs if value.name)
+            self._taken.update(graph.initializers)
+            self._taken.update(value.name for node in graph for value in node.outputs if value.name)
+
+    def new(self, base: str) -> str:
+        """`base`, or `base` with the first numeric suffix that is free; it is taken from now on."""
+        name, count = base, 0
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._taken.add(name)
+        return name
+
+
+def constant_value(value: ir.Value | None) -> Array | None:
+    """The array behind `value` (read-only), or None when it is not known before run time.
+
+    Known are an initializer, the output of a `Constant`, and an `Identity`, `Transpose` or `Cast` (to a float type) of
+    a known value. An initializer that is also a graph input is not: callers may override it at run time.
+    """
+    if value is None:
+        return None
+    if value.is_initializer():
+        if value.is_graph_input() or value.const_value is None:
+            return None
+        return _read_only(value.const_value)
+    node = value.producer()
+    if node is None or not _is_link(node):
+        return None
+    if node.op_type == "Constant":
+        return _constant_node(node)
+    array = constant_value(node.inputs[0])
+    if array is None or node.op_type == "Identity":
+        return array
+    if node.op_type == "Transpose":
+        transposed: Array = array.transpose(node.attributes.get_ints("perm"))
+        return transposed
+    return _cast(array, node)
+
+
+def _is_link(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in _CHAIN
+
+
+def _read_only(tensor: ir.TensorProtocol) -> Array | None:
+    if tensor.dtype == ir.DataType.STRING:
+        return None
+    array: Array = np.asarray(tensor.numpy()).view()  # a view, since the flag of the tensor's own array is not ours
+    array.flags.writeable = False
+    return array
+
+
+def _constant_node(node: ir.Node) -> Array | None:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if name == "value":
+            return _read_only(attribute.as_tensor())
+        if name in ("value_float", "value_floats"):
+            return np.array(attribute.value, np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.array(attribute.value, np.int64)
+    return None
+
+
+def _cast(array: Array, node: ir.Node) -> Array | None:
+    # Casts to integers are left out: out of range they differ from runtime to runtime.
+    target = node.attributes.get_int("to", 0)
+    if target not in _FLOATS or not (array.dtype.kind in "biuf" or ir.DataType.from_numpy(array.dtype) in _FLOATS):
+        return None
+    with np.errstate(over="ignore"):
+        return array.astype(ir.DataType(target).numpy())
+
+
+def add_initializer(graph: ir.Graph, name: str, array: npt.ArrayLike, *, names: ValueNames) -> ir.Value:
+    """Add a new initializer to `graph`, named `name` or, if that is taken, with a numeric suffix."""
+    return _register(graph, names.new(name), array)
+
+
+def _register(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
+    value = ir.Value(name=name)
+    _assign(value, array)
+    graph.register_initializer(value)
+    return value
+
+
+def _assign(value: ir.Value, array: npt.ArrayLike) -> None:
+    tensor = ir.Tensor(np.array(array, order="C"), name=value.name)  # a copy: nobody else can change it later
+    value.const_value = tensor
+    value.type = ir.TensorType(tensor.dtype)  # new objects: type and shape may be shared between values
+    value.shape = ir.Shape(tensor.shape)
+
+
+def own_constant(node: ir.Node, index: int, array: npt.ArrayLike, name_hint: str, *, names: ValueNames) -> ir.Value:
+    """Make input `index` of `node` an initializer that holds `array` and is read by nothing else.
+
+    What other nodes and graph outputs see stays the same; what nobody reads after the change is removed. In order:
+
+    * an initializer, directly or behind a chain, that only serves this input: it is reused, with its name;
+    * another constant that only serves this input (say a `Constant`): replaced by an initializer of its name;
+    * anything else: a new initializer `<old name>.<node name>`;
+    * no input at all (missing or empty): a new initializer `name_hint`, with empty inputs in between if needed.
+
+    Calling it again for the same input changes the array only. The node must be in the main graph or in a subgraph:
+    the bodies of model functions cannot hold initializers.
+    """
+    graph = node.graph
+    assert graph is not None, "the node was removed"
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    if old is None:
+        owned = add_initializer(graph, name_hint, array, names=names)
+        node.replace_input_with(index, owned)
+        return owned
+    root = _private_root(old)
+    if root is not None and root.is_initializer():
+        _assign(root, array)
+        node.replace_input_with(index, root)
+        if old is not root:
+            remove_unused((old,))
+        return root
+    node.replace_input_with(index, None)
+    gone = remove_unused((old,))
+    if gone and old.name:
+        owned = _register(graph, old.name, array)
+    else:
+        owned = add_initializer(graph, f"{old.name}.{node.name or node.op_type}", array, names=names)
+    node.replace_input_with(index, owned)
+    return owned
+
+
+def _private_root(value: ir.Value) -> ir.Value | None:
+    """The value at the start of a chain of constants in which every value is read once, None when one is shared."""
+    while len(value.uses()) == 1 and not value.is_graph_output() and not value.is_graph_input():
+        producer = value.producer()
+        if producer is None or not _is_link(producer) or producer.op_type == "Constant":
+            return value
+        source = producer.inputs[0]
+        if source is None:
+            return None
+        value = source
+    return None
+
+
+def remove_unused(values: Iterable[ir.Value | None]) -> bool:
+    """Remove those of `values` that nobody reads, with the constants that only fed them; True if the first one went.
+
+    Meant for values that the caller has just taken a use from: a model's other unused parts are not ours to remove.
+    Graph inputs, graph outputs and values of nodes that may do more than pass on a constant always stay.
+    """
+    gone = [value is not None and _remove_if_unused(value) for value in values]
+    return bool(gone and gone[0])
+
+
+def _remove_if_unused(value: ir.Value) -> bool:
+    graph = value.graph
+    if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+        return False
+    if value.is_initializer():
+        assert value.name is not None, "initializers have names"
+        del graph.initializers[value.name]
+        return True
+    producer = value.producer()
+    if producer is None or not _is_link(producer):
+        return False
+    sources = tuple(producer.inputs)
+    graph.remove(producer, safe=True)
+    for source in sources:
+        if source is not None:
+            _remove_if_unused(source)
+    return True
+
+
+def lift_ir3(model: ir.Model) -> bool:
+    """Turn a model of IR version 3 or below into version 4; True if it was one.
+
+    before: IR 3, inputs (x, w), initializers (w)      after: IR 4, inputs (x), initializers (w)
+
+    Up to version 3 each initializer had to be listed as a graph input too, and runtimes treat it as a constant all the
+    same. From version 4 on that listing means "may be overridden", which is how the rest of this package reads it.
+    """
+    if model.ir_version is not None and model.ir_version >= 4:
+        return False
+    model.ir_version = 4
+    model.graph.inputs[:] = [value for value in model.graph.inputs if not value.is_initializer()]
+    return True

@@ -1,0 +1,116 @@
+"""Which nodes are candidates for quantization, and what the graph says about each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.core.plan import LayerTraits
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.weights import channel_count, group_of
+
+OBSERVER_DOMAIN = "amct.customop"
+WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYER_OPS = (*WEIGHT_OPS, "AveragePool")
+_QUANTIZED_OPS = frozenset(
+    {
+        *("AscendQuant", "AscendDequant", "AscendAntiQuant", "ConvInteger", "MatMulInteger", "QLinearConv"),
+        *("QLinearMatMul", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    }
+)
+
+
+def is_standard(node: ir.Node) -> bool:
+    """The operator belongs to the default ONNX domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def quantized_nodes(model: ir.Model) -> list[ir.Node]:
+    """Nodes that show that a model has been quantized or prepared for calibration already."""
+    nodes = (node for graph in model.graphs() for node in graph)
+    return [n for n in nodes if n.domain == OBSERVER_DOMAIN or (n.op_type in _QUANTIZED_OPS and is_standard(n))]
+
+
+def candidates(model: ir.Model) -> Iterator[LayerTraits]:
+    """Traits of every node of a layer type, in graph order, those in subgraphs included."""
+    for node in model.graph.all_nodes():
+        if node.op_type in LAYER_OPS and is_standard(node):
+            yield _traits(node, None if node.graph is model.graph else "it is inside a subgraph")
+
+
+def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
+    name, op_type = node.name or "", node.op_type
+    if op_type == "AveragePool":
+        return LayerTraits(name=name, op_type=op_type, reason=reason or _pool_reason(node))
+    shape, weight_reason = _weight_shape(node)
+    reason = reason or weight_reason or _bias_reason(node)
+    if op_type == "Gemm":
+        reason = reason or _gemm_reason(node)
+    return LayerTraits(
+        name=name,
+        op_type=op_type,
+        reason=reason,
+        channels=channel_count(shape, node) if len(shape) > 1 else 1,
+        input_channels=_input_channels(shape, node),
+        weight_rank=len(shape),
+    )
+
+
+def _input_channels(shape: tuple[int, ...], node: ir.Node) -> int:
+    if len(shape) < 2:
+        return 1
+    if node.op_type == "Conv":
+        return shape[1] * group_of(node)
+    if node.op_type == "Gemm":
+        return shape[1] if int_attribute(node, "transB", 0) else shape[0]
+    return shape[-2] if node.op_type == "MatMul" else shape[0]
+
+
+def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = constant_value(value)
+    if weight is None:
+        first = constant_value(node.inputs[0]) if node.inputs else None
+        if node.op_type == "MatMul" and first is not None:
+            return (), "its constant operand is the first one, and a weight must be the second"
+        return (), "its weight is computed at run time"
+    if weight.dtype != np.float32:
+        return tuple(weight.shape), f"its weight is {weight.dtype}, and only float32 is supported"
+    if weight.size == 0:
+        return tuple(weight.shape), "its weight is empty"
+    return tuple(weight.shape), None
+
+
+def _bias_reason(node: ir.Node) -> str | None:
+    if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return None
+    return None if constant_value(node.inputs[2]) is not None else "its bias is computed at run time"
+
+
+def _pool_reason(node: ir.Node) -> str | None:
+    kernel = node.attributes.get("kernel_shape")
+    if kernel is None or len(kernel.as_ints()) != 2:
+        return "its input does not have 4 dimensions"
+    dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    return None if dtype in (None, ir.DataType.FLOAT) else f"its input is {dtype}, and only float32 is supported"
+
+
+def _gemm_reason(node: ir.Node) -> str | None:
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None and bias.ndim == 2 and bias.shape[0] > 1:
+        return "its bias differs from row to row"
+    return None
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """Integer attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None else default
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """Float attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return attribute.as_float() if attribute is not None else default

@@ -1,0 +1,122 @@
+"""Fold a Mul or Add that follows a BatchNormalization into its scale and B (spec section 7.1).
+
+before: x -> BatchNormalization(scale, B) -> Mul(c) -> Add(d) -> y
+after:  x -> BatchNormalization(scale * c, B * c + d)         -> y
+
+with c and d constant, one number or one for each channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.graph.passes.fusion import (
+    CONVOLUTIONS,
+    FUSABLE,
+    Fusion,
+    Fusions,
+    Skipped,
+    absorb,
+    default_opset,
+    input_of,
+    is_op,
+    why_not_affine,
+    why_shared,
+)
+
+
+def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) -> Fusions:
+    """Fold every Mul and Add by a constant right after a BatchNormalization into it, in all graphs of the model.
+
+    `skip` names nodes of skip_fusion_layers: a BatchNormalization that is listed, or whose convolution is, keeps what
+    follows it.
+    """
+    opset, names = default_opset(model), ValueNames(model)
+    fused: list[Fusion] = []
+    skipped: list[Skipped] = []
+    for graph in list(model.graphs()):
+        for batch_norm in list(graph):
+            if is_op(batch_norm, "BatchNormalization") and not _is_listed(batch_norm, skip):
+                while isinstance(outcome := _fold_next(batch_norm, opset, names), Fusion):
+                    fused.append(outcome)
+                if outcome is not None:
+                    skipped.append(outcome)
+    return Fusions(fused=tuple(fused), skipped=tuple(skipped))
+
+
+def _is_listed(batch_norm: ir.Node, skip: Collection[str]) -> bool:
+    source = input_of(batch_norm, 0)
+    producer = source.producer() if source is not None else None
+    return batch_norm.name in skip or (
+        producer is not None and is_op(producer, *CONVOLUTIONS) and producer.name in skip
+    )
+
+
+def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | Skipped | None:
+    """Fold the node after `batch_norm`; None when it is no candidate at all."""
+    consumers = batch_norm.outputs[0].consumers()
+    follower = consumers[0] if consumers else None
+    if follower is None or not is_op(follower, "Mul", "Add") or why_not_affine(batch_norm, opset) is not None:
+        return None
+    operand = constant_value(next((v for v in follower.inputs if v is not batch_norm.outputs[0]), None))
+    if operand is None:
+        return None
+    reason = why_shared(batch_norm, follower)
+    if reason is not None:
+        return Skipped(node=follower.name or "", reason=reason)
+    scale, shift = (constant_value(input_of(batch_norm, index)) for index in (1, 2))
+    if scale is None or shift is None or scale.ndim != 1 or scale.shape != shift.shape:
+        return Skipped(node=follower.name or "", reason="a parameter of BatchNormalization is not constant")
+    factor = _per_channel(operand, scale.size, _rank(batch_norm))
+    if factor is None or {"axis", "broadcast"} & set(follower.attributes):  # attributes of opset < 7: other rules
+        return Skipped(node=follower.name or "", reason="the constant is not per channel")
+    with np.errstate(all="ignore"):
+        new_scale, new_shift = scale.astype(np.float64), shift.astype(np.float64)
+        if follower.op_type == "Mul":
+            new_scale, new_shift = new_scale * factor, new_shift * factor
+        else:
+            new_shift = new_shift + factor
+        rounded = new_scale.astype(scale.dtype), new_shift.astype(shift.dtype)
+        if not all(np.isfinite(array.astype(np.float64)).all() for array in rounded):
+            return Skipped(node=follower.name or "", reason="fused parameters are not finite")
+    for index, array in enumerate(rounded, start=1):
+        hint = f"{batch_norm.name or batch_norm.op_type}.{'scale' if index == 1 else 'bias'}"
+        own_constant(batch_norm, index, array, hint, names=names)
+    return absorb(batch_norm, follower)
+
+
+def _rank(batch_norm: ir.Node) -> int | None:
+    """The rank of the activation: as stated in the model, or that of the weight of the convolution before it."""
+    source = input_of(batch_norm, 0)
+    for value in (batch_norm.outputs[0], source):
+        if value is not None and value.shape is not None:
+            return len(value.shape)
+    producer = source.producer() if source is not None else None
+    if producer is None or not is_op(producer, *FUSABLE):
+        return None
+    if producer.op_type == "BatchNormalization":
+        return _rank(producer)
+    weight = input_of(producer, 1)
+    array = constant_value(weight)
+    if array is not None:
+        return array.ndim
+    return len(weight.shape) if weight is not None and weight.shape is not None else None
+
+
+def _per_channel(constant: Array, channels: int, rank: int | None) -> Array | None:
+    """The constant as float64[channels] (or a single number), None when it is neither or changes the output's shape."""
+    if constant.size == 1:
+        # A constant of higher rank than the activation raises the rank of the output. Without a known rank only a
+        # vector is safe, since the activation has a batch axis at the least.
+        fits = constant.ndim <= (1 if rank is None else rank)
+        return constant.astype(np.float64).reshape(()) if fits else None
+    if rank is None or rank < 2 or constant.ndim > rank:
+        return None
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    if shape != (1, channels) + (1,) * (rank - 2):
+        return None
+    return constant.astype(np.float64).reshape(channels)

@@ -1,0 +1,86 @@
+"""Fold a BatchNormalization into the convolution before it (spec section 7.1).
+
+before: x -> Conv(W, b) -> BatchNormalization(gamma, beta, mean, var) -> y
+after:  x -> Conv(W * g, (b - mean) * g + beta)                       -> y      g = gamma / sqrt(var + epsilon)
+
+A missing b is 0 and becomes the initializer `<conv>.bias`. ConvTranspose likewise, along its own output channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.graph.passes.fusion import (
+    CONVOLUTIONS,
+    Fusion,
+    Fusions,
+    Skipped,
+    absorb,
+    default_opset,
+    input_of,
+    is_op,
+    parameters_of,
+    why_not_affine,
+    why_shared,
+)
+from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
+
+
+def fuse_batch_norm_into_conv(model: ir.Model, *, skip: Collection[str] = ()) -> Fusions:
+    """Fold every BatchNormalization in inference mode into its Conv or ConvTranspose, in all graphs of the model.
+
+    `skip` names nodes of skip_fusion_layers: neither a listed convolution nor a listed BatchNormalization is touched.
+    """
+    opset, names = default_opset(model), ValueNames(model)
+    fused: list[Fusion] = []
+    skipped: list[Skipped] = []
+    for graph in list(model.graphs()):
+        for batch_norm in list(graph):
+            source = input_of(batch_norm, 0)
+            conv = source.producer() if source is not None else None
+            if conv is None or not (is_op(batch_norm, "BatchNormalization") and is_op(conv, *CONVOLUTIONS)):
+                continue
+            if conv.name in skip or batch_norm.name in skip:
+                continue
+            arrays = _fused_arrays(conv, batch_norm, opset)
+            if isinstance(arrays, str):
+                skipped.append(Skipped(node=batch_norm.name or "", reason=arrays))
+                continue
+            hint = conv.name or conv.op_type
+            own_constant(conv, 1, arrays[0], f"{hint}.weight", names=names)
+            own_constant(conv, 2, arrays[1], f"{hint}.bias", names=names)
+            fused.append(absorb(conv, batch_norm))
+    return Fusions(fused=tuple(fused), skipped=tuple(skipped))
+
+
+def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[Array, Array] | str:
+    """The weight and bias that do the work of both nodes, or why there are none. Changes nothing."""
+    reason = why_not_affine(batch_norm, opset) or why_shared(conv, batch_norm)
+    if reason is not None:
+        return reason
+    weight, old_bias = input_of(conv, 1), input_of(conv, 2)
+    w, b = constant_value(weight), constant_value(old_bias)
+    if w is None:
+        return f"the weight of {conv.op_type} '{conv.name}' is not constant"
+    if b is None and old_bias is not None:
+        return f"the bias of {conv.op_type} '{conv.name}' is not constant"
+    parameters = parameters_of(batch_norm)
+    if isinstance(parameters, str):
+        return parameters
+    gamma, beta, mean, variance = parameters
+    if gamma.size != channel_count(w.shape, conv) or (b is not None and b.shape != gamma.shape):
+        return f"BatchNormalization and {conv.op_type} '{conv.name}' differ in channels"
+    epsilon = batch_norm.attributes.get_float("epsilon", float(np.float32(1e-5)))
+    with np.errstate(all="ignore"):  # whatever goes wrong shows in the result
+        gain = gamma / np.sqrt(variance + epsilon)
+        rows = weight_rows(w.astype(np.float64), conv) * gain[:, np.newaxis]
+        new_w = rows_to_weight(rows, w.shape, conv).astype(w.dtype)
+        old_b = np.zeros_like(gain) if b is None else b.astype(np.float64)
+        new_b = ((old_b - mean) * gain + beta).astype(w.dtype)
+        if not all(np.isfinite(array.astype(np.float64)).all() for array in (new_w, new_b)):
+            return "fused weights are not finite"
+    return new_w, new_b

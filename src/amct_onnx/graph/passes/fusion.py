@@ -1,0 +1,143 @@
+"""What the fusions before quantization share (spec section 7.1): their results, and the questions that they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import Array, constant_value, remove_unused
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+FUSABLE = CONVOLUTIONS | {"BatchNormalization"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """The node `absorbed` was folded into the node `kept`, which now produces what `absorbed` produced."""
+
+    kept: str
+    absorbed: str
+
+    @property
+    def output_of(self) -> str:
+        """The node whose output `kept` produces after this one fusion; see `original_nodes` for several."""
+        return self.absorbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A node that looked like a candidate and was left alone, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusions:
+    """The result of a fusing pass, each part in graph order."""
+
+    fused: tuple[Fusion, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+def original_nodes(fusions: Iterable[Fusion]) -> dict[str, tuple[str, ...]]:
+    """For each node that absorbed others: the original nodes that it stands for, in the order of the data.
+
+    Takes the fusions of all passes in the order in which they happened. The last name of an entry is the original node
+    whose output the node now produces.
+    """
+    origins: dict[str, tuple[str, ...]] = {}
+    for fusion in fusions:
+        absorbed = origins.pop(fusion.absorbed, (fusion.absorbed,))
+        origins[fusion.kept] = origins.get(fusion.kept, (fusion.kept,)) + absorbed
+    return origins
+
+
+def fusable_nodes(model: ir.Model) -> frozenset[str]:
+    """The names of the nodes that skip_fusion_layers may list: convolutions and batch normalizations, by type."""
+    return frozenset(node.name for graph in model.graphs() for node in graph if node.name and is_op(node, *FUSABLE))
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the default domain."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index`, None when it is empty or missing."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def default_opset(model: ir.Model) -> int:
+    """The version of the default domain, which has two names and need not be the first import."""
+    imports = model.opset_imports
+    return imports.get("", imports.get("ai.onnx", 1))
+
+
+def why_shared(node: ir.Node, consumer: ir.Node) -> str | None:
+    """Why the output of `node` is not for `consumer` alone, None when it is."""
+    output = node.outputs[0]
+    subject = f"the output of {node.op_type} '{node.name}'"
+    if consumer.graph is not node.graph:
+        return f"{subject} is used in a subgraph"
+    if output.is_graph_output():
+        return f"{subject} is a graph output"
+    if len(output.uses()) != 1:
+        return f"{subject} feeds {len(output.consumers())} nodes"
+    return None
+
+
+def why_not_affine(batch_norm: ir.Node, opset: int) -> str | None:
+    """Why a BatchNormalization is not a fixed scale and shift for each channel, None when it is."""
+    attributes = batch_norm.attributes
+    extra = [value for value in batch_norm.outputs[1:] if value.name]
+    # Before opset 7 the mode is an attribute, up to 13 the mere presence of more outputs, then an attribute again.
+    training = attributes.get_int("is_test", 0) == 0 if opset < 7 else attributes.get_int("training_mode", 0) != 0
+    if training or (opset < 14 and extra):
+        return "BatchNormalization is in training mode"
+    if any(value.uses() or value.is_graph_output() for value in extra):
+        return "BatchNormalization has more than one output in use"
+    if opset < 9 and attributes.get_int("spatial", 1) != 1:
+        return "BatchNormalization is not per channel (spatial=0)"
+    return None
+
+
+def parameters_of(batch_norm: ir.Node) -> tuple[Array, Array, Array, Array] | str:
+    """scale, B, mean and variance in float64, each of shape [C], or why they are not known."""
+    arrays = [constant_value(input_of(batch_norm, index)) for index in range(1, 5)]
+    known = [array.astype(np.float64) for array in arrays if array is not None]
+    if len(known) < 4:
+        return "a parameter of BatchNormalization is not constant"
+    scale, shift, mean, variance = known
+    if scale.ndim != 1 or any(array.shape != scale.shape for array in known):
+        return "the parameters of BatchNormalization differ in shape"
+    return scale, shift, mean, variance
+
+
+def absorb(kept: ir.Node, absorbed: ir.Node) -> Fusion:
+    """Let `kept` stand in for its only consumer `absorbed`, which is removed with the constants that only it read.
+
+    If the output was a graph output, `kept` takes over its name, type and shape, as users ask for outputs by name.
+    """
+    output, gone = kept.outputs[0], absorbed.outputs[0]
+    graph = absorbed.graph
+    assert graph is not None, "the node was removed"
+    name = gone.name
+    is_output = gone.is_graph_output()
+    if is_output or output.type is None:
+        output.type = gone.type
+    if is_output or output.shape is None:
+        output.shape = gone.shape
+    if is_output:
+        output.doc_string = gone.doc_string
+        output.metadata_props.update(gone.metadata_props)
+    gone.replace_all_uses_with(output, replace_graph_outputs=True)
+    operands = tuple(absorbed.inputs)
+    graph.remove(absorbed, safe=True)
+    if is_output:
+        output.name = name
+    remove_unused(operands)
+    return Fusion(kept=kept.name or "", absorbed=absorbed.name or "")

@@ -1,0 +1,71 @@
+"""Give each layer that will be quantized its own plain constants, in the form that integer operators take.
+
+Before                                        After
+Conv(x, Transpose(w), b) sharing w or b       Conv(x, w', b') with initializers of its own
+Gemm(x, w, c; alpha, beta, transA, transB)    [Transpose(x) ->] Gemm(x, w', c') with alpha = beta = 1, no transposition
+                                              and a bias of shape [N]
+
+The float function stays the same up to the rounding of alpha * w and beta * c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
+from amct_onnx.graph.layers import WEIGHT_OPS, float_attribute, int_attribute
+
+
+def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
+    """Normalize the layers named in `layers`, in place. Idempotent."""
+    names = ValueNames(model)
+    for node in list(model.graph):
+        if node.name in layers and node.op_type in WEIGHT_OPS:
+            if node.op_type == "Gemm":
+                _normalize_gemm(model.graph, node, names)
+            else:
+                _own(node, 1, names)
+                if node.op_type != "MatMul":
+                    _own(node, 2, names)
+
+
+def _own(node: ir.Node, index: int, names: ValueNames) -> None:
+    array = constant_value(node.inputs[index]) if index < len(node.inputs) else None
+    if array is not None:
+        own_constant(node, index, array, f"{node.name}.{('weight', 'bias')[index - 1]}", names=names)
+
+
+def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
+    weight = constant_value(node.inputs[1])
+    assert weight is not None  # a candidate's weight is constant
+    if int_attribute(node, "transB", 0):
+        weight = np.ascontiguousarray(weight.T)
+    weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
+    own_constant(node, 1, weight, f"{node.name}.weight", names=names)
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None:
+        row = np.broadcast_to(bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0)), (weight.shape[1],))
+        own_constant(node, 2, np.ascontiguousarray(row), f"{node.name}.bias", names=names)
+    if int_attribute(node, "transA", 0):
+        _transpose_input(graph, node, names)
+    for name, value in (("alpha", 1.0), ("beta", 1.0)):
+        node.attributes[name] = ir.AttrFloat32(name, value)
+    for name in ("transA", "transB"):
+        node.attributes.pop(name, None)
+
+
+def _transpose_input(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
+    source = node.inputs[0]
+    assert source is not None  # Gemm's first input is required
+    transpose = ir.node(
+        "Transpose",
+        [source],
+        {"perm": [1, 0]},
+        name=f"{node.name}.transpose",
+        outputs=[ir.val(names.new(f"{node.name}.transpose.output0"), type=source.type)],
+    )
+    graph.insert_before(node, transpose)
+    node.replace_input_with(0, transpose.outputs[0])

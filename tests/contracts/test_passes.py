@@ -1,0 +1,137 @@
+"""What every pass promises, on every awkward model: see docs of the house, "each pass must ...".
+
+To put a new pass under the contract add it to `PASSES`. A pass whose purpose is to change the float function does not
+belong here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from amct_onnx.graph.constants import lift_ir3
+from amct_onnx.graph.naming import name_nodes
+from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
+from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
+
+if TYPE_CHECKING:
+    from conftest import Awkward
+
+
+def _all_fusions(model: ir.Model) -> None:
+    name_nodes(model)
+    fuse_affine_into_batch_norm(model)
+    fuse_batch_norm_into_conv(model)
+
+
+PASSES: dict[str, Callable[[ir.Model], object]] = {
+    "name_nodes": name_nodes,
+    "lift_ir3": lift_ir3,
+    "fuse_affine_into_batch_norm": fuse_affine_into_batch_norm,
+    "fuse_batch_norm_into_conv": fuse_batch_norm_into_conv,
+    "all_fusions": _all_fusions,
+}
+
+# Fusing rounds each weight once more: a few units of the last place of float32, relative to the largest output.
+FUSION_TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=list(PASSES.values()), ids=list(PASSES))
+def apply(request: pytest.FixtureRequest) -> Callable[[ir.Model], object]:
+    """One pass after the other."""
+    chosen: Callable[[ir.Model], object] = request.param
+    return chosen
+
+
+def _round_trip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnx_ir writes it, so that differences are those of the pass."""
+    return ir.to_proto(ir.from_proto(model))
+
+
+def _after(apply: Callable[[ir.Model], object], model: onnx.ModelProto) -> onnx.ModelProto:
+    lifted = ir.from_proto(model)
+    apply(lifted)
+    return ir.to_proto(lifted)
+
+
+def _run(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # its own fusions would hide ours
+    options.intra_op_num_threads = 1
+    anonymous = onnx.ModelProto()
+    anonymous.CopyFrom(model)
+    for node in anonymous.graph.node:
+        node.ClearField("name")  # the runtime refuses duplicates
+    session = ort.InferenceSession(anonymous.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs: list[np.ndarray] = session.run(None, dict(feed))
+    return outputs
+
+
+def _unread(model: onnx.ModelProto) -> set[str]:
+    """The names of all values that neither a node nor an output reads, over all graphs."""
+    lifted = ir.from_proto(model)
+    values: list[ir.Value] = []
+    for graph in lifted.graphs():
+        values.extend(graph.initializers.values())
+        values.extend(value for node in graph for value in node.outputs)
+    return {value.name or "" for value in values if not value.uses() and not value.is_graph_output()}
+
+
+def test_preserves_the_float_function(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    changed = _after(apply, awkward.model)
+    for feed in awkward.feeds:
+        for expected, actual in zip(_run(awkward.model, feed), _run(changed, feed), strict=True):
+            assert actual.shape == expected.shape
+            assert actual.dtype == expected.dtype
+            assert np.abs(actual - expected).max() <= FUSION_TOLERANCE * np.abs(expected).max()
+
+
+def test_is_idempotent(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    model = ir.from_proto(awkward.model)
+    apply(model)
+    once = ir.to_proto(model).SerializeToString(deterministic=True)
+    apply(model)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == once
+    reread = ir.from_proto(onnx.load_from_string(once))
+    apply(reread)
+    assert ir.to_proto(reread).SerializeToString(deterministic=True) == once
+
+
+def test_is_deterministic(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    first, second = (_after(apply, awkward.model).SerializeToString(deterministic=True) for _ in range(2))
+    assert first == second
+
+
+def test_keeps_interface_and_header(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    before, after = _round_trip(awkward.model), _after(apply, awkward.model)
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+    after.graph.CopyFrom(before.graph)
+    assert after == before  # opset imports, functions, metadata, producer, documentation
+
+
+def test_leaves_a_valid_model(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    onnx.checker.check_model(_after(apply, awkward.model), full_check=True)
+
+
+def test_leaves_no_new_unread_values(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    assert _unread(_after(apply, awkward.model)) == _unread(awkward.model)
+
+
+def test_keeps_the_order_of_the_nodes_that_stay(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    before = [node.op_type for node in awkward.model.graph.node]
+    after = iter(node.op_type for node in _after(apply, awkward.model).graph.node)
+    rest = iter(before)
+    assert all(op_type in rest for op_type in after)
+
+
+def test_does_not_touch_arrays_of_the_caller(apply: Callable[[ir.Model], object], awkward: Awkward) -> None:
+    untouched = awkward.model.SerializeToString(deterministic=True)
+    _after(apply, awkward.model)
+    assert awkward.model.SerializeToString(deterministic=True) == untouched
