@@ -1,0 +1,182 @@
+"""The state of running calibrations: one for each record file, shared by all sessions and threads of the process.
+
+A batch merges into the statistic of its tensor; the last batch of the last tensor solves them all and writes the
+record. Whatever is unfinished when the process ends, or when the next batch begins, is written as notes, so that
+`save_model` can say in any process which layers wait for how many batches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.calibrate.solve import solve_activation
+from amct_onnx.core.plan import CalibrationNote, LayerRecord
+from amct_onnx.core.stats.histogram import DyadicHistogram
+from amct_onnx.errors import AmctError, CalibrationError
+from amct_onnx.formats.record import read_record, write_record
+from amct_onnx.graph.passes.observers import Observer, parse_observer
+
+
+@dataclass
+class _Progress:
+    """One observed tensor; `factors`, fields of a LayerRecord, replace the statistic once solved."""
+
+    observer: Observer
+    statistic: DyadicHistogram = field(default_factory=DyadicHistogram.empty)
+    seen: int = 0
+    factors: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or self.seen >= self.observer.batch_num
+
+    def notes(self) -> list[CalibrationNote]:
+        """What is missing, for each layer; empty once solved."""
+        if self.factors:
+            return []
+        needed = self.observer.batch_num
+        return [
+            CalibrationNote(layer=layer, seen=self.seen, needed=needed, error=self.error)
+            for layer in self.observer.layers
+        ]
+
+
+class _Calibration:
+    """All tensors that report to one record file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self._progress: dict[tuple[str, ...], _Progress] = {}
+        self._signature = _signature(path)
+        self._unsaved = False
+        self._error: str | None = None
+
+    def add(self, observer: Observer, x: npt.NDArray[np.float32]) -> None:
+        """Count one batch of one tensor. More than `batch_num` batches are ignored."""
+        with self.lock:
+            if self._was_replaced():
+                self._progress.clear()
+                self._error = None
+            progress = self._progress.setdefault(observer.layers, _Progress(observer))
+            if progress.finished:
+                return
+            try:
+                progress.statistic = progress.statistic.add(x)
+                progress.seen += 1
+                if progress.seen == observer.batch_num:
+                    _solve(progress)
+            except (AmctError, ValueError) as error:
+                progress.error = str(error)
+            self._unsaved = True
+            if len(self._progress) == observer.observers and all(p.finished for p in self._progress.values()):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is known to the record: the factors of finished layers, and notes on the others."""
+        with self.lock:
+            if not self._unsaved:
+                return
+            try:
+                records = read_record(self.path)
+                for progress in self._progress.values():
+                    for layer in progress.observer.layers:
+                        records[layer] = replace(records.get(layer, LayerRecord()), **progress.factors)
+                notes = [note for progress in self._progress.values() for note in progress.notes()]
+                write_record(self.path, records, notes=notes)
+                self._signature = _signature(self.path)
+                self._unsaved = False
+            except (AmctError, OSError) as error:
+                self._error = str(error)
+
+    def raise_parked(self) -> None:
+        """Raise what went wrong inside an operator and could not be written down."""
+        if self._error is not None:
+            raise CalibrationError(self._error)
+
+    def park(self, error: BaseException) -> None:
+        self._error = f"Calibration failed: {type(error).__name__}: {error}"
+
+    def _was_replaced(self) -> bool:
+        """Another quantize_model wrote the record since: what was counted here belongs to an earlier run."""
+        signature = _signature(self.path)
+        if signature == self._signature:
+            return False
+        self._signature = signature
+        try:
+            records = read_record(self.path)
+        except (AmctError, OSError):
+            return True
+        layers = [layer for progress in self._progress.values() for layer in progress.observer.layers]
+        return any(records.get(layer, LayerRecord()).scale_d is None for layer in layers)
+
+
+def _solve(progress: _Progress) -> None:
+    activation = progress.observer.activation
+    params = solve_activation(progress.statistic, activation)
+    progress.statistic = DyadicHistogram.empty()
+    progress.factors = {
+        "scale_d": float(params.scale[0]),
+        "offset_d": int(params.zero_point[0]),
+        "act_type": f"INT{activation.num_bits}",
+        "op_data_type": "FLOAT32",
+    }
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+_calibrations: dict[str, _Calibration] = {}
+_registry_lock = threading.Lock()
+
+
+def _calibration(path: str) -> _Calibration:
+    with _registry_lock:
+        if not _calibrations:
+            atexit.register(_flush_all)
+        return _calibrations.setdefault(path, _Calibration(path))
+
+
+def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
+    """Body of a calibration operator: never raises."""
+    calibration = None
+    try:
+        calibration = _calibration(str(attributes["record_file_path"]))
+        calibration.add(parse_observer(op_type, dict(attributes)), x)
+    except BaseException as error:  # an exception that leaves an operator ends the process
+        if calibration is not None:
+            calibration.park(error)
+
+
+def begin(record_path: str) -> None:
+    """Forget what was counted for this record: `quantize_model` starts a new calibration."""
+    with _registry_lock:
+        _calibrations.pop(record_path, None)
+
+
+def finish(record_path: str) -> None:
+    """Write what this process still holds for this record. Raises CalibrationError for a parked error."""
+    with _registry_lock:
+        calibration = _calibrations.get(record_path)
+    if calibration is not None:
+        calibration.flush()
+        calibration.raise_parked()
+
+
+def _flush_all() -> None:
+    for calibration in list(_calibrations.values()):
+        calibration.flush()

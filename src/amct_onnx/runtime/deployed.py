@@ -1,0 +1,95 @@
+"""A session that runs a deploy model in its integers, read from the file alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from amct_onnx.errors import FileMissingError, ModelError, ModelFileError
+from amct_onnx.graph.passes.lift_deploy import has_ascend_operators, lift_deploy
+
+# A protobuf message holds less than 2 GiB; the rest of the model needs room too.
+_MAX_INLINE_BYTES = 1_900_000_000
+
+# Optimizers of ONNX Runtime that merge the Mul of a quantization into a float operator in front of it (into the
+# weights of a Conv, for instance). That rounds differently, and now and then the integer is another one.
+_INEXACT_OPTIMIZERS = ("ConvMulFusion", "DivMulFusion", "MatMulScaleFusion", "MatMulIntegerToFloatFusion")
+
+
+def deployed_session(
+    path: str | os.PathLike[str],
+    sess_options: ort.SessionOptions | None = None,
+    providers: Sequence[Any] | None = None,
+) -> ort.InferenceSession:
+    """Open the deploy model at `path` (`*_deploy_model.onnx`) as an ordinary `onnxruntime.InferenceSession`.
+
+    The session computes what the file says: int8 times int8, summed up in int32, with the int32 bias, then the
+    dequantization of the uint64 parameter. Inputs and outputs have the names, types and shapes of the file.
+    `sess_options` and `providers` go to ONNX Runtime; without providers it runs on the CPU.
+
+    Raises FileMissingError if there is no such file, ModelFileError if it is not an ONNX model, and ModelError if it
+    is no deploy model or has something that cannot be run exactly: the node and the reason are named.
+    """
+    model = _load(Path(path))
+    if not has_ascend_operators(model):
+        raise ModelError(
+            f"{path} is no deploy model: it has no AscendQuant or AscendDequant in the default domain. "
+            "Open it with onnxruntime.InferenceSession directly."
+        )
+    lift_deploy(model)
+    return _open(model, path, sess_options, providers)
+
+
+def _open(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    sess_options: ort.SessionOptions | None,
+    providers: Sequence[Any] | None,
+) -> ort.InferenceSession:
+    def session(source: str | bytes) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(
+                source,
+                sess_options=sess_options,
+                providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
+                disabled_optimizers=list(_INEXACT_OPTIMIZERS),
+            )
+        except Exception as error:  # ONNX Runtime has a class for each status code, and they share no base
+            raise ModelError(f"ONNX Runtime cannot run the integers of the deploy model {path}: {error}") from error
+
+    if _bytes_of_initializers(model) <= _MAX_INLINE_BYTES:
+        return session(ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString())
+    # ONNX Runtime maps the data file; where an open file cannot be deleted the folder is left to the system.
+    with tempfile.TemporaryDirectory(prefix="amct_onnx_", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "lifted.onnx"
+        ir.save(model, file, external_data="lifted.data")
+        return session(str(file))
+
+
+def _bytes_of_initializers(model: ir.Model) -> int:
+    graphs = (model.graph, *model.graph.subgraphs())
+    tensors = (value.const_value for graph in graphs for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise FileMissingError(f"there is no deploy model at {path}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx-ir each have their own errors for a file that is none
+        raise ModelFileError(f"{path} is not a readable ONNX model: {error}") from error
+    if not model.opset_imports:  # an empty file is a valid protobuf message
+        raise ModelFileError(f"{path} is not a readable ONNX model: it imports no operators")
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+                raise FileMissingError(f"{path} keeps its weights in {tensor.path}, and there is no such file")
+    return model
