@@ -1,0 +1,99 @@
+"""AMCT's functions, with its signatures, defaults and spellings (spec section 1)."""
+
+from __future__ import annotations
+
+from types import NoneType
+
+from amct_onnx._compat.arguments import check_file, check_prefix, checked
+from amct_onnx._compat.log import start_log
+from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.workflow.prepare import ConfigRequest, create_config, prepare_calibration
+from amct_onnx.workflow.result import save_quantized
+
+
+@checked(
+    config_file=str,
+    model_file=str,
+    skip_layers=(list, NoneType),
+    batch_num=int,
+    activation_offset=bool,
+    config_defination=(str, NoneType),
+    updated_model=(str, NoneType),
+)
+def create_quant_config(
+    config_file: str,
+    model_file: str,
+    skip_layers: list[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    config_defination: str | None = None,
+    updated_model: str | None = None,
+) -> None:
+    """Write `config_file`: one entry for each layer of `model_file` that can be quantized (spec sections 1.3, 2).
+
+    skip_layers: names of layers that stay in float. batch_num: batches that calibration will see, > 0.
+    activation_offset: asymmetric activations. config_defination: path of a simplified configuration (section 3); the
+    three arguments before it are then ignored. updated_model: where to write the model with every node named.
+
+    Raises TypeError or ValueError for wrong arguments, layers or model files, RuntimeError for a model that is
+    quantized already, OSError when a result cannot be written.
+    """
+    start_log()
+    check_file("config_file", config_file)
+    check_file("model_file", model_file)
+    for name, path in (("config_defination", config_defination), ("updated_model", updated_model)):
+        if path is not None:
+            check_file(name, path)
+    if any(not isinstance(layer, str) for layer in skip_layers or ()):
+        raise ArgumentTypeError("Func create_quant_config argument skip_layers must be a list of str")
+    if batch_num < 1:
+        raise ArgumentError(f"Argument batch_num must be greater than 0, got {batch_num}.")
+    create_config(
+        ConfigRequest(
+            config_file=config_file,
+            model_file=model_file,
+            skip_layers=skip_layers or (),
+            batch_num=batch_num,
+            activation_offset=activation_offset,
+            config_defination=config_defination,
+            updated_model=updated_model,
+        )
+    )
+
+
+@checked(config_file=str, model_file=str, modified_onnx_file=str, record_file=str)
+def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
+    """Write the calibration model and a record with the factors of the weights (spec section 1.4).
+
+    Run `modified_onnx_file` with `AMCT_SO` for batch_num batches next; each completes the statistics of its tensors,
+    and the last one completes `record_file`. Existing files are overwritten.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when nothing is left to quantize or a
+    weight cannot be quantized, OSError when a result cannot be written.
+    """
+    start_log()
+    for name, path in (
+        ("config_file", config_file),
+        ("model_file", model_file),
+        ("modified_onnx_file", modified_onnx_file),
+        ("record_file", record_file),
+    ):
+        check_file(name, path)
+    prepare_calibration(config_file, model_file, modified_onnx_file, record_file)
+
+
+@checked(modified_onnx_file=str, record_file=str, save_path=str)
+def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> None:
+    """Write `<save_path>_deploy_model.onnx`, `<save_path>_fake_quant_model.onnx` and `<save_path>_quant.json`.
+
+    `save_path` is a folder and a prefix; without a prefix the files are named deploy_model.onnx and so on (spec
+    section 1.6). It may run in another process than the calibration.
+
+    Raises TypeError or ValueError for wrong arguments, files or factors, RuntimeError when calibration is not finished
+    or the record does not belong to the model, OSError when a result cannot be written.
+    """
+    start_log()
+    check_file("modified_onnx_file", modified_onnx_file)
+    check_file("record_file", record_file)
+    check_prefix("save_path", save_path)
+    save_quantized(modified_onnx_file, record_file, save_path)

@@ -1,0 +1,64 @@
+"""AMCT's log (spec section 11): lines on stderr and in ./amct_log/amct_onnx.log, begun with the first call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from amct_onnx.errors import ArgumentError
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_FORMAT = "%(levelname)s - [AMCT]:[%(area)s]: %(message)s"
+_LINE = 500
+
+
+class _Formatter(logging.Formatter):
+    """`[AMCT]:[<area>]` from the last part of the logger's name; messages over 500 characters are split in lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        _, _, area = record.name.partition(".")
+        record.area = area or "Utils"
+        message = record.getMessage()
+        record.msg = "\n".join(message[i : i + _LINE] for i in range(0, max(len(message), 1), _LINE))
+        record.args = ()
+        return super().format(record)
+
+
+def start_log() -> None:
+    """Open the log once per process. Raises ArgumentError for a level that does not exist."""
+    logger = logging.getLogger("amct_onnx")
+    if logger.handlers:
+        return
+    screen, file = _level("AMCT_LOG_LEVEL"), _level("AMCT_LOG_FILE_LEVEL")
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(screen)
+    console.setFormatter(_Formatter(_FORMAT))
+    logger.addHandler(console)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        logger.addHandler(_file_handler(file))
+    except OSError as error:
+        logger.warning("No log file: %s cannot be written (%s).", Path("amct_log").resolve(), error.strerror)
+
+
+def _file_handler(level: str) -> logging.Handler:
+    folder = Path("amct_log")
+    folder.mkdir(mode=0o750, exist_ok=True)
+    path = folder / "amct_onnx.log"
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    with contextlib.suppress(OSError):  # a file system without modes
+        os.chmod(path, 0o640)
+    handler.setLevel(level)
+    handler.setFormatter(_Formatter(f"%(asctime)s - {_FORMAT}"))
+    return handler
+
+
+def _level(variable: str) -> str:
+    value = os.environ.get(variable, "INFO")
+    if value.upper() not in _LEVELS:
+        raise ArgumentError(f"{variable}{{'{value}'}} is invalid, only support {list(_LEVELS)}")
+    return value.upper()

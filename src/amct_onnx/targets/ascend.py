@@ -1,0 +1,50 @@
+"""The deploy dialect: Ascend operators in the default domain, int8 weights, int32 biases (spec section 7.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.core.pack import pack_dequant
+from amct_onnx.core.qparams import QParams
+from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.targets.lowering import Dequantization
+
+_GE_FLOAT = 0
+
+
+class AscendDialect:
+    """Writes AscendQuant and AscendDequant nodes; read by ATC, and by `deployed_session` on a CPU."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph, self._names = model.graph, ValueNames(model)
+
+    def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
+        return values if bias else values.astype(np.int8)
+
+    def quantize(self, x: ir.Value, layer: str, params: QParams) -> list[ir.Node]:
+        output = ir.val(self._names.new(f"{layer}.quant.output0"), dtype=ir.DataType.INT8, shape=x.shape)
+        attributes: dict[str, float | str] = {
+            "scale": float(inverse_scale(params)),
+            "offset": float(params.zero_point[0]),
+            "dst_type": f"INT{params.spec.bits}",
+        }
+        return [ir.node("AscendQuant", [x], attributes, name=f"{layer}.quant", outputs=[output])]
+
+    def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
+        packed = pack_dequant(spec.scale)
+        param = add_initializer(self._graph, f"{spec.layer}.dequant.param", packed, names=self._names)
+        output = ir.val(self._names.new(f"{spec.layer}.dequant.output0"))
+        node = ir.node(
+            "AscendDequant", [x, param], {"dtype": _GE_FLOAT}, name=f"{spec.layer}.dequant", outputs=[output]
+        )
+        return [node]
+
+
+def inverse_scale(params: QParams) -> np.float32:
+    """The factor that both dialects multiply by: 1 / scale_d in float32."""
+    inverse: np.float32 = np.float32(1.0) / params.scale[0]
+    return inverse

@@ -1,0 +1,169 @@
+"""The first half of the job: a configuration for a model, then the model with observers (spec sections 1.3, 1.4)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.core.affine import fake_quantize
+from amct_onnx.core.plan import GraphFacts, LayerRecord, QuantPlan
+from amct_onnx.core.settings import LayerSettings, Settings
+from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.errors import ModelError
+from amct_onnx.formats.config_json import default_settings, read_config, write_config
+from amct_onnx.formats.config_text import read_cfg
+from amct_onnx.formats.onnx_file import check_opset, load_model, save_model_file
+from amct_onnx.formats.record import write_record
+from amct_onnx.graph.constants import ValueNames, constant_value, lift_ir3, own_constant
+from amct_onnx.graph.layers import quantized_nodes
+from amct_onnx.graph.naming import name_nodes
+from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
+from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
+from amct_onnx.graph.passes.fusion import original_nodes
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.passes.observers import Observer, insert_observers
+from amct_onnx.graph.weights import rows_to_weight, weight_rows
+from amct_onnx.runtime.calibration import begin
+from amct_onnx.targets.ascend_rules import ASCEND
+from amct_onnx.targets.lowering import weight_spec
+from amct_onnx.workflow.planner import decide, graph_facts, make_plan
+
+FUSIONS_KEY = "amct_onnx.fusions"
+_log = logging.getLogger("amct_onnx.Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigRequest:
+    """The arguments of `create_quant_config`."""
+
+    config_file: str
+    model_file: str
+    skip_layers: Sequence[str]
+    batch_num: int
+    activation_offset: bool
+    config_defination: str | None
+    updated_model: str | None
+
+
+def create_config(request: ConfigRequest) -> None:
+    """Write the configuration of a model, and the model with its nodes named when that is asked for."""
+    model = load_float_model(request.model_file)
+    facts = graph_facts(model, ASCEND)
+    if request.config_defination is not None:
+        if request.skip_layers:
+            _log.warning("skip_layers is ignored, since config_defination is given.")
+        settings = read_cfg(request.config_defination, facts)
+    else:
+        settings = default_settings(
+            facts,
+            skip_layers=request.skip_layers,
+            batch_num=request.batch_num,
+            activation_offset=request.activation_offset,
+        )
+    if request.updated_model is not None:
+        save_model_file(model, request.updated_model)
+    write_config(request.config_file, settings, facts)
+    _log.info("Generate config file:%s success!", request.config_file)
+
+
+def load_float_model(path: str) -> ir.Model:
+    """A model that can be quantized, every node named. Raises ModelError for one that is quantized already."""
+    model = load_model(path)
+    check_opset(model, path)
+    lift_ir3(model)
+    name_nodes(model)
+    found = quantized_nodes(model)
+    if found:
+        names = ", ".join(f"{node.op_type} {node.name}" for node in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ModelError(
+            f"The model cannot be quantized for following quant layers are in the model {path}: {names}{more}. "
+            "Start from the float model."
+        )
+    return model
+
+
+def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
+    """Fuse, quantize weights, attach observers; write the calibration model and the record of the weights."""
+    model = load_float_model(model_file)
+    facts = graph_facts(model, ASCEND)
+    settings = read_config(config_file, facts)
+    decisions = decide(facts, settings)
+    layers = [decision.layer for decision in decisions if decision.quantized]
+    if settings.do_fusion:
+        _fuse(model, settings)
+    normalize_layers(model, frozenset(layers))
+    plan = make_plan(model, ASCEND, decisions, settings)
+    records = _quantize_weights(model, plan, facts, settings)
+    record_path = os.path.realpath(record_file)
+    insert_observers(model, _observers(plan, settings, record_path))
+    save_model_file(model, modified_onnx_file)
+    write_record(record_path, records)
+    begin(record_path)
+
+
+def _fuse(model: ir.Model, settings: Settings) -> None:
+    skip = frozenset(settings.skip_fusion_layers)
+    affine = fuse_affine_into_batch_norm(model, skip=skip)
+    batch_norm = fuse_batch_norm_into_conv(model, skip=skip)
+    for skipped in batch_norm.skipped:
+        if "finite" in skipped.reason:
+            _log.warning("%s is not fused: %s", skipped.node, skipped.reason)
+    origins = original_nodes((*affine.fused, *batch_norm.fused))
+    model.metadata_props[FUSIONS_KEY] = json.dumps(origins, ensure_ascii=False)
+
+
+def _quantize_weights(
+    model: ir.Model, plan: QuantPlan, facts: GraphFacts, settings: Settings
+) -> dict[str, LayerRecord]:
+    """Replace weights by their fake-quantized values, so that calibration sees the error of the weights."""
+    names, nodes = ValueNames(model), {node.name: node for node in model.graph}
+    records = {}
+    for layer in plan.layers:
+        entry = plan.settings[layer]
+        if not facts.layers[layer].has_weight:
+            records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
+            continue
+        records[layer] = _quantize_weight(nodes[layer], entry, names)
+    return records
+
+
+def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> LayerRecord:
+    weight = constant_value(node.inputs[1])
+    assert weight is not None  # a planned layer's weight is constant
+    spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
+    rows = weight_rows(weight, node)
+    try:
+        params = solve_arq(rows, spec)
+    except ValueError as error:
+        raise ModelError(f'Layer "{node.name}": {error}. Correct the model or add the layer to skip_layers.') from error
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if bias is not None and not np.isfinite(bias).all():
+        text = "the bias holds NaN or Inf. Correct the model or add the layer to skip_layers."
+        raise ModelError(f'Layer "{node.name}": {text}')
+    quantized = rows_to_weight(fake_quantize(rows, params), weight.shape, node)
+    own_constant(node, 1, quantized, f"{node.name}.weight", names=names)
+    return LayerRecord(
+        scale_w=tuple(float(s) for s in params.scale),
+        offset_w=(0,) * params.scale.size,
+        wts_type=f"INT{entry.weight.num_bits}",
+    )
+
+
+def _observers(plan: QuantPlan, settings: Settings, record_path: str) -> list[Observer]:
+    return [
+        Observer(
+            layers=group,
+            activation=plan.settings[group[0]].activation,
+            batch_num=settings.batch_num,
+            record_path=record_path,
+            observers=len(plan.groups),
+        )
+        for group in plan.groups
+    ]

@@ -1,0 +1,193 @@
+"""The second half of the job: from the calibrated model and its record to the files that are deployed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.spec import QSpec
+from amct_onnx.errors import ModelError, RecordError
+from amct_onnx.formats.fusion_json import FusionOp, write_fusion
+from amct_onnx.formats.onnx_file import load_model, save_model_file
+from amct_onnx.formats.record import check_record, read_notes, read_record
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.passes.observers import Observer, remove_observers
+from amct_onnx.graph.weights import weight_rows
+from amct_onnx.runtime.calibration import finish
+from amct_onnx.targets.ascend import AscendDialect
+from amct_onnx.targets.ascend_rules import ASCEND
+from amct_onnx.targets.lowering import lower, weight_spec
+from amct_onnx.targets.simulation import SimulationDialect
+from amct_onnx.workflow.planner import graph_facts
+from amct_onnx.workflow.prepare import FUSIONS_KEY
+
+_log = logging.getLogger("amct_onnx.Utils")
+# A weight that was quantized with its record's scale lies on that grid up to float32 rounding.
+_GRID_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """A calibrated model: float graph with fake-quantized weights, and the factors of its layers.
+
+    `origins` tells for each node that absorbed others the original nodes that it stands for.
+    """
+
+    model: ir.Model
+    layers: tuple[QuantizedLayer, ...]
+    origins: Mapping[str, tuple[str, ...]]
+
+    def deploy(self) -> ir.Model:
+        """A new model with Ascend operators and int8 weights."""
+        model = self.model.clone()
+        lower(model, self.layers, AscendDialect(model))
+        return model
+
+    def simulation(self) -> ir.Model:
+        """A new model of standard operators that computes what `deploy()` computes."""
+        model = self.model.clone()
+        lower(model, self.layers, SimulationDialect(model))
+        return model
+
+
+def save_quantized(modified_onnx_file: str, record_file: str, save_path: str) -> None:
+    """Write the deploy model, the fake-quant model and the fusion file of a calibrated model."""
+    quantized = read_quantized(modified_onnx_file, record_file)
+    deploy, simulation = quantized.deploy(), quantized.simulation()
+    folder, prefix = os.path.split(save_path)
+    stem = os.path.join(folder, f"{prefix}_" if prefix else "")
+    for model, kind in ((deploy, "deploy"), (simulation, "fake_quant")):
+        file = f"{stem}{kind}_model.onnx"
+        if os.path.exists(file):
+            _log.warning("The file already exists at %s and it will be overwritten by AMCT", file)
+        save_model_file(model, file)
+        _log.info("The model file is saved in %s", file)
+    name = prefix or deploy.graph.name or "default"
+    write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
+
+
+def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
+    """The calibrated model of `quantize_model`'s file and its record.
+
+    Raises ModelError when the file is not one of `quantize_model`, RecordError when the record is empty, incomplete,
+    out of range or belongs to another model.
+    """
+    model = load_model(modified_onnx_file)
+    observers = remove_observers(model)
+    if not observers:
+        raise ModelError(
+            f"{modified_onnx_file} was not written by quantize_model (it has no calibration operators): "
+            "pass its modified_onnx_file."
+        )
+    record_path = os.path.realpath(record_file)
+    finish(record_path)
+    records = read_record(record_file)
+    facts = graph_facts(model, ASCEND)
+    _refuse_unfinished(observers, records, read_notes(record_file), record_file)
+    check_record(records, facts, path=record_file)
+    origins = json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}"))
+    wanted = [layer for observer in observers for layer in observer.layers]
+    layers = _quantized_layers(model, facts, wanted, records, record_file)
+    return QuantizedModel(model=model, layers=layers, origins={k: tuple(v) for k, v in origins.items()})
+
+
+def _refuse_unfinished(
+    observers: list[Observer], records: Mapping[str, LayerRecord], notes: list[CalibrationNote], record_file: str
+) -> None:
+    """Name the layers without activation factors, and what each of them waits for."""
+    waiting = [o for o in observers if any(records.get(n, LayerRecord()).scale_d is None for n in o.layers)]
+    if not waiting:
+        return
+    noted = {note.layer: note for note in notes}
+    failed = [note for note in notes if note.error]
+    if failed:
+        first = failed[0]
+        others = f" (and {len(failed) - 1} more layers)" if len(failed) > 1 else ""
+        raise RecordError(f'Calibration of layer "{first.layer}"{others} failed: {first.error}.')
+    if not any(records.values()) or all(record.is_empty for record in records.values()):
+        raise RecordError(
+            f"{record_file}: record_file is empty, no layers to be quantized. "
+            "Please ensure calibration is finished by checking information!"
+        )
+    layer = waiting[0].layers[0]
+    seen, needed = noted[layer].seen if layer in noted else 0, waiting[0].batch_num
+    names = [name for observer in waiting for name in observer.layers]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    raise RecordError(
+        f"cannot find scale_d of layer {layer} in record_file, please check data calibration process! "
+        f"{seen} of {needed} batches have run in {record_file}; waiting for {needed - seen} more: {shown}."
+    )
+
+
+def _quantized_layers(
+    model: ir.Model,
+    facts: GraphFacts,
+    wanted: list[str],
+    records: Mapping[str, LayerRecord],
+    record_file: str,
+) -> tuple[QuantizedLayer, ...]:
+    order = {name: position for position, name in enumerate(facts.layers)}
+    nodes = {node.name: node for node in model.graph}
+    layers = []
+    for name in sorted(wanted, key=lambda layer: order[layer]):
+        record = records[name]
+        activation = _activation_params(record)
+        weight = None
+        if facts.layers[name].has_weight:
+            weight = _weight_params(record)
+            _check_grid(nodes[name], weight, record_file)
+        layers.append(QuantizedLayer(name=name, activation=activation, weight=weight))
+    return tuple(layers)
+
+
+def _bits(type_name: str | None) -> int:
+    return int((type_name or "INT8").removeprefix("INT"))
+
+
+def _activation_params(record: LayerRecord) -> QParams:
+    spec = QSpec(bits=_bits(record.act_type), symmetric=False)
+    scale, offset = cast(float, record.scale_d), record.offset_d or 0
+    return QParams(scale=np.float32(scale), zero_point=np.int32(offset), spec=spec)
+
+
+def _weight_params(record: LayerRecord) -> QParams:
+    spec = weight_spec(_bits(record.wts_type), channel_wise=len(record.scale_w) > 1)
+    scale = np.asarray(record.scale_w, np.float32)
+    return QParams(scale=scale, zero_point=np.zeros(scale.shape, np.int32), spec=spec)
+
+
+def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
+    """A record of another model, or an edited scale_w, does not reproduce the weights that calibration saw."""
+    weight = constant_value(node.inputs[1])
+    assert weight is not None  # remove_observers leaves the weights of quantize_model
+    ratio = weight_rows(weight, node).astype(np.float64) / params.scale.reshape(-1, 1)
+    off_grid = np.abs(ratio - np.rint(ratio)).max() > _GRID_TOLERANCE
+    if off_grid or ratio.max() > params.spec.qmax + 0.5 or ratio.min() < params.spec.qmin - 0.5:
+        raise RecordError(
+            f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
+            "another model or was edited: run quantize_model and the calibration again."
+        )
+
+
+def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
+    """One entry a node of the deploy model (spec section 7.7)."""
+    layers = {layer.name for layer in quantized.layers}
+    ops = []
+    for node in deploy.graph:
+        name = node.name or ""
+        owner = name.removesuffix(".dequant").removesuffix(".quant")
+        is_ours = node.op_type.startswith("Ascend") and owner in layers
+        original = quantized.origins.get(owner, (owner,)) if is_ours or name in layers else quantized.origins.get(name)
+        produces = node.op_type == "AscendDequant" or (name in quantized.origins and name not in layers)
+        output_of = original[-1] if original and produces else None
+        ops.append(FusionOp(name=name, type=node.op_type, original_names=tuple(original or ()), output_of=output_of))
+    return ops
