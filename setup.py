@@ -1,21 +1,26 @@
-"""The one thing that pyproject.toml cannot say: an optional C extension in Python's stable ABI.
+"""The one thing that pyproject.toml cannot say: optional C extensions in Python's stable ABI.
 
-Without a compiler the build goes on and the package counts with numpy.
+Without a compiler the build goes on; the package then counts with numpy and observes through onnxruntime-extensions.
 """
 
 import sys
 
 from setuptools import Extension, setup
 
+FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-trapping-math", "-fno-math-errno"]
+
+
+def extension(folder: str, name: str) -> Extension:
+    return Extension(
+        f"amct_onnx.{folder.replace('/', '.')}.{name}",
+        [f"src/amct_onnx/{folder}/{name}.c"],
+        extra_compile_args=FLAGS,
+        py_limited_api=True,
+        optional=True,
+    )
+
+
 setup(
-    ext_modules=[
-        Extension(
-            "amct_onnx.core.stats._counting",
-            ["src/amct_onnx/core/stats/_counting.c"],
-            extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-fno-trapping-math", "-fno-math-errno"],
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
+    ext_modules=[extension("core/stats", "_counting"), extension("runtime", "_observer")],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,8 +1,8 @@
 """The state of running calibrations: one for each record file, shared by all sessions and threads of the process.
 
 A batch merges into the statistic of its tensor; the last batch of the last tensor solves them all and writes the
-record. Whatever is unfinished when the process ends, or when the next batch begins, is written as notes, so that
-`save_model` can say in any process which layers wait for how many batches.
+record. What is unfinished when the process ends is written as notes, so that `save_model` can say in any process which
+layers wait for how many batches.
 """
 
 from __future__ import annotations
@@ -36,8 +36,29 @@ class _Progress:
     error: str | None = None
 
     @property
-    def finished(self) -> bool:
+    def complete(self) -> bool:
         return self.error is not None or self.seen >= self.observer.batch_num
+
+    def count(self, x: npt.NDArray[np.float32]) -> None:
+        """Merge one batch; the last one solves the factors and drops the statistic."""
+        try:
+            self.statistic = self.statistic.add(x)
+            self.seen += 1
+            if self.seen == self.observer.batch_num:
+                self._solve()
+        except (AmctError, ValueError) as error:
+            self.error = str(error)
+
+    def _solve(self) -> None:
+        activation = self.observer.activation
+        params = solve_activation(self.statistic, activation)
+        self.statistic = DyadicHistogram.empty()
+        self.factors = {
+            "scale_d": float(params.scale[0]),
+            "offset_d": int(params.zero_point[0]),
+            "act_type": f"INT{activation.num_bits}",
+            "op_data_type": "FLOAT32",
+        }
 
     def notes(self) -> list[CalibrationNote]:
         """What is missing, for each layer; empty once solved."""
@@ -56,29 +77,26 @@ class _Calibration:
     def __init__(self, path: str) -> None:
         self.path = path
         self.lock = threading.RLock()
-        self._progress: dict[tuple[str, ...], _Progress] = {}
+        self._progress: dict[str, _Progress] = {}
         self._signature = _signature(path)
         self._unsaved = False
         self._error: str | None = None
 
-    def add(self, observer: Observer, x: npt.NDArray[np.float32]) -> None:
-        """Count one batch of one tensor. More than `batch_num` batches are ignored."""
+    def add(self, op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
+        """Take one batch of one tensor. More than `batch_num` batches are ignored."""
         with self.lock:
             if self._was_replaced():
                 self._progress.clear()
                 self._error = None
-            progress = self._progress.setdefault(observer.layers, _Progress(observer))
-            if progress.finished:
+            key = str(attributes["object_layers"])
+            progress = self._progress.get(key)
+            if progress is None:
+                progress = self._progress[key] = _Progress(parse_observer(op_type, dict(attributes)))
+            if progress.complete:
                 return
-            try:
-                progress.statistic = progress.statistic.add(x)
-                progress.seen += 1
-                if progress.seen == observer.batch_num:
-                    _solve(progress)
-            except (AmctError, ValueError) as error:
-                progress.error = str(error)
+            progress.count(x)
             self._unsaved = True
-            if len(self._progress) == observer.observers and all(p.finished for p in self._progress.values()):
+            if len(self._progress) == progress.observer.observers and all(p.complete for p in self._progress.values()):
                 self.flush()
 
     def flush(self) -> None:
@@ -120,18 +138,6 @@ class _Calibration:
         return any(records.get(layer, LayerRecord()).scale_d is None for layer in layers)
 
 
-def _solve(progress: _Progress) -> None:
-    activation = progress.observer.activation
-    params = solve_activation(progress.statistic, activation)
-    progress.statistic = DyadicHistogram.empty()
-    progress.factors = {
-        "scale_d": float(params.scale[0]),
-        "offset_d": int(params.zero_point[0]),
-        "act_type": f"INT{activation.num_bits}",
-        "op_data_type": "FLOAT32",
-    }
-
-
 def _signature(path: str) -> tuple[int, int, int] | None:
     try:
         status = os.stat(path)
@@ -156,7 +162,7 @@ def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, A
     calibration = None
     try:
         calibration = _calibration(str(attributes["record_file_path"]))
-        calibration.add(parse_observer(op_type, dict(attributes)), x)
+        calibration.add(op_type, x, attributes)
     except BaseException as error:  # an exception that leaves an operator ends the process
         if calibration is not None:
             calibration.park(error)

@@ -1,59 +1,74 @@
-"""The Python operators behind amct.customop.IFMR and HFMG, and AMCT_SO, the session options that know them.
+"""The operators amct.customop.IFMR and HFMG, and the session options behind AMCT_SO, which know them.
 
-An operator's body must not raise: an exception inside it ends the process. So it is total; what goes wrong is parked
-in the calibration's state, written to the record as a note, and raised by `save_model`.
+Two implementations of the same operators: `_observer`, a small optional C extension that shows a tensor to Python
+where it lies, and Python operators of onnxruntime-extensions, which copy it first. Both end in `observe`, which never
+raises: an exception inside an operator would end the process.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
 
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.runtime.calibration import observe
 
-_INT, _FLOAT, _STRING = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
-_COMMON = {
-    "input_stamp": _STRING,
-    "batch_num": _INT,
-    "num_bits": _INT,
-    "with_offset": _INT,
-    "record_file_path": _STRING,
-    "object_layers": _STRING,
-    "observers": _INT,
-}
-_IFMR = ("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile")
-_NOTHING = np.zeros(1, np.float32)
-
-
-def _declare(op_type: str, attributes: dict[str, int]) -> None:
-    def body(x: npt.NDArray[np.float32], **values: Any) -> npt.NDArray[np.float32]:
-        observe(op_type, x, values)
-        return _NOTHING
-
-    onnx_op(
-        op_type=f"{OBSERVER_DOMAIN}::{op_type}",
-        inputs=[PyCustomOpDef.dt_float],
-        outputs=[PyCustomOpDef.dt_float],
-        attrs=_COMMON | attributes,
-    )(body)
-
-
-_declare("IFMR", dict.fromkeys(_IFMR, _FLOAT))
-_declare("HFMG", {"nbins": _INT})
+_compiled: Any
+try:
+    _compiled = import_module("amct_onnx.runtime._observer")
+except ImportError:  # built without a compiler
+    _compiled = None
 
 
 def session_options() -> onnxruntime.SessionOptions:
     """New session options on which the calibration operators are registered.
 
-    Memory patterns are off: with them the runtime holds a second copy of all activations (95 MiB for MobileNetV2 in
-    batches of 8) to save allocations that calibration does not notice.
+    Memory patterns are off: with them the runtime holds a second copy of all activations to save allocations that
+    calibration does not notice. The runtime's threads do not spin while they wait: the cores are needed for counting.
     """
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
-    options.register_custom_ops_library(get_library_path())
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.register_custom_ops_library(_compiled_library() if _compiled is not None else _python_library())
     return options
+
+
+@cache
+def _compiled_library() -> str:
+    def body(op_type: str, view: memoryview, attributes: dict[str, Any]) -> None:
+        observe(op_type, np.frombuffer(view, np.float32), attributes)
+
+    _compiled.set_callback(body)
+    return str(_compiled.__file__)
+
+
+@cache
+def _python_library() -> str:
+    from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
+
+    integer, real, text = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
+    common = dict.fromkeys(("batch_num", "num_bits", "with_offset", "observers"), integer)
+    common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers"), text)
+    ifmr = dict.fromkeys(("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile"), real)
+    nothing = np.zeros(1, np.float32)
+
+    def declare(op_type: str, own: dict[str, Any]) -> None:
+        def body(x: npt.NDArray[np.float32], **attributes: Any) -> npt.NDArray[np.float32]:
+            observe(op_type, x, attributes)
+            return nothing
+
+        onnx_op(
+            op_type=f"{OBSERVER_DOMAIN}::{op_type}",
+            inputs=[PyCustomOpDef.dt_float],
+            outputs=[PyCustomOpDef.dt_float],
+            attrs=common | own,
+        )(body)
+
+    declare("IFMR", ifmr)
+    declare("HFMG", {"nbins": integer})
+    return str(get_library_path())
