@@ -7,6 +7,7 @@ times finer than a step of an 8-bit grid.
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +44,13 @@ def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
 
 
 def candidate_ratios(settings: Ifmr) -> Array:
-    """Ratios start, start+step, ...: int((end-start)/step + 1) of them, computed in float32 as AMCT does."""
-    start, end, step = (np.float32(v) for v in (settings.search_start, settings.search_end, settings.search_step))
-    count = int((end - start) / step + np.float32(1))
-    return np.asarray([settings.search_start + i * settings.search_step for i in range(count)])
+    """Ratios start, start+step, ... up to and including the end, counted in decimals: 61 for 0.7, 1.3, 0.01.
+
+    AMCT's front ends differ by the last one (in float32 a step may end just before it). The golden cases have ratios of
+    1.3, and one candidate more never makes the loss worse.
+    """
+    start, end, step = (Decimal(str(v)) for v in (settings.search_start, settings.search_end, settings.search_step))
+    return np.asarray([float(start + i * step) for i in range(int((end - start) / step) + 1)])
 
 
 def _top(stat: DyadicHistogram, percentile: float, *, negate: bool) -> float:
@@ -81,4 +85,6 @@ def _loss(x: Array, weight: Array, bound: float, low: float, high: float, spec: 
     np.rint(y, out=y)
     y *= scale
     y -= x
-    return float(np.dot(weight, y * y))
+    y *= y
+    y *= weight
+    return float(y.sum())  # not a BLAS product, whose threads would add in an order of their own
