@@ -124,7 +124,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_what_is_not_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=r"model\.onnx is not a readable ONNX model"):
+    with pytest.raises(ModelFileError, match=r"model\.onnx is not an ONNX model"):
         deployed_session(path)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
+from amct_onnx.graph.layers import default_opset
 
 MINIMUM_OPSET = 11
 # protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (spec section 1.6).
@@ -20,7 +21,7 @@ _EMBEDDED_LIMIT = 2_000_000_000
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """The model in the file `path`; large weights stay on disk until they are read.
 
-    Raises FileMissingError, ModelFileError (not ONNX, truncated, external data missing) or ModelError (opset).
+    Raises FileMissingError (the file or its external data) or ModelFileError (not ONNX, truncated).
     """
     source = Path(path)
     if not source.exists():
@@ -48,11 +49,6 @@ def check_opset(model: ir.Model, path: str | os.PathLike[str]) -> None:
             f"{path} uses {found}, the oldest supported is {MINIMUM_OPSET}: "
             "export it again or convert it with onnx.version_converter."
         )
-
-
-def default_opset(model: ir.Model) -> int:
-    """Version of the default operator domain, 0 when the model does not import it."""
-    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
 
 
 def save_model_file(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -104,7 +100,7 @@ def _check_external_data(model: ir.Model, source: Path) -> None:
             continue
         file = Path(tensor.path)
         if not file.exists():
-            raise ModelFileError(f"{source} needs its external data file {file}, which does not exist: copy it there.")
+            raise FileMissingError(f"{source} needs its external data file {file}, which does not exist: copy it there.")
         end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if file.stat().st_size < end:
             raise ModelFileError(f"External data file {file} of {source} is truncated at {tensor.name}: copy it again.")

@@ -27,6 +27,11 @@ def is_standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def default_opset(model: ir.Model) -> int:
+    """Version of the default domain, which has two names and need not be the first import; 0 if it is not imported."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+
+
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
     """Nodes that show that a model has been quantized or prepared for calibration already."""
     nodes = (node for graph in model.graphs() for node in graph)

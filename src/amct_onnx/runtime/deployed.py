@@ -11,7 +11,8 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.errors import FileMissingError, ModelError, ModelFileError
+from amct_onnx.errors import ModelError
+from amct_onnx.formats.onnx_file import load_model
 from amct_onnx.graph.passes.lift_deploy import has_ascend_operators, lift_deploy
 
 # A protobuf message holds less than 2 GiB; the rest of the model needs room too.
@@ -36,7 +37,7 @@ def deployed_session(
     Raises FileMissingError if there is no such file, ModelFileError if it is not an ONNX model, and ModelError if it
     is no deploy model or has something that cannot be run exactly: the node and the reason are named.
     """
-    model = _load(Path(path))
+    model = load_model(path)
     if not has_ascend_operators(model):
         raise ModelError(
             f"{path} is no deploy model: it has no AscendQuant or AscendDequant in the default domain. "
@@ -76,20 +77,3 @@ def _bytes_of_initializers(model: ir.Model) -> int:
     graphs = (model.graph, *model.graph.subgraphs())
     tensors = (value.const_value for graph in graphs for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def _load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise FileMissingError(f"there is no deploy model at {path}")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx-ir each have their own errors for a file that is none
-        raise ModelFileError(f"{path} is not a readable ONNX model: {error}") from error
-    if not model.opset_imports:  # an empty file is a valid protobuf message
-        raise ModelFileError(f"{path} is not a readable ONNX model: it imports no operators")
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-                raise FileMissingError(f"{path} keeps its weights in {tensor.path}, and there is no such file")
-    return model

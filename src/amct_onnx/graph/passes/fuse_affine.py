@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
     CONVOLUTIONS,
     FUSABLE,
@@ -21,7 +22,6 @@ from amct_onnx.graph.passes.fusion import (
     Fusions,
     Skipped,
     absorb,
-    default_opset,
     input_of,
     is_op,
     why_not_affine,

@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
     CONVOLUTIONS,
     Fusion,
     Fusions,
     Skipped,
     absorb,
-    default_opset,
     input_of,
     is_op,
     parameters_of,

@@ -71,12 +71,6 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def default_opset(model: ir.Model) -> int:
-    """The version of the default domain, which has two names and need not be the first import."""
-    imports = model.opset_imports
-    return imports.get("", imports.get("ai.onnx", 1))
-
-
 def why_shared(node: ir.Node, consumer: ir.Node) -> str | None:
     """Why the output of `node` is not for `consumer` alone, None when it is."""
     output = node.outputs[0]
