@@ -100,7 +100,7 @@ def _check_external_data(model: ir.Model, source: Path) -> None:
             continue
         file = Path(tensor.path)
         if not file.exists():
-            raise FileMissingError(f"{source} needs its external data file {file}, which does not exist: copy it there.")
+            raise FileMissingError(f"{source} needs its external data file {file}, which is missing: copy it there.")
         end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if file.stat().st_size < end:
             raise ModelFileError(f"External data file {file} of {source} is truncated at {tensor.name}: copy it again.")

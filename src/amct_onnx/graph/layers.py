@@ -98,8 +98,22 @@ def _pool_reason(node: ir.Node) -> str | None:
     kernel = node.attributes.get("kernel_shape")
     if kernel is None or len(kernel.as_ints()) != 2:
         return "its input does not have 4 dimensions"
-    dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    dtype = _element_type(node.inputs[0])
     return None if dtype in (None, ir.DataType.FLOAT) else f"its input is {dtype}, and only float32 is supported"
+
+
+def _element_type(value: ir.Value | None) -> ir.DataType | None:
+    """dtype of `value`, that of the data it comes from where the file does not say; None if nothing tells."""
+    while value is not None and value.dtype is None:
+        producer = value.producer()
+        if producer is None or not producer.inputs:
+            return None
+        if producer.op_type == "Cast" and is_standard(producer):
+            return ir.DataType(int_attribute(producer, "to", 0))
+        # A weight is in the file with its type; the activation beside it has the same.
+        weight = producer.inputs[1] if producer.op_type in WEIGHT_OPS and len(producer.inputs) > 1 else None
+        value = weight if weight is not None and weight.dtype is not None else producer.inputs[0]
+    return None if value is None else value.dtype
 
 
 def _gemm_reason(node: ir.Node) -> str | None:

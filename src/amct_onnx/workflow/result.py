@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +31,7 @@ from amct_onnx.workflow.planner import graph_facts
 from amct_onnx.workflow.prepare import FUSIONS_KEY
 
 _log = logging.getLogger("amct_onnx.Utils")
+_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant"}
 # A weight that was quantized with its record's scale lies on that grid up to float32 rounding.
 _GRID_TOLERANCE = 1e-3
 
@@ -62,17 +63,20 @@ class QuantizedModel:
 def save_quantized(modified_onnx_file: str, record_file: str, save_path: str) -> None:
     """Write the deploy model, the fake-quant model and the fusion file of a calibrated model."""
     quantized = read_quantized(modified_onnx_file, record_file)
-    deploy, simulation = quantized.deploy(), quantized.simulation()
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
-    for model, kind in ((deploy, "deploy"), (simulation, "fake_quant")):
-        file = f"{stem}{kind}_model.onnx"
-        if os.path.exists(file):
-            _log.warning("The file already exists at %s and it will be overwritten by AMCT", file)
-        save_model_file(model, file)
-        _log.info("The model file is saved in %s", file)
+    deploy = quantized.deploy()
+    _save(deploy, f"{stem}deploy_model.onnx")
+    _save(quantized.simulation(), f"{stem}fake_quant_model.onnx")
     name = prefix or deploy.graph.name or "default"
     write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
+
+
+def _save(model: ir.Model, file: str) -> None:
+    if os.path.exists(file):
+        _log.warning("The file already exists at %s and it will be overwritten by AMCT", file)
+    save_model_file(model, file)
+    _log.info("The model file is saved in %s", file)
 
 
 def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
@@ -88,8 +92,7 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
             f"{modified_onnx_file} was not written by quantize_model (it has no calibration operators): "
             "pass its modified_onnx_file."
         )
-    record_path = os.path.realpath(record_file)
-    finish(record_path)
+    finish(observers[0].record_path)
     records = read_record(record_file)
     facts = graph_facts(model, ASCEND)
     _refuse_unfinished(observers, records, read_notes(record_file), record_file)
@@ -181,13 +184,15 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
 def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
     """One entry a node of the deploy model (spec section 7.7)."""
     layers = {layer.name for layer in quantized.layers}
-    ops = []
-    for node in deploy.graph:
-        name = node.name or ""
-        owner = name.removesuffix(".dequant").removesuffix(".quant")
-        is_ours = node.op_type.startswith("Ascend") and owner in layers
-        original = quantized.origins.get(owner, (owner,)) if is_ours or name in layers else quantized.origins.get(name)
-        produces = node.op_type == "AscendDequant" or (name in quantized.origins and name not in layers)
-        output_of = original[-1] if original and produces else None
-        ops.append(FusionOp(name=name, type=node.op_type, original_names=tuple(original or ()), output_of=output_of))
-    return ops
+    return [_fusion_op(node, layers, quantized.origins) for node in deploy.graph]
+
+
+def _fusion_op(node: ir.Node, layers: Collection[str], origins: Mapping[str, tuple[str, ...]]) -> FusionOp:
+    name = node.name or ""
+    owner = name.removesuffix(_SUFFIXES.get(node.op_type, ""))
+    if owner in layers:
+        originals, produces = origins.get(owner, (owner,)), node.op_type == "AscendDequant"
+    else:
+        originals, produces = origins.get(name, ()), name in origins
+    output_of = originals[-1] if produces else None
+    return FusionOp(name=name, type=node.op_type, original_names=originals, output_of=output_of)
