@@ -30,8 +30,8 @@ class _Formatter(logging.Formatter):
 def start_log() -> None:
     """Open the log once per process. Raises ArgumentError for a level that does not exist."""
     logger = logging.getLogger("amct_onnx")
-    if logger.handlers:
-        return
+    if any(isinstance(handler.formatter, _Formatter) for handler in logger.handlers):
+        return  # an application may have handlers of its own here
     screen, file = _level("AMCT_LOG_LEVEL"), _level("AMCT_LOG_FILE_LEVEL")
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(screen)

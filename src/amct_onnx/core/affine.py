@@ -19,11 +19,13 @@ def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> 
 
 
 def quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.int32]:
-    """Integers of `x`, same shape, int32 within [qmin, qmax]."""
+    """Integers of `x`, same shape, int32 within [qmin, qmax]. Raises ValueError for NaN, which has no integer."""
     array = np.asarray(x, np.float64)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim)
     zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
     q = np.rint(array / scale) + zero_point
+    if np.isnan(q).any():
+        raise ValueError("the array holds NaN")
     return np.clip(q, params.spec.qmin, params.spec.qmax).astype(np.int32)
 
 

@@ -69,9 +69,10 @@ def asymmetric_from_range(low: float, high: float, spec: QSpec) -> QParams:
 def symmetric_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: QSpec) -> QParams:
     """Grid through zero for [low, high], one range or one per channel (spec sections 6.1 to 6.3).
 
-    The bound of larger magnitude decides: divided by 2^(b-1)-1 when positive, by 2^(b-1) when negative.
+    The bound of larger magnitude decides: divided by 2^(b-1)-1 when positive, by 2^(b-1) when negative. Of two equal
+    magnitudes it is the positive one, so that both ends fit.
     """
     lows, highs = np.atleast_1d(np.asarray(low, np.float32)), np.atleast_1d(np.asarray(high, np.float32))
-    positive = np.abs(highs) >= np.abs(lows)
+    positive = highs >= -lows
     scale = np.where(positive, np.abs(highs) / np.float32(spec.qmax), np.abs(lows) / np.float32(-spec.qmin))
     return QParams(scale=legal_scale(scale), zero_point=np.zeros(scale.shape, np.int32), spec=spec)

@@ -99,7 +99,7 @@ def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Itera
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise OutputError(f"{name}: cannot be written, it is {kind}; give another path")
-        _make_folder(target.parent)
+        make_folder(target.parent)
         handle, made = tempfile.mkstemp(prefix=".amct-", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(made)
@@ -118,7 +118,7 @@ def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Itera
                 temporary.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Like `mkdir -p -m 0750`: pathlib gives the mode to the last folder only."""
     missing: list[Path] = []
     while not folder.exists():

@@ -11,11 +11,14 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
+from amct_onnx.formats.files import FILE_MODE, make_folder
 from amct_onnx.graph.layers import default_opset
 
 MINIMUM_OPSET = 11
 # protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (spec section 1.6).
 _EMBEDDED_LIMIT = 2_000_000_000
+# Set on the graph of a model that was loaded with external data: passes may replace every one of its external tensors.
+_EXTERNAL_KEY = "amct_onnx.external_data"
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -59,7 +62,7 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        make_folder(target.parent)
         if target.is_dir():
             raise IsADirectoryError(21, "Is a directory")
         staging = Path(tempfile.mkdtemp(prefix=".amct_", dir=target.parent))
@@ -70,7 +73,7 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str]) -> None:
         ir.save(model, staging / target.name, format="protobuf", external_data=data)
         for name in filter(None, (data, target.name)):
             if (staging / name).exists():
-                os.chmod(staging / name, 0o640)
+                os.chmod(staging / name, FILE_MODE)
                 os.replace(staging / name, target.parent / name)
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -89,15 +92,15 @@ def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:
 
 
 def _wants_external_data(model: ir.Model) -> bool:
-    tensors = _initializers(model)
-    embedded = sum(tensor.nbytes for tensor in tensors)
-    return embedded >= _EMBEDDED_LIMIT or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    embedded = sum(tensor.nbytes for tensor in _initializers(model))
+    return embedded >= _EMBEDDED_LIMIT or bool(model.graph.meta.get(_EXTERNAL_KEY))
 
 
 def _check_external_data(model: ir.Model, source: Path) -> None:
     for tensor in _initializers(model):
         if not isinstance(tensor, ir.ExternalTensor):
             continue
+        model.graph.meta[_EXTERNAL_KEY] = True
         file = Path(tensor.path)
         if not file.exists():
             raise FileMissingError(f"{source} needs its external data file {file}, which is missing: copy it there.")

@@ -19,6 +19,8 @@ _GE_FLOAT = 0
 class AscendDialect:
     """Writes AscendQuant and AscendDequant nodes; read by ATC, and by `deployed_session` on a CPU."""
 
+    sums = ir.DataType.INT32
+
     def __init__(self, model: ir.Model) -> None:
         self._graph, self._names = model.graph, ValueNames(model)
 

@@ -23,7 +23,7 @@ from amct_onnx.core.plan import QuantizedLayer
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.constants import ValueNames, constant_value
 from amct_onnx.graph.weights import rows_to_weight, weight_rows
 
 _INT32 = np.iinfo(np.int32)
@@ -31,15 +31,21 @@ _INT32 = np.iinfo(np.int32)
 
 @dataclass(frozen=True)
 class Dequantization:
-    """scale float32[1 or C] along axis 1 of an output of `rank` dimensions (None when unknown)."""
+    """scale float32[1 or C] along axis 1 of an output of `rank` dimensions (None when unknown).
+
+    `columns` is the last dimension of a MatMul's output, None for other layers.
+    """
 
     layer: str
     scale: npt.NDArray[np.float32]
     rank: int | None
+    columns: int | None
 
 
 class Dialect(Protocol):
-    """How one kind of file writes integers down."""
+    """How one kind of file writes integers down. `sums` is the dtype of a layer's integer result."""
+
+    sums: ir.DataType
 
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         """Weights (int8 range) or a bias (int32 range) in the dtype of the file."""
@@ -65,16 +71,14 @@ def lower(model: ir.Model, layers: Sequence[QuantizedLayer], dialect: Dialect) -
             model.graph.insert_before(node, quantizer)
             shared[key] = quantizer[-1].outputs[0]
         node.replace_input_with(0, shared[key])
-        scale, rank = _lower_constants(node, layer, dialect)
-        _insert_dequantizer(model.graph, node, dialect, Dequantization(layer.name, scale, rank))
+        spec = _lower_constants(node, layer, dialect)
+        _insert_dequantizer(model, node, dialect, spec)
 
 
-def _lower_constants(
-    node: ir.Node, layer: QuantizedLayer, dialect: Dialect
-) -> tuple[npt.NDArray[np.float32], int | None]:
+def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> Dequantization:
     scale = layer.activation.scale
     if layer.weight is None:
-        return scale, None
+        return Dequantization(layer.name, scale, rank=None, columns=None)
     weight = constant_value(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
@@ -89,7 +93,8 @@ def _lower_constants(
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
         _store(node, 2, dialect.integers(quotient.astype(np.int32), bias=True))
-    return scale, weight.ndim
+    columns = weight.shape[-1] if node.op_type == "MatMul" else None
+    return Dequantization(layer.name, scale, rank=weight.ndim, columns=columns)
 
 
 def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[np.int32]:
@@ -110,17 +115,19 @@ def _store(node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
     value.type = ir.TensorType(value.const_value.dtype)
 
 
-def _insert_dequantizer(graph: ir.Graph, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:
-    inner = node.outputs[0]
+def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:
+    graph, inner = model.graph, node.outputs[0]
     chain = dialect.dequantize(inner, spec)
     result = chain[-1].outputs[0]
     result.type, result.shape = inner.type, inner.shape
+    if spec.rank is not None:  # a pool without a weight averages, and its result is no integer
+        inner.type = ir.TensorType(dialect.sums)
     graph.insert_after(node, chain)
     for use in list(inner.uses()):
         if use.node not in chain:
             use.node.replace_input_with(use.idx, result)
     if inner.is_graph_output():
-        result.name, inner.name = inner.name, f"{spec.layer}_output0"
+        result.name, inner.name = inner.name, ValueNames(model).new(f"{spec.layer}_output0")
         for index, output in enumerate(graph.outputs):
             if output is inner:
                 graph.outputs[index] = result

@@ -16,10 +16,11 @@ from amct_onnx.core.plan import GraphFacts, LayerRecord, QuantPlan
 from amct_onnx.core.settings import LayerSettings, Settings
 from amct_onnx.core.weights.arq import solve_arq
 from amct_onnx.errors import ModelError
-from amct_onnx.formats.config_json import default_settings, read_config, write_config
+from amct_onnx.formats.config_json import default_settings, format_config, read_config
 from amct_onnx.formats.config_text import read_cfg
+from amct_onnx.formats.files import atomic_path
 from amct_onnx.formats.onnx_file import check_opset, load_model, save_model_file
-from amct_onnx.formats.record import write_record
+from amct_onnx.formats.record import format_record
 from amct_onnx.graph.constants import ValueNames, constant_value, lift_ir3, own_constant
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
@@ -35,6 +36,7 @@ from amct_onnx.targets.lowering import weight_spec
 from amct_onnx.workflow.planner import decide, graph_facts, make_plan
 
 FUSIONS_KEY = "amct_onnx.fusions"
+SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -66,9 +68,10 @@ def create_config(request: ConfigRequest) -> None:
             batch_num=request.batch_num,
             activation_offset=request.activation_offset,
         )
-    if request.updated_model is not None:
-        save_model_file(model, request.updated_model)
-    write_config(request.config_file, settings, facts)
+    with atomic_path(request.config_file) as file:  # moved into place when the model is written too
+        file.write_bytes(format_config(settings, facts).encode())
+        if request.updated_model is not None:
+            save_model_file(model, request.updated_model)
     _log.info("Generate config file:%s success!", request.config_file)
 
 
@@ -78,9 +81,10 @@ def load_float_model(path: str) -> ir.Model:
     check_opset(model, path)
     lift_ir3(model)
     name_nodes(model)
-    found = quantized_nodes(model)
+    found = [f"{node.op_type} {node.name}" for node in quantized_nodes(model)]
+    found = found or json.loads(model.metadata_props.get(SIMULATED_KEY, "[]"))
     if found:
-        names = ", ".join(f"{node.op_type} {node.name}" for node in found[:3])
+        names = ", ".join(found[:3])
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise ModelError(
             f"The model cannot be quantized for following quant layers are in the model {path}: {names}{more}. "
@@ -103,8 +107,9 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     records = _quantize_weights(model, plan, facts, settings)
     record_path = os.path.realpath(record_file)
     insert_observers(model, _observers(plan, settings, record_path))
-    save_model_file(model, modified_onnx_file)
-    write_record(record_path, records)
+    with atomic_path(record_path) as file:  # moved into place when the model is written too
+        file.write_bytes(format_record(records).encode())
+        save_model_file(model, modified_onnx_file)
     begin(record_path)
 
 

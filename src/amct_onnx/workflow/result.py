@@ -28,7 +28,7 @@ from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import lower, weight_spec
 from amct_onnx.targets.simulation import SimulationDialect
 from amct_onnx.workflow.planner import graph_facts
-from amct_onnx.workflow.prepare import FUSIONS_KEY
+from amct_onnx.workflow.prepare import FUSIONS_KEY, SIMULATED_KEY
 
 _log = logging.getLogger("amct_onnx.Utils")
 _SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant"}
@@ -57,6 +57,7 @@ class QuantizedModel:
         """A new model of standard operators that computes what `deploy()` computes."""
         model = self.model.clone()
         lower(model, self.layers, SimulationDialect(model))
+        model.metadata_props[SIMULATED_KEY] = json.dumps([layer.name for layer in self.layers], ensure_ascii=False)
         return model
 
 
@@ -127,7 +128,8 @@ def _refuse_unfinished(
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     raise RecordError(
         f"cannot find scale_d of layer {layer} in record_file, please check data calibration process! "
-        f"{seen} of {needed} batches have run in {record_file}; waiting for {needed - seen} more: {shown}."
+        f"{seen} of {needed} batches have run for {record_file}; waiting for {needed - seen} more: {shown}. "
+        f"All {needed} batches must run in one process."
     )
 
 

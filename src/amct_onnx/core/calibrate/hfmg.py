@@ -35,12 +35,14 @@ def uniform_counts(stat: DyadicHistogram, bins: int) -> Array:
     cumulative = np.concatenate(([0.0], np.cumsum(stat.counts, dtype=np.float64)))
     knots = np.concatenate((lower[:1], upper))
     targets = np.linspace(stat.minimum, stat.maximum, bins + 1)
-    return np.diff(np.interp(targets, knots, cumulative))
+    reached = np.interp(targets, knots, cumulative)
+    reached[0] = 0.0  # a minimum on the grid is a bin without width, and interp gives what lies after it
+    return np.diff(reached)
 
 
 def _ranges(counts: Array) -> list[tuple[int, int]]:
     bins = counts.size
-    step = max(1.0, math.ceil(counts.sum() / 100000))
+    step = max(1.0, math.ceil(round(counts.sum()) / 100000))  # spreading made the counts, not their sum, fractions
     minimum = math.ceil(bins / 4)
     cumulative = np.concatenate(([0.0], np.cumsum(counts)))
     left, right, found = 0, bins - 1, [(0, bins - 1)]

@@ -34,7 +34,7 @@ def count_values(x: Floats, exponent: int, low: int, size: int) -> tuple[Counts,
     """Counts int64[size] of trunc(x / 2^exponent) - low, and the extremes of `x`, in one pass.
 
     `x`: contiguous float32[n], n >= 1. Values outside the bins are not counted: the caller sees them in the extremes,
-    which are inf, inf when `x` holds NaN. With size 0 only the extremes are found.
+    of which the maximum is inf when `x` holds NaN. With size 0 only the extremes are found.
     """
     count = _count_numpy if _counting is None else _count_compiled
     parts = np.array_split(x, max(1, min(_threads(), x.size // _PER_THREAD)))

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 def _exponent(low: float, high: float) -> int:
     """Smallest k at which [low, high] needs at most MAX_BINS bins of width 2^k."""
-    exponent = max(math.frexp(max(-low, high))[1] - _INDEX_BITS, _MIN_EXPONENT)
+    largest = max(-low, high)
+    if largest == 0:  # all zeros: frexp says 0, and merging must never ask for a finer grid
+        return _MIN_EXPONENT
+    exponent = max(math.frexp(largest)[1] - _INDEX_BITS, _MIN_EXPONENT)
     span = high - low
     if span > 0:
         exponent = max(exponent, math.frexp(span)[1] - MAX_BINS.bit_length())

@@ -30,6 +30,8 @@ from amct_onnx.graph.passes.lift_ops import Emitter, Quantized, unsupported
 
 _MINIMUM_OPSET = 11
 _FLOAT = int(ir.DataType.FLOAT)
+# ONNX Runtime has no kernel for the QuantizeLinear of opset 28; its own one, of the same meaning, does not age.
+_LAST_QUANTIZE_LINEAR = 27
 # Operators that move, repeat or drop elements of input 0 and do not look at them.
 _RESHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth", "Transpose")
 _MOVES = frozenset((*_RESHAPE, "Slice", "Split", "Gather", "Expand", "Tile"))
@@ -138,7 +140,8 @@ class _Lifter:
         x = self._float32(self._data(node))
         scaled = self._emit.op("Mul", [x, self._emit.constant(np.float32(scale), "scale")])
         one = self._emit.constant(np.float32(1), "one")
-        value = self._emit.op("QuantizeLinear", [scaled, one, self._emit.zero_point(zero_point)])
+        domain = "" if self._emit.opset <= _LAST_QUANTIZE_LINEAR else "com.microsoft"
+        value = self._emit.op("QuantizeLinear", [scaled, one, self._emit.zero_point(zero_point)], domain=domain)
         self._quantized[node.outputs[0]] = Quantized(value=value, zero_point=zero_point, scale=scale)
         self._replaced.append(node)
 

@@ -49,6 +49,7 @@ class Emitter:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
+        self._imports = model.opset_imports
         self._names = ValueNames(model)
         self._anchor: ir.Node | None = None
         self._weights: dict[tuple[ir.Value, str], ir.Value] = {}
@@ -66,13 +67,16 @@ class Emitter:
         attributes: Mapping[str, Any] | Sequence[ir.Attr] = (),
         *,
         outputs: int = 1,
+        domain: str = "",
     ) -> ir.Value:
-        """One new node of the default domain; its first output."""
+        """One new node, of the default domain or of version 1 of another; its first output."""
         assert self._anchor is not None
         assert self._anchor.graph is not None, "the anchor was removed"
         attrs = ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else attributes
         base = f"{self._anchor.name or self._anchor.op_type}.{op_type}"
-        node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs, name=base)
+        node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=base)
+        if domain:
+            self._imports.setdefault(domain, 1)
         for value in node.outputs:
             value.name = self._names.new(f"{base}.output{value.index()}")
         self._anchor.graph.insert_before(self._anchor, node)

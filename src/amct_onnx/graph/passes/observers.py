@@ -49,8 +49,8 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
 
 
 def remove_observers(model: ir.Model) -> list[Observer]:
-    """Take the observers out, in place, and say what they were; in graph order, empty for any other model."""
-    found = [node for node in model.graph if node.domain == OBSERVER_DOMAIN]
+    """Take the observers out, in place, and say what they were, in the order of their layers."""
+    found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
     observers = [_parse(node) for node in found]
     for node in found:
         model.graph.remove(node, safe=True)
