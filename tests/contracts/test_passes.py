@@ -7,6 +7,7 @@ belong here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from amct_onnx.core.settings import ActivationSettings
+from amct_onnx.formats.record import read_notes, write_record
 from amct_onnx.graph.constants import lift_ir3
+from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
+from amct_onnx.runtime.calibration import finish
+from amct_onnx.runtime.observer_op import session_options
 
 if TYPE_CHECKING:
     from conftest import Awkward
@@ -30,12 +38,42 @@ def _all_fusions(model: ir.Model) -> None:
     fuse_batch_norm_into_conv(model)
 
 
+def _layers(model: ir.Model) -> list[str]:
+    name_nodes(model)
+    return [traits.name for traits in candidates(model) if traits.reason is None]
+
+
+def _normalize_all(model: ir.Model) -> None:
+    normalize_layers(model, _layers(model))
+
+
+def _observers(layers: list[str], record_path: str) -> list[Observer]:
+    """One for each layer, of which none is done after one batch."""
+    activation = ActivationSettings()
+    return [
+        Observer(layers=(layer,), activation=activation, batch_num=2, record_path=record_path, observers=len(layers))
+        for layer in layers
+    ]
+
+
+def _observe_and_remove(model: ir.Model) -> None:
+    """The pair: a model with observers alone runs only where their operators are registered."""
+    layers = _layers(model)
+    observers = _observers(layers, "r")
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    insert_observers(model, observers)
+    assert sorted(remove_observers(model), key=lambda observer: layers.index(observer.layers[0])) == observers
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
 PASSES: dict[str, Callable[[ir.Model], object]] = {
     "name_nodes": name_nodes,
     "lift_ir3": lift_ir3,
     "fuse_affine_into_batch_norm": fuse_affine_into_batch_norm,
     "fuse_batch_norm_into_conv": fuse_batch_norm_into_conv,
     "all_fusions": _all_fusions,
+    "normalize_layers": _normalize_all,
+    "insert_and_remove_observers": _observe_and_remove,
 }
 
 # Fusing rounds each weight once more: a few units of the last place of float32, relative to the largest output.
@@ -135,3 +173,38 @@ def test_does_not_touch_arrays_of_the_caller(apply: Callable[[ir.Model], object]
     untouched = awkward.model.SerializeToString(deterministic=True)
     _after(apply, awkward.model)
     assert awkward.model.SerializeToString(deterministic=True) == untouched
+
+
+@pytest.mark.parametrize(
+    "level",
+    [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL],
+    ids=["as_written", "optimized"],
+)
+def test_every_observer_fires_and_changes_no_output(
+    awkward: Awkward, tmp_path: Path, level: ort.GraphOptimizationLevel
+) -> None:
+    """Nobody reads an observer's output; that ONNX Runtime runs it all the same is a habit, which this test watches."""
+    model = ir.from_proto(awkward.model)
+    layers = _layers(model)
+    record = str(tmp_path / "record.txt")
+    write_record(record, {})
+    insert_observers(model, _observers(layers, record))
+    feed = awkward.feeds[0]
+    results = []
+    for proto in (awkward.model, ir.to_proto(model)):
+        options = session_options()
+        options.graph_optimization_level = level
+        options.intra_op_num_threads = 1
+        named = ir.from_proto(proto)
+        name_nodes(named)  # the runtime refuses duplicates
+        session = ort.InferenceSession(
+            ir.to_proto(named).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        results.append(session.run(None, dict(feed)))
+    for expected, actual in zip(*results, strict=True):
+        # Observed tensors are not fused away, so optimized operators may add up in another order.
+        assert np.abs(actual - expected).max() <= FUSION_TOLERANCE * np.abs(expected).max()
+    finish(record)
+    assert sorted((note.layer, note.seen, note.error) for note in read_notes(record)) == sorted(
+        (layer, 1, None) for layer in layers
+    )

@@ -1,0 +1,595 @@
+"""What every dialect promises: the arithmetic of spec sections 7.4 and 7.5, whatever the model looks like.
+
+Each case is a small float model and factors for its layers. `_expected` computes what integers give, in NumPy with
+int64 sums, from the float model alone; both lowered models have to agree with it to the last bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from amct_onnx.core.pack import unpack_dequant
+from amct_onnx.core.plan import QuantizedLayer
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.passes.lift_deploy import lift_deploy
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.targets.ascend import AscendDialect
+from amct_onnx.targets.lowering import lower
+from amct_onnx.targets.simulation import SimulationDialect
+
+Array = np.ndarray[Any, Any]
+Lower = Callable[[ir.Model, list[QuantizedLayer]], onnx.ModelProto]
+WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+# An average is a quotient: how ONNX Runtime rounds it (sum / n or sum * (1 / n)) is its own affair.
+POOL_TOLERANCE = 3e-7
+
+
+def _newest_opset() -> int:
+    """The newest opset that both onnx and ONNX Runtime know."""
+    for opset in range(onnx.defs.onnx_opset_version(), 17, -1):
+        text = f'<ir_version: 10, opset_import: ["" : {opset}]> g (float x) => (float y) {{y=Relu(x)}}'
+        try:
+            ort.InferenceSession(parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"])
+        except Exception:  # the runtime has no narrower class for an opset that it does not know
+            continue
+        return opset
+    raise AssertionError("no common opset")
+
+
+# The cases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A float model, the (scale, zero point) of each layer's activation, and the value that is fed."""
+
+    name: str
+    model: onnx.ModelProto = field(repr=False)
+    factors: Mapping[str, tuple[float, int]]
+    x: Array = field(repr=False)
+
+    @property
+    def has_pool(self) -> bool:
+        return any(node.op_type == "AveragePool" for node in self.model.graph.node)
+
+
+def _normal(name: str, shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(list(name.encode())).normal(0, 1, shape).astype(np.float32)
+
+
+def _case(
+    name: str,
+    body: str,
+    x: tuple[int, ...],
+    factors: Mapping[str, tuple[float, int]],
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    imports: str | None = None,
+    outputs: str = "float y",
+    **weights: tuple[int, ...] | Array,
+) -> Case:
+    shape = ",".join(str(n) for n in x)
+    text = (
+        f'<ir_version: {ir_version}, opset_import: [{imports or f""""" : {opset}"""}]> '
+        f"g (float[{shape}] x) => ({outputs}) {{{body}}}"
+    )
+    proto = parser.parse_model(text)
+    for key, value in weights.items():
+        array = value if isinstance(value, np.ndarray) else _normal(name + key, value)
+        proto.graph.initializer.append(numpy_helper.from_array(array, key))
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")  # the text has said that it is a scalar
+    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    return Case(name=name, model=proto, factors=factors, x=2 * _normal(name + "x", x))
+
+
+_ONE = {"a": (0.05, -11)}
+_IMAGE = (2, 4, 6, 7)
+_POOL = "[a] y = AveragePool <kernel_shape=[3,2], pads=[1,0,1,1], strides=[2,1], count_include_pad={}> (x)"
+
+
+def _cases() -> list[Case]:
+    conv = "[a] y = Conv <pads=[1,1,1,1]> (x, w, b)"
+    two = "[a] s = Conv (x, w, b) [r] t = Relu (s) [c] y = Conv (t, v, d)"
+    two_weights: dict[str, tuple[int, ...]] = {"w": (6, 4, 3, 3), "b": (6,), "v": (5, 6, 1, 1), "d": (5,)}
+    sharing = "[a] s = Conv (x, w, b) [c] t = Conv (x, v, d) [sum] y = Add (s, t)"
+    shared: dict[str, tuple[int, ...]] = {"w": (6, 4, 3, 3), "b": (6,), "v": (6, 4, 3, 3), "d": (6,)}
+    big: dict[str, tuple[int, ...]] = {"w": (6, 4, 3, 3), "b": (6,)}
+    return [
+        _case("conv_1d", "[a] y = Conv <pads=[2,0], dilations=[2]> (x, w, b)", (2, 4, 9), _ONE, w=(6, 4, 3), b=(6,)),
+        _case("conv_2d", conv, _IMAGE, _ONE, **big),
+        _case("conv_2d_strides", "[a] y = Conv <strides=[2,3]> (x, w, b)", _IMAGE, _ONE, **big),
+        _case("conv_3d", "[a] y = Conv <pads=[1,0,0,0,1,1]> (x, w, b)", (1, 3, 4, 4, 5), {"a": (0.04, 0)},
+              w=(4, 3, 2, 2, 2), b=(4,)),
+        _case("conv_grouped", "[a] y = Conv <group=2> (x, w, b)", _IMAGE, _ONE, w=(6, 2, 3, 3), b=(6,)),
+        _case("conv_depthwise", "[a] y = Conv <group=4> (x, w, b)", _IMAGE, _ONE, w=(8, 1, 3, 3), b=(8,)),
+        _case("conv_one_channel", "[a] y = Conv (x, w, b)", _IMAGE, _ONE, w=(1, 4, 3, 3), b=(1,)),
+        _case("conv_without_bias", "[a] y = Conv (x, w)", _IMAGE, _ONE, w=(6, 4, 3, 3)),
+        _case("transpose", "[a] y = ConvTranspose <strides=[2,1], pads=[1,0,1,0], output_padding=[1,0]> (x, w, b)",
+              _IMAGE, _ONE, w=(4, 6, 3, 2), b=(6,)),
+        _case("transpose_grouped", "[a] y = ConvTranspose <group=2> (x, w, b)", _IMAGE, _ONE, w=(4, 3, 3, 3), b=(6,)),
+        _case("transpose_depthwise", "[a] y = ConvTranspose <group=4, strides=[2,2]> (x, w)", _IMAGE, _ONE,
+              w=(4, 1, 2, 2)),
+        _case("gemm", "[a] y = Gemm (x, w, b)", (5, 7), _ONE, w=(7, 6), b=(6,)),
+        _case("gemm_normalized", "[a] y = Gemm <transA=1, transB=1, alpha=0.5, beta=2.0> (x, w, b)", (7, 5), _ONE,
+              w=(6, 7), b=(1, 6)),
+        _case("gemm_without_bias", "[a] y = Gemm (x, w)", (5, 7), _ONE, w=(7, 6)),
+        _case("matmul", "[a] y = MatMul (x, w)", (5, 7), _ONE, w=(7, 6)),
+        _case("matmul_of_images", "[a] y = MatMul (x, w)", (2, 3, 5, 7), _ONE, w=(7, 6)),
+        _case("matmul_3d", "[a] y = MatMul (x, w)", (3, 5, 7), _ONE, w=(3, 7, 6)),
+        _case("matmul_3d_widens", "[a] y = MatMul (x, w)", (5, 7), _ONE, w=(3, 7, 6)),
+        _case("matmul_add", "[a] m = MatMul (x, w) [add] y = Add (m, b)", (5, 7), _ONE, w=(7, 6), b=(6,)),
+        _case("pool", _POOL.format(0), _IMAGE, _ONE),
+        _case("pool_counts_pads", _POOL.format(1), _IMAGE, _ONE),
+        _case("two_layers", two, _IMAGE, {"a": (0.05, 3), "c": (0.2, -128)}, **two_weights),
+        _case("one_of_two", two, _IMAGE, {"c": (0.2, -128)}, **two_weights),
+        _case("shared_input", sharing, _IMAGE, {"a": (0.05, 3), "c": (0.05, 3)}, **shared),
+        _case("shared_input_other_scale", sharing, _IMAGE, {"a": (0.05, 3), "c": (0.06, 3)}, **shared),
+        _case("shared_input_other_offset", sharing, _IMAGE, {"a": (0.05, 3), "c": (0.05, 4)}, **shared),
+        _case("shared_input_half_float", sharing, _IMAGE, {"c": (0.05, 3)}, **shared),
+        _case("inner_output", two, _IMAGE, {"a": (0.05, 3), "c": (0.2, -128)}, outputs="float y, float s",
+              **two_weights),
+        _case("output_twice_read", "[a] y = Conv (x, w, b) [r] z = Relu (y) [n] q = Neg (y)", _IMAGE, _ONE,
+              outputs="float y, float z, float q", **big),
+        _case("input_is_output", "[a] y = Conv (x, w, b) [same] z = Identity (x)", _IMAGE, _ONE,
+              outputs="float y, float z", **big),
+        _case("saturating", conv, _IMAGE, {"a": (0.004, 90)}, **big),
+        _case("lowest_offset", conv, _IMAGE, {"a": (0.02, -128)}, **big),
+        _case("highest_offset", conv, _IMAGE, {"a": (0.02, 127)}, **big),
+        _case("opset_11", two, _IMAGE, {"a": (0.05, 3), "c": (0.2, -128)}, opset=11, ir_version=6, **two_weights),
+        _case("opset_13", conv, _IMAGE, _ONE, opset=13, ir_version=7, **big),
+        _case("opset_newest", two, _IMAGE, {"a": (0.05, 3), "c": (0.2, -128)}, opset=_newest_opset(), ir_version=10,
+              **two_weights),
+        _case("ir_4", conv, _IMAGE, _ONE, opset=11, ir_version=4, **big),
+        _case("opset_second", conv, _IMAGE, _ONE, imports='"ai.onnx.ml" : 3, "" : 13', **big),
+        _case("names_taken", "[a] y = Conv (x, w, b) [r] a_output0 = Relu (y) [n] z = Neg (a_output0)", _IMAGE, _ONE,
+              outputs="float y, float z", **big),
+    ]  # fmt: skip
+
+
+_CASES = _cases()
+
+
+@pytest.fixture(params=_CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    """One case after the other."""
+    chosen: Case = request.param
+    return chosen
+
+
+# Lowering
+
+
+def _quantized(case: Case) -> tuple[ir.Model, list[QuantizedLayer]]:
+    """The model with normalized layers; weights get the scales of `_weight_scale`."""
+    model = ir.from_proto(case.model)
+    normalize_layers(model, list(case.factors))
+    layers = []
+    for node in model.graph:
+        if node.name not in case.factors:
+            continue
+        scale, zero_point = case.factors[node.name]
+        activation = QParams(scale=np.float32(scale), zero_point=np.int32(zero_point), spec=QSpec(symmetric=False))
+        weight = None
+        if node.op_type in WEIGHT_OPS:
+            array = constant_value(node.inputs[1])
+            assert array is not None
+            group = node.attributes.get_int("group", 1)
+            scales = _weight_scale(node.op_type, array, group)
+            spec = QSpec(granularity=PerChannel(0)) if node.op_type.startswith("Conv") else QSpec()
+            weight = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
+        layers.append(QuantizedLayer(name=node.name, activation=activation, weight=weight))
+    return model, layers
+
+
+def _fake(model: ir.Model, layers: list[QuantizedLayer]) -> onnx.ModelProto:
+    lower(model, layers, SimulationDialect(model))
+    return ir.to_proto(model)
+
+
+def _deploy(model: ir.Model, layers: list[QuantizedLayer]) -> onnx.ModelProto:
+    lower(model, layers, AscendDialect(model))
+    return ir.to_proto(model)
+
+
+def _runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or a deploy model lifted from its file."""
+    lifted = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
+    lift_deploy(lifted)
+    return ir.to_proto(lifted)
+
+
+@pytest.fixture(params=[_fake, _deploy], ids=["simulation", "ascend"])
+def lowered(request: pytest.FixtureRequest) -> Lower:
+    """One dialect after the other."""
+    chosen: Lower = request.param
+    return chosen
+
+
+def _run(
+    model: onnx.ModelProto,
+    x: Array,
+    level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+) -> list[Array]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+# What integers give, in NumPy
+
+
+def _weight_scale(op_type: str, weight: Array, group: int) -> Array:
+    """max|w| / 127 of each output channel, or of the whole matrix."""
+    if op_type == "Conv":
+        return np.abs(weight).reshape(weight.shape[0], -1).max(axis=1) / np.float32(127)
+    if op_type == "ConvTranspose":
+        grouped = np.abs(weight).reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+        return grouped.max(axis=(1, 3)).reshape(-1) / np.float32(127)
+    return np.atleast_1d(np.abs(weight).max() / np.float32(127))
+
+
+def _integer_weight(op_type: str, weight: Array, scale: Array, group: int) -> Array:
+    if op_type == "Conv":
+        per_weight = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    elif op_type == "ConvTranspose":
+        # Input channel i belongs to group i // (C / group), its output j is channel group_index * M + j.
+        groups = np.arange(weight.shape[0]) // (weight.shape[0] // group)
+        per_weight = scale.reshape(group, -1)[groups].reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+    else:
+        per_weight = scale
+    return np.clip(np.rint(weight.astype(np.float64) / per_weight), -128, 127).astype(np.int64)
+
+
+def _conv(x: Array, w: Array, attributes: Mapping[str, Any]) -> Array:
+    rank = w.ndim - 2
+    group, strides = attributes.get("group", 1), attributes.get("strides", [1] * rank)
+    dilations, pads = attributes.get("dilations", [1] * rank), attributes.get("pads", [0] * 2 * rank)
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    size = [
+        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], w.shape[2:], dilations, strides, strict=True)
+    ]
+    xg, wg = x.reshape(x.shape[0], group, -1, *x.shape[2:]), w.reshape(group, -1, *w.shape[1:])
+    out = np.zeros((x.shape[0], group, wg.shape[1], *size), np.int64)
+    for tap in itertools.product(*map(range, w.shape[2:])):
+        spot = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(tap, dilations, size, strides, strict=True)
+        )
+        out += np.einsum("ngc...,gmc->ngm...", xg[(..., *spot)], wg[(slice(None),) * 3 + tap])
+    return out.reshape(x.shape[0], -1, *size)
+
+
+def _conv_transpose(x: Array, w: Array, attributes: Mapping[str, Any]) -> Array:
+    rank = w.ndim - 2
+    group, strides = attributes.get("group", 1), attributes.get("strides", [1] * rank)
+    pads, extra = attributes.get("pads", [0] * 2 * rank), attributes.get("output_padding", [0] * rank)
+    full = [(n - 1) * s + k + e for n, s, k, e in zip(x.shape[2:], strides, w.shape[2:], extra, strict=True)]
+    xg, wg = x.reshape(x.shape[0], group, -1, *x.shape[2:]), w.reshape(group, -1, *w.shape[1:])
+    out = np.zeros((x.shape[0], group, w.shape[1], *full), np.int64)
+    for tap in itertools.product(*map(range, w.shape[2:])):
+        spot = tuple(slice(k, k + (n - 1) * s + 1, s) for k, n, s in zip(tap, x.shape[2:], strides, strict=True))
+        out[(..., *spot)] += np.einsum("ngc...,gcm->ngm...", xg, wg[(slice(None),) * 3 + tap])
+    out = out.reshape(x.shape[0], -1, *full)
+    return out[(..., *(slice(b, n - e) for b, e, n in zip(pads[:rank], pads[rank:], full, strict=True)))]
+
+
+def _pool(x: Array, attributes: Mapping[str, Any]) -> Array:
+    """The mean of the integers in float64; padding is the integer 0 (of q - offset) or not counted."""
+    (kh, kw), (sh, sw) = attributes["kernel_shape"], attributes["strides"]
+    top, left, bottom, right = attributes["pads"]
+    padding = [(0, 0), (0, 0), (top, bottom), (left, right)]
+    values = np.pad(x, padding)
+    counted = np.pad(np.ones_like(x), padding, constant_values=attributes.get("count_include_pad", 0))
+    rows, columns = (values.shape[2] - kh) // sh + 1, (values.shape[3] - kw) // sw + 1
+    out = np.zeros((*x.shape[:2], rows, columns))
+    for i, j in itertools.product(range(rows), range(columns)):
+        window = (..., slice(i * sh, i * sh + kh), slice(j * sw, j * sw + kw))
+        out[..., i, j] = values[window].sum(axis=(2, 3)) / counted[window].sum(axis=(2, 3))
+    return out
+
+
+def _layer(node: onnx.NodeProto, inputs: list[Array], factors: tuple[float, int]) -> Array:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    scale, zero_point = np.float32(factors[0]), factors[1]
+    x = inputs[0].T if node.op_type == "Gemm" and attributes.get("transA") else inputs[0]
+    q = np.clip(np.rint(x * (np.float32(1) / scale)) + zero_point, -128, 127).astype(np.int64) - zero_point
+    if node.op_type == "AveragePool":
+        return (_pool(q, attributes).astype(np.float32) * scale).astype(np.float32)
+    weight, bias = inputs[1], inputs[2] if len(inputs) > 2 else None
+    if node.op_type == "Gemm":
+        weight = (weight.T if attributes.get("transB") else weight) * np.float32(attributes.get("alpha", 1))
+        bias = None if bias is None else bias.reshape(-1) * np.float32(attributes.get("beta", 1))
+    group = attributes.get("group", 1)
+    weight_scale = _weight_scale(node.op_type, weight, group)
+    w = _integer_weight(node.op_type, weight, weight_scale, group)
+    product = scale * weight_scale
+    if node.op_type in ("Gemm", "MatMul"):
+        sums = np.matmul(q, w)
+        shape: tuple[int, ...] = (-1,)
+    else:
+        sums = _conv(q, w, attributes) if node.op_type == "Conv" else _conv_transpose(q, w, attributes)
+        shape = (-1, *[1] * (weight.ndim - 2))
+    if bias is not None:
+        sums = sums + np.rint(bias.astype(np.float64) / product.astype(np.float64)).astype(np.int64).reshape(shape)
+    assert np.abs(sums).max() < 2**24  # below it float32 has every integer, and no order of summing matters
+    return sums.astype(np.float32) * product.reshape(shape)
+
+
+def _expected(case: Case) -> list[Array]:
+    """All outputs: quantized layers in integers, the rest as ONNX Runtime's float kernels have it."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in case.model.graph.initializer} | {"x": case.x}
+    for node in case.model.graph.node:
+        inputs = [values[name] for name in node.input]
+        if node.name in case.factors:
+            values[node.output[0]] = _layer(node, inputs, case.factors[node.name])
+        else:
+            values[node.output[0]] = _float_layer(case, node, inputs)
+    return [values[output.name] for output in case.model.graph.output]
+
+
+def _float_layer(case: Case, node: onnx.NodeProto, inputs: list[Array]) -> Array:
+    names = [f"i{index}" for index in range(len(inputs))]
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    alone.input[:] = names
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (*names, node.output[0])]
+    graph = helper.make_graph([alone], "one", values[:-1], values[-1:])
+    model = helper.make_model(graph, opset_imports=case.model.opset_import, ir_version=case.model.ir_version)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    result: Array = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+    return result
+
+
+# The contract
+
+
+@pytest.mark.parametrize(
+    "level",
+    [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC],
+    ids=["as_written", "optimized"],
+)
+def test_computes_the_integers(lowered: Lower, case: Case, level: ort.GraphOptimizationLevel) -> None:
+    got = _run(_runnable(lowered(*_quantized(case))), case.x, level)
+    for want, have in zip(_expected(case), got, strict=True):
+        assert (have.shape, have.dtype) == (want.shape, want.dtype)
+        if case.has_pool:
+            np.testing.assert_allclose(have, want, rtol=POOL_TOLERANCE, atol=POOL_TOLERANCE * np.abs(want).max())
+        else:
+            np.testing.assert_array_equal(have, want)
+
+
+def test_quantization_shows(case: Case) -> None:
+    """The oracle itself: near the float model, and not equal to it."""
+    if case.name in ("saturating", "lowest_offset", "highest_offset"):
+        return  # far from the float model on purpose
+    for index, (exact, want) in enumerate(zip(_run(case.model, case.x), _expected(case), strict=True)):
+        if case.model.graph.output[index].name == "z" and case.name == "input_is_output":
+            continue
+        noise = 10 * np.log10(np.mean(exact.astype(np.float64) ** 2) / np.mean((exact - want.astype(np.float64)) ** 2))
+        assert 20 < noise < 60
+
+
+def test_simulation_and_deployment_are_one(case: Case) -> None:
+    simulated = _run(_fake(*_quantized(case)), case.x)
+    deployed = _run(_runnable(_deploy(*_quantized(case))), case.x)
+    for want, have in zip(simulated, deployed, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_keeps_the_interface(lowered: Lower, case: Case) -> None:
+    before, after = ir.to_proto(ir.from_proto(case.model)), lowered(*_quantized(case))
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+    assert after.opset_import == before.opset_import
+    assert after.ir_version == before.ir_version
+
+
+def test_the_simulation_is_valid_onnx(case: Case) -> None:
+    onnx.checker.check_model(_fake(*_quantized(case)), full_check=True)
+
+
+def test_names_stay_unique(lowered: Lower, case: Case) -> None:
+    graph = lowered(*_quantized(case)).graph
+    values = [name for node in graph.node for name in node.output] + [tensor.name for tensor in graph.initializer]
+    assert len(set(values)) == len(values)
+    nodes = [node.name for node in graph.node]
+    assert len(set(nodes)) == len(nodes)
+
+
+def test_does_not_touch_the_float_model(lowered: Lower, case: Case) -> None:
+    untouched = case.model.SerializeToString(deterministic=True)
+    lowered(*_quantized(case))
+    assert case.model.SerializeToString(deterministic=True) == untouched
+
+
+def test_is_deterministic(lowered: Lower, case: Case) -> None:
+    first, second = (lowered(*_quantized(case)).SerializeToString(deterministic=True) for _ in range(2))
+    assert first == second
+
+
+# The file that is deployed (spec section 7.5)
+
+
+def _by_name(model: onnx.ModelProto) -> tuple[dict[str, onnx.NodeProto], dict[str, onnx.TensorProto]]:
+    nodes = {node.name: node for node in model.graph.node}
+    return nodes, {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def test_nodes_of_the_deploy_model(case: Case) -> None:
+    nodes, tensors = _by_name(_deploy(*_quantized(case)))
+    producers = {name: node for node in nodes.values() for name in node.output}
+    for layer, (scale, zero_point) in case.factors.items():
+        node = nodes[layer]
+        quant = producers[node.input[0]]
+        assert (quant.op_type, quant.domain) == ("AscendQuant", "")
+        assert {a.name: a.type for a in quant.attribute} == {
+            "scale": onnx.AttributeProto.FLOAT,
+            "offset": onnx.AttributeProto.FLOAT,
+            "dst_type": onnx.AttributeProto.STRING,
+        }
+        want = {"scale": np.float32(1) / np.float32(scale), "offset": zero_point, "dst_type": b"INT8"}
+        assert _attributes(quant) == want
+        dequant = nodes[f"{layer}.dequant"]
+        assert (dequant.op_type, dequant.domain) == ("AscendDequant", "")
+        assert list(dequant.input) == [node.output[0], f"{layer}.dequant.param"]
+        assert _attributes(dequant) == {"dtype": 0}
+        param = tensors[f"{layer}.dequant.param"]
+        assert param.data_type == TensorProto.UINT64
+        words = numpy_helper.to_array(param)
+        assert not (words >> np.uint64(32)).any()  # no shift, no weight offset
+        if node.op_type == "AveragePool":
+            assert unpack_dequant(words).scale.tolist() == [np.float32(scale)]
+            continue
+        assert tensors[node.input[1]].data_type == TensorProto.INT8
+        assert len(words) == (len(_first_output_channels(node, tensors)) if node.op_type.startswith("Conv") else 1)
+        if len(node.input) > 2:
+            assert tensors[node.input[2]].data_type == TensorProto.INT32
+
+
+def _first_output_channels(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> range:
+    shape = tensors[node.input[1]].dims
+    return range(shape[0] if node.op_type == "Conv" else shape[1] * _attributes(node).get("group", 1))
+
+
+def test_weights_keep_their_layout_and_names(case: Case) -> None:
+    _, before = _by_name(ir.to_proto(_quantized(case)[0]))
+    _, after = _by_name(_deploy(*_quantized(case)))
+    assert {name: list(tensor.dims) for name, tensor in before.items()}.items() <= {
+        name: list(tensor.dims) for name, tensor in after.items()
+    }.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "quants"),
+    [
+        ("shared_input", ["a.quant"]),
+        ("shared_input_other_scale", ["a.quant", "c.quant"]),
+        ("shared_input_other_offset", ["a.quant", "c.quant"]),
+        ("shared_input_half_float", ["c.quant"]),
+        ("two_layers", ["a.quant", "c.quant"]),
+    ],
+)
+def test_layers_with_equal_factors_share_a_quantization(name: str, quants: list[str]) -> None:
+    case = next(case for case in _CASES if case.name == name)
+    deploy = _deploy(*_quantized(case))
+    assert [node.name for node in deploy.graph.node if node.op_type == "AscendQuant"] == quants
+    fake = _fake(*_quantized(case))
+    assert [node.name for node in fake.graph.node if node.op_type == "Round"] == [f"{name}.round" for name in quants]
+
+
+def test_an_output_keeps_its_name_and_the_tensor_inside_gives_way() -> None:
+    case = next(case for case in _CASES if case.name == "conv_2d")
+    nodes, _ = _by_name(_deploy(*_quantized(case)))
+    assert list(nodes["a"].output) == ["a_output0"]
+    assert list(nodes["a.dequant"].output) == ["y"]
+
+
+def test_a_matmul_is_dequantized_before_its_add() -> None:
+    case = next(case for case in _CASES if case.name == "matmul_add")
+    assert [node.op_type for node in _deploy(*_quantized(case)).graph.node] == [
+        "AscendQuant",
+        "MatMul",
+        "AscendDequant",
+        "Add",
+    ]
+
+
+def test_the_simulation_has_standard_operators_only() -> None:
+    for case in _CASES:
+        model = _fake(*_quantized(case))
+        assert {node.domain for node in model.graph.node} == {""}
+        assert not any(node.op_type.startswith("Ascend") for node in model.graph.node)
+
+
+# Extremes
+
+
+def _one_layer(weight: Array, bias: Array | None, factors: tuple[float, int], x: Array) -> Case:
+    arrays = {"w": weight} | ({"b": bias} if bias is not None else {})
+    body = f"[a] y = Conv ({', '.join(['x', *arrays])})"
+    case = _case("extreme", body, x.shape, {"a": factors}, **arrays)
+    return Case(name=case.name, model=case.model, factors=case.factors, x=x)
+
+
+@pytest.mark.parametrize("zero_point", [-128, 0, 127])
+@pytest.mark.parametrize(("value", "activation"), list(itertools.product([-1e9, 1e9], [-128, 127])))
+def test_the_extremes_of_int8(lowered: Lower, value: float, activation: int, zero_point: int) -> None:
+    """Saturated inputs times weights of -128 and 127: scales of one show the integers themselves."""
+    weight = np.full((1, 4, 3, 3), activation, np.float32)
+    case = _one_layer(weight, None, (1.0, zero_point), np.full((1, 4, 3, 3), value, np.float32))
+    model, (layer,) = _quantized(case)
+    exact = QParams(scale=np.ones(1, np.float32), zero_point=np.zeros(1, np.int32), spec=QSpec())
+    quantized = QuantizedLayer(name="a", activation=layer.activation, weight=exact)
+    got = _run(_runnable(lowered(model, [quantized])), case.x)[0]
+    q = (127 if value > 0 else -128) - zero_point
+    assert got.reshape(-1).tolist() == [36.0 * q * activation]
+
+
+def test_halves_are_rounded_to_even_and_then_shifted(lowered: Lower) -> None:
+    x = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], np.float32).reshape(6, 1, 1, 1)
+    case = _one_layer(np.full((1, 1, 1, 1), 127, np.float32), None, (1.0, 1), x)
+    got = _run(_runnable(lowered(*_quantized(case))), x)[0]
+    assert (got.reshape(-1) / 127).tolist() == [-2.0, -2.0, 0.0, 0.0, 2.0, 2.0]
+
+
+_LIMIT = 2.0**31
+
+
+@pytest.mark.parametrize("bias", [_LIMIT, -_LIMIT * 1.001, 1e30])
+def test_a_bias_beyond_int32_is_an_error(lowered: Lower, bias: float) -> None:
+    weight = np.full((2, 1, 1, 1), 127, np.float32)  # scale 1, and so the bias is its integer
+    case = _one_layer(weight, np.array([0, bias], np.float32), (1.0, 0), np.ones((1, 1, 1, 1), np.float32))
+    text = 'Do bias quantize failed. Quantized bias of layer "a" exceed int32 range'
+    with pytest.raises(ModelError) as caught:
+        lowered(*_quantized(case))
+    assert str(caught.value).startswith(text)
+    assert str(caught.value).endswith("please add it to skip layer.")
+
+
+@pytest.mark.parametrize("bias", [-_LIMIT, _LIMIT - 128])
+def test_a_bias_at_the_limits_of_int32_is_kept(bias: float) -> None:
+    """The largest float32 below 2^31 is 2^31 - 128."""
+    weight = np.full((1, 1, 1, 1), 127, np.float32)
+    case = _one_layer(weight, np.array([bias], np.float32), (1.0, 0), np.ones((1, 1, 1, 1), np.float32))
+    nodes, tensors = _by_name(_deploy(*_quantized(case)))
+    assert numpy_helper.to_array(tensors[nodes["a"].input[2]]).tolist() == [int(bias)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(2.0**-10, 1.0, width=32),
+    st.integers(-128, 127),
+    st.lists(st.floats(-50, 50, width=32), min_size=16, max_size=16),
+)
+def test_any_factors(scale: float, zero_point: int, values: list[float]) -> None:
+    x = np.array(values, np.float32).reshape(1, 4, 2, 2)
+    case = _one_layer(_normal("w", (3, 4, 2, 2)), _normal("b", (3,)), (scale, zero_point), x)
+    want = _expected(case)[0]
+    for dialect in (_fake, _deploy):
+        np.testing.assert_array_equal(_run(_runnable(dialect(*_quantized(case))), x)[0], want)
