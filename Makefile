@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench accuracy clean
 
-$(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c
+$(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
