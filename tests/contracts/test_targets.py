@@ -572,13 +572,25 @@ def test_a_bias_beyond_int32_is_an_error(lowered: Lower, bias: float) -> None:
     assert str(caught.value).endswith("please add it to skip layer.")
 
 
-@pytest.mark.parametrize("bias", [-_LIMIT, _LIMIT - 128])
-def test_a_bias_at_the_limits_of_int32_is_kept(bias: float) -> None:
-    """The largest float32 below 2^31 is 2^31 - 128."""
+_REACH = 127 * 128  # the largest product of this weight and an int8 activation
+
+
+@pytest.mark.parametrize("bias", [-(_LIMIT - 2 * 2**14), _LIMIT - 2 * 2**14])
+def test_a_bias_whose_sums_stay_in_int32_is_kept(bias: float) -> None:
     weight = np.full((1, 1, 1, 1), 127, np.float32)
     case = _one_layer(weight, np.array([bias], np.float32), (1.0, 0), np.ones((1, 1, 1, 1), np.float32))
     nodes, tensors = _by_name(_deploy(*_quantized(case)))
     assert numpy_helper.to_array(tensors[nodes["a"].input[2]]).tolist() == [int(bias)]
+
+
+@pytest.mark.parametrize("bias", [-_LIMIT, _LIMIT - 128])
+def test_sums_that_could_wrap_around_are_an_error(lowered: Lower, bias: float) -> None:
+    """The largest float32 below 2^31 is 2^31 - 128: the bias fits, and bias plus product does not."""
+    assert abs(bias) + _REACH >= _LIMIT
+    weight = np.full((1, 1, 1, 1), 127, np.float32)
+    case = _one_layer(weight, np.array([bias], np.float32), (1.0, 0), np.ones((1, 1, 1, 1), np.float32))
+    with pytest.raises(ModelError, match='sums of layer "a" may exceed int32 range .* add it to skip layer'):
+        lowered(*_quantized(case))
 
 
 @settings(max_examples=60, deadline=None)

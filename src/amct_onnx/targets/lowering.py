@@ -82,8 +82,10 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
     weight = constant_value(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
-    _store(node, 1, dialect.integers(integer_weight(weight, node, layer.weight), bias=False))
+    integers = integer_weight(weight, node, layer.weight)
+    _store(node, 1, dialect.integers(integers, bias=False))
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    quotient = np.zeros(1)
     if bias is not None:
         # float64: a float32 quotient would already be off by more than one unit near the int32 limits.
         quotient = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
@@ -93,8 +95,24 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
         _store(node, 2, dialect.integers(quotient.astype(np.int32), bias=True))
+    _refuse_overflow(node, integers, quotient, layer.activation)
     columns = weight.shape[-1] if node.op_type == "MatMul" else None
     return Dequantization(layer.name, scale, rank=weight.ndim, columns=columns)
+
+
+def _refuse_overflow(
+    node: ir.Node, weight: npt.NDArray[np.int32], bias: npt.NDArray[np.float64], activation: QParams
+) -> None:
+    """The int32 sums of a layer would wrap around in silence: refuse a layer in which some input reaches that far."""
+    zero_point, spec = int(activation.zero_point[0]), activation.spec
+    reach = max(spec.qmax - zero_point, zero_point - spec.qmin)
+    magnitudes = np.abs(weight.astype(np.float64))
+    sums = weight_rows(magnitudes, node).sum(axis=1) if "Conv" in node.op_type else magnitudes.sum(axis=-2)
+    largest = float((np.abs(bias) + reach * sums).max())
+    if largest > _INT32.max:
+        raise ModelError(
+            f'The sums of layer "{node.name}" may exceed int32 range (up to {largest:.3g}), please add it to skip layer.'
+        )
 
 
 def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[np.int32]:
