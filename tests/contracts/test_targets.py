@@ -589,7 +589,7 @@ def test_sums_that_could_wrap_around_are_an_error(lowered: Lower, bias: float) -
     assert abs(bias) + _REACH >= _LIMIT
     weight = np.full((1, 1, 1, 1), 127, np.float32)
     case = _one_layer(weight, np.array([bias], np.float32), (1.0, 0), np.ones((1, 1, 1, 1), np.float32))
-    with pytest.raises(ModelError, match='sums of layer "a" may exceed int32 range .* add it to skip layer'):
+    with pytest.raises(ModelError, match=r'sums of layer "a" may exceed int32 range .* add it to skip layer'):
         lowered(*_quantized(case))
 
 

@@ -111,7 +111,7 @@ def _refuse_overflow(
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
         raise ModelError(
-            f'The sums of layer "{node.name}" may exceed int32 range (up to {largest:.3g}), please add it to skip layer.'
+            f'The sums of layer "{node.name}" may exceed int32 range ({largest:.3g}), please add it to skip layer.'
         )
 
 
