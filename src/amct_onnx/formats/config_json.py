@@ -44,7 +44,7 @@ from amct_onnx.formats.config_rules import (
     check_object,
     check_value,
 )
-from amct_onnx.formats.files import Mistakes, read_text, write_atomic
+from amct_onnx.formats.files import Mistakes, read_text
 
 _SUGGESTIONS = 5  # close matches are looked up for this many unknown names only: it is slow on large models
 
@@ -221,11 +221,6 @@ def _read_tensor(
         return None  # its type was wrong, which is reported already
     name, index = values.get("layer_name"), values.get("input_index")
     return fit_tensor(name, index, Choice(**act), where, facts, mistakes, asymmetric=asymmetric)
-
-
-def write_config(path: str | os.PathLike[str], settings: Settings, facts: GraphFacts) -> None:
-    """Write config.json as AMCT does; raises OutputError."""
-    write_atomic(path, format_config(settings, facts))
 
 
 def format_config(settings: Settings, facts: GraphFacts) -> str:

@@ -174,7 +174,7 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
     """A record of another model, or an edited scale_w, does not reproduce the weights that calibration saw."""
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
-    ratio = weight_rows(weight, node).astype(np.float64) / params.scale.reshape(-1, 1)
+    ratio = weight_rows(weight, node) / params.scale.reshape(-1, 1)
     off_grid = np.abs(ratio - np.rint(ratio)).max() > _GRID_TOLERANCE
     if off_grid or ratio.max() > params.spec.qmax + 0.5 or ratio.min() < params.spec.qmin - 0.5:
         raise RecordError(

@@ -13,12 +13,13 @@ from decimal import Decimal
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.qparams import QParams, asymmetric_from_range, legal_scale, symmetric_from_range
+from amct_onnx.core.qparams import FLT_EPSILON, QParams, asymmetric_from_range, symmetric_from_range
 from amct_onnx.core.settings import Ifmr
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.stats.histogram import DyadicHistogram
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
@@ -28,20 +29,24 @@ def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
     """
     low = min(0.0, -_top(stat, settings.min_percentile, negate=True))
     high = max(0.0, _top(stat, settings.max_percentile, negate=False))
+    bounds = candidate_ratios(settings) * (max(high, -low) if spec.symmetric else high)
+    if spec.symmetric:
+        floors, scales = -bounds, bounds / (spec.qmax if high >= -low else -spec.qmin)
+    else:
+        floors, scales = np.full_like(bounds, low), (bounds - low) / (spec.qmax - spec.qmin)
+    scales = np.where(scales < FLT_EPSILON, 1.0, scales)
+    allowed = scales <= 1 / FLT_EPSILON
+    if not allowed.any():
+        raise ValueError("no candidate of the search range gives a legal scale")
     lower, upper = stat.edges()
     used = stat.counts > 0
-    x, weight = (0.5 * (lower + upper))[used], stat.counts[used].astype(np.float64)
-    best: tuple[float, float] | None = None
-    for ratio in candidate_ratios(settings):
-        bound = ratio * (high if not spec.symmetric else max(high, -low))
-        loss = _loss(x, weight, bound, low, high, spec)
-        if loss is not None and (best is None or loss < best[0]):
-            best = loss, bound
-    if best is None:
-        raise ValueError("no candidate of the search range gives a legal scale")
+    x, weight = (0.5 * (lower + upper))[used].astype(np.float32), stat.counts[used].astype(np.float32)
+    candidates = zip(floors, bounds, scales, strict=True)
+    losses = np.asarray([_loss(x, weight, *candidate) for candidate in candidates])
+    bound = float(bounds[np.argmin(np.where(allowed, losses, np.inf))])
     if not spec.symmetric:
-        return asymmetric_from_range(low, best[1], spec)
-    return symmetric_from_range(0.0, best[1], spec) if high >= -low else symmetric_from_range(-best[1], 0.0, spec)
+        return asymmetric_from_range(low, bound, spec)
+    return symmetric_from_range(0.0, bound, spec) if high >= -low else symmetric_from_range(-bound, 0.0, spec)
 
 
 def candidate_ratios(settings: Ifmr) -> Array:
@@ -71,21 +76,12 @@ def _top(stat: DyadicHistogram, percentile: float, *, negate: bool) -> float:
     return float(upper[bin_] - (upper[bin_] - lower[bin_]) * inside / counts[bin_])
 
 
-def _loss(x: Array, weight: Array, bound: float, low: float, high: float, spec: QSpec) -> float | None:
-    try:
-        if spec.symmetric:
-            floor = -bound
-            scale = float(legal_scale(bound / (spec.qmax if high >= -low else -spec.qmin)))
-        else:
-            floor = low
-            scale = float(legal_scale((bound - low) / (spec.qmax - spec.qmin)))
-    except ValueError:
-        return None
-    y = np.clip(x, floor, bound)
-    y /= scale
+def _loss(x: Floats, weight: Floats, floor: float, bound: float, scale: float) -> float:
+    y = np.clip(x, np.float32(floor), np.float32(bound))
+    y /= np.float32(scale)
     np.rint(y, out=y)
-    y *= scale
+    y *= np.float32(scale)
     y -= x
     y *= y
     y *= weight
-    return float(y.sum())  # not a BLAS product, whose threads would add in an order of their own
+    return float(y.sum(dtype=np.float64))  # not a BLAS product, whose threads would add in an order of their own

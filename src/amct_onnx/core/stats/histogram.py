@@ -79,6 +79,11 @@ class DyadicHistogram:
         """
         flat = _flat(x)
         _, minimum, maximum = count_values(flat, 0, 0, 0)
+        return cls._within(flat, minimum, maximum)
+
+    @classmethod
+    def _within(cls, flat: npt.NDArray[np.float32], minimum: float, maximum: float) -> Self:
+        """Histogram of `flat`, whose extremes are known; the maximum is Inf if it holds NaN."""
         if not (math.isfinite(minimum) and math.isfinite(maximum)):
             raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
         minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
@@ -88,14 +93,35 @@ class DyadicHistogram:
         return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
     def add(self, x: npt.NDArray[np.floating[Any]]) -> Self:
-        """`self.merge(of(x))`, in a single pass over `x` when it stays within the extremes."""
+        """`self.merge(of(x))`, in a single pass over `x` as long as the bins keep their width.
+
+        Spare bins on both sides take what lies beyond the extremes so far; without them every new maximum would cost
+        a second pass.
+        """
         if not self.counts.size:
             return self.of(x)
         flat = _flat(x)
-        counts, minimum, maximum = count_values(flat, self.exponent, self.low, self.counts.size)
-        if self.minimum <= minimum and maximum <= self.maximum:
-            return replace(self, counts=self.counts + counts)
-        return self.merge(self.of(flat))
+        spare = MAX_BINS - self.counts.size
+        first = self.low - (0 if self.minimum == 0 else spare if self.maximum == 0 else spare // 2)
+        counts, minimum, maximum = count_values(flat, self.exponent, first, MAX_BINS)
+        if not self._reaches(first, minimum, maximum):
+            return self.merge(self._within(flat, minimum, maximum))
+        minimum, maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
+        low, high = _index(minimum, self.exponent), _index(maximum, self.exponent)
+        counts = counts[low - first : high - first + 1].copy()
+        counts[self.low - low : self.low - low + self.counts.size] += self.counts
+        return replace(self, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    def _reaches(self, first: int, minimum: float, maximum: float) -> bool:
+        """MAX_BINS bins of this width from bin `first` hold values with these extremes, and need not be wider."""
+        if not (math.isfinite(minimum) and math.isfinite(maximum)):
+            return False
+        minimum, maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        return (
+            _exponent(minimum, maximum) == self.exponent
+            and _index(minimum, self.exponent) >= first
+            and _index(maximum, self.exponent) < first + MAX_BINS
+        )
 
     @property
     def total(self) -> int:
