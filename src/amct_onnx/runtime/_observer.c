@@ -39,8 +39,10 @@ enum {
     CONTEXT_GET_OUTPUT = 91,
     RELEASE_STATUS = 93,
     RELEASE_TENSOR_TYPE_AND_SHAPE = 99,
+    CONTEXT_PARALLEL_FOR = 274,
 };
-#define INTERFACE_VERSION 12
+#define INTERFACE_VERSION 17
+#define OPERATOR_VERSION 12 /* of the description of an operator below; a later one would have more fields */
 #define ELEMENT_FLOAT 1
 
 typedef void *Handle;
@@ -51,6 +53,13 @@ typedef struct {
     const Function *(ORT_CALL *get_functions)(uint32_t version);
     const char *(ORT_CALL *get_version)(void);
 } Base;
+
+/* Lends the runtime's threads to `_counting.c`, which has the same declaration of the first member. */
+typedef struct Runner {
+    int (*run)(const struct Runner *, void (*task)(void *, size_t), void *data, size_t count);
+    const Function *functions;
+    Handle context;
+} Runner;
 
 /* An operator as the runtime wants it described. Fields of later interface versions stay NULL and are not read. */
 typedef struct Operator {
@@ -167,6 +176,16 @@ static int describe(const Function *f, Handle tensor, float **data, size_t *coun
     return status == NULL;
 }
 
+static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void *data, size_t count)
+{
+    typedef Status(ORT_CALL * ParallelFor)(Handle, void (*)(void *, size_t), size_t, size_t, void *);
+    const Status status =
+        ((ParallelFor)runner->functions[CONTEXT_PARALLEL_FOR])(runner->context, task, count, count, data);
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))runner->functions[RELEASE_STATUS])(status);
+    return status == NULL;
+}
+
 static void ORT_CALL compute(Handle handle, Handle context)
 {
     typedef Status(ORT_CALL * GetInput)(Handle, size_t, Handle *);
@@ -174,6 +193,7 @@ static void ORT_CALL compute(Handle handle, Handle context)
     const Kernel *kernel = handle;
     const Function *f = kernel->functions;
     const int64_t one = 1;
+    const Runner runner = {run_parallel, f, context};
     Handle input = NULL, output = NULL;
     float *x = NULL, *y = NULL;
     size_t count = 0, written = 0;
@@ -193,7 +213,8 @@ static void ORT_CALL compute(Handle handle, Handle context)
     PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
                                              PyBUF_READ);
     if (view != NULL && callback != NULL && kernel->attributes != NULL)
-        Py_XDECREF(PyObject_CallFunction(callback, "sOO", kernel->op_type, view, kernel->attributes));
+        Py_XDECREF(PyObject_CallFunction(callback, "sOON", kernel->op_type, view, kernel->attributes,
+                                         PyLong_FromVoidPtr((void *)&runner)));
     Py_XDECREF(view);
     PyErr_Clear(); /* the callback does not raise; nothing may leave a kernel */
     PyGILState_Release(state);
@@ -227,7 +248,7 @@ static int ORT_CALL required(const Operator *op, size_t index)
 }
 
 #define OPERATOR(type)                                                                                                 \
-    {INTERFACE_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
+    {OPERATOR_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
      compute,           destroy, required, required, {NULL},       type}
 static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG")};
 
@@ -260,8 +281,8 @@ static PyObject *set_callback(PyObject *module, PyObject *function)
 
 static PyMethodDef methods[] = {
     {"set_callback", set_callback, METH_O,
-     "set_callback(function): call function(op_type, view, attributes) for each tensor that an observer sees.\n\n"
-     "`view` is a memoryview of its float32 bytes, valid during the call only."},
+     "set_callback(function): call function(op_type, view, attributes, runner) for each tensor an observer sees.\n\n"
+     "`view` is a memoryview of its float32 bytes, `runner` the address of a Runner; both hold during the call only."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from amct_onnx.core.stats.counting import threads_of
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.runtime.calibration import observe
 
@@ -29,19 +30,19 @@ def session_options() -> onnxruntime.SessionOptions:
     """New session options on which the calibration operators are registered.
 
     Memory patterns are off: with them the runtime holds a second copy of all activations to save allocations that
-    calibration does not notice. The runtime's threads do not spin while they wait: the cores are needed for counting.
+    calibration does not notice.
     """
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.register_custom_ops_library(_compiled_library() if _compiled is not None else _python_library())
     return options
 
 
 @cache
 def _compiled_library() -> str:
-    def body(op_type: str, view: memoryview, attributes: dict[str, Any]) -> None:
-        observe(op_type, np.frombuffer(view, np.float32), attributes)
+    def body(op_type: str, view: memoryview, attributes: dict[str, Any], runner: int) -> None:
+        with threads_of(runner):
+            observe(op_type, np.frombuffer(view, np.float32), attributes)
 
     _compiled.set_callback(body)
     return str(_compiled.__file__)

@@ -24,7 +24,7 @@ _SIZES = st.sampled_from([0, 1, 2]) | st.integers(0, 300)
 _LOWS = st.integers(-100, 100) | st.sampled_from([-(2**23) + 1, 2**23 - 301])
 
 # Each full 2^18 elements get a thread: three of them.
-THREADED = (1 << 18) * 3 + 7
+THREADED = counting._PER_THREAD * 3 + 7
 
 
 @pytest.fixture(scope="module")
@@ -135,4 +135,4 @@ def test_without_the_extension_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_compiled_loop_refuses_impossible_lengths(n: int, size: int) -> None:
     """Before it touches memory: the addresses here are not valid."""
     with pytest.raises(ValueError, match="between 1 and"):
-        counting._counting.count(0, n, 1.0, 0, size, 0)
+        counting._counting.count(0, n, 1.0, 0, size, 0, 1, 0)

@@ -7,7 +7,10 @@ test holds the two together.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -27,7 +30,7 @@ Counts = npt.NDArray[np.int64]
 # Chunks of this many elements keep the passes of `_count_numpy` in the second-level cache.
 _CHUNK = 1 << 16
 # Below this size a second thread costs more than it saves.
-_PER_THREAD = 1 << 18
+_PER_THREAD = 1 << 17
 
 
 def count_values(x: Floats, exponent: int, low: int, size: int) -> tuple[Counts, float, float]:
@@ -36,20 +39,43 @@ def count_values(x: Floats, exponent: int, low: int, size: int) -> tuple[Counts,
     `x`: contiguous float32[n], n >= 1. Values outside the bins are not counted: the caller sees them in the extremes,
     of which the maximum is inf when `x` holds NaN. With size 0 only the extremes are found.
     """
+    parts = max(1, min(_threads(), x.size // _PER_THREAD))
+    if _counting is not None and (parts == 1 or _lent.runner):
+        return _count_compiled(x, exponent, low, size, parts)
     count = _count_numpy if _counting is None else _count_compiled
-    parts = np.array_split(x, max(1, min(_threads(), x.size // _PER_THREAD)))
-    if len(parts) == 1:
-        return count(x, exponent, low, size)
-    others = [_pool().submit(count, part, exponent, low, size) for part in parts[1:]]
-    results = [count(parts[0], exponent, low, size), *(other.result() for other in others)]
+    pieces = np.array_split(x, parts)
+    others = [_pool().submit(count, piece, exponent, low, size) for piece in pieces[1:]]
+    results = [count(pieces[0], exponent, low, size), *(other.result() for other in others)]
     counts: Counts = np.sum([result[0] for result in results], axis=0, dtype=np.int64)
     return counts, min(r[1] for r in results), max(r[2] for r in results)
 
 
-def _count_compiled(x: Floats, exponent: int, low: int, size: int) -> tuple[Counts, float, float]:
-    counts = np.zeros(size, np.int64)
-    minimum, maximum = _counting.count(x.ctypes.data, x.size, 2.0**-exponent, low, size, counts.ctypes.data)
-    return counts, minimum, maximum
+class _Lent(threading.local):
+    """Threads that the caller of this thread lends, as the address of a Runner of `_counting.c`; 0 for none."""
+
+    runner = 0
+
+
+_lent = _Lent()
+
+
+@contextmanager
+def threads_of(runner: int) -> Iterator[None]:
+    """Count on the threads of `runner` (an address, valid meanwhile) in this thread."""
+    _lent.runner = runner
+    try:
+        yield
+    finally:
+        _lent.runner = 0
+
+
+def _count_compiled(x: Floats, exponent: int, low: int, size: int, parts: int = 1) -> tuple[Counts, float, float]:
+    counts = np.zeros((parts, size), np.int64)
+    addresses = x.ctypes.data, counts.ctypes.data
+    minimum, maximum = _counting.count(
+        addresses[0], x.size, 2.0**-exponent, low, size, addresses[1], parts, _lent.runner
+    )
+    return counts[0] if parts == 1 else counts.sum(axis=0), minimum, maximum
 
 
 def _count_numpy(x: Floats, exponent: int, low: int, size: int) -> tuple[Counts, float, float]:
