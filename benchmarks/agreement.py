@@ -7,6 +7,7 @@ and the deploy model (by `deployed_session`, in integers) classify the test part
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -135,6 +136,7 @@ def main() -> int:
     if missing:
         print(f"[ERROR] no such model: {missing[0]}; pass --data or set AMCT_TEST_DATA", file=sys.stderr)
         return 1
+    os.environ.setdefault("AMCT_LOG_LEVEL", "ERROR")
     print(HEADER)
     agree = True
     for name in args.models:
