@@ -162,3 +162,13 @@ def check_outputs(flow: Flow, seen: dict[str, np.ndarray], fresh: dict[str, np.n
     assert sqnr(flow.run_float(seen), flow.run_fake_quant(seen)) > MINIMUM_SQNR_DB
     for feeds in (seen, fresh):
         np.testing.assert_array_equal(flow.run_deploy(feeds), flow.run_fake_quant(feeds))
+
+
+def prepared(folder: Path, batch_num: int = 1, **arguments: object) -> Flow:
+    """`two_convs` up to the calibration model."""
+    return Flow.of(two_convs(), folder).configure(batch_num=batch_num, **arguments).quantize()
+
+
+def feeds(*seeds: int) -> list[dict[str, np.ndarray]]:
+    """A batch for `two_convs` from each seed."""
+    return [{"x": images(seed)} for seed in seeds]

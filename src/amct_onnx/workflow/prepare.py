@@ -104,7 +104,7 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
         _fuse(model, settings)
     normalize_layers(model, frozenset(layers))
     plan = make_plan(model, ASCEND, decisions, settings)
-    records = _quantize_weights(model, plan, facts, settings)
+    records = _quantize_weights(model, plan, facts)
     record_path = os.path.realpath(record_file)
     insert_observers(model, _observers(plan, settings, record_path))
     with atomic_path(record_path) as file:  # moved into place when the model is written too
@@ -124,22 +124,28 @@ def _fuse(model: ir.Model, settings: Settings) -> None:
     model.metadata_props[FUSIONS_KEY] = json.dumps(origins, ensure_ascii=False)
 
 
-def _quantize_weights(
-    model: ir.Model, plan: QuantPlan, facts: GraphFacts, settings: Settings
-) -> dict[str, LayerRecord]:
+def _quantize_weights(model: ir.Model, plan: QuantPlan, facts: GraphFacts) -> dict[str, LayerRecord]:
     """Replace weights by their fake-quantized values, so that calibration sees the error of the weights."""
     names, nodes = ValueNames(model), {node.name: node for node in model.graph}
-    records = {}
+    records: dict[str, LayerRecord] = {}
+    vanished: dict[str, int] = {}
     for layer in plan.layers:
         entry = plan.settings[layer]
         if not facts.layers[layer].has_weight:
             records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
             continue
-        records[layer] = _quantize_weight(nodes[layer], entry, names)
+        records[layer], lost = _quantize_weight(nodes[layer], entry, names)
+        if lost:
+            vanished[layer] = lost
+    if vanished:
+        first = next(iter(vanished))
+        text = "%d channels in %d layers (first: %s) have weights so small that int8 makes them 0, as AMCT does."
+        _log.warning(text, sum(vanished.values()), len(vanished), first)
     return records
 
 
-def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> LayerRecord:
+def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
+    """The record of a layer's weight, and how many of its channels are not zero and become zero."""
     weight = constant_value(node.inputs[1])
     assert weight is not None  # a planned layer's weight is constant
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
@@ -152,13 +158,15 @@ def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> 
     if bias is not None and not np.isfinite(bias).all():
         text = "the bias holds NaN or Inf. Correct the model or add the layer to skip_layers."
         raise ModelError(f'Layer "{node.name}": {text}')
-    quantized = rows_to_weight(fake_quantize(rows, params), weight.shape, node)
-    own_constant(node, 1, quantized, f"{node.name}.weight", names=names)
-    return LayerRecord(
+    quantized = fake_quantize(rows, params)
+    lost = int((rows.any(axis=1) & ~quantized.any(axis=1)).sum())
+    own_constant(node, 1, rows_to_weight(quantized, weight.shape, node), f"{node.name}.weight", names=names)
+    record = LayerRecord(
         scale_w=tuple(float(s) for s in params.scale),
         offset_w=(0,) * params.scale.size,
         wts_type=f"INT{entry.weight.num_bits}",
     )
+    return record, lost
 
 
 def _observers(plan: QuantPlan, settings: Settings, record_path: str) -> list[Observer]:
