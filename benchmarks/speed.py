@@ -178,7 +178,7 @@ def report(images: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=160)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--measure", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure is None:

@@ -23,10 +23,13 @@ def quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.int32]:
     array = np.asarray(x, np.float64)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim)
     zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
-    q = np.rint(array / scale) + zero_point
-    if np.isnan(q).any():
+    q = np.asarray(array / scale)
+    np.rint(q, out=q)
+    if zero_point.any():
+        q += zero_point
+    if q.size and np.isnan(q.min()):
         raise ValueError("the array holds NaN")
-    return np.clip(q, params.spec.qmin, params.spec.qmax).astype(np.int32)
+    return np.clip(q, params.spec.qmin, params.spec.qmax, out=q).astype(np.int32)
 
 
 def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
@@ -34,7 +37,9 @@ def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
     array = np.asarray(q)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim).astype(np.float32)
     zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
-    return ((array - zero_point).astype(np.float32) * scale).astype(np.float32)
+    steps = (array - zero_point if zero_point.any() else array).astype(np.float32)
+    steps *= scale
+    return steps
 
 
 def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:

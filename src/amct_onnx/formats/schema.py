@@ -131,6 +131,9 @@ def shortest_float32(value: float) -> float:
     exact = to_float32(value)
     if not math.isfinite(exact):
         return exact
+    # Almost always eight digits are one too few or just right, and fewer are rare: ask those first.
+    if to_float32(float(f"{exact:.8g}")) != exact:
+        return float(f"{exact:.9g}")
     for digits in (6, 7, 8):
         short = float(f"{exact:.{digits}g}")
         if to_float32(short) == exact:

@@ -175,8 +175,10 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
     ratio = weight_rows(weight, node) / params.scale.reshape(-1, 1)
-    off_grid = np.abs(ratio - np.rint(ratio)).max() > _GRID_TOLERANCE
-    if off_grid or ratio.max() > params.spec.qmax + 0.5 or ratio.min() < params.spec.qmin - 0.5:
+    integers = np.rint(ratio)
+    ratio -= integers
+    off_grid = max(ratio.max(), -ratio.min()) > _GRID_TOLERANCE
+    if off_grid or integers.max() > params.spec.qmax or integers.min() < params.spec.qmin:
         raise RecordError(
             f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
             "another model or was edited: run quantize_model and the calibration again."
