@@ -11,29 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper, parser
+from opsets import newest_opset
 
 _CHANNELS_IN, _CHANNELS = 4, 6
 _IR_VERSION = 10
 
 
-def _newest_opset() -> int:
-    """The newest opset that both onnx and ONNX Runtime know."""
-    for opset in range(onnx.defs.onnx_opset_version(), 17, -1):
-        model = parser.parse_model(
-            f'<ir_version: 10, opset_import: ["" : {opset}]> g (float x) => (float y) {{y=Relu(x)}}'
-        )
-        try:
-            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        except Exception:  # the runtime has no narrower class for an opset that it does not know
-            continue
-        return opset
-    raise AssertionError("no common opset")
-
-
-NEWEST = _newest_opset()
+NEWEST = newest_opset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,21 +21,11 @@ from flow import (
     two_convs,
 )
 from onnx import helper, parser
+from opsets import newest_opset
 
 import amct_onnx as amct
 
 # Versions of ONNX
-
-
-def newest_opset() -> int:
-    """The newest opset that onnx and ONNX Runtime both know."""
-    for opset in range(onnx.defs.onnx_opset_version(), 17, -1):
-        try:
-            ort.InferenceSession(two_convs(opset=opset).SerializeToString(), providers=CPU)
-        except Exception:  # the runtime has no narrower class for an opset that it does not know
-            continue
-        return opset
-    raise AssertionError("no common opset")
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 15, 17, 18, 19, 21, newest_opset()])

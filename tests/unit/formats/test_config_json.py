@@ -407,7 +407,7 @@ def test_all_mistakes_are_reported_at_once(read: Read) -> None:
     [
         ("", ":1:1: no JSON"),
         ("{", ":1:2: no JSON"),
-        ('{\n    "version":1,\n}', ":3:1: no JSON"),
+        ('{\n    "version":1\n    "batch_num":1\n}', ":3:5: no JSON"),
         ("common_config : {}", ":1:1: no JSON"),
         ("[1]", ": must be one JSON object, but is list"),
         ("1" * 5000, ": no JSON that can be read"),

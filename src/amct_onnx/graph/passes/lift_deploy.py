@@ -30,8 +30,8 @@ from amct_onnx.graph.passes.lift_ops import Emitter, Quantized, unsupported
 
 _MINIMUM_OPSET = 11
 _FLOAT = int(ir.DataType.FLOAT)
-# ONNX Runtime has no kernel for the QuantizeLinear of opset 28; its own one, of the same meaning, does not age.
-_LAST_QUANTIZE_LINEAR = 27
+# Each ONNX Runtime lacks a kernel for the newest QuantizeLinear; its own one, of the same meaning, does not age.
+_LAST_QUANTIZE_LINEAR = 21
 # Operators that move, repeat or drop elements of input 0 and do not look at them.
 _RESHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth", "Transpose")
 _MOVES = frozenset((*_RESHAPE, "Slice", "Split", "Gather", "Expand", "Tile"))

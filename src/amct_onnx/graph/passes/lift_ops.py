@@ -21,6 +21,7 @@ from amct_onnx.graph.constants import ValueNames, add_initializer, constant_valu
 
 _INT8_TO_UINT8 = np.uint8(0x80)
 WEIGHT_ZERO_POINT = 128
+_END = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +161,7 @@ def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
 
     value = _stuff(emit, x, strides)
     if min(before + after) < 0:
-        pads = emit.ints([0, 0, *before, 0, 0, *after], "pads")
-        value = emit.op("Pad", [value, pads, emit.zero_point(x.zero_point)], {"mode": "constant"})
+        value = _pad_and_crop(emit, value, x.zero_point, before, after)
         before, after = [0] * rank, [0] * rank
     product = emit.op(
         "ConvInteger",
@@ -299,6 +299,16 @@ def _turned(weight: npt.NDArray[np.int8], group: int) -> npt.NDArray[np.int8]:
     grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:]).swapaxes(1, 2)
     turned = grouped.reshape(-1, weight.shape[0] // group, *weight.shape[2:])
     return np.flip(turned, axis=tuple(range(2, weight.ndim)))
+
+
+def _pad_and_crop(emit: Emitter, value: ir.Value, zero_point: int, before: list[int], after: list[int]) -> ir.Value:
+    """Pads of either sign: padding first, since a Pad that crops a whole axis goes wrong in ONNX Runtime 1.23."""
+    rank = len(before)
+    pads = emit.ints([0, 0, *(max(0, b) for b in before), 0, 0, *(max(0, a) for a in after)], "pads")
+    padded = emit.op("Pad", [value, pads, emit.zero_point(zero_point)], {"mode": "constant"})
+    starts = emit.ints([max(0, -b) for b in before], "starts")
+    ends = emit.ints([a if a < 0 else _END for a in after], "ends")
+    return emit.op("Slice", [padded, starts, ends, emit.ints(list(range(2, 2 + rank)), "axes")])
 
 
 def _cut(emit: Emitter, full: ir.Value, size: list[int], *, centre_low: bool) -> ir.Value:
