@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A shared machine may pause for longer than any deadline; and CI repeats the same examples.
+settings.register_profile("here", deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.load_profile("here")
 
 _ROOT = Path(__file__).resolve().parents[1]
 
