@@ -1,7 +1,7 @@
 """Counting float32 values in dyadic bins: the inner loop of calibration.
 
-`_counting` is a small optional C extension; `_count_numpy` gives the same numbers without it, four times slower. A
-test holds the two together.
+`_counting` is a small optional C extension; `_count_numpy` gives the same numbers without it, more slowly. A test
+holds the two together.
 """
 
 from __future__ import annotations
