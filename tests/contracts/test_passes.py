@@ -51,7 +51,7 @@ def _observers(layers: list[str], record_path: str) -> list[Observer]:
     """One for each layer, of which none is done after one batch."""
     activation = ActivationSettings()
     return [
-        Observer(layers=(layer,), activation=activation, batch_num=2, record_path=record_path, observers=len(layers))
+        Observer(layers=(layer,), task=activation, batch_num=2, record_path=record_path, observers=len(layers))
         for layer in layers
     ]
 

@@ -58,7 +58,7 @@ CONV1_SCALE_D = r"scale_d: [0-9.e+-]+"
         (r"    scale_w: [0-9.e+-]+\n", "", RecordError, ["record.txt: conv1", "1 or 4 elements|same length"]),
         (r"scale_w: [0-9.e+-]+", "scale_w: 0.5", RecordError, ["scale_w of layer conv1 does not fit", "quantize"]),
         (CONV1_SCALE_D, "scale_d: many", RecordError, [r"record\.txt:\d+:\d+: ", "correct the record file"]),
-        (r"record \{", "rekord {", RecordError, [r"record\.txt:1:", "rekord"]),
+        (r"record \{", "rekord {", RecordError, [r"record\.txt:2:", "rekord"]),
         (r'key: "conv1"', 'key: "conv7"', RecordError, ["conv1|conv7"]),
         (r'key: "conv1"', 'key: "relu"', RecordError, ["conv1|relu"]),
         (r'key: "conv1"', 'key: "conv2"', RecordError, ["conv2", "occurs twice"]),
@@ -91,7 +91,7 @@ def test_an_empty_record(flow: Flow, content: str) -> None:
 
 def test_a_record_without_one_of_the_layers(flow: Flow) -> None:
     text = Path(flow.record).read_text()
-    Path(flow.record).write_text(text[: text.index("record {", 1)])
+    Path(flow.record).write_text(text[: text.rindex("record {")])
     with refused(flow.folder, RecordError, "cannot find scale_d of layer conv2", "waiting for 1 more: conv2"):
         flow.save()
 
@@ -108,11 +108,19 @@ def test_a_record_that_is_no_text(flow: Flow) -> None:
         flow.save()
 
 
+def forget_calibration(flow: Flow) -> None:
+    """Make the record look like one of AMCT, which does not say which quantize_model call began it."""
+    edit_record(flow, r"\A# amct_onnx calibration: [0-9a-f]{16}\n", "")
+
+
 def test_a_record_of_another_model_with_the_same_names(flow: Flow, tmp_path: Path) -> None:
     model = two_convs()
     for tensor in model.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(1.37 * onnx.numpy_helper.to_array(tensor) ** 3, tensor.name))
     other = Flow.of(model, tmp_path / "other").run({"x": images(0)})
+    with refused(tmp_path, RecordError, "belongs to another quantize_model call", "pass the two files of one call"):
+        amct.save_model(flow.modified, other.record, str(tmp_path / "new"))
+    forget_calibration(other)
     with refused(
         tmp_path, RecordError, r"record\.txt: scale_w of layer conv1 does not fit", "belongs to another model"
     ):
@@ -122,6 +130,7 @@ def test_a_record_of_another_model_with_the_same_names(flow: Flow, tmp_path: Pat
 def test_a_record_of_another_model_with_other_names(flow: Flow, tmp_path: Path) -> None:
     model = build("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { [other] y = Conv (x, w) }", w=normal(1, 3, 3, 1, 1))
     other = Flow.of(model, tmp_path / "other").run({"x": images(0)})
+    forget_calibration(other)
     with refused(tmp_path, RecordError, "conv1"):
         amct.save_model(flow.modified, other.record, str(tmp_path / "new"))
 

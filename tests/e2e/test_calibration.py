@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from flow import CPU, Flow, build, everything_below, feeds, images, normal, operators, prepared, two_convs
@@ -267,6 +268,32 @@ def test_a_second_calibration_after_a_finished_one(tmp_path: Path) -> None:
     flow = prepared(tmp_path / "twice").calibrate([{"x": 50 * images(9)}]).save()
     flow.quantize().calibrate(feeds(0)).save()
     assert flow.record_bytes() == record_of(tmp_path / "once", images(0))
+
+
+def two_models(folder: Path) -> tuple[Flow, Flow]:
+    """Two models with the same weights and other biases, quantized one after another into one record file."""
+    first = prepared(folder)
+    model = two_convs()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
+    bias.CopyFrom(onnx.numpy_helper.from_array(normal(9, 4), "b1"))
+    onnx.save(model, folder / "second.onnx")
+    second = Flow(str(folder / "second.onnx"), folder, prefix="second")
+    amct.quantize_model(first.config, second.model, str(folder / "second_modified.onnx"), first.record)
+    return first, second
+
+
+def test_the_model_of_an_earlier_call_does_not_fill_the_record_of_a_later_one(tmp_path: Path) -> None:
+    first, second = two_models(tmp_path)
+    first.calibrate(feeds(0))
+    modified = str(tmp_path / "second_modified.onnx")
+    with pytest.raises(RuntimeError, match=r"record\.txt was begun by another quantize_model call"):
+        amct.save_model(modified, first.record, str(tmp_path / "second"))
+    assert all(record.scale_d is None for record in first.records().values())
+    ort.InferenceSession(modified, amct.AMCT_SO, providers=CPU).run(None, feeds(0)[0])  # and the right one does
+    amct.save_model(modified, first.record, str(tmp_path / "second"))
+    with pytest.raises(RecordError, match="belongs to another quantize_model call than"):
+        first.save()
+    assert second.run_deploy(feeds(0)[0]).any()
 
 
 def test_two_models_calibrate_side_by_side(tmp_path: Path) -> None:

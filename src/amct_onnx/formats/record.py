@@ -60,6 +60,7 @@ _FIELDS = fields_of(_PROTO, "SingleLayerRecord")
 _DROPPED = ("dst_type", "channels", "height", "width")
 _ADVICE = "correct the record file or run the calibration again"
 _NOTE = "# amct_onnx: "
+_CALIBRATION = "# amct_onnx calibration: "
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, LayerRecord]:
@@ -154,18 +155,26 @@ def _to_record(values: dict[str, Any]) -> LayerRecord:
 
 
 def write_record(
-    path: str | os.PathLike[str], records: Mapping[str, LayerRecord], *, notes: Sequence[CalibrationNote] = ()
+    path: str | os.PathLike[str],
+    records: Mapping[str, LayerRecord],
+    *,
+    notes: Sequence[CalibrationNote] = (),
+    calibration: str = "",
 ) -> None:
-    """Write records and notes; raises OutputError."""
-    write_atomic(path, format_record(records, notes=notes))
+    """Write records, notes and the id of the calibration; raises OutputError."""
+    write_atomic(path, format_record(records, notes=notes, calibration=calibration))
 
 
-def format_record(records: Mapping[str, LayerRecord], *, notes: Sequence[CalibrationNote] = ()) -> str:
+def format_record(
+    records: Mapping[str, LayerRecord], *, notes: Sequence[CalibrationNote] = (), calibration: str = ""
+) -> str:
     """The text of a record file, laid out as protobuf prints it: fields by number, floats as short as float32 allows.
 
-    Notes go to the top as comments, which protobuf readers ignore.
+    The id of the calibration (see `read_calibration`) and notes go to the top as comments, which protobuf readers
+    ignore.
     """
-    lines = [_format_note(note) for note in notes]
+    lines = [f"{_CALIBRATION}{calibration}"] if calibration else []
+    lines += [_format_note(note) for note in notes]
     for key, record in records.items():
         lines += ["record {", f"  key: {escape_text(key)}", "  value {"]
         for name in _FIELDS:
@@ -193,6 +202,12 @@ def _format_note(note: CalibrationNote) -> str:
     if note.error is not None:
         content["error"] = note.error
     return _NOTE + json.dumps(content)
+
+
+def read_calibration(path: str | os.PathLike[str]) -> str:
+    """The id of the quantize_model call that began the file; "" in a file of AMCT. Raises like `read_record`."""
+    first = read_text(path, error=RecordError, what="record file").partition("\n")[0]
+    return first.removeprefix(_CALIBRATION) if first.startswith(_CALIBRATION) else ""
 
 
 def read_notes(path: str | os.PathLike[str]) -> list[CalibrationNote]:

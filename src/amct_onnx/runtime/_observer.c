@@ -1,7 +1,7 @@
-/* The calibration operators amct.customop.IFMR and HFMG without a copy of the tensor.
+/* The calibration operators of the domain amct.customop without a copy of the tensor.
  *
- * ONNX Runtime calls a kernel with a pointer to the tensor; this module wraps it in a memoryview and hands it to the
- * Python function given to `set_callback`. The same operators exist as Python operators of onnxruntime-extensions
+ * ONNX Runtime calls a kernel with a pointer to the tensor; this module wraps it in a memoryview and hands it with the
+ * shape to the Python function given to `set_callback`. The same operators exist as Python operators of onnxruntime-extensions
  * (observer_op.py), which copy every tensor first; they are what runs where this module was not compiled.
  *
  * ONNX Runtime's C interface is a table of functions to which later versions only append, so the few positions used
@@ -30,6 +30,8 @@ enum {
     CUSTOM_OP_DOMAIN_ADD = 27,
     ADD_CUSTOM_OP_DOMAIN = 28,
     GET_TENSOR_MUTABLE_DATA = 51,
+    GET_DIMENSIONS_COUNT = 61,
+    GET_DIMENSIONS = 62,
     GET_TENSOR_SHAPE_ELEMENT_COUNT = 64,
     GET_TENSOR_TYPE_AND_SHAPE = 65,
     ATTRIBUTE_FLOAT = 85,
@@ -134,7 +136,7 @@ static Handle ORT_CALL create(const Operator *op, const Function *functions, Han
         {"input_stamp", 's'},  {"batch_num", 'i'},  {"num_bits", 'i'},       {"with_offset", 'i'},
         {"start_ratio", 'f'},  {"end_ratio", 'f'},  {"step", 'f'},           {"max_percentile", 'f'},
         {"min_percentile", 'f'}, {"nbins", 'i'},    {"record_file_path", 's'}, {"object_layers", 's'},
-        {"observers", 'i'},
+        {"observers", 'i'},    {"input_index", 'i'}, {"calibration", 's'},    {"settings", 's'},
     };
     const PyGILState_STATE state = PyGILState_Ensure();
     Kernel *kernel = PyMem_Malloc(sizeof(Kernel));
@@ -176,6 +178,32 @@ static int describe(const Function *f, Handle tensor, float **data, size_t *coun
     return status == NULL;
 }
 
+/* The shape of a tensor as a tuple, NULL if the runtime cannot tell. Needs the GIL. */
+static PyObject *shape_of(const Function *f, Handle tensor)
+{
+    Handle shape = NULL;
+    size_t rank = 0;
+    int64_t *sizes = NULL;
+    PyObject *tuple = NULL;
+    Status status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(tensor, &shape);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_DIMENSIONS_COUNT])(shape, &rank);
+    if (status == NULL)
+        sizes = PyMem_Malloc((rank + 1) * sizeof *sizes);
+    if (sizes != NULL)
+        status = ((Status(ORT_CALL *)(Handle, int64_t *, size_t))f[GET_DIMENSIONS])(shape, sizes, rank);
+    if (sizes != NULL && status == NULL)
+        tuple = PyTuple_New((Py_ssize_t)rank);
+    for (size_t i = 0; tuple != NULL && i < rank; i++)
+        PyTuple_SetItem(tuple, (Py_ssize_t)i, PyLong_FromLongLong(sizes[i]));
+    PyMem_Free(sizes);
+    if (shape != NULL)
+        ((void(ORT_CALL *)(Handle))f[RELEASE_TENSOR_TYPE_AND_SHAPE])(shape);
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
+    return tuple;
+}
+
 static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void *data, size_t count)
 {
     typedef Status(ORT_CALL * ParallelFor)(Handle, void (*)(void *, size_t), size_t, size_t, void *);
@@ -212,10 +240,12 @@ static void ORT_CALL compute(Handle handle, Handle context)
     static float nothing; /* a tensor without elements may have no address, and a memoryview needs one */
     PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
                                              PyBUF_READ);
-    if (view != NULL && callback != NULL && kernel->attributes != NULL)
-        Py_XDECREF(PyObject_CallFunction(callback, "sOON", kernel->op_type, view, kernel->attributes,
+    PyObject *shape = shape_of(f, input);
+    if (view != NULL && shape != NULL && callback != NULL && kernel->attributes != NULL)
+        Py_XDECREF(PyObject_CallFunction(callback, "sOOON", kernel->op_type, view, shape, kernel->attributes,
                                          PyLong_FromVoidPtr((void *)&runner)));
     Py_XDECREF(view);
+    Py_XDECREF(shape);
     PyErr_Clear(); /* the callback does not raise; nothing may leave a kernel */
     PyGILState_Release(state);
 }
@@ -250,7 +280,7 @@ static int ORT_CALL required(const Operator *op, size_t index)
 #define OPERATOR(type)                                                                                                 \
     {OPERATOR_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
      compute,           destroy, required, required, {NULL},       type}
-static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG")};
+static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG"), OPERATOR("DMQBalancer")};
 
 /* The name that SessionOptions.register_custom_ops_library looks up. */
 EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)
@@ -281,7 +311,8 @@ static PyObject *set_callback(PyObject *module, PyObject *function)
 
 static PyMethodDef methods[] = {
     {"set_callback", set_callback, METH_O,
-     "set_callback(function): call function(op_type, view, attributes, runner) for each tensor an observer sees.\n\n"
+     "set_callback(function): call function(op_type, view, shape, attributes, runner) for each tensor an observer "
+     "sees.\n\n"
      "`view` is a memoryview of its float32 bytes, `runner` the address of a Runner; both hold during the call only."},
     {NULL, NULL, 0, NULL},
 };

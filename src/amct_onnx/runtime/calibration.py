@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.plan import CalibrationNote, LayerRecord
-from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import AmctError, CalibrationError
-from amct_onnx.formats.record import read_record, write_record
+from amct_onnx.formats.record import read_calibration, read_record, write_record
 from amct_onnx.graph.passes.observers import Observer, parse_observer
+from amct_onnx.runtime.collectors import Collector, make_collector
 
 
 @dataclass
 class _Progress:
-    """One observed tensor; `factors`, fields of a LayerRecord, replace the statistic once solved."""
+    """One observed tensor; `factors`, fields of a LayerRecord, replace the collector once solved."""
 
     observer: Observer
-    statistic: DyadicHistogram = field(default_factory=DyadicHistogram.empty)
+    collector: Collector | None
     seen: int = 0
     factors: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -40,25 +39,17 @@ class _Progress:
         return self.error is not None or self.seen >= self.observer.batch_num
 
     def count(self, x: npt.NDArray[np.float32]) -> None:
-        """Merge one batch; the last one solves the factors and drops the statistic."""
+        """Merge one batch; the last one solves the factors and drops the collector."""
+        assert self.collector is not None  # it stays until the tensor is complete
         try:
-            self.statistic = self.statistic.add(x)
+            self.collector.add(x)
             self.seen += 1
             if self.seen == self.observer.batch_num:
-                self._solve()
+                self.factors = self.collector.solve()
         except (AmctError, ValueError) as error:
             self.error = str(error)
-
-    def _solve(self) -> None:
-        activation = self.observer.activation
-        params = solve_activation(self.statistic, activation)
-        self.statistic = DyadicHistogram.empty()
-        self.factors = {
-            "scale_d": float(params.scale[0]),
-            "offset_d": int(params.zero_point[0]),
-            "act_type": f"INT{activation.num_bits}",
-            "op_data_type": "FLOAT32",
-        }
+        if self.complete:
+            self.collector = None
 
     def notes(self) -> list[CalibrationNote]:
         """What is missing, for each layer; empty once solved."""
@@ -70,6 +61,13 @@ class _Progress:
             for layer in self.observer.layers
         ]
 
+    def is_in(self, records: Mapping[str, LayerRecord]) -> bool:
+        """The record holds what was solved here: nobody wrote it anew since."""
+        found = (records.get(layer, LayerRecord()) for layer in self.observer.layers)
+        return bool(self.factors) and all(
+            getattr(record, name) == value for record in found for name, value in self.factors.items()
+        )
+
 
 class _Calibration:
     """All tensors that report to one record file."""
@@ -77,10 +75,12 @@ class _Calibration:
     def __init__(self, path: str) -> None:
         self.path = path
         self.lock = threading.RLock()
-        self._progress: dict[str, _Progress] = {}
+        self._progress: dict[tuple[str, str, str], _Progress] = {}
+        self._id = _calibration_id(path)
         self._signature = _signature(path)
         self._unsaved = False
         self._error: str | None = None
+        self._foreign: str | None = None
 
     def add(self, op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
         """Take one batch of one tensor. More than `batch_num` batches are ignored."""
@@ -88,10 +88,15 @@ class _Calibration:
             if self._was_replaced():
                 self._progress.clear()
                 self._error = None
-            key = str(attributes["object_layers"])
+                self._id = _calibration_id(self.path)
+            self._foreign = self._describe_foreign(str(attributes["calibration"]))
+            if self._foreign is not None:
+                return
+            key = op_type, str(attributes["input_stamp"]), str(attributes["object_layers"])
             progress = self._progress.get(key)
             if progress is None:
-                progress = self._progress[key] = _Progress(parse_observer(op_type, dict(attributes)))
+                observer = parse_observer(op_type, attributes)
+                progress = self._progress[key] = _Progress(observer, make_collector(observer))
             if progress.complete:
                 return
             progress.count(x)
@@ -110,7 +115,7 @@ class _Calibration:
                     for layer in progress.observer.layers:
                         records[layer] = replace(records.get(layer, LayerRecord()), **progress.factors)
                 notes = [note for progress in self._progress.values() for note in progress.notes()]
-                write_record(self.path, records, notes=notes)
+                write_record(self.path, records, notes=notes, calibration=self._id)
                 self._signature = _signature(self.path)
                 self._unsaved = False
             except (AmctError, OSError) as error:
@@ -118,11 +123,22 @@ class _Calibration:
 
     def raise_parked(self) -> None:
         """Raise what went wrong inside an operator and could not be written down."""
-        if self._error is not None:
-            raise CalibrationError(self._error)
+        error = self._error or self._foreign
+        if error is not None:
+            raise CalibrationError(error)
 
     def park(self, error: BaseException) -> None:
+        """Keep what went wrong inside an operator for `raise_parked`."""
         self._error = f"Calibration failed: {type(error).__name__}: {error}"
+
+    def _describe_foreign(self, calibration: str) -> str | None:
+        """What to do if the model that runs belongs to another quantize_model call than the record, None if not."""
+        if not calibration or not self._id or calibration == self._id:
+            return None
+        return (
+            f"{self.path} was begun by another quantize_model call than the calibration model that ran last: run the "
+            "model of the last call, or give each model a record file of its own"
+        )
 
     def _was_replaced(self) -> bool:
         """Another quantize_model wrote the record since: what was counted here belongs to an earlier run."""
@@ -130,12 +146,20 @@ class _Calibration:
         if signature == self._signature:
             return False
         self._signature = signature
+        if _calibration_id(self.path) != self._id:
+            return True
         try:
             records = read_record(self.path)
         except (AmctError, OSError):
             return True
-        layers = [layer for progress in self._progress.values() for layer in progress.observer.layers]
-        return any(records.get(layer, LayerRecord()).scale_d is None for layer in layers)
+        return not all(progress.is_in(records) for progress in self._progress.values())
+
+
+def _calibration_id(path: str) -> str:
+    try:
+        return read_calibration(path)
+    except (AmctError, OSError):
+        return ""
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

@@ -1,4 +1,4 @@
-"""The operators amct.customop.IFMR and HFMG, and the session options behind AMCT_SO, which know them.
+"""The operators of the domain amct.customop, and the session options behind AMCT_SO, which know them.
 
 Two implementations of the same operators: `_observer`, a small optional C extension that shows a tensor to Python
 where it lies, and Python operators of onnxruntime-extensions, which copy it first. Both end in `observe`, which never
@@ -7,6 +7,7 @@ raises: an exception inside an operator would end the process.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -17,6 +18,7 @@ import onnxruntime
 
 from amct_onnx.core.stats.counting import threads_of
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
+from amct_onnx.graph.passes.observers import TASK_OPERATORS
 from amct_onnx.runtime.calibration import observe
 
 _compiled: Any
@@ -40,9 +42,10 @@ def session_options() -> onnxruntime.SessionOptions:
 
 @cache
 def _compiled_library() -> str:
-    def body(op_type: str, view: memoryview, attributes: dict[str, Any], runner: int) -> None:
+    def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any], runner: int) -> None:
+        size = math.prod(shape)  # a tensor without elements comes with a view of nothing
         with threads_of(runner):
-            observe(op_type, np.frombuffer(view, np.float32), attributes)
+            observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes)
 
     _compiled.set_callback(body)
     return str(_compiled.__file__)
@@ -53,8 +56,9 @@ def _python_library() -> str:
     from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
 
     integer, real, text = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
-    common = dict.fromkeys(("batch_num", "num_bits", "with_offset", "observers"), integer)
-    common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers"), text)
+    common = dict.fromkeys(("batch_num", "observers", "input_index"), integer)
+    common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers", "calibration"), text)
+    activation = dict.fromkeys(("num_bits", "with_offset"), integer)
     ifmr = dict.fromkeys(("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile"), real)
     nothing = np.zeros(1, np.float32)
 
@@ -70,6 +74,8 @@ def _python_library() -> str:
             attrs=common | own,
         )(body)
 
-    declare("IFMR", ifmr)
-    declare("HFMG", {"nbins": integer})
+    declare("IFMR", activation | ifmr)
+    declare("HFMG", activation | {"nbins": integer})
+    for op_type in TASK_OPERATORS:
+        declare(op_type, {"settings": text})
     return str(get_library_path())

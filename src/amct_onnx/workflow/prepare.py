@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from amct_onnx.workflow.planner import decide, graph_facts, make_plan
 
 FUSIONS_KEY = "amct_onnx.fusions"
 SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
+_DIGEST_LIMIT = 1 << 16
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -106,9 +108,10 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     plan = make_plan(model, ASCEND, decisions, settings)
     records = _quantize_weights(model, plan, facts)
     record_path = os.path.realpath(record_file)
-    insert_observers(model, _observers(plan, settings, record_path))
+    calibration = _calibration_id(model, settings, format_record(records))
+    insert_observers(model, _observers(plan, settings, record_path, calibration))
     with atomic_path(record_path) as file:  # moved into place when the model is written too
-        file.write_bytes(format_record(records).encode())
+        file.write_bytes(format_record(records, calibration=calibration).encode())
         save_model_file(model, modified_onnx_file)
     begin(record_path)
 
@@ -169,14 +172,30 @@ def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> 
     return record, lost
 
 
-def _observers(plan: QuantPlan, settings: Settings, record_path: str) -> list[Observer]:
+def _calibration_id(model: ir.Model, settings: Settings, record: str) -> str:
+    """16 hex digits that tell this call's model and settings from others: a digest, so that it is reproducible.
+
+    Weights of more than _DIGEST_LIMIT bytes count by their scales in the record, so that a large model stays on disk.
+    """
+    digest = hashlib.blake2b(f"{settings!r}{record}".encode(), digest_size=8)
+    for node in model.graph:
+        digest.update(f"{node.op_type} {node.name} {[value and value.name for value in node.inputs]}".encode())
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= _DIGEST_LIMIT:
+            digest.update(name.encode() + tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _observers(plan: QuantPlan, settings: Settings, record_path: str, calibration: str) -> list[Observer]:
     return [
         Observer(
             layers=group,
-            activation=plan.settings[group[0]].activation,
+            task=plan.settings[group[0]].activation,
             batch_num=settings.batch_num,
             record_path=record_path,
             observers=len(plan.groups),
+            calibration=calibration,
         )
         for group in plan.groups
     ]

@@ -18,7 +18,7 @@ from amct_onnx.core.spec import QSpec
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.formats.fusion_json import FusionOp, write_fusion
 from amct_onnx.formats.onnx_file import load_model, save_model_file
-from amct_onnx.formats.record import check_record, read_notes, read_record
+from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.observers import Observer, remove_observers
 from amct_onnx.graph.weights import weight_rows
@@ -95,6 +95,12 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
         )
     finish(observers[0].record_path)
     records = read_record(record_file)
+    noted = read_calibration(record_file)
+    if noted and observers[0].calibration and noted != observers[0].calibration:
+        raise RecordError(
+            f"{record_file} belongs to another quantize_model call than {modified_onnx_file}: pass the two files of "
+            "one call, and give each model a record file of its own."
+        )
     facts = graph_facts(model, ASCEND)
     _refuse_unfinished(observers, records, read_notes(record_file), record_file)
     check_record(records, facts, path=record_file)

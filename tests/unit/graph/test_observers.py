@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
+from amct_onnx.core.tasks import Balance
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
 
@@ -28,7 +29,7 @@ def _proto() -> onnx.ModelProto:
 
 
 def _observer(*layers: str, **changes: Any) -> Observer:
-    values = {"activation": ActivationSettings(), "batch_num": 2, "record_path": "/tmp/record.txt", "observers": 2}
+    values = {"task": ActivationSettings(), "batch_num": 2, "record_path": "/tmp/record.txt", "observers": 2}
     return Observer(layers=layers, **{**values, **changes})
 
 
@@ -51,9 +52,15 @@ _ACTIVATIONS = st.builds(
 @given(_ACTIVATIONS, st.integers(1, 1000), st.text(min_size=1, max_size=8), st.integers(1, 99))
 def test_an_observer_survives_the_file(activation: ActivationSettings, batches: int, path: str, count: int) -> None:
     """What the user wrote comes back, decimals included, although ONNX keeps float32."""
-    observer = _observer(
-        "one", "two", activation=activation, batch_num=batches, record_path=f"/{path}", observers=count
-    )
+    observer = _observer("one", "two", task=activation, batch_num=batches, record_path=f"/{path}", observers=count)
+    model = ir.from_proto(_proto())
+    insert_observers(model, [observer])
+    reread = ir.from_proto(onnx.load_from_string(ir.to_proto(model).SerializeToString()))
+    assert remove_observers(reread) == [observer]
+
+
+def test_a_task_with_settings_of_its_own_survives_the_file() -> None:
+    observer = _observer("three", task=Balance(axis=-1, strength=0.3, weight_maxima=(1.5, 0.1, 1e-30)))
     model = ir.from_proto(_proto())
     insert_observers(model, [observer])
     reread = ir.from_proto(onnx.load_from_string(ir.to_proto(model).SerializeToString()))
@@ -95,9 +102,10 @@ def test_an_observer_is_a_side_branch_of_the_layers_input() -> None:
 def test_attributes_follow_the_specification() -> None:
     model = ir.from_proto(_proto())
     hfmg = ActivationSettings(asymmetric=False, solver=Hfmg(num_of_bins=2048))
-    insert_observers(model, [_observer("three", activation=hfmg), _observer("one", "two")])
+    insert_observers(model, [_observer("three", task=hfmg), _observer("one", "two")])
     ifmr_node, hfmg_node = sorted((n for n in model.graph if n.domain == OBSERVER_DOMAIN), key=lambda n: n.name or "")
     common = {"input_stamp": "data", "batch_num": 2, "num_bits": 8, "record_file_path": "/tmp/record.txt"}
+    common |= {"input_index": 0, "calibration": ""}
     assert {k: a.value for k, a in hfmg_node.attributes.items()} == common | {
         "with_offset": 0, "nbins": 2048, "object_layers": '["three"]', "observers": 2,
     }  # fmt: skip
@@ -134,6 +142,6 @@ def test_outputs_of_observers_find_free_names() -> None:
 def test_several_observers_of_one_tensor() -> None:
     """Layers that read one tensor with other settings."""
     model = ir.from_proto(_proto())
-    first, second = _observer("one"), _observer("two", activation=ActivationSettings(asymmetric=False))
+    first, second = _observer("one"), _observer("two", task=ActivationSettings(asymmetric=False))
     insert_observers(model, [first, second])
     assert sorted(remove_observers(model), key=lambda o: o.layers) == [first, second]

@@ -9,41 +9,59 @@ last layers first. ONNX Runtime orders a graph by walking back from its leaves, 
 observer runs as soon as its tensor exists, and the tensor can be freed; in the natural order all observers would run
 after the whole network, with every activation kept until then. Attributes follow spec section 7.2; the layers are one
 JSON list, since a Python operator reads only attributes that were declared for its type.
+
+What an observer collects is its task. `ActivationSettings` become IFMR and HFMG with AMCT's attributes; another task
+is a frozen dataclass of `_TASKS`, which travels as JSON in the attribute `settings`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
+from amct_onnx.core.tasks import Balance
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
+
+Stamp = Literal["data", "weight", "initial_h"]
+Task = ActivationSettings | Balance
+# Operator type of every task but ActivationSettings, and the class that its JSON is read into.
+_TASKS: Mapping[str, type[Balance]] = {"DMQBalancer": Balance}
+TASK_OPERATORS = tuple(_TASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observer:
-    """One observed tensor: the layers that read it and share its factors."""
+    """One observed tensor: the layers that read it and share its factors.
+
+    `stamp` is AMCT's word for what the tensor is to its layers: it decides which fields of the record the factors fill.
+    `input_index` is the input of the layers that is observed. `observers` is the number of observers in the model: the
+    record is complete when all of them are. `calibration` is the id of the quantize_model call that made them.
+    """
 
     layers: tuple[str, ...]
-    activation: ActivationSettings
+    task: Task
     batch_num: int
     record_path: str
     observers: int
-    """Number of observers in the model: the record is complete when all of them are."""
+    calibration: str = ""
+    stamp: Stamp = "data"
+    input_index: int = 0
 
 
 def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
-    """Attach each observer to the first input of its layers, in place."""
+    """Attach each observer to the observed input of its first layer, in place."""
     nodes = {node.name: node for node in model.graph}
     order = {node.name: position for position, node in enumerate(model.graph)}
     names = ValueNames(model)
     for observer in sorted(observers, key=lambda observer: order[observer.layers[0]], reverse=True):
-        value = nodes[observer.layers[0]].inputs[0]
-        assert value is not None  # every layer's first input is required
+        value = nodes[observer.layers[0]].inputs[observer.input_index]
+        assert value is not None  # only inputs that are there are observed
         model.graph.append(_observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
 
@@ -59,30 +77,20 @@ def remove_observers(model: ir.Model) -> list[Observer]:
 
 
 def _observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:
-    name = f"{observer.layers[0]}.observer"
-    activation = observer.activation
+    name = f"{observer.layers[0]}.{'observer' if observer.stamp == 'data' else f'observer_{observer.stamp}'}"
+    op_type, own = _task_attributes(observer.task)
     attributes: dict[str, str | int | float] = {
-        "input_stamp": "data",
+        "input_stamp": observer.stamp,
+        "input_index": observer.input_index,
         "batch_num": observer.batch_num,
-        "num_bits": activation.num_bits,
-        "with_offset": int(activation.asymmetric),
         "record_file_path": observer.record_path,
         "object_layers": json.dumps(list(observer.layers), ensure_ascii=False),
         "observers": observer.observers,
+        "calibration": observer.calibration,
+        **own,
     }
-    if isinstance(activation.solver, Ifmr):
-        solver = activation.solver
-        attributes |= {
-            "start_ratio": solver.search_start,
-            "end_ratio": solver.search_end,
-            "step": solver.search_step,
-            "max_percentile": solver.max_percentile,
-            "min_percentile": solver.min_percentile,
-        }
-    else:
-        attributes["nbins"] = activation.solver.num_of_bins
     return ir.node(
-        type(activation.solver).__name__.upper(),
+        op_type,
         [value],
         attributes,
         domain=OBSERVER_DOMAIN,
@@ -91,27 +99,54 @@ def _observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir
     )
 
 
+def _task_attributes(task: Task) -> tuple[str, Mapping[str, str | int | float]]:
+    """Operator type of a task, and the attributes that only this type has."""
+    if not isinstance(task, ActivationSettings):
+        op_type = next(name for name, kind in _TASKS.items() if kind is type(task))
+        return op_type, {"settings": json.dumps(asdict(task), ensure_ascii=False)}
+    common: dict[str, str | int | float] = {"num_bits": task.num_bits, "with_offset": int(task.asymmetric)}
+    solver = task.solver
+    if isinstance(solver, Hfmg):
+        return "HFMG", common | {"nbins": solver.num_of_bins}
+    return "IFMR", common | {
+        "start_ratio": solver.search_start,
+        "end_ratio": solver.search_end,
+        "step": solver.search_step,
+        "max_percentile": solver.max_percentile,
+        "min_percentile": solver.min_percentile,
+    }
+
+
 def _parse(node: ir.Node) -> Observer:
     values = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
     return parse_observer(node.op_type, values)
 
 
-def parse_observer(op_type: str, attributes: dict[str, object]) -> Observer:
+def parse_observer(op_type: str, attributes: Mapping[str, Any]) -> Observer:
     """The observer that a node of `op_type` with these attribute values stands for."""
+    return Observer(
+        layers=tuple(json.loads(attributes["object_layers"])),
+        task=_parse_task(op_type, attributes),
+        batch_num=attributes["batch_num"],
+        record_path=attributes["record_file_path"],
+        observers=attributes["observers"],
+        calibration=attributes.get("calibration", ""),
+        stamp=attributes["input_stamp"],
+        input_index=attributes["input_index"],
+    )
 
+
+def _parse_task(op_type: str, attributes: Mapping[str, Any]) -> Task:
     def number(name: str) -> float:
-        value = attributes[name]
-        assert isinstance(value, int | float)
         # ONNX stores float32; the shortest decimal of it is what the user wrote.
-        return float(f"{value:.7g}")
+        return float(f"{attributes[name]:.7g}")
 
-    def integer(name: str) -> int:
-        value = attributes[name]
-        assert isinstance(value, int)
-        return value
-
+    if op_type in _TASKS:
+        return _TASKS[op_type](**json.loads(attributes["settings"]))
     solver: Ifmr | Hfmg
-    if op_type == "IFMR":
+    if op_type == "HFMG":
+        solver = Hfmg(num_of_bins=attributes["nbins"])
+    else:
         solver = Ifmr(
             max_percentile=number("max_percentile"),
             min_percentile=number("min_percentile"),
@@ -119,14 +154,6 @@ def parse_observer(op_type: str, attributes: dict[str, object]) -> Observer:
             search_end=number("end_ratio"),
             search_step=number("step"),
         )
-    else:
-        solver = Hfmg(num_of_bins=integer("nbins"))
-    return Observer(
-        layers=tuple(json.loads(str(attributes["object_layers"]))),
-        activation=ActivationSettings(
-            num_bits=integer("num_bits"), asymmetric=bool(attributes["with_offset"]), solver=solver
-        ),
-        batch_num=integer("batch_num"),
-        record_path=str(attributes["record_file_path"]),
-        observers=integer("observers"),
+    return ActivationSettings(
+        num_bits=attributes["num_bits"], asymmetric=bool(attributes["with_offset"]), solver=solver
     )

@@ -1,0 +1,80 @@
+"""What an observer makes of the tensors that it sees: one collector for each kind of task."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.balance import dmq_factors
+from amct_onnx.core.calibrate.solve import solve_activation
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.settings import ActivationSettings
+from amct_onnx.core.stats.histogram import DyadicHistogram
+from amct_onnx.core.tasks import Balance
+from amct_onnx.errors import CalibrationError
+from amct_onnx.graph.passes.observers import Observer, Stamp
+
+
+class Collector(Protocol):
+    """Merges batches into a statistic, and solves it after the last one. Its memory does not grow with the batches."""
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
+
+    def solve(self) -> dict[str, Any]:
+        """The fields of `LayerRecord` that each layer of the observer gets, at least one. Raises like `add`."""
+
+
+def make_collector(observer: Observer) -> Collector:
+    """A new collector for the task of `observer`."""
+    if isinstance(observer.task, Balance):
+        return _BalanceCollector(observer.task)
+    return _ActivationCollector(observer.task, observer.stamp)
+
+
+class _ActivationCollector:
+    """IFMR and HFMG: a histogram of the tensor, solved into one scale and offset."""
+
+    def __init__(self, settings: ActivationSettings, stamp: Stamp) -> None:
+        self._settings, self._stamp = settings, stamp
+        self._statistic = DyadicHistogram.empty()
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        self._statistic = self._statistic.add(x)
+
+    def solve(self) -> dict[str, Any]:
+        return activation_factors(solve_activation(self._statistic, self._settings), self._stamp)
+
+
+class _BalanceCollector:
+    """DMQBalancer: the largest magnitude of each channel."""
+
+    def __init__(self, task: Balance) -> None:
+        self._task = task
+        self._maxima = np.zeros(len(task.weight_maxima), np.float32)
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        axis, channels = self._task.axis, self._maxima.size
+        if not -x.ndim <= axis < x.ndim or x.shape[axis] != channels or x.size == 0:
+            raise CalibrationError(f"a tensor of shape {list(x.shape)} has no {channels} channels on axis {axis}")
+        rows = np.moveaxis(x, axis, 0).reshape(channels, -1)
+        maxima = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # no copy of the tensor, as abs() would make
+        if not np.isfinite(maxima).all():
+            raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
+        self._maxima = np.maximum(self._maxima, maxima)
+
+    def solve(self) -> dict[str, Any]:
+        factors = dmq_factors(self._maxima, self._task.weight_maxima, self._task.strength)
+        return {"tensor_balance_factor": tuple(float(f) for f in factors)}
+
+
+def activation_factors(params: QParams, stamp: Stamp) -> dict[str, Any]:
+    """The fields of a record that hold the factors of a tensor, by what the tensor is to its layer (spec 4.2)."""
+    scale, offset, kind = float(params.scale[0]), int(params.zero_point[0]), f"INT{params.spec.bits}"
+    if stamp == "weight":
+        return {"scale_w": (scale,), "offset_w": (offset,), "wts_type": kind}
+    if stamp == "initial_h":
+        return {"scale_h": scale, "offset_h": offset}
+    return {"scale_d": scale, "offset_d": offset, "act_type": kind, "op_data_type": "FLOAT32"}
