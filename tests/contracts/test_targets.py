@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from opsets import newest_opset
 
 from amct_onnx.core.pack import unpack_dequant
-from amct_onnx.core.plan import QuantizedLayer
+from amct_onnx.core.plan import QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
@@ -30,11 +30,11 @@ from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.lift_deploy import lift_deploy
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.targets.ascend import AscendDialect
-from amct_onnx.targets.lowering import lower
+from amct_onnx.targets.lowering import Dialect, lower
 from amct_onnx.targets.simulation import SimulationDialect
 
 Array = np.ndarray[Any, Any]
-Lower = Callable[[ir.Model, list[QuantizedLayer]], onnx.ModelProto]
+Lower = Callable[[ir.Model, "Parts"], onnx.ModelProto]
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 # An average is a quotient: how ONNX Runtime rounds it (sum / n or sum * (1 / n)) is its own affair.
@@ -46,12 +46,25 @@ POOL_TOLERANCE = 3e-7
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A float model, the (scale, zero point) of each layer's activation, and the value that is fed."""
+    """A float model, the (scale, zero point) of each layer's activation, and the value that is fed.
+
+    A key "node:1" has the factors of input 1: of a MatMul's second activation, or of a tensor in front of its node.
+    """
 
     name: str
     model: onnx.ModelProto = field(repr=False)
     factors: Mapping[str, tuple[float, int]]
     x: Array = field(repr=False)
+
+    @property
+    def layers(self) -> dict[str, tuple[float, int]]:
+        return {name: factors for name, factors in self.factors.items() if ":" not in name}
+
+    @property
+    def tensors(self) -> dict[tuple[str, int], tuple[float, int]]:
+        """By node and input index: what is quantized and restored in front of a float node."""
+        keys = {tuple(key.split(":")): factors for key, factors in self.factors.items() if ":" in key}
+        return {(node, int(index)): factors for (node, index), factors in keys.items() if node not in self.layers}
 
     @property
     def has_pool(self) -> bool:
@@ -148,6 +161,19 @@ def _cases() -> list[Case]:
               **two_weights),
         _case("ir_4", conv, _IMAGE, _ONE, opset=11, ir_version=4, **big),
         _case("opset_second", conv, _IMAGE, _ONE, imports='"ai.onnx.ml" : 3, "" : 13', **big),
+        _case("product", "[a] y = MatMul (x, x)", (2, 3, 5, 5), {"a": (0.05, 0), "a:1": (0.06, 0)}),
+        _case("product_shares_its_tensor", "[a] y = MatMul (x, x)", (5, 5), {"a": (0.05, 0), "a:1": (0.05, 0)}),
+        _case("product_widens", "[flat] r = ReduceMean <axes=[0], keepdims=0> (x) [a] y = MatMul (x, r)", (3, 5, 5),
+              {"a": (0.05, 0), "a:1": (0.03, 0)}),
+        _case("tensor_of_a_pool", "[p] y = MaxPool <kernel_shape=[2,2]> (x)", _IMAGE, {"p:0": (0.05, -11)}),
+        _case("tensors_of_an_add", "[n] t = Abs (x) [s] y = Add (t, x)", _IMAGE,
+              {"s:0": (0.05, -50), "s:1": (0.06, 0)}),
+        _case("tensor_twice_in_an_add", "[s] y = Add (x, x)", _IMAGE, {"s:0": (0.05, 3), "s:1": (0.05, 3)}),
+        _case("tensor_shared_with_a_later_layer", "[p] t = MaxPool <kernel_shape=[1,1]> (x) [c] u = Conv (x, w, b) "
+              "[m] v = ReduceMean <axes=[1]> (t) [s] y = Add (u, v)", _IMAGE, {"p:0": (0.05, 3), "c": (0.05, 3)},
+              w=(6, 4, 1, 1), b=(6,)),
+        _case("tensor_behind_a_layer", "[c] t = Conv (x, w, b) [p] y = MaxPool <kernel_shape=[2,2]> (t)", _IMAGE,
+              {"c": (0.05, 3), "p:0": (0.1, 5)}, outputs="float y, float t", w=(6, 4, 1, 1), b=(6,)),
         _case("names_taken", "[a] y = Conv (x, w, b) [r] a_output0 = Relu (y) [n] z = Neg (a_output0)", _IMAGE, _ONE,
               outputs="float y, float z", **big),
     ]  # fmt: skip
@@ -166,36 +192,52 @@ def case(request: pytest.FixtureRequest) -> Case:
 # Lowering
 
 
-def _quantized(case: Case) -> tuple[ir.Model, list[QuantizedLayer]]:
+Parts = list[QuantizedLayer | QuantizedTensor]
+
+
+def _activation(factors: tuple[float, int]) -> QParams:
+    return QParams(scale=np.float32(factors[0]), zero_point=np.int32(factors[1]), spec=QSpec(symmetric=False))
+
+
+def _quantized(case: Case) -> tuple[ir.Model, Parts]:
     """The model with normalized layers; weights get the scales of `_weight_scale`."""
     model = ir.from_proto(case.model)
-    normalize_layers(model, list(case.factors))
-    layers = []
+    normalize_layers(model, list(case.layers))
+    layers: Parts = [
+        QuantizedTensor(node=node, input_index=index, activation=_activation(factors))
+        for (node, index), factors in case.tensors.items()
+    ]
     for node in model.graph:
-        if node.name not in case.factors:
+        if node.name not in case.layers:
             continue
-        scale, zero_point = case.factors[node.name]
-        activation = QParams(scale=np.float32(scale), zero_point=np.int32(zero_point), spec=QSpec(symmetric=False))
-        weight = None
-        if node.op_type in WEIGHT_OPS:
+        activation = _activation(case.factors[node.name])
+        weight = second = None
+        if f"{node.name}:1" in case.factors:
+            second = _activation(case.factors[f"{node.name}:1"])
+        elif node.op_type in WEIGHT_OPS:
             array = constant_value(node.inputs[1])
             assert array is not None
             group = node.attributes.get_int("group", 1)
             scales = _weight_scale(node.op_type, array, group)
             spec = QSpec(granularity=PerChannel(0)) if node.op_type.startswith("Conv") else QSpec()
             weight = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
-        layers.append(QuantizedLayer(name=node.name, activation=activation, weight=weight))
+        layers.append(QuantizedLayer(name=node.name, activation=activation, weight=weight, second=second))
     return model, layers
 
 
-def _fake(model: ir.Model, layers: list[QuantizedLayer]) -> onnx.ModelProto:
-    lower(model, layers, SimulationDialect(model))
+def _lower(model: ir.Model, parts: Parts, dialect: Dialect) -> onnx.ModelProto:
+    layers = [part for part in parts if isinstance(part, QuantizedLayer)]
+    tensors = [part for part in parts if isinstance(part, QuantizedTensor)]
+    lower(model, layers, dialect, tensors=tensors)
     return ir.to_proto(model)
 
 
-def _deploy(model: ir.Model, layers: list[QuantizedLayer]) -> onnx.ModelProto:
-    lower(model, layers, AscendDialect(model))
-    return ir.to_proto(model)
+def _fake(model: ir.Model, parts: Parts) -> onnx.ModelProto:
+    return _lower(model, parts, SimulationDialect(model))
+
+
+def _deploy(model: ir.Model, parts: Parts) -> onnx.ModelProto:
+    return _lower(model, parts, AscendDialect(model))
 
 
 def _runnable(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -296,11 +338,22 @@ def _pool(x: Array, attributes: Mapping[str, Any]) -> Array:
     return out
 
 
-def _layer(node: onnx.NodeProto, inputs: list[Array], factors: tuple[float, int]) -> Array:
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+def _integers(x: Array, factors: tuple[float, int]) -> Array:
+    """q - zero point, int64."""
     scale, zero_point = np.float32(factors[0]), factors[1]
+    q: Array = np.clip(np.rint(x * (np.float32(1) / scale)) + zero_point, -128, 127).astype(np.int64) - zero_point
+    return q
+
+
+def _layer(
+    node: onnx.NodeProto, inputs: list[Array], factors: tuple[float, int], second: tuple[float, int] | None
+) -> Array:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    scale = np.float32(factors[0])
     x = inputs[0].T if node.op_type == "Gemm" and attributes.get("transA") else inputs[0]
-    q = np.clip(np.rint(x * (np.float32(1) / scale)) + zero_point, -128, 127).astype(np.int64) - zero_point
+    q = _integers(x, factors)
+    if second is not None:
+        return np.matmul(q, _integers(inputs[1], second)).astype(np.float32) * (scale * np.float32(second[0]))
     if node.op_type == "AveragePool":
         return (_pool(q, attributes).astype(np.float32) * scale).astype(np.float32)
     weight, bias = inputs[1], inputs[2] if len(inputs) > 2 else None
@@ -328,8 +381,13 @@ def _expected(case: Case) -> list[Array]:
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in case.model.graph.initializer} | {"x": case.x}
     for node in case.model.graph.node:
         inputs = [values[name] for name in node.input]
-        if node.name in case.factors:
-            values[node.output[0]] = _layer(node, inputs, case.factors[node.name])
+        for index, x in enumerate(inputs):
+            if (node.name, index) in case.tensors:
+                factors = case.tensors[node.name, index]
+                inputs[index] = _integers(x, factors).astype(np.float32) * np.float32(factors[0])
+        if node.name in case.layers:
+            second = case.factors.get(f"{node.name}:1")
+            values[node.output[0]] = _layer(node, inputs, case.factors[node.name], second)
         else:
             values[node.output[0]] = _float_layer(case, node, inputs)
     return [values[output.name] for output in case.model.graph.output]
@@ -433,7 +491,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def test_nodes_of_the_deploy_model(case: Case) -> None:
     nodes, tensors = _by_name(_deploy(*_quantized(case)))
     producers = {name: node for node in nodes.values() for name in node.output}
-    for layer, (scale, zero_point) in case.factors.items():
+    for layer, (scale, zero_point) in case.layers.items():
         node = nodes[layer]
         quant = producers[node.input[0]]
         assert (quant.op_type, quant.domain) == ("AscendQuant", "")
@@ -455,10 +513,29 @@ def test_nodes_of_the_deploy_model(case: Case) -> None:
         if node.op_type == "AveragePool":
             assert unpack_dequant(words).scale.tolist() == [np.float32(scale)]
             continue
+        if f"{layer}:1" in case.factors:
+            assert producers[node.input[1]].op_type == "AscendQuant"
+            product = np.float32(scale) * np.float32(case.factors[f"{layer}:1"][0])
+            assert unpack_dequant(words).scale.tolist() == [product]
+            continue
         assert tensors[node.input[1]].data_type == TensorProto.INT8
         assert len(words) == (len(_first_output_channels(node, tensors)) if node.op_type.startswith("Conv") else 1)
         if len(node.input) > 2:
             assert tensors[node.input[2]].data_type == TensorProto.INT32
+
+
+@pytest.mark.parametrize("name", [case.name for case in _CASES if case.tensors])
+def test_tensors_of_the_deploy_model(name: str) -> None:
+    case = next(case for case in _CASES if case.name == name)
+    nodes, _ = _by_name(_deploy(*_quantized(case)))
+    producers = {name: node for node in nodes.values() for name in node.output}
+    for (node, index), (scale, zero_point) in case.tensors.items():
+        anti = producers[nodes[node].input[index]]
+        assert (anti.op_type, anti.domain, anti.name) == ("AscendAntiQuant", "", f"{node}.{index}.anti_quant")
+        assert _attributes(anti) == {"scale": np.float32(scale), "offset": zero_point}
+        quant = producers[anti.input[0]]
+        want = {"scale": np.float32(1) / np.float32(scale), "offset": zero_point, "dst_type": b"INT8"}
+        assert (quant.op_type, _attributes(quant)) == ("AscendQuant", want)
 
 
 def _first_output_channels(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> range:
@@ -482,6 +559,11 @@ def test_weights_keep_their_layout_and_names(case: Case) -> None:
         ("shared_input_other_offset", ["a.quant", "c.quant"]),
         ("shared_input_half_float", ["c.quant"]),
         ("two_layers", ["a.quant", "c.quant"]),
+        ("product", ["a.quant", "a.1.quant"]),
+        ("product_shares_its_tensor", ["a.quant"]),
+        ("tensors_of_an_add", ["s.0.quant", "s.1.quant"]),
+        ("tensor_twice_in_an_add", ["s.0.quant"]),
+        ("tensor_shared_with_a_later_layer", ["p.0.quant"]),
     ],
 )
 def test_layers_with_equal_factors_share_a_quantization(name: str, quants: list[str]) -> None:
@@ -533,6 +615,7 @@ def test_the_extremes_of_int8(lowered: Lower, value: float, activation: int, zer
     weight = np.full((1, 4, 3, 3), activation, np.float32)
     case = _one_layer(weight, None, (1.0, zero_point), np.full((1, 4, 3, 3), value, np.float32))
     model, (layer,) = _quantized(case)
+    assert isinstance(layer, QuantizedLayer)
     exact = QParams(scale=np.ones(1, np.float32), zero_point=np.zeros(1, np.int32), spec=QSpec())
     quantized = QuantizedLayer(name="a", activation=layer.activation, weight=exact)
     got = _run(_runnable(lowered(model, [quantized])), case.x)[0]

@@ -128,8 +128,26 @@ class QuantPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """All factors of one quantized layer: of its activation (per tensor) and of its weight (None without one)."""
+    """All factors of one quantized layer: of its activation (per tensor) and of its weight (None without one).
+
+    `second` has the factors of input 1 where that is an activation too: a MatMul of two variables, without a weight.
+    """
 
     name: str
     activation: QParams
     weight: QParams | None
+    second: QParams | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """One input of a node that is quantized and dequantized again in front of it; the node itself stays in float."""
+
+    node: str
+    input_index: int
+    activation: QParams
+
+    @property
+    def owner(self) -> str:
+        """What its new nodes are named after."""
+        return f"{self.node}.{self.input_index}"

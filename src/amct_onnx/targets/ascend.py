@@ -17,7 +17,7 @@ _GE_FLOAT = 0
 
 
 class AscendDialect:
-    """Writes AscendQuant and AscendDequant nodes; read by ATC, and by `deployed_session` on a CPU."""
+    """Writes AscendQuant, AscendDequant and AscendAntiQuant nodes; read by ATC, and by `deployed_session` on a CPU."""
 
     sums = ir.DataType.INT32
 
@@ -27,14 +27,20 @@ class AscendDialect:
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         return values if bias else values.astype(np.int8)
 
-    def quantize(self, x: ir.Value, layer: str, params: QParams) -> list[ir.Node]:
-        output = ir.val(self._names.new(f"{layer}.quant.output0"), dtype=ir.DataType.INT8, shape=x.shape)
+    def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        dtype = ir.DataType.INT16 if params.spec.bits > 8 else ir.DataType.INT8
+        output = ir.val(self._names.new(f"{owner}.quant.output0"), dtype=dtype, shape=x.shape)
         attributes: dict[str, float | str] = {
             "scale": float(inverse_scale(params)),
             "offset": float(params.zero_point[0]),
             "dst_type": f"INT{params.spec.bits}",
         }
-        return [ir.node("AscendQuant", [x], attributes, name=f"{layer}.quant", outputs=[output])]
+        return [ir.node("AscendQuant", [x], attributes, name=f"{owner}.quant", outputs=[output])]
+
+    def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        output = ir.val(self._names.new(f"{owner}.anti_quant.output0"), shape=integers.shape)
+        attributes: dict[str, float] = {"scale": float(params.scale[0]), "offset": float(params.zero_point[0])}
+        return [ir.node("AscendAntiQuant", [integers], attributes, name=f"{owner}.anti_quant", outputs=[output])]
 
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
         packed = pack_dequant(spec.scale)

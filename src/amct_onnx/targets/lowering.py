@@ -3,9 +3,12 @@
 Before                       After
 x -> Conv(w, b) -> y         x -> <quantize> -> Conv(w_int, b_int) -> <dequantize> -> y'
 
-w_int = round(w / scale_w), b_int = round(b / (scale_d * scale_w)) (spec section 7.5). Layers that read one tensor with
-the same factors share one quantization. What stands for <quantize> and <dequantize>, and the dtype of the integers, is
-up to the dialect; both files that `save_model` writes are lowered here, so what is simulated is what is deployed.
+x -> MaxPool -> y            x -> <quantize> -> <restore> -> MaxPool -> y        (a quantized tensor)
+
+w_int = round(w / scale_w), b_int = round(b / (scale_d * scale_w)) (spec section 7.5). All that read one tensor with the
+same factors share one quantization. What stands for <quantize>, <dequantize> and <restore>, and the dtype of the
+integers, is up to the dialect; both files that `save_model` writes are lowered here, so what is simulated is what is
+deployed.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.affine import quantize
-from amct_onnx.core.plan import QuantizedLayer
+from amct_onnx.core.plan import QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
@@ -29,17 +32,20 @@ from amct_onnx.graph.weights import rows_to_weight, weight_rows
 _INT32 = np.iinfo(np.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dequantization:
     """scale float32[1 or C] along axis 1 of an output of `rank` dimensions (None when unknown).
 
-    `columns` is the last dimension of a MatMul's output, None for other layers.
+    `columns` is the last dimension of a MatMul by a weight, None for other layers. `product`: a MatMul of two
+    activations. `average`: the layer gives means and no integers.
     """
 
     layer: str
     scale: npt.NDArray[np.float32]
-    rank: int | None
-    columns: int | None
+    rank: int | None = None
+    columns: int | None = None
+    product: bool = False
+    average: bool = False
 
 
 class Dialect(Protocol):
@@ -50,35 +56,86 @@ class Dialect(Protocol):
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         """Weights (int8 range) or a bias (int32 range) in the dtype of the file."""
 
-    def quantize(self, x: ir.Value, layer: str, params: QParams) -> list[ir.Node]:
-        """Nodes from `x` to its integers; the last one's first output is the result."""
+    def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        """Nodes from `x` to its integers, named after `owner`; the last one's first output is the result."""
+
+    def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        """Nodes from what `quantize` gave for these `params` back to float32; the last one's output is the result."""
 
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
         """Nodes from the layer's integers `x` to float32; the last one's first output is the result."""
 
 
-def lower(model: ir.Model, layers: Sequence[QuantizedLayer], dialect: Dialect) -> None:
-    """Quantize `layers` of `model` in place. Raises ModelError when a bias leaves int32."""
+def lower(
+    model: ir.Model,
+    layers: Sequence[QuantizedLayer],
+    dialect: Dialect,
+    *,
+    tensors: Sequence[QuantizedTensor] = (),
+) -> None:
+    """Quantize `layers` and `tensors` of `model` in place. Raises ModelError when a bias leaves int32."""
     nodes = {node.name: node for node in model.graph}
-    shared: dict[tuple[ir.Value, bytes, bytes, QSpec], ir.Value] = {}
-    for layer in layers:
-        node = nodes[layer.name]
-        x = node.inputs[0]
-        assert x is not None  # every layer's first input is required
-        key = (x, layer.activation.scale.tobytes(), layer.activation.zero_point.tobytes(), layer.activation.spec)
-        if key not in shared:
-            quantizer = dialect.quantize(x, layer.name, layer.activation)
-            model.graph.insert_before(node, quantizer)
-            shared[key] = quantizer[-1].outputs[0]
-        node.replace_input_with(0, shared[key])
-        spec = _lower_constants(node, layer, dialect)
-        _insert_dequantizer(model, node, dialect, spec)
+    position = {node.name: index for index, node in enumerate(model.graph)}
+    quantizers = _Quantizers(model, dialect)
+    # In graph order: the first reader of a tensor gets its quantizer, and the others find it in front of them.
+    parts: list[QuantizedLayer | QuantizedTensor] = [*layers, *tensors]
+    for part in sorted(parts, key=lambda part: position[_node_name(part)]):
+        node = nodes[_node_name(part)]
+        if isinstance(part, QuantizedTensor):
+            _lower_tensor(model, node, part, quantizers)
+            continue
+        quantizers.put_before(node, 0, layer_owner(part, 0), part.activation)
+        if part.second is not None:
+            quantizers.put_before(node, 1, layer_owner(part, 1), part.second)
+        _insert_dequantizer(model, node, dialect, _lower_constants(node, part, dialect))
+
+
+def _node_name(part: QuantizedLayer | QuantizedTensor) -> str:
+    return part.node if isinstance(part, QuantizedTensor) else part.name
+
+
+def layer_owner(layer: QuantizedLayer, index: int) -> str:
+    """What the nodes that quantize input `index` of a layer are named after."""
+    return layer.name if index == 0 else f"{layer.name}.{index}"
+
+
+class _Quantizers:
+    """One quantizer for each tensor and its factors, however many nodes read it."""
+
+    def __init__(self, model: ir.Model, dialect: Dialect) -> None:
+        self._graph, self.dialect = model.graph, dialect
+        self._made: dict[tuple[ir.Value, bytes, bytes, QSpec], ir.Value] = {}
+
+    def put_before(self, node: ir.Node, index: int, owner: str, params: QParams) -> ir.Value:
+        """Let `node` read the integers of its input `index`, and return them."""
+        x = node.inputs[index]
+        assert x is not None  # only inputs that are there are quantized
+        key = (x, params.scale.tobytes(), params.zero_point.tobytes(), params.spec)
+        if key not in self._made:
+            chain = self.dialect.quantize(x, owner, params)
+            self._graph.insert_before(node, chain)
+            self._made[key] = chain[-1].outputs[0]
+        node.replace_input_with(index, self._made[key])
+        return self._made[key]
+
+
+def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quantizers: _Quantizers) -> None:
+    x = node.inputs[tensor.input_index]
+    assert x is not None  # the planner has looked
+    integers = quantizers.put_before(node, tensor.input_index, tensor.owner, tensor.activation)
+    chain = quantizers.dialect.restore(integers, tensor.owner, tensor.activation)
+    chain[-1].outputs[0].type, chain[-1].outputs[0].shape = x.type, x.shape
+    model.graph.insert_before(node, chain)
+    node.replace_input_with(tensor.input_index, chain[-1].outputs[0])
 
 
 def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> Dequantization:
     scale = layer.activation.scale
+    if layer.second is not None:
+        scale = scale * layer.second.scale
+        return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True)
     if layer.weight is None:
-        return Dequantization(layer.name, scale, rank=None, columns=None)
+        return Dequantization(layer=layer.name, scale=scale, average=True)
     weight = constant_value(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
@@ -97,7 +154,13 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
         _store(node, 2, dialect.integers(quotient.astype(np.int32), bias=True))
     _refuse_overflow(node, integers, quotient, layer.activation)
     columns = weight.shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer.name, scale, rank=weight.ndim, columns=columns)
+    return Dequantization(layer=layer.name, scale=scale, rank=weight.ndim, columns=columns)
+
+
+def _product_rank(node: ir.Node) -> int | None:
+    """Rank of a MatMul of two activations, None where the file does not tell."""
+    ranks = [len(value.shape) for value in node.inputs if value is not None and value.shape is not None]
+    return max(ranks) if len(ranks) == 2 and min(ranks) >= 2 else None
 
 
 def _refuse_overflow(
@@ -138,7 +201,7 @@ def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: 
     chain = dialect.dequantize(inner, spec)
     result = chain[-1].outputs[0]
     result.type, result.shape = inner.type, inner.shape
-    if spec.rank is not None:  # a pool without a weight averages, and its result is no integer
+    if not spec.average:
         inner.type = ir.TensorType(dialect.sums)
     graph.insert_after(node, chain)
     for use in list(inner.uses()):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer
+from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
 from amct_onnx.errors import ModelError, RecordError
@@ -25,20 +25,20 @@ from amct_onnx.graph.weights import weight_rows
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.targets.ascend import AscendDialect
 from amct_onnx.targets.ascend_rules import ASCEND
-from amct_onnx.targets.lowering import lower, weight_spec
+from amct_onnx.targets.lowering import layer_owner, lower, weight_spec
 from amct_onnx.targets.simulation import SimulationDialect
 from amct_onnx.workflow.planner import graph_facts
 from amct_onnx.workflow.prepare import FUSIONS_KEY, SIMULATED_KEY
 
 _log = logging.getLogger("amct_onnx.Utils")
-_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant"}
+_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant"}
 # A weight that was quantized with its record's scale lies on that grid up to float32 rounding.
 _GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModel:
-    """A calibrated model: float graph with fake-quantized weights, and the factors of its layers.
+    """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
 
     `origins` tells for each node that absorbed others the original nodes that it stands for.
     """
@@ -46,18 +46,24 @@ class QuantizedModel:
     model: ir.Model
     layers: tuple[QuantizedLayer, ...]
     origins: Mapping[str, tuple[str, ...]]
+    tensors: tuple[QuantizedTensor, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What is quantized: layers, and nodes in front of which a tensor is."""
+        return [layer.name for layer in self.layers] + [tensor.node for tensor in self.tensors]
 
     def deploy(self) -> ir.Model:
         """A new model with Ascend operators and int8 weights."""
         model = self.model.clone()
-        lower(model, self.layers, AscendDialect(model))
+        lower(model, self.layers, AscendDialect(model), tensors=self.tensors)
         return model
 
     def simulation(self) -> ir.Model:
         """A new model of standard operators that computes what `deploy()` computes."""
         model = self.model.clone()
-        lower(model, self.layers, SimulationDialect(model))
-        model.metadata_props[SIMULATED_KEY] = json.dumps([layer.name for layer in self.layers], ensure_ascii=False)
+        lower(model, self.layers, SimulationDialect(model), tensors=self.tensors)
+        model.metadata_props[SIMULATED_KEY] = json.dumps(self.names, ensure_ascii=False)
         return model
 
 
@@ -193,14 +199,16 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
 
 def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
     """One entry a node of the deploy model (spec section 7.7)."""
-    layers = {layer.name for layer in quantized.layers}
-    return [_fusion_op(node, layers, quantized.origins) for node in deploy.graph]
+    owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
+    owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
+    return [_fusion_op(node, owners, quantized.origins) for node in deploy.graph]
 
 
-def _fusion_op(node: ir.Node, layers: Collection[str], origins: Mapping[str, tuple[str, ...]]) -> FusionOp:
+def _fusion_op(node: ir.Node, owners: Mapping[str, str], origins: Mapping[str, tuple[str, ...]]) -> FusionOp:
+    """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
     name = node.name or ""
-    owner = name.removesuffix(_SUFFIXES.get(node.op_type, ""))
-    if owner in layers:
+    owner = owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))
+    if owner is not None:
         originals, produces = origins.get(owner, (owner,)), node.op_type == "AscendDequant"
     else:
         originals, produces = origins.get(name, ()), name in origins
