@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.core.blocks import blocks
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel
 
@@ -20,16 +21,19 @@ def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> 
 
 def quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.int32]:
     """Integers of `x`, same shape, int32 within [qmin, qmax]. Raises ValueError for NaN, which has no integer."""
-    array = np.asarray(x, np.float64)
+    array = np.asarray(x)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim)
     zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
-    q = np.asarray(array / scale)
-    np.rint(q, out=q)
-    if zero_point.any():
-        q += zero_point
-    if q.size and np.isnan(q.min()):
-        raise ValueError("the array holds NaN")
-    return np.clip(q, params.spec.qmin, params.spec.qmax, out=q).astype(np.int32)
+    integers = np.empty(array.shape, np.int32)
+    for block in blocks(array.shape):
+        q = np.asarray(array[block].astype(np.float64) / _part(scale, block))
+        np.rint(q, out=q)
+        if zero_point.any():
+            q += _part(zero_point, block)
+        if q.size and np.isnan(q.min()):
+            raise ValueError("the array holds NaN")
+        integers[block] = np.clip(q, params.spec.qmin, params.spec.qmax, out=q)
+    return integers
 
 
 def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
@@ -40,6 +44,11 @@ def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
     steps = (array - zero_point if zero_point.any() else array).astype(np.float32)
     steps *= scale
     return steps
+
+
+def _part(values: npt.NDArray[np.float64], block: tuple[slice, ...]) -> npt.NDArray[np.float64]:
+    """The entries of a scale or zero point, shaped to broadcast, that belong to a block of the array."""
+    return values[tuple(s if n > 1 else slice(None) for s, n in zip(block, values.shape, strict=False))]
 
 
 def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:

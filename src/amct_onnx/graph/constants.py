@@ -2,19 +2,21 @@
 
 A constant reaches a node in many ways: as an initializer, shared or not, of this graph or of one around it; as the
 output of a `Constant`; through `Identity`, `Transpose` or `Cast`. Passes ask `constant_value` for the array and hand a
-new one to `own_constant`; neither has to know how it got there.
+new one to `own_constant`; neither has to know how it got there. `constant_tensor` tells shape and dtype without reading
+any data, and a tensor can be handed on as it is: see `tensors` for weights that are not in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-Array = npt.NDArray[Any]
+from amct_onnx.graph.tensors import Array, array_of, deferred, renamed, shape_of
+
+Data = npt.ArrayLike | ir.TensorProtocol
 
 # The only nodes that this module removes when nobody reads them any more.
 _CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
@@ -51,81 +53,93 @@ def constant_value(value: ir.Value | None) -> Array | None:
     Known are an initializer, the output of a `Constant`, and an `Identity`, `Transpose` or `Cast` (to a float type) of
     a known value. An initializer that is also a graph input is not: callers may override it at run time.
     """
+    tensor = constant_tensor(value)
+    return None if tensor is None else array_of(tensor)
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind `value`, without a look at the data of a large one; None as for `constant_value`."""
     if value is None:
         return None
     if value.is_initializer():
-        if value.is_graph_input() or value.const_value is None:
-            return None
-        return _read_only(value.const_value)
+        return None if value.is_graph_input() else _numeric(value.const_value)
     node = value.producer()
     if node is None or not _is_link(node):
         return None
     if node.op_type == "Constant":
         return _constant_node(node)
-    array = constant_value(node.inputs[0])
-    if array is None or node.op_type == "Identity":
-        return array
-    if node.op_type == "Transpose":
-        transposed: Array = array.transpose(node.attributes.get_ints("perm"))
-        return transposed
-    return _cast(array, node)
+    source = constant_tensor(node.inputs[0])
+    if source is None or node.op_type == "Identity":
+        return source
+    return _transposed(source, node) if node.op_type == "Transpose" else _cast(source, node)
 
 
 def _is_link(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in _CHAIN
 
 
-def _read_only(tensor: ir.TensorProtocol) -> Array | None:
-    if tensor.dtype == ir.DataType.STRING:
-        return None
-    array: Array = np.asarray(tensor.numpy()).view()  # a view, since the flag of the tensor's own array is not ours
-    array.flags.writeable = False
-    return array
+def _numeric(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor
 
 
-def _constant_node(node: ir.Node) -> Array | None:
+def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
             return None
         if name == "value":
-            return _read_only(attribute.as_tensor())
+            return _numeric(attribute.as_tensor())
         if name in ("value_float", "value_floats"):
-            return np.array(attribute.value, np.float32)
+            return ir.Tensor(np.array(attribute.value, np.float32))
         if name in ("value_int", "value_ints"):
-            return np.array(attribute.value, np.int64)
+            return ir.Tensor(np.array(attribute.value, np.int64))
     return None
 
 
-def _cast(array: Array, node: ir.Node) -> Array | None:
+def _transposed(source: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
+    shape, perm = shape_of(source), node.attributes.get_ints("perm")
+    axes = tuple(reversed(range(len(shape)))) if perm is None else tuple(perm)
+    return deferred(lambda: array_of(source).transpose(axes), source.dtype.numpy(), tuple(shape[k] for k in axes))
+
+
+def _cast(source: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol | None:
     # Casts to integers are left out: out of range they differ from runtime to runtime.
     target = node.attributes.get_int("to", 0)
-    if target not in _FLOATS or not (array.dtype.kind in "biuf" or ir.DataType.from_numpy(array.dtype) in _FLOATS):
+    if target not in _FLOATS or not (source.dtype.numpy().kind in "biuf" or source.dtype in _FLOATS):
         return None
-    with np.errstate(over="ignore"):
-        return array.astype(ir.DataType(target).numpy())
+    dtype = ir.DataType(target).numpy()
+
+    def compute() -> Array:
+        with np.errstate(over="ignore"):
+            return array_of(source).astype(dtype)
+
+    return deferred(compute, dtype, shape_of(source))
 
 
-def add_initializer(graph: ir.Graph, name: str, array: npt.ArrayLike, *, names: ValueNames) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: Data, *, names: ValueNames) -> ir.Value:
     """Add a new initializer to `graph`, named `name` or, if that is taken, with a numeric suffix."""
     return _register(graph, names.new(name), array)
 
 
-def _register(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
+def _register(graph: ir.Graph, name: str, array: Data) -> ir.Value:
     value = ir.Value(name=name)
     _assign(value, array)
     graph.register_initializer(value)
     return value
 
 
-def _assign(value: ir.Value, array: npt.ArrayLike) -> None:
-    tensor = ir.Tensor(np.array(array, order="C"), name=value.name)  # a copy: nobody else can change it later
+def _assign(value: ir.Value, array: Data) -> None:
+    if not isinstance(array, ir.TensorProtocol):
+        array = ir.Tensor(np.array(array, order="C"))  # a copy: nobody else can change it later
+    tensor = renamed(array, value.name)
     value.const_value = tensor
     value.type = ir.TensorType(tensor.dtype)  # new objects: type and shape may be shared between values
-    value.shape = ir.Shape(tensor.shape)
+    value.shape = ir.Shape(shape_of(tensor))
 
 
-def own_constant(node: ir.Node, index: int, array: npt.ArrayLike, name_hint: str, *, names: ValueNames) -> ir.Value:
+def own_constant(node: ir.Node, index: int, array: Data, name_hint: str, *, names: ValueNames) -> ir.Value:
     """Make input `index` of `node` an initializer that holds `array` and is read by nothing else.
+
+    An array is copied; a tensor is taken as it is, and its data is not read.
 
     What other nodes and graph outputs see stays the same; what nobody reads after the change is removed. In order:
 

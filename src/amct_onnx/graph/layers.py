@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.core.plan import LayerTraits
-from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import channel_count, group_of
 
 OBSERVER_DOMAIN = "amct.customop"
@@ -75,23 +76,22 @@ def _input_channels(shape: tuple[int, ...], node: ir.Node) -> int:
 
 def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
     value = node.inputs[1] if len(node.inputs) > 1 else None
-    weight = constant_value(value)
+    weight = constant_tensor(value)
     if weight is None:
-        first = constant_value(node.inputs[0]) if node.inputs else None
+        first = constant_tensor(node.inputs[0]) if node.inputs else None
         if node.op_type == "MatMul" and first is not None:
             return (), "its constant operand is the first one, and a weight must be the second"
         return (), "its weight is computed at run time"
-    if weight.dtype != np.float32:
-        return tuple(weight.shape), f"its weight is {weight.dtype}, and only float32 is supported"
-    if weight.size == 0:
-        return tuple(weight.shape), "its weight is empty"
-    return tuple(weight.shape), None
+    shape, dtype = shape_of(weight), weight.dtype.numpy()
+    if dtype != np.float32:
+        return shape, f"its weight is {dtype}, and only float32 is supported"
+    return shape, None if weight.size else "its weight is empty"
 
 
 def _bias_reason(node: ir.Node) -> str | None:
     if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
         return None
-    return None if constant_value(node.inputs[2]) is not None else "its bias is computed at run time"
+    return None if constant_tensor(node.inputs[2]) is not None else "its bias is computed at run time"
 
 
 def _pool_reason(node: ir.Node) -> str | None:
@@ -117,8 +117,8 @@ def _element_type(value: ir.Value | None) -> ir.DataType | None:
 
 
 def _gemm_reason(node: ir.Node) -> str | None:
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is not None and bias.ndim == 2 and bias.shape[0] > 1:
+    bias = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None and len(bias.shape) == 2 and shape_of(bias)[0] > 1:
         return "its bias differs from row to row"
     return None
 

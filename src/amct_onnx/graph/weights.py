@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-Array = npt.NDArray[Any]
+from amct_onnx.core.affine import fake_quantize
+from amct_onnx.core.qparams import QParams
+from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 
 
 def group_of(node: ir.Node) -> int:
@@ -44,3 +43,13 @@ def channel_count(shape: tuple[int, ...], node: ir.Node) -> int:
     if node.op_type == "ConvTranspose":
         return shape[1] * group_of(node)
     return 1
+
+
+def fake_quantized(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> ir.TensorProtocol:
+    """The weight rounded to its grid, float32; computed when it is asked for if it is large."""
+    shape = shape_of(weight)
+
+    def compute() -> Array:
+        return rows_to_weight(fake_quantize(weight_rows(array_of(weight), node), params), shape, node)
+
+    return deferred(compute, np.float32, shape)

@@ -22,11 +22,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.affine import quantize
+from amct_onnx.core.blocks import blocks
 from amct_onnx.core.plan import QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, constant_value
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
+from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
 from amct_onnx.graph.weights import rows_to_weight, weight_rows
 
 _INT32 = np.iinfo(np.int32)
@@ -136,11 +138,11 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
         return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True)
     if layer.weight is None:
         return Dequantization(layer=layer.name, scale=scale, average=True)
-    weight = constant_value(node.inputs[1])
+    weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
-    integers = integer_weight(weight, node, layer.weight)
-    _store(node, 1, dialect.integers(integers, bias=False))
+    sums = _magnitude_sums(integer_weight(array_of(weight), node, layer.weight), node)
+    _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
     quotient = np.zeros(1)
     if bias is not None:
@@ -151,10 +153,28 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
                 f'Do bias quantize failed. Quantized bias of layer "{layer.name}" exceed int32 range '
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
-        _store(node, 2, dialect.integers(quotient.astype(np.int32), bias=True))
-    _refuse_overflow(node, integers, quotient, layer.activation)
-    columns = weight.shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer=layer.name, scale=scale, rank=weight.ndim, columns=columns)
+        _store(node, 2, ir.tensor(dialect.integers(quotient.astype(np.int32), bias=True)))
+    _refuse_overflow(node, sums, quotient, layer.activation)
+    shape = shape_of(weight)
+    columns = shape[-1] if node.op_type == "MatMul" else None
+    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns)
+
+
+def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, dialect: Dialect) -> ir.TensorProtocol:
+    def compute() -> npt.NDArray[Any]:
+        return dialect.integers(integer_weight(array_of(weight), node, params), bias=False)
+
+    dtype = dialect.integers(np.zeros(1, np.int32), bias=False).dtype
+    return deferred(compute, dtype, shape_of(weight))
+
+
+def _magnitude_sums(weight: npt.NDArray[np.int32], node: ir.Node) -> npt.NDArray[np.float64]:
+    """The sum of the magnitudes that each output channel adds up."""
+    matrix, axis = (weight_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
+    sums = np.zeros(matrix.shape[:axis] + matrix.shape[axis + 1 :])
+    for block in blocks(matrix.shape):
+        sums[block[:axis] + block[axis + 1 :]] += np.abs(matrix[block]).sum(axis=axis, dtype=np.float64)
+    return sums
 
 
 def _product_rank(node: ir.Node) -> int | None:
@@ -164,13 +184,11 @@ def _product_rank(node: ir.Node) -> int | None:
 
 
 def _refuse_overflow(
-    node: ir.Node, weight: npt.NDArray[np.int32], bias: npt.NDArray[np.float64], activation: QParams
+    node: ir.Node, sums: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], activation: QParams
 ) -> None:
     """The int32 sums of a layer would wrap around in silence: refuse a layer in which some input reaches that far."""
     zero_point, spec = int(activation.zero_point[0]), activation.spec
     reach = max(spec.qmax - zero_point, zero_point - spec.qmin)
-    magnitudes = np.abs(weight.astype(np.float64))
-    sums = weight_rows(magnitudes, node).sum(axis=1) if "Conv" in node.op_type else magnitudes.sum(axis=-2)
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
         raise ModelError(
@@ -188,12 +206,12 @@ def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:
     return QSpec(bits=bits, granularity=PerChannel(0)) if channel_wise else QSpec(bits=bits)
 
 
-def _store(node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
+def _store(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:
     value = node.inputs[index]
     assert value is not None  # its array has just been read
     assert value.is_initializer()  # quantize_model gave each layer its own initializers
-    value.const_value = ir.tensor(array, name=value.name)
-    value.type = ir.TensorType(value.const_value.dtype)
+    value.const_value = renamed(tensor, value.name)
+    value.type = ir.TensorType(tensor.dtype)
 
 
 def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:

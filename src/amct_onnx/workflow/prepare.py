@@ -22,7 +22,7 @@ from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.files import atomic_path
 from amct_onnx.formats.onnx_file import check_opset, load_model, save_model_file
 from amct_onnx.formats.record import format_record
-from amct_onnx.graph.constants import ValueNames, constant_value, lift_ir3, own_constant
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, lift_ir3, own_constant
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
@@ -30,7 +30,8 @@ from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.observers import Observer, insert_observers
-from amct_onnx.graph.weights import rows_to_weight, weight_rows
+from amct_onnx.graph.tensors import array_of
+from amct_onnx.graph.weights import fake_quantized, weight_rows
 from amct_onnx.runtime.calibration import begin
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import weight_spec
@@ -149,10 +150,10 @@ def _quantize_weights(model: ir.Model, plan: QuantPlan, facts: GraphFacts) -> di
 
 def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
     """The record of a layer's weight, and how many of its channels are not zero and become zero."""
-    weight = constant_value(node.inputs[1])
+    weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a planned layer's weight is constant
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
-    rows = weight_rows(weight, node)
+    rows = weight_rows(array_of(weight), node)
     try:
         params = solve_arq(rows, spec)
     except ValueError as error:
@@ -161,9 +162,9 @@ def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> 
     if bias is not None and not np.isfinite(bias).all():
         text = "the bias holds NaN or Inf. Correct the model or add the layer to skip_layers."
         raise ModelError(f'Layer "{node.name}": {text}')
-    quantized = fake_quantize(rows, params)
-    lost = int((rows.any(axis=1) & ~quantized.any(axis=1)).sum())
-    own_constant(node, 1, rows_to_weight(quantized, weight.shape, node), f"{node.name}.weight", names=names)
+    extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
+    lost = int(((extremes > 0) & (fake_quantize(extremes, params) == 0)).sum())
+    own_constant(node, 1, fake_quantized(weight, node, params), f"{node.name}.weight", names=names)
     record = LayerRecord(
         scale_w=tuple(float(s) for s in params.scale),
         offset_w=(0,) * params.scale.size,

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.core.blocks import blocks
 from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
@@ -186,15 +188,22 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
     """A record of another model, or an edited scale_w, does not reproduce the weights that calibration saw."""
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
-    ratio = weight_rows(weight, node) / params.scale.reshape(-1, 1)
-    integers = np.rint(ratio)
-    ratio -= integers
-    off_grid = max(ratio.max(), -ratio.min()) > _GRID_TOLERANCE
-    if off_grid or integers.max() > params.spec.qmax or integers.min() < params.spec.qmin:
+    rows, scale = weight_rows(weight, node), params.scale.reshape(-1, 1)
+    if not all(
+        _on_grid(rows[part], scale[part[0]] if scale.size > 1 else scale, params) for part in blocks(rows.shape)
+    ):
         raise RecordError(
             f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
             "another model or was edited: run quantize_model and the calibration again."
         )
+
+
+def _on_grid(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], params: QParams) -> bool:
+    ratio = weight / scale
+    integers = np.rint(ratio)
+    ratio -= integers
+    near = max(ratio.max(), -ratio.min()) <= _GRID_TOLERANCE
+    return bool(near and integers.max() <= params.spec.qmax and integers.min() >= params.spec.qmin)
 
 
 def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:

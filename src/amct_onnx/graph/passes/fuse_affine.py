@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
     CONVOLUTIONS,
@@ -27,6 +27,7 @@ from amct_onnx.graph.passes.fusion import (
     why_not_affine,
     why_shared,
 )
+from amct_onnx.graph.tensors import Array
 
 
 def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) -> Fusions:

@@ -13,7 +13,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import Array, ValueNames, constant_value, own_constant
+from amct_onnx.core.blocks import blocks
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
     CONVOLUTIONS,
@@ -27,6 +28,7 @@ from amct_onnx.graph.passes.fusion import (
     why_not_affine,
     why_shared,
 )
+from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
 
 
@@ -57,13 +59,13 @@ def fuse_batch_norm_into_conv(model: ir.Model, *, skip: Collection[str] = ()) ->
     return Fusions(fused=tuple(fused), skipped=tuple(skipped))
 
 
-def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[Array, Array] | str:
+def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[ir.TensorProtocol, Array] | str:
     """The weight and bias that do the work of both nodes, or why there are none. Changes nothing."""
     reason = why_not_affine(batch_norm, opset) or why_shared(conv, batch_norm)
     if reason is not None:
         return reason
     weight, old_bias = input_of(conv, 1), input_of(conv, 2)
-    w, b = constant_value(weight), constant_value(old_bias)
+    w, b = constant_tensor(weight), constant_value(old_bias)
     if w is None:
         return f"the weight of {conv.op_type} '{conv.name}' is not constant"
     if b is None and old_bias is not None:
@@ -72,15 +74,29 @@ def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[Array
     if isinstance(parameters, str):
         return parameters
     gamma, beta, mean, variance = parameters
-    if gamma.size != channel_count(w.shape, conv) or (b is not None and b.shape != gamma.shape):
+    if gamma.size != channel_count(shape_of(w), conv) or (b is not None and b.shape != gamma.shape):
         return f"BatchNormalization and {conv.op_type} '{conv.name}' differ in channels"
     epsilon = batch_norm.attributes.get_float("epsilon", float(np.float32(1e-5)))
     with np.errstate(all="ignore"):  # whatever goes wrong shows in the result
         gain = gamma / np.sqrt(variance + epsilon)
-        rows = weight_rows(w.astype(np.float64), conv) * gain[:, np.newaxis]
-        new_w = rows_to_weight(rows, w.shape, conv).astype(w.dtype)
         old_b = np.zeros_like(gain) if b is None else b.astype(np.float64)
-        new_b = ((old_b - mean) * gain + beta).astype(w.dtype)
-        if not all(np.isfinite(array.astype(np.float64)).all() for array in (new_w, new_b)):
-            return "fused weights are not finite"
+        new_b = ((old_b - mean) * gain + beta).astype(w.dtype.numpy())
+    new_w = _scaled(w, conv, gain)
+    if not all(np.isfinite(array.astype(np.float64)).all() for array in (array_of(new_w), new_b)):
+        return "fused weights are not finite"
     return new_w, new_b
+
+
+def _scaled(weight: ir.TensorProtocol, conv: ir.Node, gain: Array) -> ir.TensorProtocol:
+    """The weight of `conv` with each output channel times its gain, computed in float64."""
+    shape, dtype = shape_of(weight), weight.dtype.numpy()
+
+    def compute() -> Array:
+        rows = weight_rows(array_of(weight), conv)
+        scaled = np.empty(rows.shape, dtype)
+        with np.errstate(all="ignore"):
+            for block in blocks(rows.shape):
+                scaled[block] = rows[block].astype(np.float64) * gain[block[0], np.newaxis]
+        return rows_to_weight(scaled, shape, conv)
+
+    return deferred(compute, dtype, shape)

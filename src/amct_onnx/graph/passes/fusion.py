@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import Array, constant_value, remove_unused
+from amct_onnx.graph.constants import constant_value, remove_unused
+from amct_onnx.graph.tensors import Array
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 FUSABLE = CONVOLUTIONS | {"BatchNormalization"}

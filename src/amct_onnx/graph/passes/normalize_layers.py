@@ -15,8 +15,9 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.layers import WEIGHT_OPS, float_attribute, int_attribute
+from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 
 
 def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
@@ -33,21 +34,17 @@ def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
 
 
 def _own(node: ir.Node, index: int, names: ValueNames) -> None:
-    array = constant_value(node.inputs[index]) if index < len(node.inputs) else None
-    if array is not None:
-        own_constant(node, index, array, f"{node.name}.{('weight', 'bias')[index - 1]}", names=names)
+    tensor = constant_tensor(node.inputs[index]) if index < len(node.inputs) else None
+    if tensor is not None:
+        own_constant(node, index, tensor, f"{node.name}.{('weight', 'bias')[index - 1]}", names=names)
 
 
 def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
-    weight = constant_value(node.inputs[1])
-    assert weight is not None  # a candidate's weight is constant
-    if int_attribute(node, "transB", 0):
-        weight = np.ascontiguousarray(weight.T)
-    weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
+    weight = _gemm_weight(node)
     own_constant(node, 1, weight, f"{node.name}.weight", names=names)
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
-        row = np.broadcast_to(bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0)), (weight.shape[1],))
+        row = np.broadcast_to(bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0)), (shape_of(weight)[1],))
         own_constant(node, 2, np.ascontiguousarray(row), f"{node.name}.bias", names=names)
     if int_attribute(node, "transA", 0):
         _transpose_input(graph, node, names)
@@ -55,6 +52,23 @@ def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
         node.attributes[name] = ir.AttrFloat32(name, value)
     for name in ("transA", "transB"):
         node.attributes.pop(name, None)
+
+
+def _gemm_weight(node: ir.Node) -> ir.TensorProtocol:
+    """alpha * B, turned where transB says so."""
+    weight = constant_tensor(node.inputs[1])
+    assert weight is not None  # a candidate's weight is constant
+    turned, alpha = bool(int_attribute(node, "transB", 0)), np.float32(float_attribute(node, "alpha", 1.0))
+    if not turned and alpha == 1:
+        return weight
+    shape = shape_of(weight)
+
+    def compute() -> Array:
+        array = array_of(weight)
+        scaled: Array = np.multiply(array.T if turned else array, alpha, order="C")
+        return scaled
+
+    return deferred(compute, weight.dtype.numpy(), shape[::-1] if turned else shape)
 
 
 def _transpose_input(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:

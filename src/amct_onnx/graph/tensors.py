@@ -1,0 +1,72 @@
+"""Tensors whose data is not in memory: external data, mapped while it is looked at; weights computed when asked for.
+
+A model of several GB is quantized in less than its own size, because no weight of it is held: the tensor of an
+initializer is a file and an offset, or a recipe from such a tensor (transposed, rounded, as integers). Shape and dtype
+are known without data. `array_of` gives the data for as long as the caller holds the array, and writing a model takes
+one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+# Smaller tensors are computed at once: a recipe is computed again by each who asks.
+_SMALL = 1 << 20
+
+
+def array_of(tensor: ir.TensorProtocol) -> Array:
+    """The data of `tensor`, read-only.
+
+    External data is mapped anew by each call and unmapped with the array: its pages do not pile up, a model of
+    thousands of tensors does not run out of file handles, and the file can be replaced on Windows.
+    """
+    while isinstance(tensor, ir.LazyTensor):
+        tensor = tensor.raw()
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+            base_dir=tensor.base_dir,
+        )
+    array: Array = np.asarray(tensor.numpy()).view()  # a view, since the flag of the tensor's own array is not ours
+    array.flags.writeable = False
+    return array
+
+
+def deferred(compute: Callable[[], Array], dtype: npt.DTypeLike, shape: tuple[int, ...]) -> ir.TensorProtocol:
+    """A tensor with the data that `compute` returns: at once when it is small, else whenever the data is asked for.
+
+    `compute` must give the same array of `dtype` and `shape` each time, so it may refer to tensors and to arrays that
+    nobody changes, and not to values of a graph.
+    """
+    dtype = np.dtype(dtype)
+    if math.prod(shape) * dtype.itemsize <= _SMALL:
+        return ir.Tensor(np.array(compute(), dtype, order="C"))
+    kind = ir.DataType.from_numpy(dtype)
+    return ir.LazyTensor(lambda: ir.Tensor(np.asarray(compute(), dtype)), kind, ir.Shape(shape))
+
+
+def renamed(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    """A tensor of the same data called `name`; the data is neither read nor copied."""
+    if tensor.name == name:
+        return tensor
+    if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+        return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(shape_of(tensor)), name=name)
+    return ir.Tensor(array_of(tensor), dtype=tensor.dtype, name=name)
+
+
+def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a tensor in a file, whose dimensions are numbers."""
+    return tuple(int(n) for n in tensor.shape.numpy())
