@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnxruntime
 
-    from amct_onnx._compat.api import create_quant_config, quantize_model, save_model
+    from amct_onnx._compat.api import create_quant_config, quantize_model, quantize_preprocess, save_model
     from amct_onnx.runtime.deployed import deployed_session
 
     AMCT_SO: onnxruntime.SessionOptions
@@ -31,13 +31,14 @@ __all__ = [
     "create_quant_config",
     "deployed_session",
     "quantize_model",
+    "quantize_preprocess",
     "save_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
     value: Any
-    if name in ("create_quant_config", "quantize_model", "save_model"):
+    if name in ("create_quant_config", "quantize_model", "quantize_preprocess", "save_model"):
         from amct_onnx._compat import api
 
         value = getattr(api, name)

@@ -20,10 +20,9 @@ from onnx import helper, numpy_helper
 import amct_onnx as amct
 from amct_onnx.core.pack import pack_dequant, unpack_dequant
 from amct_onnx.core.plan import LayerRecord
-from amct_onnx.errors import ConfigError
 from amct_onnx.formats.record import read_record
 
-CASES = ("hfmg", "ifmr_asymmetric", "ifmr_symmetric", "inverted", "mlp", "overrides", "vol")
+CASES = ("dmq", "hfmg", "ifmr_asymmetric", "ifmr_symmetric", "inverted", "mlp", "overrides", "vol")
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
 
 FLOAT32_ROUNDING = 2.5e-7  # two float32 roundings
@@ -107,6 +106,8 @@ def case(
         golden = test_data("golden", name)
         made = Case(golden, Flow(str(golden / "model.onnx"), tmp_path_factory.mktemp(name)))
         made.configure()
+        if "dmq_balancer_param" in (golden / "config.json").read_text():
+            made.flow.balance([{"input": made.batches[0]}])  # the reference saw the first batch only
         made.flow.quantize().calibrate({"input": batch} for batch in made.batches).save()
         _done[name] = made
     return _done[name]
@@ -129,6 +130,22 @@ def test_the_record_has_the_same_layers_in_the_same_order_with_the_same_types(ca
 def test_weight_scales_agree_up_to_float32_rounding(case: Case) -> None:
     for layer, reference in case.reference_records.items():
         np.testing.assert_allclose(case.records[layer].scale_w, reference.scale_w, rtol=FLOAT32_ROUNDING, err_msg=layer)
+
+
+def test_balance_factors_agree_up_to_float32_rounding(case: Case) -> None:
+    mine, reference = graphs(case)
+    for layer, record in case.reference_records.items():
+        factors = case.records[layer].tensor_balance_factor
+        np.testing.assert_allclose(factors, record.tensor_balance_factor, rtol=FLOAT32_ROUNDING, err_msg=layer)
+        balanced = "dmq_balancer_param" in case.settings[layer]
+        assert bool(factors) == balanced, layer
+        named = [node for node in mine.model.graph.node if node.name == f"{layer}.mul"]
+        assert len(named) == balanced
+        for node in named:
+            assert node.input[1] == f"{layer}.tensor_balance_factor"
+            wanted = reference.constants[f"{layer}.tensor_balance_factor.output0"]
+            assert mine.constants[node.input[1]].shape == wanted.shape
+            np.testing.assert_allclose(mine.constants[node.input[1]], wanted, rtol=FLOAT32_ROUNDING, err_msg=layer)
 
 
 def test_activation_scales_are_within_one_search_step(case: Case) -> None:
@@ -347,14 +364,3 @@ def test_the_references_own_record_gives_the_references_models(case: Case, tmp_p
         bias = reference.constant(layer, 2)
         if bias is not None:  # the sum of a fused bias may round to the neighbour
             np.testing.assert_allclose(mine.constant(layer, 2), bias, rtol=0, atol=1, err_msg=layer)
-
-
-def test_balancing_is_refused_by_name(
-    test_data: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    golden = test_data("golden", "dmq")
-    flow = Flow(str(golden / "model.onnx"), tmp_path).configure(config_defination=str(golden / "quant.cfg"))
-    assert Path(flow.config).read_bytes() == (golden / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"Not supported by this version: .*l1\.dmq_balancer_param.*Remove it"):
-        flow.quantize()
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

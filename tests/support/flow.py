@@ -103,6 +103,18 @@ class Flow:
         amct.create_quant_config(self.config, self.model, **arguments)
         return self
 
+    @property
+    def balancing(self) -> str:
+        return str(self.folder / "balancing.onnx")
+
+    def balance(self, batches: Iterable[Feeds]) -> Flow:
+        """quantize_preprocess, and its model on `batches` in one session."""
+        amct.quantize_preprocess(self.config, self.record, self.model, self.balancing)
+        session = ort.InferenceSession(self.balancing, self.options, providers=CPU)
+        for batch in batches:
+            session.run(None, dict(batch))
+        return self
+
     def quantize(self) -> Flow:
         amct.quantize_model(self.config, self.model, self.modified, self.record)
         return self

@@ -8,6 +8,7 @@ from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx._compat.log import start_log
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.workflow.prepare import ConfigRequest, create_config, prepare_calibration
+from amct_onnx.workflow.preprocess import prepare_balancing
 from amct_onnx.workflow.result import save_quantized
 
 
@@ -66,10 +67,11 @@ def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, r
     """Write the calibration model and a record with the factors of the weights (spec section 1.4).
 
     Run `modified_onnx_file` with `AMCT_SO` for batch_num batches next; each completes the statistics of its tensors,
-    and the last one completes `record_file`. Existing files are overwritten.
+    and the last one completes `record_file`. Existing files are overwritten; only if the configuration has
+    `dmq_balancer_param`, the record must be that of quantize_preprocess, and its balance factors are kept.
 
-    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when nothing is left to quantize or a
-    weight cannot be quantized, OSError when a result cannot be written.
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when nothing is left to quantize, a weight
+    cannot be quantized or balance factors are missing, OSError when a result cannot be written.
     """
     start_log()
     for name, path in (
@@ -80,6 +82,29 @@ def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, r
     ):
         check_file(name, path)
     prepare_calibration(config_file, model_file, modified_onnx_file, record_file)
+
+
+@checked(config_file=str, record_file=str, model_file=str, modified_onnx_file=str)
+def quantize_preprocess(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
+    """Write the model that finds balance factors (DMQ), and an empty record for them (spec section 1.7).
+
+    For a configuration with `dmq_balancer_param`. Run `modified_onnx_file` with `AMCT_SO` for at least one batch next:
+    the factors are those of the largest magnitudes over all batches that run, and stand in `record_file` after the
+    first. Then call quantize_model with the same record file. Mind the order of the arguments. Existing files are
+    overwritten.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when no layer is to be balanced, OSError
+    when a result cannot be written.
+    """
+    start_log()
+    for name, path in (
+        ("config_file", config_file),
+        ("record_file", record_file),
+        ("model_file", model_file),
+        ("modified_onnx_file", modified_onnx_file),
+    ):
+        check_file(name, path)
+    prepare_balancing(config_file, record_file, model_file, modified_onnx_file)
 
 
 @checked(modified_onnx_file=str, record_file=str, save_path=str)

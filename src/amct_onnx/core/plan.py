@@ -33,8 +33,10 @@ class LayerTraits:
 
     @property
     def supports_balancing(self) -> bool:
-        """DMQ: everything with a weight; 1-D convolution excepted (spec section 5.4)."""
-        return self.has_weight and not (self.op_type in ("Conv", "ConvTranspose") and self.weight_rank == 3)
+        """DMQ: convolutions, Gemm and MatMul with a weight; 1-D convolution excepted (spec section 5.4)."""
+        if self.op_type in ("Conv", "ConvTranspose"):
+            return self.has_weight and self.weight_rank != 3
+        return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property
     def supports_low_bits(self) -> bool:

@@ -1,4 +1,4 @@
-"""The weight of a layer as a matrix with one row per output channel (spec section 5.2)."""
+"""The weight of a layer by its output channels, as a matrix of rows (spec section 5.2), and by its input channels."""
 
 from __future__ import annotations
 
@@ -53,3 +53,27 @@ def fake_quantized(weight: ir.TensorProtocol, node: ir.Node, params: QParams) ->
         return rows_to_weight(fake_quantize(weight_rows(array_of(weight), node), params), shape, node)
 
     return deferred(compute, np.float32, shape)
+
+
+def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
+    """float32[Cin]: the largest magnitude of `weight` for each channel of the layer's input (spec section 6.5)."""
+    view, axes = _by_input_channel(weight, node)
+    others = tuple(axis for axis in range(view.ndim) if axis not in axes)
+    maxima: Array = np.maximum(view.max(axis=others), -view.min(axis=others)).reshape(-1)
+    return maxima
+
+
+def scale_input_channels(weight: Array, factors: Array, node: ir.Node) -> Array:
+    """`weight` with what reads input channel c multiplied by factors[c]; `factors` is float32[Cin]."""
+    view, axes = _by_input_channel(weight, node)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(view.shape)]
+    scaled: Array = (view * factors.reshape(shape)).reshape(weight.shape)
+    return scaled
+
+
+def _by_input_channel(weight: Array, node: ir.Node) -> tuple[Array, tuple[int, ...]]:
+    """`weight` reshaped, and those of its axes that number the input channels (a group of Conv reads its own ones)."""
+    if node.op_type == "Conv":
+        group = group_of(node)
+        return weight.reshape(group, weight.shape[0] // group, *weight.shape[1:]), (0, 2)
+    return weight, ((0,) if node.op_type == "ConvTranspose" else (weight.ndim - 2,))

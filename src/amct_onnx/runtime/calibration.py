@@ -36,15 +36,15 @@ class _Progress:
 
     @property
     def complete(self) -> bool:
-        return self.error is not None or self.seen >= self.observer.batch_num
+        return self.error is not None or (not self.observer.open_ended and self.seen >= self.observer.batch_num)
 
     def count(self, x: npt.NDArray[np.float32]) -> None:
-        """Merge one batch; the last one solves the factors and drops the collector."""
+        """Merge one batch; the last one (each one, if there is no last) solves the factors and drops the collector."""
         assert self.collector is not None  # it stays until the tensor is complete
         try:
             self.collector.add(x)
             self.seen += 1
-            if self.seen == self.observer.batch_num:
+            if self.observer.open_ended or self.seen == self.observer.batch_num:
                 self.factors = self.collector.solve()
         except (AmctError, ValueError) as error:
             self.error = str(error)
@@ -53,9 +53,9 @@ class _Progress:
 
     def notes(self) -> list[CalibrationNote]:
         """What is missing, for each layer; empty once solved."""
-        if self.factors:
+        if self.factors and self.error is None:
             return []
-        needed = self.observer.batch_num
+        needed = max(self.observer.batch_num, 1)
         return [
             CalibrationNote(layer=layer, seen=self.seen, needed=needed, error=self.error)
             for layer in self.observer.layers
@@ -101,8 +101,13 @@ class _Calibration:
                 return
             progress.count(x)
             self._unsaved = True
-            if len(self._progress) == progress.observer.observers and all(p.complete for p in self._progress.values()):
+            if len(self._progress) == progress.observer.observers and self._is_settled():
                 self.flush()
+
+    def _is_settled(self) -> bool:
+        """No tensor waits for a batch; where every batch counts, all have seen equally many."""
+        open_ended = {p.seen for p in self._progress.values() if p.observer.open_ended and p.error is None}
+        return len(open_ended) <= 1 and all(p.complete or p.observer.open_ended for p in self._progress.values())
 
     def flush(self) -> None:
         """Write what is known to the record: the factors of finished layers, and notes on the others."""
@@ -136,8 +141,8 @@ class _Calibration:
         if not calibration or not self._id or calibration == self._id:
             return None
         return (
-            f"{self.path} was begun by another quantize_model call than the calibration model that ran last: run the "
-            "model of the last call, or give each model a record file of its own"
+            f"{self.path} was begun by another quantize_model call than the calibration model that ran last (or by "
+            "quantize_preprocess): run the model of the last call, or give each model a record file of its own"
         )
 
     def _was_replaced(self) -> bool:

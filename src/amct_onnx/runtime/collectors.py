@@ -57,6 +57,8 @@ class _BalanceCollector:
 
     def add(self, x: npt.NDArray[np.float32]) -> None:
         axis, channels = self._task.axis, self._maxima.size
+        if x.ndim < 2:  # the constant that balances it, [1, channels], would give it a dimension more
+            raise CalibrationError(f"a tensor of shape {list(x.shape)} cannot be balanced, take dmq_balancer away")
         if not -x.ndim <= axis < x.ndim or x.shape[axis] != channels or x.size == 0:
             raise CalibrationError(f"a tensor of shape {list(x.shape)} has no {channels} channels on axis {axis}")
         rows = np.moveaxis(x, axis, 0).reshape(channels, -1)

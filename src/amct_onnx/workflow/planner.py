@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from amct_onnx.core.plan import Decision, GraphFacts, LayerTraits, QuantPlan
-from amct_onnx.core.settings import ActivationSettings, Arq, LayerSettings, Settings
+from amct_onnx.core.settings import ActivationSettings, Arq, LayerSettings, Nuq, Settings
 from amct_onnx.core.target import Target
 from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.graph.layers import candidates
@@ -71,13 +71,11 @@ def _refuse_unsupported(settings: Settings) -> None:
     for name, layer in settings.layers.items():
         if not layer.quant_enable:
             continue
-        if layer.dmq_strength is not None:
-            wanted.append(f"{name}.dmq_balancer_param")
         if layer.activation.num_bits != 8:
             wanted.append(f"{name}.activation_quant_params.num_bits {layer.activation.num_bits}")
         if layer.weight.num_bits != 8:
             wanted.append(f"{name}.weight_quant_params.num_bits {layer.weight.num_bits}")
-        if not isinstance(layer.weight.solver, Arq):
+        if not isinstance(layer.weight.solver, Arq | Nuq):
             wanted.append(f"{name}.weight_quant_params.wts_algo {type(layer.weight.solver).__name__}")
     if wanted:
         raise ConfigError(f"Not supported by this version: {', '.join(wanted)}. Remove it from the configuration.")

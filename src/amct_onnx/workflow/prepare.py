@@ -25,6 +25,7 @@ from amct_onnx.formats.record import format_record
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, lift_ir3, own_constant
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
+from amct_onnx.graph.passes.balance import balance_layers
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
@@ -35,6 +36,7 @@ from amct_onnx.graph.weights import fake_quantized, weight_rows
 from amct_onnx.runtime.calibration import begin
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import weight_spec
+from amct_onnx.workflow.balancing import read_balancing
 from amct_onnx.workflow.planner import decide, graph_facts, make_plan
 
 FUSIONS_KEY = "amct_onnx.fusions"
@@ -104,12 +106,14 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     decisions = decide(facts, settings)
     layers = [decision.layer for decision in decisions if decision.quantized]
     if settings.do_fusion:
-        _fuse(model, settings)
+        fuse_model(model, settings)
+    balancing = read_balancing(record_file, model, facts, layers, settings)
     normalize_layers(model, frozenset(layers))
+    balance_layers(model, balancing.arrays())
     plan = make_plan(model, ASCEND, decisions, settings)
-    records = _quantize_weights(model, plan, facts)
+    records = balancing.keep(_quantize_weights(model, plan, facts))
     record_path = os.path.realpath(record_file)
-    calibration = _calibration_id(model, settings, format_record(records))
+    calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
     insert_observers(model, _observers(plan, settings, record_path, calibration))
     with atomic_path(record_path) as file:  # moved into place when the model is written too
         file.write_bytes(format_record(records, calibration=calibration).encode())
@@ -117,7 +121,8 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     begin(record_path)
 
 
-def _fuse(model: ir.Model, settings: Settings) -> None:
+def fuse_model(model: ir.Model, settings: Settings) -> None:
+    """Fuse what `settings` allow, in place, and note the original nodes in the model."""
     skip = frozenset(settings.skip_fusion_layers)
     affine = fuse_affine_into_batch_norm(model, skip=skip)
     batch_norm = fuse_batch_norm_into_conv(model, skip=skip)

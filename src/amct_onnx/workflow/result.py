@@ -17,11 +17,13 @@ from amct_onnx.core.blocks import blocks
 from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
+from amct_onnx.core.tasks import Balance
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.formats.fusion_json import FusionOp, write_fusion
 from amct_onnx.formats.onnx_file import load_model, save_model_file
 from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.passes.balance import constant_first
 from amct_onnx.graph.passes.observers import Observer, remove_observers
 from amct_onnx.graph.weights import weight_rows
 from amct_onnx.runtime.calibration import finish
@@ -29,11 +31,12 @@ from amct_onnx.targets.ascend import AscendDialect
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import layer_owner, lower, weight_spec
 from amct_onnx.targets.simulation import SimulationDialect
+from amct_onnx.workflow.balancing import check_balanced
 from amct_onnx.workflow.planner import graph_facts
 from amct_onnx.workflow.prepare import FUSIONS_KEY, SIMULATED_KEY
 
 _log = logging.getLogger("amct_onnx.Utils")
-_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant"}
+_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
 # A weight that was quantized with its record's scale lies on that grid up to float32 rounding.
 _GRID_TOLERANCE = 1e-3
 
@@ -64,6 +67,7 @@ class QuantizedModel:
     def simulation(self) -> ir.Model:
         """A new model of standard operators that computes what `deploy()` computes."""
         model = self.model.clone()
+        constant_first(model, {layer.name for layer in self.layers})
         lower(model, self.layers, SimulationDialect(model), tensors=self.tensors)
         model.metadata_props[SIMULATED_KEY] = json.dumps(self.names, ensure_ascii=False)
         return model
@@ -96,6 +100,11 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
     """
     model = load_model(modified_onnx_file)
     observers = remove_observers(model)
+    if any(isinstance(observer.task, Balance) for observer in observers):
+        raise ModelError(
+            f"{modified_onnx_file} was written by quantize_preprocess: run quantize_model with the same record file, "
+            "and pass the modified_onnx_file that it writes."
+        )
     if not observers:
         raise ModelError(
             f"{modified_onnx_file} was not written by quantize_model (it has no calibration operators): "
@@ -114,6 +123,7 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
     check_record(records, facts, path=record_file)
     origins = json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}"))
     wanted = [layer for observer in observers for layer in observer.layers]
+    check_balanced(model, wanted, records, record_file)
     layers = _quantized_layers(model, facts, wanted, records, record_file)
     return QuantizedModel(model=model, layers=layers, origins={k: tuple(v) for k, v in origins.items()})
 

@@ -42,6 +42,7 @@ class Observer:
     `stamp` is AMCT's word for what the tensor is to its layers: it decides which fields of the record the factors fill.
     `input_index` is the input of the layers that is observed. `observers` is the number of observers in the model: the
     record is complete when all of them are. `calibration` is the id of the quantize_model call that made them.
+    With `batch_num` 0 every batch counts: the factors are solved anew after each.
     """
 
     layers: tuple[str, ...]
@@ -52,6 +53,10 @@ class Observer:
     calibration: str = ""
     stamp: Stamp = "data"
     input_index: int = 0
+
+    @property
+    def open_ended(self) -> bool:
+        return self.batch_num == 0
 
 
 def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:

@@ -1,0 +1,93 @@
+"""Balance layers: move the range of input channels from the activation into the weight (DMQ, spec section 6.5).
+
+Before           After
+x -> Conv(w)     x -> Mul(1/f) -> Conv(w * f), f along the input channels
+
+The Mul is named `<layer>.mul` and its constant `<layer>.tensor_balance_factor`, of shape [1, C] for Gemm and MatMul and
+[1, C, 1, ...] for convolutions. The float function stays the same up to the rounding of x / f and w * f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant
+from amct_onnx.graph.layers import float_attribute, int_attribute
+from amct_onnx.graph.weights import input_channel_maxima, scale_input_channels
+
+Floats = npt.NDArray[np.float32]
+
+
+def balance_layers(model: ir.Model, factors: Mapping[str, Floats]) -> None:
+    """Balance the layers named in `factors`, float32[C] each and > 0, in place.
+
+    The layers are normalized (`normalize_layers`). A layer that is balanced already stays as it is.
+    """
+    names = ValueNames(model)
+    for node in list(model.graph):
+        wanted = factors.get(node.name or "")
+        if wanted is not None and balance_factors(node) is None:
+            _balance(model.graph, node, wanted, names)
+
+
+def _balance(graph: ir.Graph, node: ir.Node, factors: Floats, names: ValueNames) -> None:
+    source, weight = node.inputs[0], constant_value(node.inputs[1])
+    assert source is not None  # a layer's first input is required
+    assert weight is not None  # a layer's weight is constant
+    scaled = scale_input_channels(weight, factors, node)
+    own_constant(node, 1, scaled, f"{node.name}.weight", names=names)
+    spatial = [1] * (weight.ndim - 2) if channel_axis(node) == 1 else []
+    inverse = (np.float32(1) / factors).reshape(1, -1, *spatial)
+    constant = add_initializer(graph, f"{node.name}.tensor_balance_factor", inverse, names=names)
+    output = ir.val(names.new(f"{node.name}.mul.output0"), type=source.type, shape=source.shape)
+    graph.insert_before(node, ir.node("Mul", [source, constant], name=f"{node.name}.mul", outputs=[output]))
+    node.replace_input_with(0, output)
+
+
+def balance_factors(node: ir.Node) -> Floats | None:
+    """The factors f of a layer that `balance_layers` has balanced, None for another one."""
+    mul = _balancing_mul(node)
+    inverse = constant_value(mul.inputs[1]) if mul is not None else None
+    return None if inverse is None else (np.float32(1) / inverse).reshape(-1)
+
+
+def _balancing_mul(node: ir.Node) -> ir.Node | None:
+    mul = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if mul is None or mul.op_type != "Mul" or mul.name != f"{node.name}.mul":
+        return None
+    constant = mul.inputs[1]
+    named = constant is not None and (constant.name or "").startswith(f"{node.name}.tensor_balance_factor")
+    return mul if named else None
+
+
+def constant_first(model: ir.Model, layers: Collection[str]) -> None:
+    """Mul(x, 1/f) becomes Mul(1/f, x) for those of `layers` that are balanced, which is exactly the same product.
+
+    ONNX Runtime merges a Mul with a constant second operand into a float Conv in front of it, and rounds differently
+    then: a fake-quant model must not depend on it (see targets/simulation.py).
+    """
+    for node in model.graph:
+        mul = _balancing_mul(node) if node.name in layers else None
+        if mul is not None:
+            x, constant = mul.inputs
+            mul.replace_input_with(0, constant)
+            mul.replace_input_with(1, x)
+
+
+def channel_axis(node: ir.Node) -> int:
+    """The axis of a layer's input that holds its channels: from the front for convolutions, otherwise the last one."""
+    return 1 if "Conv" in node.op_type else -1
+
+
+def weight_maxima(node: ir.Node) -> Floats:
+    """float32[C]: the largest magnitude of the weight for each input channel, whether normalized or not."""
+    weight = constant_value(node.inputs[1])
+    assert weight is not None  # a layer's weight is constant
+    if node.op_type == "Gemm":
+        weight = weight.T if int_attribute(node, "transB", 0) else weight
+        weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
+    return input_channel_maxima(weight, node)
