@@ -15,7 +15,8 @@ class LayerTraits:
 
     `reason` is None for a layer that can be quantized, otherwise why not. `channels` is the number of output channels
     of the weight (1 for a layer without a weight), `input_channels` the length of balance factors, `weight_rank` the
-    rank of the weight (0 without). `channel_wise`: per-channel weight scales are allowed.
+    rank of the weight (0 without). `channel_wise`: per-channel weight scales are allowed. `dilated`: a convolution with
+    a dilation other than 1.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LayerTraits:
     weight_rank: int = 0
     channel_wise: bool = False
     symmetric_only: bool = False
+    dilated: bool = False
 
     @property
     def has_weight(self) -> bool:
@@ -36,6 +38,13 @@ class LayerTraits:
         """DMQ: convolutions, Gemm and MatMul with a weight; 1-D convolution excepted (spec section 5.4)."""
         if self.op_type in ("Conv", "ConvTranspose"):
             return self.has_weight and self.weight_rank != 3
+        return self.has_weight and self.op_type in ("Gemm", "MatMul")
+
+    @property
+    def supports_clusters(self) -> bool:
+        """NUQ: 2-D convolution without dilation, Gemm and MatMul (spec section 5.5)."""
+        if self.op_type == "Conv":
+            return self.weight_rank == 4 and not self.dilated
         return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property

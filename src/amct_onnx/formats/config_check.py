@@ -180,8 +180,15 @@ def fit_layer(
         wts_bits = 8
     wts_solver = choice.wts_solver
     if not _supports_solver(traits, wts_solver):
-        refuse(origin.weight, "", f"layer {name} of type {kind} does not support this algorithm, use arq_quantize")
+        dilated = " with dilations" if traits.dilated else ""
+        text = f"layer {name} of type {kind}{dilated} does not support this algorithm, use arq_quantize"
+        refuse(origin.weight, "", text)
         wts_solver = Arq()
+    if isinstance(wts_solver, Nuq):
+        if origin.kind == "common" and kind != "Conv":
+            wts_solver = Arq()  # only convolutions are meant, unless a layer or its type is named (spec section 5.5)
+        elif wts_bits != 8:
+            refuse(origin.weight, "num_bits", f"nuq_quantize makes levels of 8 bits, got {wts_bits} for layer {name}")
     if strength is not None and not traits.supports_balancing:
         refuse(origin.balancer, "", f"Layer {name} does not support dmq_balancer")
         if origin.kind == "common":
@@ -260,8 +267,6 @@ def _supports_int16(traits: LayerTraits) -> bool:
 
 
 def _supports_solver(traits: LayerTraits, solver: Arq | AdaRound | Nuq) -> bool:
-    if isinstance(solver, Arq):
-        return True
-    if isinstance(solver, Nuq) and traits.op_type == "Conv":
-        return traits.weight_rank == 4
-    return traits.has_weight and not (isinstance(solver, Nuq) and traits.op_type not in ("Gemm", "MatMul"))
+    if isinstance(solver, Nuq):
+        return traits.supports_clusters
+    return isinstance(solver, Arq) or traits.has_weight

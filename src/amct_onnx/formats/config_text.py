@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from amct_onnx.core.plan import GraphFacts
-from amct_onnx.core.settings import LayerSettings, Settings, TensorSettings
+from amct_onnx.core.plan import GraphFacts, LayerTraits
+from amct_onnx.core.settings import LayerSettings, Nuq, Settings, TensorSettings
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.config_check import (
     QUANTIZABLE_TYPES,
@@ -27,6 +28,7 @@ from amct_onnx.formats.config_check import (
 from amct_onnx.formats.config_json import check_skip_layers, raise_mistakes
 from amct_onnx.formats.config_rules import GLOBAL_RULES, LAYER_RULES, Rule, check_names, check_value
 from amct_onnx.formats.files import Mistakes, read_text
+from amct_onnx.formats.nuq_mapping import find_named_layers
 from amct_onnx.formats.schema import message_class, parse_text, shortest_float32
 
 # Numbers from 1001 are our own: those are not published, and text does not show them. Fields that AMCT requires are
@@ -132,10 +134,36 @@ _DEFAULT_STRENGTH = 0.5
 
 @dataclass(frozen=True)
 class _Source:
-    """A CalibrationConfig block and where it stands."""
+    """A CalibrationConfig block and where it stands; `has_weights`: it says how weights are quantized."""
 
     choice: Choice
     origin: Origin
+    has_weights: bool = False
+
+
+@dataclass(frozen=True)
+class _NuqSource:
+    """A nuq_config block; `named` is None if it has no mapping file, and so means all Conv layers."""
+
+    solver: Nuq
+    named: frozenset[str] | None
+
+    def apply(self, name: str, traits: LayerTraits, source: _Source, mistakes: Mistakes) -> _Source:
+        """The source of a layer with its weights as nuq_config wants them; a layer that cannot do it stays as it is.
+
+        It goes before a common block, and before an override that leaves weights open. An override that says something
+        else is meant as an exception where there is no mapping file, and a contradiction where that names the layer.
+        """
+        meant = traits.op_type == "Conv" and traits.supports_clusters
+        if not meant or (self.named is not None and name not in self.named):
+            return source
+        if source.origin.kind != "override" or not source.has_weights:
+            choice = replace(source.choice, wts_solver=self.solver, wts_bits=8)
+            return replace(source, choice=choice, origin=replace(source.origin, weight="nuq_config"))
+        if self.named is not None and source.choice.wts_solver != self.solver:
+            text = f"contradicts nuq_config, whose mapping file names layer {name}; delete one of the two"
+            mistakes.add(source.origin.weight, text)
+        return source
 
 
 def read_cfg(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
@@ -151,21 +179,20 @@ def read_cfg(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     config = message_class(_PROTO, "AMCTConfig")()
     parse_text(text, config, path=path, error=ConfigError, advice=advice)
     mistakes = Mistakes(path)
-    settings = _read(config, facts, mistakes)
+    settings = _read(config, facts, mistakes, Path(path).parent)
     raise_mistakes(mistakes)
     return settings
 
 
-def _read(config: Any, facts: GraphFacts, mistakes: Mistakes) -> Settings:
+def _read(config: Any, facts: GraphFacts, mistakes: Mistakes, folder: Path) -> Settings:
     batch_num = config.batch_num if config.HasField("batch_num") else 1
     check_value(batch_num, GLOBAL_RULES["batch_num"], "batch_num", mistakes)
     offset = config.activation_offset if config.HasField("activation_offset") else True
-    if config.HasField("nuq_config"):
-        mistakes.add("nuq_config", "nuq_config is not supported by this version, delete it")
     check_graph(facts, mistakes, tensors=config.tensor_quantize)
     enabled = _find_enabled(config, facts, mistakes)
     common = _read_block(config, "common_config", "common", mistakes)
-    layers = _read_layers(config, facts, enabled, common, offset, mistakes)
+    nuq = _read_nuq(config.nuq_config, folder, facts, mistakes) if config.HasField("nuq_config") else None
+    layers = _read_layers(config, facts, enabled, common, offset, nuq, mistakes)
     tensors = [
         _read_tensor(entry, f"tensor_quantize[{index}]", facts, common, offset, mistakes)
         for index, entry in enumerate(config.tensor_quantize)
@@ -204,6 +231,7 @@ def _read_layers(
     enabled: set[str],
     common: _Source | None,
     offset: bool,
+    nuq: _NuqSource | None,
     mistakes: Mistakes,
 ) -> dict[str, LayerSettings]:
     """Each layer takes one whole block: its own, else its type's, else the common one (spec section 3.2)."""
@@ -223,6 +251,8 @@ def _read_layers(
     for name, traits in facts.supported.items():
         source = by_name.get(name) or by_type.get(traits.op_type) or old.get(traits.channel_wise) or common
         source = source or _Source(Choice(), Origin("common", "", "", ""))
+        if nuq is not None and name in enabled:
+            source = nuq.apply(name, traits, source, mistakes)
         origin = source.origin if name in enabled else replace(source.origin, kind="common")
         layers[name] = fit_layer(
             source.choice,
@@ -233,6 +263,17 @@ def _read_layers(
             quant_enable=name in enabled,
         )
     return layers
+
+
+def _read_nuq(block: Any, folder: Path, facts: GraphFacts, mistakes: Mistakes) -> _NuqSource:
+    """nuq_config (spec section 3.1)."""
+    where = "nuq_config.nuq_quantize"
+    document = _weight_document(block.nuq_quantize, "nuq_quantize", where, mistakes)
+    solver = parse_weight(document, where, mistakes, owner=where)["wts_solver"]
+    if not block.HasField("mapping_file"):
+        return _NuqSource(solver, None)
+    where = "nuq_config.mapping_file"
+    return _NuqSource(solver, find_named_layers(block.mapping_file, folder, facts, where, mistakes))
 
 
 def _inherit_asymmetric(choice: Choice, common: _Source | None, offset: bool) -> bool:
@@ -295,7 +336,7 @@ def _read_block(message: Any, field: str, kind: Any, mistakes: Mistakes, *, pare
         strength = check_value(given, _STRENGTH, f"{place}.migration_strength", mistakes)
     algo = block.WhichOneof("activations")
     origin = Origin(kind, f"{where}.{algo}" if algo else where, wts_where, place)
-    return _Source(Choice(dmq_strength=strength, **act, **wts), origin)
+    return _Source(Choice(dmq_strength=strength, **act, **wts), origin, weights is not None)
 
 
 def _given(message: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
         channels=channel_count(shape, node) if len(shape) > 1 else 1,
         input_channels=_input_channels(shape, node),
         weight_rank=len(shape),
+        dilated=any(size != 1 for size in node.attributes.get_ints("dilations", ())),
     )
 
 

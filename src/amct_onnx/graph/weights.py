@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from amct_onnx.core.affine import fake_quantize
 from amct_onnx.core.qparams import QParams
+from amct_onnx.core.weights.nuq import round_to_levels
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 
 
@@ -45,12 +46,19 @@ def channel_count(shape: tuple[int, ...], node: ir.Node) -> int:
     return 1
 
 
-def fake_quantized(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> ir.TensorProtocol:
-    """The weight rounded to its grid, float32; computed when it is asked for if it is large."""
+def fake_quantized(
+    weight: ir.TensorProtocol, node: ir.Node, params: QParams, *, levels: tuple[int, ...] = ()
+) -> ir.TensorProtocol:
+    """The weight rounded to its grid, float32, and there to one of `levels` if there are any.
+
+    It is computed when it is asked for if it is large.
+    """
     shape = shape_of(weight)
 
     def compute() -> Array:
-        return rows_to_weight(fake_quantize(weight_rows(array_of(weight), node), params), shape, node)
+        rows = weight_rows(array_of(weight), node)
+        rounded = round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
+        return rows_to_weight(rounded, shape, node)
 
     return deferred(compute, np.float32, shape)
 
@@ -63,12 +71,19 @@ def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
     return maxima
 
 
-def scale_input_channels(weight: Array, factors: Array, node: ir.Node) -> Array:
-    """`weight` with what reads input channel c multiplied by factors[c]; `factors` is float32[Cin]."""
-    view, axes = _by_input_channel(weight, node)
-    shape = [size if axis in axes else 1 for axis, size in enumerate(view.shape)]
-    scaled: Array = (view * factors.reshape(shape)).reshape(weight.shape)
-    return scaled
+def scaled_by_input_channel(weight: ir.TensorProtocol, factors: Array, node: ir.Node) -> ir.TensorProtocol:
+    """The weight with what reads input channel c multiplied by factors[c]; `factors` is float32[Cin].
+
+    It is computed when it is asked for if it is large.
+    """
+    shape = shape_of(weight)
+
+    def compute() -> Array:
+        view, axes = _by_input_channel(array_of(weight), node)
+        scaled: Array = view * factors.reshape([size if axis in axes else 1 for axis, size in enumerate(view.shape)])
+        return scaled.reshape(shape)
+
+    return deferred(compute, np.float32, shape)
 
 
 def _by_input_channel(weight: Array, node: ir.Node) -> tuple[Array, tuple[int, ...]]:

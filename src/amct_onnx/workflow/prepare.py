@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from amct_onnx.core.affine import fake_quantize
 from amct_onnx.core.plan import GraphFacts, LayerRecord, QuantPlan
-from amct_onnx.core.settings import LayerSettings, Settings
+from amct_onnx.core.settings import LayerSettings, Nuq, Settings
 from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.core.weights.nuq import cluster_levels
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.config_json import default_settings, format_config, read_config
 from amct_onnx.formats.config_text import read_cfg
@@ -169,11 +170,14 @@ def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> 
         raise ModelError(f'Layer "{node.name}": {text}')
     extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
     lost = int(((extremes > 0) & (fake_quantize(extremes, params) == 0)).sum())
-    own_constant(node, 1, fake_quantized(weight, node, params), f"{node.name}.weight", names=names)
+    solver = entry.weight.solver
+    cluster = cluster_levels(rows, params, solver) if isinstance(solver, Nuq) else ()
+    own_constant(node, 1, fake_quantized(weight, node, params, levels=cluster), f"{node.name}.weight", names=names)
     record = LayerRecord(
         scale_w=tuple(float(s) for s in params.scale),
         offset_w=(0,) * params.scale.size,
         wts_type=f"INT{entry.weight.num_bits}",
+        cluster=cluster,
     )
     return record, lost
 

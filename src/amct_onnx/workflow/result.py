@@ -29,7 +29,7 @@ from amct_onnx.graph.weights import weight_rows
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.targets.ascend import AscendDialect
 from amct_onnx.targets.ascend_rules import ASCEND
-from amct_onnx.targets.lowering import layer_owner, lower, weight_spec
+from amct_onnx.targets.lowering import integer_weight, layer_owner, lower, weight_spec
 from amct_onnx.targets.simulation import SimulationDialect
 from amct_onnx.workflow.balancing import check_balanced
 from amct_onnx.workflow.planner import graph_facts
@@ -174,6 +174,7 @@ def _quantized_layers(
         if facts.layers[name].has_weight:
             weight = _weight_params(record)
             _check_grid(nodes[name], weight, record_file)
+            _check_levels(nodes[name], weight, record.cluster, record_file)
         layers.append(QuantizedLayer(name=name, activation=activation, weight=weight))
     return tuple(layers)
 
@@ -214,6 +215,19 @@ def _on_grid(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], pa
     ratio -= integers
     near = max(ratio.max(), -ratio.min()) <= _GRID_TOLERANCE
     return bool(near and integers.max() <= params.spec.qmax and integers.min() >= params.spec.qmin)
+
+
+def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], record_file: str) -> None:
+    """The weights of a layer with `cluster` take its values only."""
+    weight = constant_value(node.inputs[1])
+    if not cluster or weight is None:
+        return
+    strange = np.setdiff1d(integer_weight(weight, node, params), cluster)
+    if strange.size:
+        raise RecordError(
+            f"{record_file}: the weights of layer {node.name} take the value {strange[0]}, which its cluster lacks. "
+            "The record belongs to another model or was edited: run quantize_model and the calibration again."
+        )
 
 
 def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant
-from amct_onnx.graph.layers import float_attribute, int_attribute
-from amct_onnx.graph.weights import input_channel_maxima, scale_input_channels
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value, own_constant
+from amct_onnx.graph.passes.normalize_layers import gemm_weight
+from amct_onnx.graph.tensors import array_of, shape_of
+from amct_onnx.graph.weights import input_channel_maxima, scaled_by_input_channel
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,12 +36,12 @@ def balance_layers(model: ir.Model, factors: Mapping[str, Floats]) -> None:
 
 
 def _balance(graph: ir.Graph, node: ir.Node, factors: Floats, names: ValueNames) -> None:
-    source, weight = node.inputs[0], constant_value(node.inputs[1])
+    source, weight = node.inputs[0], constant_tensor(node.inputs[1])
     assert source is not None  # a layer's first input is required
     assert weight is not None  # a layer's weight is constant
-    scaled = scale_input_channels(weight, factors, node)
+    scaled = scaled_by_input_channel(weight, factors, node)
     own_constant(node, 1, scaled, f"{node.name}.weight", names=names)
-    spatial = [1] * (weight.ndim - 2) if channel_axis(node) == 1 else []
+    spatial = [1] * (len(shape_of(weight)) - 2) if channel_axis(node) == 1 else []
     inverse = (np.float32(1) / factors).reshape(1, -1, *spatial)
     constant = add_initializer(graph, f"{node.name}.tensor_balance_factor", inverse, names=names)
     output = ir.val(names.new(f"{node.name}.mul.output0"), type=source.type, shape=source.shape)
@@ -85,9 +86,6 @@ def channel_axis(node: ir.Node) -> int:
 
 def weight_maxima(node: ir.Node) -> Floats:
     """float32[C]: the largest magnitude of the weight for each input channel, whether normalized or not."""
-    weight = constant_value(node.inputs[1])
+    weight = gemm_weight(node) if node.op_type == "Gemm" else constant_tensor(node.inputs[1])
     assert weight is not None  # a layer's weight is constant
-    if node.op_type == "Gemm":
-        weight = weight.T if int_attribute(node, "transB", 0) else weight
-        weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
-    return input_channel_maxima(weight, node)
+    return input_channel_maxima(array_of(weight), node)

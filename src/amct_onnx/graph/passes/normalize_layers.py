@@ -40,7 +40,7 @@ def _own(node: ir.Node, index: int, names: ValueNames) -> None:
 
 
 def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
-    weight = _gemm_weight(node)
+    weight = gemm_weight(node)
     own_constant(node, 1, weight, f"{node.name}.weight", names=names)
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
@@ -54,7 +54,7 @@ def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
         node.attributes.pop(name, None)
 
 
-def _gemm_weight(node: ir.Node) -> ir.TensorProtocol:
+def gemm_weight(node: ir.Node) -> ir.TensorProtocol:
     """alpha * B, turned where transB says so."""
     weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a candidate's weight is constant
