@@ -30,6 +30,10 @@ ARGUMENTS: dict[str, tuple[Any, dict[str, Any]]] = {
         amct.quantize_model,
         {"config_file": "c", "model_file": "m", "modified_onnx_file": "o", "record_file": "r"},
     ),
+    "quantize_preprocess": (
+        amct.quantize_preprocess,
+        {"config_file": "c", "record_file": "r", "model_file": "m", "modified_onnx_file": "o"},
+    ),
     "save_model": (amct.save_model, {"modified_onnx_file": "o", "record_file": "r", "save_path": "s"}),
 }
 STRINGS = [(name, argument) for name, (_, arguments) in ARGUMENTS.items() for argument in arguments]

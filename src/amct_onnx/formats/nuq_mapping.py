@@ -31,8 +31,9 @@ def read_mapping(path: str | os.PathLike[str]) -> frozenset[str]:
     document.
     """
     name = os.fspath(path)
+    text = read_text(path, what="mapping file")
     try:
-        document = json.loads(read_text(path, what="mapping file"))
+        document = json.loads(text)
     except json.JSONDecodeError as reason:
         raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {_ADVICE}") from None
     except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting

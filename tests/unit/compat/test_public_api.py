@@ -18,6 +18,7 @@ SIGNATURES = {
         "config_defination=None, updated_model=None)"
     ),
     "quantize_model": "(config_file, model_file, modified_onnx_file, record_file)",
+    "quantize_preprocess": "(config_file, record_file, model_file, modified_onnx_file)",
     "save_model": "(modified_onnx_file, record_file, save_path)",
     "deployed_session": "(path, sess_options=None, providers=None)",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from amct_onnx.core.plan import GraphFacts, LayerTraits
@@ -35,6 +37,7 @@ def facts() -> GraphFacts:
         conv("Conv_0", 4, 3),
         conv("Conv_1d", 4, 3, rank=3),
         conv("Conv_3d", 2, 3, rank=5),
+        replace(conv("Conv_dilated", 4, 3), dilated=True),
         dense("Gemm_1", 8),
         dense("MatMul_2", 8, "MatMul"),
         LayerTraits(name="MatMul_vv", op_type="MatMul", symmetric_only=True),

@@ -307,6 +307,8 @@ def test_dmq_strength_bounds_are_included(read: Read) -> None:
         ({"Conv_0": wts(wts_algo="ada_quantize", warm_start=0)}, "warm_start must be less than 1"),
         ({"Pool_3": wts(wts_algo="ada_quantize")}, "layer Pool_3 of type AveragePool does not support this algorithm"),
         ({"Conv_3d": wts(wts_algo="nuq_quantize")}, "layer Conv_3d of type Conv does not support this algorithm"),
+        ({"Conv_dilated": wts(wts_algo="nuq_quantize")}, "layer Conv_dilated of type Conv with dilations does not"),
+        ({"Conv_0": wts(wts_algo="nuq_quantize", num_bits=6)}, "nuq_quantize makes levels of 8 bits, got 6 for layer"),
         ({"Conv_0": wts(wts_algo="nuq_quantize", num_steps=8)}, "num_steps must be in [16, 32]"),
         ({"Conv_0": wts(wts_algo="nuq_quantize", num_of_iteration=6)}, "num_of_iteration must be in [0, 1"),
         (
@@ -536,7 +538,7 @@ weights = st.builds(
         ),
         st.builds(Nuq, num_steps=st.sampled_from([16, 32]), num_of_iteration=st.integers(0, 5)),
     ),
-)
+).filter(lambda weight: weight.num_bits == 8 or not isinstance(weight.solver, Nuq))
 layers = st.builds(
     LayerSettings,
     quant_enable=st.booleans(),

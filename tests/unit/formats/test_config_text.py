@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from amct_onnx.core.settings import (
     Nuq,
     Settings,
     TensorSettings,
+    WeightSettings,
 )
 from amct_onnx.errors import ConfigError, FileMissingError
 from amct_onnx.formats.config_json import default_settings, format_config
@@ -194,6 +197,98 @@ def test_weight_algorithms(read: Read) -> None:
     assert nuq == Nuq(num_steps=16)
 
 
+def nuq_layers(settings: Settings) -> set[str]:
+    return {name for name, layer in settings.layers.items() if isinstance(layer.weight.solver, Nuq)}
+
+
+def test_nuq_without_a_mapping_file_is_for_all_convolutions_that_can_do_it(read: Read) -> None:
+    settings = read("nuq_config { nuq_quantize { num_steps : 16 num_of_iteration : 3 } }")
+    assert nuq_layers(settings) == {"Conv_0"}  # not 1-D, 3-D or dilated
+    assert settings.layers["Conv_0"].weight.solver == Nuq(num_steps=16, num_of_iteration=3)
+    assert read("nuq_config {}").layers["Conv_0"].weight.solver == Nuq(num_steps=32, num_of_iteration=1)
+    assert nuq_layers(read("common_config { nuq_quantize {} }")) == {"Conv_0"}
+    assert nuq_layers(read("nuq_config {} skip_layers : 'Conv_0'")) == set()
+
+
+def test_nuq_for_a_layer_or_a_type_that_is_named(read: Read) -> None:
+    assert nuq_layers(read(override("MatMul_2", "nuq_quantize {}"))) == {"MatMul_2"}
+    assert nuq_layers(read(override_type("Gemm", "nuq_quantize {}"))) == {"Gemm_1"}
+
+
+def mapping(folder: Path, *names: str) -> Path:
+    """A mapping file in which one operator on the chip stands for the nodes `names`."""
+    attribute = {"key": "_datadump_original_op_names", "value": {"list": {"s": list(names)}}}
+    document = {"graph": [{"op": [{"name": "".join(names), "type": "Conv2D", "attr": [attribute]}]}]}
+    (folder / "mapping.json").write_text(json.dumps(document))
+    return folder / "mapping.json"
+
+
+@pytest.fixture
+def two(facts: GraphFacts, tmp_path: Path) -> Read:
+    """`read` for a model with a second convolution."""
+    again = replace(facts.layers["Conv_0"], name="Conv_7")
+    more = replace(facts, layers={**facts.layers, "Conv_7": again}, nodes={**facts.nodes, "Conv_7": "Conv"})
+
+    def read_text(text: str) -> Settings:
+        (tmp_path / "quant.cfg").write_text(text)
+        return read_cfg(tmp_path / "quant.cfg", more)
+
+    return read_text
+
+
+def test_a_mapping_file_limits_nuq_to_the_layers_that_it_names(two: Read, tmp_path: Path) -> None:
+    mapping(tmp_path, "BatchNormalization_1", "Conv_7", "Conv_3d", "Gemm_1")
+    assert nuq_layers(two("nuq_config { mapping_file : 'mapping.json' }")) == {"Conv_7"}
+    assert nuq_layers(two("nuq_config {}")) == {"Conv_0", "Conv_7"}
+
+
+def test_a_mapping_file_is_looked_for_in_the_working_folder_first(
+    two: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapping(tmp_path, "Conv_7")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert nuq_layers(two("nuq_config { mapping_file : 'mapping.json' }")) == {"Conv_7"}  # beside the .cfg
+    here = mapping(tmp_path / "work", "Conv_0")
+    assert nuq_layers(two("nuq_config { mapping_file : 'mapping.json' }")) == {"Conv_0"}
+    assert nuq_layers(two(f"nuq_config {{ mapping_file : '{here}' }}")) == {"Conv_0"}
+
+
+def test_nuq_config_goes_before_a_common_block_and_keeps_the_rest_of_it(two: Read) -> None:
+    text = "common_config { arq_quantize { channel_wise : false } hfmg_quantize { num_of_bins : 1024 } } nuq_config {}"
+    layer = two(text).layers["Conv_0"]
+    assert layer.weight == WeightSettings(channel_wise=False, solver=Nuq())
+    assert layer.activation.solver == Hfmg(num_of_bins=1024)
+
+
+def test_an_override_that_leaves_weights_open_does_not_stop_nuq(two: Read) -> None:
+    layer = two(override("Conv_0", "hfmg_quantize {}") + "nuq_config {}").layers["Conv_0"]
+    assert (layer.weight.solver, layer.activation.solver) == (Nuq(), Hfmg())
+
+
+def test_an_override_is_an_exception_from_all_and_contradicts_a_mapping_file(two: Read, tmp_path: Path) -> None:
+    mapping(tmp_path, "Conv_0")
+    arq, mapped = override("Conv_0", "arq_quantize {}"), "nuq_config { mapping_file : 'mapping.json' }"
+    assert nuq_layers(two(arq + "nuq_config {}")) == {"Conv_7"}
+    other = override("Conv_0", "nuq_quantize { num_steps : 16 }")
+    assert two(other + "nuq_config {}").layers["Conv_0"].weight.solver == Nuq(num_steps=16)
+    for text in (arq, other):
+        (line,) = mistakes(two, text + mapped)
+        assert re.match(
+            r"override_layer_configs\[0\]\.calibration_config\.\w+_quantize: contradicts nuq_config, whose mapping "
+            "file names layer Conv_0; delete one of the two",
+            line,
+        )
+    assert nuq_layers(two(override("Conv_0", "nuq_quantize {}") + mapped)) == {"Conv_0"}
+    assert nuq_layers(two(override("Conv_7", "arq_quantize {}") + mapped)) == {"Conv_0"}
+
+
+def test_a_mapping_file_of_another_model_is_a_mistake(two: Read, tmp_path: Path) -> None:
+    mapping(tmp_path, "Conv_99", "Gemm_1")
+    (line,) = mistakes(two, "nuq_config { mapping_file : 'mapping.json' }")
+    assert line.startswith("nuq_config.mapping_file: mapping.json names no Conv layer of the model")
+
+
 def test_dmq_is_dropped_where_a_common_block_does_not_fit(read: Read, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="amct_onnx"):
         layers = read("common_config { dmq_balancer {} }").layers
@@ -250,7 +345,15 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
     ("text", "line"),
     [
         ("batch_num : 0", "batch_num: The batch_num must be greater than zero."),
-        ("nuq_config { mapping_file : 'a.json' }", "nuq_config: nuq_config is not supported by this version"),
+        ("nuq_config { mapping_file : 'a.json' }", "nuq_config.mapping_file: a.json: the mapping file does not exist"),
+        (
+            "nuq_config { nuq_quantize { num_steps : 8 } }",
+            "nuq_config.nuq_quantize.num_steps: The num_steps must be in",
+        ),
+        (
+            "nuq_config { nuq_quantize { num_of_iteration : 6 } }",
+            "nuq_config.nuq_quantize.num_of_iteration: The num_of_iteration must be in",
+        ),
         ("skip_layers : 'no'", "skip_layers[0]: Layer no does not exist in the graph."),
         ("skip_layers : 'Relu_4'", "skip_layers[0]: Layer Relu_4 does not support quantization."),
         ("skip_layers : 'Conv_0' skip_layers : 'Conv_0'", "skip_layers: Please delete repeated items in skip_layers"),
@@ -333,7 +436,7 @@ def test_tensors_alone_are_enough(read: Read) -> None:
 
 def test_all_mistakes_are_reported_at_once(read: Read) -> None:
     text = (
-        "batch_num : 0 skip_layers : 'no' nuq_config {} skip_fusion_layers : 'no'\n"
+        "batch_num : 0 skip_layers : 'no' nuq_config { mapping_file : 'no' } skip_fusion_layers : 'no'\n"
         "common_config { hfmg_quantize { num_of_bins : 5 } arq_quantize { quant_bits : 9 } }\n"
         + override("no", "")
         + override_type("no", "")

@@ -246,6 +246,22 @@ def test_extras_of_a_layer(op_type: str, rank: int, balancing: bool, low_bits: b
     assert (traits.supports_balancing, traits.supports_low_bits) == (balancing, low_bits)
 
 
+@pytest.mark.parametrize(
+    ("op_type", "rank", "clusters"),
+    [("Conv", 3, 0), ("Conv", 4, 1), ("Conv", 5, 0), ("ConvTranspose", 4, 0), ("Gemm", 2, 1), ("AveragePool", 0, 0)],
+)
+def test_layers_whose_weights_can_be_clustered(op_type: str, rank: int, clusters: bool) -> None:
+    assert _traits(op_type, rank).supports_clusters == clusters
+    assert not (op_type == "Conv" and dataclasses.replace(_traits(op_type, rank), dilated=True).supports_clusters)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "dilated"), [("", False), ("<dilations=[1,1]>", False), ("<dilations=[1,2]>", True)]
+)
+def test_dilations(attribute: str, dilated: bool) -> None:
+    assert _only(_model(f"[c] y = Conv {attribute} (x, w)", w=_weight(2, 4, 3, 3))).dilated == dilated
+
+
 # Models that are quantized already
 
 

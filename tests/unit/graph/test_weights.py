@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from amct_onnx.graph.weights import channel_count, group_of, rows_to_weight, weight_rows
+from amct_onnx.graph.weights import (
+    channel_count,
+    group_of,
+    input_channel_maxima,
+    rows_to_weight,
+    scale_input_channels,
+    weight_rows,
+)
 
 
 def _node(op_type: str, group: int = 1) -> ir.Node:
@@ -90,3 +97,26 @@ def test_depthwise_channels_with_a_multiplier() -> None:
     conv = weight_rows(weight.reshape(6, 1, 1), _node("Conv", 3))
     transposed = weight_rows(weight.reshape(3, 2, 1), _node("ConvTranspose", 3))
     assert conv.tolist() == transposed.tolist() == [[0], [1], [2], [3], [4], [5]]
+
+
+def _input_channel(op_type: str, group: int, shape: tuple[int, ...], index: tuple[int, ...]) -> int:
+    """The channel of the layer's input that the weight at `index` is multiplied with, by the letter of ONNX."""
+    if op_type == "Conv":
+        return index[0] // (shape[0] // group) * shape[1] + index[1]
+    return index[0] if op_type == "ConvTranspose" else index[-2]
+
+
+@given(_layers())
+def test_input_channels(layer: tuple[str, int, tuple[int, ...]]) -> None:
+    op_type, group, shape = layer
+    weight = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    node = _node(op_type, group)
+    channels = {"Conv": shape[1] * group, "ConvTranspose": shape[0]}.get(op_type, shape[-2])
+    factors = np.arange(1, channels + 1, dtype=np.float32)
+    scaled, maxima = np.empty_like(weight), np.zeros(channels, np.float32)
+    for index in np.ndindex(*shape):
+        channel = _input_channel(op_type, group, shape, index)
+        scaled[index] = weight[index] * factors[channel]
+        maxima[channel] = max(maxima[channel], abs(weight[index]))
+    np.testing.assert_array_equal(scale_input_channels(weight, factors, node), scaled)
+    np.testing.assert_array_equal(input_channel_maxima(weight, node), maxima)

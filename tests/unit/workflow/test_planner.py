@@ -153,7 +153,6 @@ def test_a_plan_is_a_value() -> None:
             dataclasses.replace(_settings(), fakequant_precision_mode="FORCE_FP16_QUANT"),
             "fakequant_precision_mode",
         ),
-        (_settings(one=LayerSettings(dmq_strength=0.5)), "one.dmq_balancer_param"),
         (
             _settings(one=LayerSettings(activation=ActivationSettings(num_bits=16))),
             "one.activation_quant_params.num_bits 16",
@@ -163,7 +162,6 @@ def test_a_plan_is_a_value() -> None:
             _settings(two=LayerSettings(weight=WeightSettings(solver=AdaRound()))),
             "two.weight_quant_params.wts_algo AdaRound",
         ),
-        (_settings(two=LayerSettings(weight=WeightSettings(solver=Nuq()))), "two.weight_quant_params.wts_algo Nuq"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -174,8 +172,9 @@ def test_unsupported_settings_are_refused_by_name(settings: Settings, named: str
 
 
 def test_all_unsupported_settings_are_named_at_once() -> None:
-    settings = dataclasses.replace(_settings(three=LayerSettings(dmq_strength=0.5)), joint_quant=True)
-    with pytest.raises(ConfigError, match=r"joint_quant, three\.dmq_balancer_param"):
+    settings = _settings(three=LayerSettings(weight=WeightSettings(num_bits=6)))
+    settings = dataclasses.replace(settings, joint_quant=True)
+    with pytest.raises(ConfigError, match=r"joint_quant, three\.weight_quant_params\.num_bits 6"):
         decide(graph_facts(_model(), ASCEND), settings)
 
 

@@ -49,15 +49,19 @@ def solve_levels(counts: Integers, settings: Nuq) -> Integers:
         return values + _LOWEST
     weights = counts[values].astype(np.int64)
     values = values + _LOWEST
-    levels = values[_first_levels(weights, settings.num_steps)]
+    levels = values[_first_levels(values, weights, settings.num_steps)]
     for _ in range(settings.num_of_iteration):
         levels = _refine(values, weights, levels)
     return levels
 
 
-def _first_levels(weights: Integers, steps: int) -> Integers:
-    """Indices of `steps` different values: the medians of `steps` parts with equal sums of weights^(1/3)."""
-    reached = np.cumsum(np.cbrt(weights))
+def _first_levels(values: Integers, weights: Integers, steps: int) -> Integers:
+    """Indices of `steps` different values: the medians of `steps` parts with equal integrals of density^(1/3).
+
+    A value stands for the gap between the middles to its neighbours: density weight / gap, over a length of gap.
+    """
+    gaps = np.gradient(values.astype(np.float64))
+    reached = np.cumsum(np.cbrt(weights * gaps**2))
     chosen: Integers = np.searchsorted(reached, (np.arange(steps) + 0.5) / steps * reached[-1])
     for index in range(1, steps):  # a heavy value holds several parts
         chosen[index] = max(chosen[index], chosen[index - 1] + 1)
