@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "resnet-101"
 MAXIMUM_TOP1_LOSS, MAXIMUM_TOP5_LOSS = 0.02, 0.01
 OUTPUTS = Path("outputs", "calibration")
+WHEN = ("before", "after")
 
 
 @pytest.fixture
@@ -75,6 +78,21 @@ def test_the_options_are_honoured(sample: Path) -> None:
     assert {a.i for node in observers for a in node.attribute if a.name == "batch_num"} == {3}
     assert '"batch_num":3' in (sample / OUTPUTS / "tmp" / "config.json").read_text()
     assert len(result.stdout.splitlines()) == 2
+
+
+def test_nuq_makes_few_values_a_layer_and_keeps_the_accuracy(sample: Path) -> None:
+    result = run(sample, "--nuq", "--batch_size", "16", "--batch_num", "2")
+    assert result.returncode == 0, result.stderr
+    before, after = (accuracy(line, when) for line, when in zip(result.stdout.splitlines(), WHEN, strict=True))
+    assert abs(before[0] - after[0]) <= MAXIMUM_TOP1_LOSS
+    outputs = sample / "outputs" / "nuq"
+    assert '"batch_num":2' in (outputs / "tmp" / "config.json").read_text()
+    deploy = onnx.load(outputs / "resnet-101_deploy_model.onnx")
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in deploy.graph.initializer if i.data_type == 3}
+    levels = [len(np.unique(weights[n.input[1]])) for n in deploy.graph.node if n.op_type == "Conv"]
+    assert len(levels) == 104
+    assert max(levels) == 32
+    assert not (sample / "outputs" / "calibration").exists()
 
 
 def spoil_label(folder: Path) -> list[str]:

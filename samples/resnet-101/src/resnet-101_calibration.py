@@ -6,6 +6,7 @@ Run it from the sample folder: ``python ./src/resnet-101_calibration.py``.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,11 @@ from rich.progress import track
 
 import amct_onnx as amct
 
-OUTPUTS = "./outputs/calibration"
-CONFIG_FILE = f"{OUTPUTS}/tmp/config.json"
-RECORD_FILE = f"{OUTPUTS}/tmp/record.txt"
-MODIFIED_MODEL = f"{OUTPUTS}/tmp/modified_model.onnx"
-SAVE_PREFIX = f"{OUTPUTS}/resnet-101"
-FAKE_QUANT_MODEL = f"{SAVE_PREFIX}_fake_quant_model.onnx"
+OUTPUTS = {False: "./outputs/calibration", True: "./outputs/nuq"}
+"""The folder of the results, by ``--nuq``."""
+NUQ_CFG = "./src/nuq_conf/nuq_quant.cfg"
 
+ADVICE = "see ./amct_log/amct_onnx.log"
 AMCT_ERRORS = (ValueError, RuntimeError, TypeError, OSError, ImportError)
 ORT_ERRORS = (Exception,)
 """The errors of ONNX Runtime have no other common base class."""
@@ -49,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", default="./data/images", help="folder with images and image_label.txt")
     parser.add_argument("--batch_size", type=positive, default=32, help="images per batch")
     parser.add_argument("--batch_num", type=positive, default=1, help="number of calibration batches")
+    text = f"non-uniform weights: at most 16 or 32 values a layer, as {NUQ_CFG} says"
+    parser.add_argument("--nuq", action="store_true", help=text)
     return parser.parse_args()
 
 
@@ -122,20 +123,41 @@ def evaluate(model: Model, images: Sequence[LabelledImage], batch_size: int, tit
     return round(hits[0].item() / len(images), 5), round(hits[1].item() / len(images), 5)
 
 
-def quantize(model: str, images: Sequence[LabelledImage], batch_size: int, batch_num: int) -> None:
-    """Quantize a model, calibrated with the first ``batch_num`` batches of the images."""
-    advice = "see ./amct_log/amct_onnx.log"
-    with explained("create_quant_config", advice):
-        amct.create_quant_config(
-            config_file=CONFIG_FILE, model_file=model, skip_layers=[], batch_num=batch_num, activation_offset=True
-        )
-    with explained("quantize_model", advice):
-        amct.quantize_model(CONFIG_FILE, model, MODIFIED_MODEL, RECORD_FILE)
-    calibration_model = Model(MODIFIED_MODEL)
-    for part in visible(images[: batch_num * batch_size], batch_size, "calibrate"):
+def create_config(args: argparse.Namespace, folder: str) -> str:
+    """Write config.json; its batch_num is that of the command line, with ``--nuq`` too."""
+    config_file = f"{folder}/tmp/config.json"
+    with explained(f"creating {folder}", "run from a folder where you may write"):
+        Path(config_file).parent.mkdir(parents=True, exist_ok=True)
+    with explained("create_quant_config", ADVICE):
+        if args.nuq:
+            cfg = Path(folder, "tmp", Path(NUQ_CFG).name)
+            text = Path(NUQ_CFG).read_text(encoding="utf-8")
+            cfg.write_text(re.sub(r"batch_num\s*:\s*\d+", f"batch_num : {args.batch_num}", text), encoding="utf-8")
+            amct.create_quant_config(config_file, args.model, config_defination=str(cfg))
+        else:
+            amct.create_quant_config(
+                config_file=config_file,
+                model_file=args.model,
+                skip_layers=[],
+                batch_num=args.batch_num,
+                activation_offset=True,
+            )
+    return config_file
+
+
+def quantize(args: argparse.Namespace, images: Sequence[LabelledImage], batch_size: int) -> Model:
+    """Quantize a model, calibrated with the first ``batch_num`` batches; return the simulation of the result."""
+    folder = OUTPUTS[args.nuq]
+    modified, record, prefix = f"{folder}/tmp/modified_model.onnx", f"{folder}/tmp/record.txt", f"{folder}/resnet-101"
+    config_file = create_config(args, folder)
+    with explained("quantize_model", ADVICE):
+        amct.quantize_model(config_file, args.model, modified, record)
+    calibration_model = Model(modified)
+    for part in visible(images[: args.batch_num * batch_size], batch_size, "calibrate"):
         calibration_model.run(part)
-    with explained("save_model", advice):
-        amct.save_model(MODIFIED_MODEL, RECORD_FILE, SAVE_PREFIX)
+    with explained("save_model", ADVICE):
+        amct.save_model(modified, record, prefix)
+    return Model(f"{prefix}_fake_quant_model.onnx")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -148,11 +170,8 @@ def run(args: argparse.Namespace) -> None:
             f"calibration needs {args.batch_num} x {batch_size} images, but {args.images} has {len(images)}; "
             "lower --batch_num or --batch_size, or add images"
         )
-    with explained(f"creating {OUTPUTS}", "run from a folder where you may write"):
-        Path(CONFIG_FILE).parent.mkdir(parents=True, exist_ok=True)
     before = evaluate(model, images, batch_size, "evaluate the float model")
-    quantize(args.model, images, batch_size, args.batch_num)
-    after = evaluate(Model(FAKE_QUANT_MODEL), images, batch_size, "evaluate the quantized model")
+    after = evaluate(quantize(args, images, batch_size), images, batch_size, "evaluate the quantized model")
     print(f"[INFO] ResNet101 before quantize top1:{before[0]:>10} top5:{before[1]:>10}")
     print(f"[INFO] ResNet101 after quantize  top1:{after[0]:>10} top5:{after[1]:>10}")
 

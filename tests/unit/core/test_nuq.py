@@ -12,7 +12,7 @@ from amct_onnx.core.affine import quantize
 from amct_onnx.core.settings import Nuq
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.core.weights.arq import solve_arq
-from amct_onnx.core.weights.nuq import cluster_weights, solve_levels
+from amct_onnx.core.weights.nuq import cluster_levels, round_to_levels, solve_levels
 
 VALUES = np.arange(-128, 128)
 steps = st.sampled_from([16, 32])
@@ -99,7 +99,8 @@ def test_few_values_keep_themselves(values: set[int], steps: int) -> None:
 def test_the_weight_takes_its_levels_only_and_the_nearest_ones() -> None:
     weight = np.random.default_rng(2).normal(0, 1, (6, 300)).astype(np.float32)
     params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
-    clustered, cluster = cluster_weights(weight, params, Nuq(num_steps=16))
+    cluster = cluster_levels(weight, params, Nuq(num_steps=16))
+    clustered = round_to_levels(weight, params, cluster)
     assert len(cluster) == 16
     assert clustered.dtype == np.float32
     uniform, integers = quantize(weight, params), quantize(clustered, params)
@@ -112,6 +113,7 @@ def test_the_weight_takes_its_levels_only_and_the_nearest_ones() -> None:
 def test_a_weight_of_few_values_is_not_changed_and_fills_its_cluster_up() -> None:
     weight = np.array([[-1.0, 0.0, 0.5, 1.0]], np.float32)
     params = solve_arq(weight, QSpec(bits=8))
-    clustered, cluster = cluster_weights(weight, params, Nuq(num_steps=16))
+    cluster = cluster_levels(weight, params, Nuq(num_steps=16))
+    clustered = round_to_levels(weight, params, cluster)
     np.testing.assert_array_equal(quantize(clustered, params), quantize(weight, params))
     assert cluster == (-127, 0, 64, *[127] * 13)
