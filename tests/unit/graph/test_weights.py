@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import (
     channel_count,
     group_of,
     input_channel_maxima,
     rows_to_weight,
-    scale_input_channels,
+    scaled_by_input_channel,
     weight_rows,
 )
 
@@ -118,5 +119,5 @@ def test_input_channels(layer: tuple[str, int, tuple[int, ...]]) -> None:
         channel = _input_channel(op_type, group, shape, index)
         scaled[index] = weight[index] * factors[channel]
         maxima[channel] = max(maxima[channel], abs(weight[index]))
-    np.testing.assert_array_equal(scale_input_channels(weight, factors, node), scaled)
+    np.testing.assert_array_equal(array_of(scaled_by_input_channel(ir.tensor(weight), factors, node)), scaled)
     np.testing.assert_array_equal(input_channel_maxima(weight, node), maxima)
