@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from amct_onnx._compat.api import create_quant_config, quantize_model, quantize_preprocess, save_model
+    from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
     from amct_onnx.runtime.deployed import deployed_session
 
     AMCT_SO: onnxruntime.SessionOptions
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AMCT_SO",
     "__version__",
+    "accuracy_based_auto_calibration",
     "create_quant_config",
     "deployed_session",
     "quantize_model",
@@ -42,6 +44,8 @@ def __getattr__(name: str) -> Any:
         from amct_onnx._compat import api
 
         value = getattr(api, name)
+    elif name == "accuracy_based_auto_calibration":
+        from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration as value
     elif name == "deployed_session":
         from amct_onnx.runtime.deployed import deployed_session as value
     elif name == "AMCT_SO":

@@ -53,3 +53,7 @@ class CalibrationError(AmctError, RuntimeError):
 
 class OutputError(AmctError, OSError):
     """A result cannot be written."""
+
+
+class SearchError(AmctError, RuntimeError):
+    """An accuracy-based search cannot begin or go on: evaluator, strategy or sensitivity do not do their part."""

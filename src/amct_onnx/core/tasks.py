@@ -19,3 +19,8 @@ class Balance:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight_maxima", tuple(self.weight_maxima))  # JSON has lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A layer's float output and its quantized one, joined on axis 0 in this order: how near are they?"""

@@ -22,6 +22,7 @@ from amct_onnx.errors import AmctError, CalibrationError
 from amct_onnx.formats.record import read_calibration, read_record, write_record
 from amct_onnx.graph.passes.observers import Observer, parse_observer
 from amct_onnx.runtime.collectors import Collector, make_collector
+from amct_onnx.runtime.comparison import COMPARE, show
 
 
 @dataclass
@@ -190,6 +191,9 @@ def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, A
     """Body of a calibration operator: never raises."""
     calibration = None
     try:
+        if op_type == COMPARE:
+            show(x, attributes)
+            return
         calibration = _calibration(str(attributes["record_file_path"]))
         calibration.add(op_type, x, attributes)
     except BaseException as error:  # an exception that leaves an operator ends the process

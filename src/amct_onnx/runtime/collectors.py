@@ -12,7 +12,7 @@ from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import ActivationSettings
 from amct_onnx.core.stats.histogram import DyadicHistogram
-from amct_onnx.core.tasks import Balance
+from amct_onnx.core.tasks import Balance, Comparison
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.passes.observers import Observer, Stamp
 
@@ -31,6 +31,8 @@ def make_collector(observer: Observer) -> Collector:
     """A new collector for the task of `observer`."""
     if isinstance(observer.task, Balance):
         return _BalanceCollector(observer.task)
+    if isinstance(observer.task, Comparison):
+        raise CalibrationError("a comparison fills no record")  # `observe` hands it to runtime.comparison
     return _ActivationCollector(observer.task, observer.stamp)
 
 

@@ -104,6 +104,19 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     model = load_float_model(model_file)
     facts = graph_facts(model, ASCEND)
     settings = read_config(config_file, facts)
+    record_path = os.path.realpath(record_file)
+    record = prepare_model(model, facts, settings, record_file)
+    with atomic_path(record_path) as file:  # moved into place when the model is written too
+        file.write_bytes(record.encode())
+        save_model_file(model, modified_onnx_file)
+    begin(record_path)
+
+
+def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record_file: str) -> str:
+    """Turn `model`, of which `facts` are, into a calibration model, in place; the text for its `record_file`.
+
+    What is in that file already gives the balance factors, if the configuration asks for some.
+    """
     decisions = decide(facts, settings)
     layers = [decision.layer for decision in decisions if decision.quantized]
     if settings.do_fusion:
@@ -113,13 +126,9 @@ def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: s
     balance_layers(model, balancing.arrays())
     plan = make_plan(model, ASCEND, decisions, settings)
     records = balancing.keep(_quantize_weights(model, plan, facts))
-    record_path = os.path.realpath(record_file)
     calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
-    insert_observers(model, _observers(plan, settings, record_path, calibration))
-    with atomic_path(record_path) as file:  # moved into place when the model is written too
-        file.write_bytes(format_record(records, calibration=calibration).encode())
-        save_model_file(model, modified_onnx_file)
-    begin(record_path)
+    insert_observers(model, _observers(plan, settings, os.path.realpath(record_file), calibration))
+    return format_record(records, calibration=calibration)
 
 
 def fuse_model(model: ir.Model, settings: Settings) -> None:

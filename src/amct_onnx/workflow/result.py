@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -75,7 +75,11 @@ class QuantizedModel:
 
 def save_quantized(modified_onnx_file: str, record_file: str, save_path: str) -> None:
     """Write the deploy model, the fake-quant model and the fusion file of a calibrated model."""
-    quantized = read_quantized(modified_onnx_file, record_file)
+    write_quantized(read_quantized(modified_onnx_file, record_file), save_path)
+
+
+def write_quantized(quantized: QuantizedModel, save_path: str) -> None:
+    """Write all files of a quantized model (spec section 1.6)."""
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
     deploy = quantized.deploy()
@@ -118,8 +122,18 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
             f"{record_file} belongs to another quantize_model call than {modified_onnx_file}: pass the two files of "
             "one call, and give each model a record file of its own."
         )
-    facts = graph_facts(model, ASCEND)
     _refuse_unfinished(observers, records, read_notes(record_file), record_file)
+    return assemble(model, observers, records, record_file)
+
+
+def assemble(
+    model: ir.Model, observers: Sequence[Observer], records: Mapping[str, LayerRecord], record_file: str
+) -> QuantizedModel:
+    """The layers of `observers`, taken out of the calibration model `model`, with their factors of `record_file`.
+
+    Raises RecordError when the factors are out of range or belong to another model.
+    """
+    facts = graph_facts(model, ASCEND)
     check_record(records, facts, path=record_file)
     origins = json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}"))
     wanted = [layer for observer in observers for layer in observer.layers]

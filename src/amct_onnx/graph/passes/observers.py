@@ -24,14 +24,14 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
-from amct_onnx.core.tasks import Balance
+from amct_onnx.core.tasks import Balance, Comparison
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
 Stamp = Literal["data", "weight", "initial_h"]
-Task = ActivationSettings | Balance
+Task = ActivationSettings | Balance | Comparison
 # Operator type of every task but ActivationSettings, and the class that its JSON is read into.
-_TASKS: Mapping[str, type[Balance]] = {"DMQBalancer": Balance}
+_TASKS: Mapping[str, type[Balance] | type[Comparison]] = {"DMQBalancer": Balance, "Compare": Comparison}
 TASK_OPERATORS = tuple(_TASKS)
 
 
@@ -67,7 +67,7 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
     for observer in sorted(observers, key=lambda observer: order[observer.layers[0]], reverse=True):
         value = nodes[observer.layers[0]].inputs[observer.input_index]
         assert value is not None  # only inputs that are there are observed
-        model.graph.append(_observer_node(observer, value, names))
+        model.graph.append(observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
 
 
@@ -81,7 +81,8 @@ def remove_observers(model: ir.Model) -> list[Observer]:
     return observers
 
 
-def _observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:
+def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:
+    """A node, in no graph yet, that observes `value`."""
     name = f"{observer.layers[0]}.{'observer' if observer.stamp == 'data' else f'observer_{observer.stamp}'}"
     op_type, own = _task_attributes(observer.task)
     attributes: dict[str, str | int | float] = {

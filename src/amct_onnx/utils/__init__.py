@@ -1,0 +1,1 @@
+"""AMCT's historical import paths: names only."""
