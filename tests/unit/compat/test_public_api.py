@@ -13,6 +13,10 @@ import pytest
 import amct_onnx as amct
 
 SIGNATURES = {
+    "accuracy_based_auto_calibration": (
+        "(model_file, model_evaluator, config_file, record_file, save_dir, strategy='BinarySearch', "
+        "sensitivity='CosineSimilarity')"
+    ),
     "create_quant_config": (
         "(config_file, model_file, skip_layers=None, batch_num=1, activation_offset=True, "
         "config_defination=None, updated_model=None)"
