@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench accuracy clean
+.PHONY: demo test lint bench accuracy auto clean
 
 $(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ bench: $(STAMP)
 
 accuracy: $(STAMP)
 	$(BIN)/python benchmarks/agreement.py
+
+auto: $(STAMP)
+	$(BIN)/python benchmarks/auto_calibration.py
 
 clean:
 	rm -rf $(VENV) build dist
