@@ -115,7 +115,7 @@ def test_the_chosen_scale_is_as_good_as_the_best_candidate(name: str, spec: QSpe
 
 
 @SPECS
-@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8, 16])
 def test_every_width_of_the_grid(spec: QSpec, bits: int) -> None:
     x = _samples("laplace")
     spec = QSpec(bits=bits, symmetric=spec.symmetric)

@@ -14,6 +14,7 @@ from amct_onnx.core.stats.histogram import DyadicHistogram
 
 Array = npt.NDArray[np.float64]
 _RANGES_AT_ONCE = 64
+_FINE = 8  # destinations in a bin from which on they are not looked at one by one
 
 
 def solve_hfmg(stat: DyadicHistogram, spec: QSpec, settings: Hfmg) -> QParams:
@@ -69,8 +70,15 @@ def _losses(counts: Array, ranges: Array, destinations: int) -> Array:
     """
     left, size = ranges[:, :1], ranges[:, 1:] - ranges[:, :1] + 1
     width = size / destinations
-    inner = left + width * np.arange(1, destinations)
-    centre = left + width * (np.arange(destinations) + 0.5)
+    fine = destinations >= _FINE * counts.size
+    if fine:
+        # As on a 16-bit grid: what is in range costs width^2 / 12 each, but for destinations that a bin's edge cuts.
+        # Left and right of the range values go to the outermost centres.
+        inner = np.concatenate((left, left + size), axis=1)
+        centre = np.concatenate((left + width / 2, left + size / 2, left + size - width / 2), axis=1)
+    else:
+        inner = left + width * np.arange(1, destinations)
+        centre = left + width * (np.arange(destinations) + 0.5)
     ends = np.broadcast_to(np.asarray([0.0, counts.size]), (len(ranges), 2))
     t = np.concatenate((ends[:, :1], inner, ends[:, 1:]), axis=1)  # values outside go to the outermost destinations
     i = np.minimum(t.astype(np.intp), counts.size - 1)
@@ -81,7 +89,10 @@ def _losses(counts: Array, ranges: Array, destinations: int) -> Array:
         whole = counts * ((index + 1) ** power - index**power) / power
         before = np.concatenate(([0.0], np.cumsum(whole)))
         moments.append(np.diff(before[i] + density * (t**power - i.astype(np.float64) ** power) / power, axis=1))
-    loss: Array = (moments[2] - 2 * centre * moments[1] + centre**2 * moments[0]).sum(axis=1)
+    each = moments[2] - 2 * centre * moments[1] + centre**2 * moments[0]
+    if fine:
+        each[:, 1] = moments[0][:, 1] * width[:, 0] ** 2 / 12
+    loss: Array = each.sum(axis=1)
     return loss
 
 
