@@ -6,6 +6,7 @@ int64 sums, from the float model alone; both lowered models have to agree with i
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,12 @@ WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # An average is a quotient: how ONNX Runtime rounds it (sum / n or sum * (1 / n)) is its own affair.
 POOL_TOLERANCE = 3e-7
 
+# Sums of int8 layers beyond 2^24 are rounded by float32 where the deploy model has all of their digits.
+LONG_SUM_TOLERANCE = 1e-6
+
+# (scale, zero point) of int8, or with 16 behind them of int16.
+Factors = tuple[float, int] | tuple[float, int, int]
+
 
 # The cases
 
@@ -53,15 +60,15 @@ class Case:
 
     name: str
     model: onnx.ModelProto = field(repr=False)
-    factors: Mapping[str, tuple[float, int]]
+    factors: Mapping[str, Factors]
     x: Array = field(repr=False)
 
     @property
-    def layers(self) -> dict[str, tuple[float, int]]:
+    def layers(self) -> dict[str, Factors]:
         return {name: factors for name, factors in self.factors.items() if ":" not in name}
 
     @property
-    def tensors(self) -> dict[tuple[str, int], tuple[float, int]]:
+    def tensors(self) -> dict[tuple[str, int], Factors]:
         """By node and input index: what is quantized and restored in front of a float node."""
         keys = {tuple(key.split(":")): factors for key, factors in self.factors.items() if ":" in key}
         return {(node, int(index)): factors for (node, index), factors in keys.items() if node not in self.layers}
@@ -79,7 +86,7 @@ def _case(
     name: str,
     body: str,
     x: tuple[int, ...],
-    factors: Mapping[str, tuple[float, int]],
+    factors: Mapping[str, Factors],
     *,
     opset: int = 17,
     ir_version: int = 8,
@@ -174,6 +181,18 @@ def _cases() -> list[Case]:
               w=(6, 4, 1, 1), b=(6,)),
         _case("tensor_behind_a_layer", "[c] t = Conv (x, w, b) [p] y = MaxPool <kernel_shape=[2,2]> (t)", _IMAGE,
               {"c": (0.05, 3), "p:0": (0.1, 5)}, outputs="float y, float t", w=(6, 4, 1, 1), b=(6,)),
+        _case("int16_conv", conv, _IMAGE, {"a": (2e-4, -1234, 16)}, **big),
+        _case("int16_conv_1d", "[a] y = Conv <pads=[2,1]> (x, w)", (2, 4, 9), {"a": (2e-4, 9, 16)}, w=(6, 4, 3)),
+        _case("int16_conv_grouped", "[a] y = Conv <group=2, strides=[2,1]> (x, w, b)", _IMAGE, {"a": (2e-4, 0, 16)},
+              w=(6, 2, 3, 3), b=(6,)),
+        _case("int16_transpose", "[a] y = ConvTranspose <strides=[2,1], pads=[1,0,1,0]> (x, w, b)",
+              _IMAGE, {"a": (4e-4, -15000, 16)}, w=(4, 6, 3, 2), b=(6,)),
+        _case("int16_gemm", "[a] y = Gemm <transB=1> (x, w, b)", (5, 7), {"a": (4e-4, 15000, 16)}, w=(6, 7), b=(6,)),
+        _case("int16_then_int8", two, _IMAGE, {"a": (2e-4, 300, 16), "c": (0.2, -128)}, **two_weights),
+        _case("int16_beside_int8", sharing, _IMAGE, {"a": (2e-4, 3, 16), "c": (0.05, 3)}, outputs="float y, float s",
+              **shared),
+        _case("int16_opset_newest", conv, _IMAGE, {"a": (2e-4, 0, 16)}, opset=newest_opset(), ir_version=10, **big),
+        _case("int16_opset_11", conv, _IMAGE, {"a": (2e-4, 0, 16)}, opset=11, ir_version=6, **big),
         _case("names_taken", "[a] y = Conv (x, w, b) [r] a_output0 = Relu (y) [n] z = Neg (a_output0)", _IMAGE, _ONE,
               outputs="float y, float z", **big),
     ]  # fmt: skip
@@ -195,8 +214,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 Parts = list[QuantizedLayer | QuantizedTensor]
 
 
-def _activation(factors: tuple[float, int]) -> QParams:
-    return QParams(scale=np.float32(factors[0]), zero_point=np.int32(factors[1]), spec=QSpec(symmetric=False))
+def _activation(factors: Factors) -> QParams:
+    spec = QSpec(bits=factors[2] if len(factors) == 3 else 8, symmetric=False)
+    return QParams(scale=np.float32(factors[0]), zero_point=np.int32(factors[1]), spec=spec)
 
 
 def _quantized(case: Case) -> tuple[ir.Model, Parts]:
@@ -338,22 +358,40 @@ def _pool(x: Array, attributes: Mapping[str, Any]) -> Array:
     return out
 
 
-def _integers(x: Array, factors: tuple[float, int]) -> Array:
+def _integers(x: Array, factors: Factors, *, half: bool = False) -> Array:
     """q - zero point, int64."""
-    scale, zero_point = np.float32(factors[0]), factors[1]
-    q: Array = np.clip(np.rint(x * (np.float32(1) / scale)) + zero_point, -128, 127).astype(np.int64) - zero_point
+    factor, zero_point = np.float32(1) / np.float32(factors[0]), factors[1]
+    end = 1 << (factors[2] - 1 if len(factors) == 3 else 7)
+    if half:
+        factor = _half(factor) if factor <= 65504 else _half(np.sqrt(factor)) ** 2
+        with np.errstate(over="ignore"):
+            rounded = np.rint(_half(_half(_half(x) * factor) + np.float32(zero_point)))
+    else:
+        rounded = np.rint(x * factor) + zero_point
+    q: Array = np.clip(rounded, -end, end - 1).astype(np.int64) - zero_point
     return q
 
 
+def _half(x: Array | np.float32) -> Array:
+    return np.asarray(x).astype(np.float16).astype(np.float32)
+
+
+def _s19(scale: Array | np.float32) -> Array:
+    """Ten bits of the mantissa are left of 23."""
+    mantissa, exponent = np.frexp(np.asarray(scale, np.float64))
+    return np.ldexp(np.floor(mantissa * 2**11) / 2**11, exponent).astype(np.float32)
+
+
 def _layer(
-    node: onnx.NodeProto, inputs: list[Array], factors: tuple[float, int], second: tuple[float, int] | None
+    node: onnx.NodeProto, inputs: list[Array], factors: Factors, second: Factors | None, *, half: bool = False
 ) -> Array:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     scale = np.float32(factors[0])
     x = inputs[0].T if node.op_type == "Gemm" and attributes.get("transA") else inputs[0]
-    q = _integers(x, factors)
+    q = _integers(x, factors, half=half)
     if second is not None:
-        return np.matmul(q, _integers(inputs[1], second)).astype(np.float32) * (scale * np.float32(second[0]))
+        sums, product = np.matmul(q, _integers(inputs[1], second, half=half)), scale * np.float32(second[0])
+        return _half(sums.astype(np.float32) * _s19(product)) if half else sums.astype(np.float32) * product
     if node.op_type == "AveragePool":
         return (_pool(q, attributes).astype(np.float32) * scale).astype(np.float32)
     weight, bias = inputs[1], inputs[2] if len(inputs) > 2 else None
@@ -372,11 +410,12 @@ def _layer(
         shape = (-1, *[1] * (weight.ndim - 2))
     if bias is not None:
         sums = sums + np.rint(bias.astype(np.float64) / product.astype(np.float64)).astype(np.int64).reshape(shape)
-    assert np.abs(sums).max() < 2**24  # below it float32 has every integer, and no order of summing matters
+    if half:
+        return _half(sums.astype(np.float32) * _s19(product).reshape(shape))
     return sums.astype(np.float32) * product.reshape(shape)
 
 
-def _expected(case: Case) -> list[Array]:
+def _expected(case: Case, *, half: bool = False) -> list[Array]:
     """All outputs: quantized layers in integers, the rest as ONNX Runtime's float kernels have it."""
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in case.model.graph.initializer} | {"x": case.x}
     for node in case.model.graph.node:
@@ -387,7 +426,7 @@ def _expected(case: Case) -> list[Array]:
                 inputs[index] = _integers(x, factors).astype(np.float32) * np.float32(factors[0])
         if node.name in case.layers:
             second = case.factors.get(f"{node.name}:1")
-            values[node.output[0]] = _layer(node, inputs, case.factors[node.name], second)
+            values[node.output[0]] = _layer(node, inputs, case.factors[node.name], second, half=half)
         else:
             values[node.output[0]] = _float_layer(case, node, inputs)
     return [values[output.name] for output in case.model.graph.output]
@@ -491,7 +530,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def test_nodes_of_the_deploy_model(case: Case) -> None:
     nodes, tensors = _by_name(_deploy(*_quantized(case)))
     producers = {name: node for node in nodes.values() for name in node.output}
-    for layer, (scale, zero_point) in case.layers.items():
+    for layer, (scale, zero_point, *bits) in case.layers.items():
         node = nodes[layer]
         quant = producers[node.input[0]]
         assert (quant.op_type, quant.domain) == ("AscendQuant", "")
@@ -500,7 +539,8 @@ def test_nodes_of_the_deploy_model(case: Case) -> None:
             "offset": onnx.AttributeProto.FLOAT,
             "dst_type": onnx.AttributeProto.STRING,
         }
-        want = {"scale": np.float32(1) / np.float32(scale), "offset": zero_point, "dst_type": b"INT8"}
+        want = {"scale": np.float32(1) / np.float32(scale), "offset": zero_point}
+        want["dst_type"] = b"INT16" if bits else b"INT8"
         assert _attributes(quant) == want
         dequant = nodes[f"{layer}.dequant"]
         assert (dequant.op_type, dequant.domain) == ("AscendDequant", "")
@@ -601,7 +641,7 @@ def test_the_simulation_has_standard_operators_only() -> None:
 # Extremes
 
 
-def _one_layer(weight: Array, bias: Array | None, factors: tuple[float, int], x: Array) -> Case:
+def _one_layer(weight: Array, bias: Array | None, factors: Factors, x: Array) -> Case:
     arrays = {"w": weight} | ({"b": bias} if bias is not None else {})
     body = f"[a] y = Conv ({', '.join(['x', *arrays])})"
     case = _case("extreme", body, x.shape, {"a": factors}, **arrays)
@@ -631,6 +671,87 @@ def test_halves_are_rounded_to_even_and_then_shifted(lowered: Lower) -> None:
 
 
 _LIMIT = 2.0**31
+
+
+# int16 activations and long sums
+
+
+@pytest.mark.parametrize(
+    "level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL]
+)
+@pytest.mark.parametrize("zero_point", [-32768, -1, 0, 32767])
+@pytest.mark.parametrize("value", [-1e9, 1e9, None], ids=["low", "high", "random"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+def test_the_largest_sums_of_int16(
+    lowered: Lower, op: str, value: float | None, zero_point: int, level: ort.GraphOptimizationLevel
+) -> None:
+    """Weights of one sign, as long as int32 allows, and a large bias: float32 would round partial sums."""
+    size = int(_LIMIT * 0.99) // (127 * max(32767 - zero_point, zero_point + 32768))
+    x, w = ((2, size), (size, 3)) if op == "Gemm" else ((2, size, 1, 1), (size, 3, 1, 1))
+    w = (3, size, 1, 1) if op == "Conv" else w
+    bias = np.array([0.4, -3e3, 5e3], np.float32)
+    case = _case(
+        f"{op}{zero_point}",
+        f"[a] y = {op} (x, w, b)",
+        x,
+        {"a": (1.0, zero_point, 16)},
+        w=np.ones(w, np.float32),
+        b=bias,
+    )
+    feed = np.full(x, value, np.float32) if value else _normal("x", x) * np.float32(3e4)
+    case = dataclasses.replace(case, x=feed)
+    np.testing.assert_array_equal(_run(_runnable(lowered(*_quantized(case))), feed, level)[0], _expected(case)[0])
+
+
+def test_int16_layers_alone_have_two_parts_and_their_weight_once() -> None:
+    for case in _CASES:
+        layers = [node.op_type for node in case.model.graph.node if node.op_type in WEIGHT_OPS]
+        wide = sum(len(factors) == 3 for factors in case.layers.values())
+        graph = _fake(*_quantized(case)).graph
+        assert sum(node.op_type in WEIGHT_OPS for node in graph.node) == len(layers) + wide
+    graph = _fake(*_quantized(next(case for case in _CASES if case.name == "int16_conv"))).graph
+    assert len({node.input[1] for node in graph.node if node.op_type == "Conv"}) == 1
+
+
+def test_long_sums_of_int8_are_near_in_the_simulation_and_exact_in_the_deploy_model() -> None:
+    """float32 has no integers between 2^24 and 2^25 but the even ones, and so on: documented, and not bit for bit."""
+    case = _case("long", "[a] y = MatMul (x, w)", (2, 40000), {"a": (0.02, -128)}, w=np.abs(_normal("w", (40000, 3))))
+    case = dataclasses.replace(case, x=np.abs(case.x))
+    want = _expected(case)[0]
+    np.testing.assert_array_equal(_run(_runnable(_deploy(*_quantized(case))), case.x)[0], want)
+    np.testing.assert_allclose(_run(_fake(*_quantized(case)), case.x)[0], want, rtol=LONG_SUM_TOLERANCE)
+
+
+# FORCE_FP16_QUANT: what is quantized and what comes out are rounded to float16 on the way
+
+
+@pytest.mark.parametrize(
+    "name", ["conv_2d", "gemm", "matmul_3d", "transpose_grouped", "two_layers", "product", "int16_conv"]
+)
+@pytest.mark.parametrize("dialect", [SimulationDialect, AscendDialect])
+@pytest.mark.parametrize(
+    "level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL]
+)
+def test_half_precision(
+    name: str, dialect: type[SimulationDialect] | type[AscendDialect], level: ort.GraphOptimizationLevel
+) -> None:
+    case = next(case for case in _CASES if case.name == name)
+    model, parts = _quantized(case)
+    got = _run(_runnable(_lower(model, parts, dialect(model, half=True))), case.x, level)[0]
+    want = _expected(case, half=True)[0]
+    assert (want != _expected(case)[0]).any()
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dialect", [SimulationDialect, AscendDialect])
+def test_half_precision_of_scales_beyond_its_range(dialect: type[SimulationDialect] | type[AscendDialect]) -> None:
+    """1 / scale is 10^5, which float16 lacks: the square of a float16 stands for it."""
+    case = _case("small", "[a] y = Conv (x, w)", (2, 4, 3, 3), {"a": (1e-5, 7)}, w=(3, 4, 1, 1))
+    case = dataclasses.replace(case, x=case.x * np.float32(4e-4))
+    model, parts = _quantized(case)
+    got = _run(_runnable(_lower(model, parts, dialect(model, half=True))), case.x)[0]
+    np.testing.assert_array_equal(got, _expected(case, half=True)[0])
+    assert np.unique(got).size > 20
 
 
 @pytest.mark.parametrize("bias", [_LIMIT, -_LIMIT * 1.001, 1e30])

@@ -189,7 +189,11 @@ def edit_config(flow: Flow, change: Callable[[dict[str, Any]], Any]) -> None:
             [r"conv2\.activation_quant_params\.max_percentile: ", "greater than 0.5"],
         ),
         (lambda c: c.update(skip_fusion_layers=["nope"]), ConfigError, ['"nope" in skip_fusion_layers does not exist']),
-        (lambda c: c.update(joint_quant=True), ConfigError, ["Not supported by this version: joint_quant", "Remove"]),
+        (
+            lambda c: c["conv1"]["activation_quant_params"].update(num_bits=4),
+            ConfigError,
+            [r"Not supported by this version: conv1\.activation_quant_params\.num_bits 4", "Remove"],
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_in_config_json(flow: Flow, change: Any, error: type[AmctError], parts: list[str]) -> None:

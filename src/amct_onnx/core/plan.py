@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from amct_onnx.core.qparams import QParams
-from amct_onnx.core.settings import LayerSettings
+from amct_onnx.core.settings import ActivationSettings, LayerSettings, TensorSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class LayerTraits:
     `reason` is None for a layer that can be quantized, otherwise why not. `channels` is the number of output channels
     of the weight (1 for a layer without a weight), `input_channels` the length of balance factors, `weight_rank` the
     rank of the weight (0 without). `channel_wise`: per-channel weight scales are allowed. `dilated`: a convolution with
-    a dilation other than 1.
+    a dilation other than 1. `two_operands`: a MatMul of two activations.
     """
 
     name: str
@@ -28,6 +29,7 @@ class LayerTraits:
     channel_wise: bool = False
     symmetric_only: bool = False
     dilated: bool = False
+    two_operands: bool = False
 
     @property
     def has_weight(self) -> bool:
@@ -119,22 +121,45 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObservedTensor:
+    """A tensor that calibration observes: input `input_index` of `node`, its first reader.
+
+    `keys` are the records that get its factors: layers and `tensor_quantize` entries that read it with the same
+    settings. `stamp` is "weight" for the second operand of a MatMul of two activations, whose factors stand where those
+    of a weight do. Tensors of one `joint` group ("" for none) are solved together and get the same factors.
+    """
+
+    keys: tuple[str, ...]
+    node: str
+    input_index: int
+    activation: ActivationSettings
+    stamp: Literal["data", "weight"] = "data"
+    joint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantPlan:
     """Computed once from model, settings and target: one decision a candidate, in graph order.
 
-    `groups` partition the quantized layers: those of one group read the same tensor with the same activation settings,
-    and so share their factors. `settings` has the settings of each quantized layer.
+    `settings` has the settings of each quantized layer, `tensors` those of the inputs of float nodes that are
+    quantized and restored, by their record keys.
     """
 
     target: str
     decisions: tuple[Decision, ...]
-    groups: tuple[tuple[str, ...], ...]
+    observed: tuple[ObservedTensor, ...]
     settings: Mapping[str, LayerSettings]
+    tensors: Mapping[str, TensorSettings]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The quantized layers, in graph order."""
         return tuple(decision.layer for decision in self.decisions if decision.quantized)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """A partition of layers and tensors: those of one group read the same tensor alike and share its factors."""
+        return tuple(tensor.keys for tensor in self.observed if tensor.stamp == "data")
 
 
 @dataclass(frozen=True, kw_only=True)

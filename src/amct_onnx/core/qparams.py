@@ -55,6 +55,27 @@ def legal_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return value
 
 
+_HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0  # normal numbers of float16
+
+
+def half_precision_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """`scale` as FORCE_FP16_QUANT stores it (spec section 6.8): rounded to float16, or the square of a float16.
+
+    Outside the normal float16 numbers it is fp16(sqrt(s))^2, so that two multiplications in half precision apply it.
+    """
+    value = np.asarray(scale, np.float32)
+    normal = (value >= _HALF_MIN) & (value <= _HALF_MAX)
+    half = np.where(normal, value, 1.0).astype(np.float16).astype(np.float32)
+    root = np.sqrt(value).astype(np.float16).astype(np.float32)
+    return np.where(normal, half, root * root)
+
+
+def truncated_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """`scale` with the low 13 bits of its mantissa cleared: the s19 numbers in which chips dequantize (6.8)."""
+    bits: npt.NDArray[np.uint32] = np.asarray(scale, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return bits.view(np.float32)
+
+
 def asymmetric_from_range(low: float, high: float, spec: QSpec) -> QParams:
     """Grid over [low, high] with low <= 0 <= high: scale = (high-low)/(2^b-1) (spec sections 6.1 and 6.2).
 

@@ -88,6 +88,11 @@ class TensorSettings:
     input_index: int
     activation: ActivationSettings = field(default_factory=ActivationSettings)
 
+    @property
+    def key(self) -> str:
+        """The key of its record (spec section 4.3)."""
+        return f"{self.layer_name}:{self.input_index}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

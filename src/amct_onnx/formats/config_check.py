@@ -172,6 +172,9 @@ def fit_layer(
     if act_bits == 16 and not _supports_int16(traits):
         refuse(origin.activation, "num_bits", f"current layer {name} does not support int16 quant.")
         act_bits = 8
+    if act_bits == 4 and traits.two_operands:
+        refuse(origin.activation, "num_bits", f"current layer {name} multiplies two activations, use 8 bits")
+        act_bits = 8
     if choice.channel_wise and not traits.channel_wise:
         refuse(origin.weight, "channel_wise", f"The channel_wise must be False for layer type {kind}")
     if wts_bits in (6, 7) and not traits.supports_low_bits:

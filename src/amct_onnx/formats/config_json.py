@@ -52,7 +52,7 @@ _SUGGESTIONS = 5  # close matches are looked up for this many unknown names only
 def default_settings(
     facts: GraphFacts, *, skip_layers: Sequence[str] = (), batch_num: int = 1, activation_offset: bool = True
 ) -> Settings:
-    """The settings of `create_quant_config` without a .cfg (spec section 1.3).
+    """The settings of `create_quant_config` without a .cfg (spec section 1.3). A MatMul of two activations is off.
 
     Raises ConfigError: no supported layer, a layer named like a global key, a skip layer that is not in the graph,
     not quantizable or repeated, nothing left to quantize, batch_num below 1.
@@ -71,7 +71,7 @@ def default_settings(
             Origin("common", name, name, name),
             mistakes,
             asymmetric=activation_offset,
-            quant_enable=name not in skipped,
+            quant_enable=name not in skipped and not traits.two_operands,
         )
         for name, traits in facts.supported.items()
     }

@@ -190,6 +190,7 @@ def _read(config: Any, facts: GraphFacts, mistakes: Mistakes, folder: Path) -> S
     offset = config.activation_offset if config.HasField("activation_offset") else True
     check_graph(facts, mistakes, tensors=config.tensor_quantize)
     enabled = _find_enabled(config, facts, mistakes)
+    enabled -= _products_left_off(config, facts)
     common = _read_block(config, "common_config", "common", mistakes)
     nuq = _read_nuq(config.nuq_config, folder, facts, mistakes) if config.HasField("nuq_config") else None
     layers = _read_layers(config, facts, enabled, common, offset, nuq, mistakes)
@@ -217,6 +218,17 @@ def _find_enabled(config: Any, facts: GraphFacts, mistakes: Mistakes) -> set[str
     if facts.supported and not enabled and not config.tensor_quantize:
         mistakes.add("skip_layers", "Except skip_layers or skip_types, no layer need to quantize.")
     return enabled
+
+
+def _products_left_off(config: Any, facts: GraphFacts) -> set[str]:
+    """MatMuls of two activations for which the file has no block of their own, be it by name or by type.
+
+    AMCT quantizes them unless they are skipped, which costs accuracy (spec section 12, 13).
+    """
+    names = {entry.layer_name for entry in config.override_layer_configs}
+    types = {entry.layer_type for entry in config.override_layer_types}
+    products = {name: traits for name, traits in facts.supported.items() if traits.two_operands}
+    return {name for name, traits in products.items() if name not in names and traits.op_type not in types}
 
 
 def _type_problem(kind: str) -> str | None:

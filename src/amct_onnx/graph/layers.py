@@ -50,6 +50,8 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
     name, op_type = node.name or "", node.op_type
     if op_type == "AveragePool":
         return LayerTraits(name=name, op_type=op_type, reason=reason or _pool_reason(node))
+    if is_product(node):
+        return LayerTraits(name=name, op_type=op_type, reason=reason or _product_reason(node), two_operands=True)
     shape, weight_reason = _weight_shape(node)
     reason = reason or weight_reason or _bias_reason(node)
     if op_type == "Gemm":
@@ -101,6 +103,37 @@ def _pool_reason(node: ir.Node) -> str | None:
         return "its input does not have 4 dimensions"
     dtype = _element_type(node.inputs[0])
     return None if dtype in (None, ir.DataType.FLOAT) else f"its input is {dtype}, and only float32 is supported"
+
+
+def is_product(node: ir.Node) -> bool:
+    """A MatMul of two activations."""
+    return node.op_type == "MatMul" and all(constant_tensor(value) is None for value in node.inputs)
+
+
+def _product_reason(node: ir.Node) -> str | None:
+    """Why a MatMul of two activations cannot be quantized."""
+    for value in node.inputs:
+        dtype = _element_type(value)
+        if dtype not in (None, ir.DataType.FLOAT):
+            return f"its input is {dtype}, and only float32 is supported"
+        if value is not None and value.shape is not None and len(value.shape) < 2:
+            return "its operands must have 2 dimensions or more"
+    return None
+
+
+def tensor_reason(node: ir.Node, index: int, graph: ir.Graph) -> str | None:
+    """Why input `index` of `node` cannot be quantized and restored in front of it, None if it can."""
+    if node.graph is not graph:
+        return "it is inside a subgraph"
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return f"it has no input {index}"
+    if constant_tensor(value) is not None:
+        return f"its input {index} is a constant"
+    dtype = _element_type(value)
+    return (
+        None if dtype in (None, ir.DataType.FLOAT) else f"its input {index} is {dtype}, and only float32 is supported"
+    )
 
 
 def _element_type(value: ir.Value | None) -> ir.DataType | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,10 @@ from amct_onnx.runtime.comparison import COMPARE, show
 
 @dataclass
 class _Progress:
-    """One observed tensor; `factors`, fields of a LayerRecord, replace the collector once solved."""
+    """One observed tensor; `factors`, fields of a LayerRecord, replace the collector once solved.
+
+    The tensors of a joint group keep their collectors until all of them are counted: see `_solve_jointly`.
+    """
 
     observer: Observer
     collector: Collector | None
@@ -45,12 +48,12 @@ class _Progress:
         try:
             self.collector.add(x)
             self.seen += 1
-            if self.observer.open_ended or self.seen == self.observer.batch_num:
-                self.factors = self.collector.solve()
+            if self.observer.open_ended:
+                self.factors = self.collector.solve(self.observer.stamp)
         except (AmctError, ValueError) as error:
             self.error = str(error)
-        if self.complete:
-            self.collector = None
+        if self.complete and not self.observer.joint:
+            _solve_jointly([self])
 
     def notes(self) -> list[CalibrationNote]:
         """What is missing, for each layer; empty once solved."""
@@ -68,6 +71,23 @@ class _Progress:
         return bool(self.factors) and all(
             getattr(record, name) == value for record in found for name, value in self.factors.items()
         )
+
+
+def _solve_jointly(group: Sequence[_Progress]) -> None:
+    """Factors for complete tensors from all that they saw together; if one has failed, so have the others."""
+    error = next((progress.error for progress in group if progress.error is not None), None)
+    try:
+        first, *others = (progress.collector for progress in group if progress.collector is not None)
+        if error is None:
+            for other in others:
+                first.join(other)
+            for progress in group:
+                progress.factors = first.solve(progress.observer.stamp)
+    except (AmctError, ValueError) as reason:
+        error = str(reason)
+    for progress in group:
+        progress.error, progress.collector = error, None
+        progress.factors = {} if error is not None else progress.factors
 
 
 class _Calibration:
@@ -102,6 +122,7 @@ class _Calibration:
                 return
             progress.count(x)
             self._unsaved = True
+            self._solve_joint_group(progress.observer)
             if len(self._progress) == progress.observer.observers and self._is_settled():
                 self.flush()
 
@@ -109,6 +130,12 @@ class _Calibration:
         """No tensor waits for a batch; where every batch counts, all have seen equally many."""
         open_ended = {p.seen for p in self._progress.values() if p.observer.open_ended and p.error is None}
         return len(open_ended) <= 1 and all(p.complete or p.observer.open_ended for p in self._progress.values())
+
+    def _solve_joint_group(self, observer: Observer) -> None:
+        """Solve the joint group of `observer`, if it has one and all of its tensors are complete."""
+        group = [p for p in self._progress.values() if observer.joint and p.observer.joint == observer.joint]
+        if group and len(group) == observer.members and all(progress.complete for progress in group):
+            _solve_jointly(group)
 
     def flush(self) -> None:
         """Write what is known to the record: the factors of finished layers, and notes on the others."""

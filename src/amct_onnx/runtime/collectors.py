@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.balance import dmq_factors
 from amct_onnx.core.calibrate.solve import solve_activation
-from amct_onnx.core.qparams import QParams
+from amct_onnx.core.qparams import QParams, half_precision_scale
 from amct_onnx.core.settings import ActivationSettings
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.core.tasks import Balance, Comparison
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.passes.observers import Observer, Stamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Collector(Protocol):
@@ -23,8 +27,11 @@ class Collector(Protocol):
     def add(self, x: npt.NDArray[np.float32]) -> None:
         """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
 
-    def solve(self) -> dict[str, Any]:
-        """The fields of `LayerRecord` that each layer of the observer gets, at least one. Raises like `add`."""
+    def join(self, other: Self) -> None:
+        """Take in what a collector of the same task has seen of another tensor."""
+
+    def solve(self, stamp: Stamp) -> dict[str, Any]:
+        """The fields of `LayerRecord` that each layer of an observer gets, at least one. Raises like `add`."""
 
 
 def make_collector(observer: Observer) -> Collector:
@@ -33,21 +40,28 @@ def make_collector(observer: Observer) -> Collector:
         return _BalanceCollector(observer.task)
     if isinstance(observer.task, Comparison):
         raise CalibrationError("a comparison fills no record")  # `observe` hands it to runtime.comparison
-    return _ActivationCollector(observer.task, observer.stamp)
+    return _ActivationCollector(observer.task, observer.precision_mode)
 
 
 class _ActivationCollector:
     """IFMR and HFMG: a histogram of the tensor, solved into one scale and offset."""
 
-    def __init__(self, settings: ActivationSettings, stamp: Stamp) -> None:
-        self._settings, self._stamp = settings, stamp
+    def __init__(self, settings: ActivationSettings, precision_mode: str) -> None:
+        self._settings, self._precision_mode = settings, precision_mode
         self._statistic = DyadicHistogram.empty()
 
     def add(self, x: npt.NDArray[np.float32]) -> None:
         self._statistic = self._statistic.add(x)
 
-    def solve(self) -> dict[str, Any]:
-        return activation_factors(solve_activation(self._statistic, self._settings), self._stamp)
+    def join(self, other: _ActivationCollector) -> None:
+        self._statistic = self._statistic.merge(other._statistic)
+
+    def solve(self, stamp: Stamp) -> dict[str, Any]:
+        params = solve_activation(self._statistic, self._settings)
+        if self._precision_mode != "FORCE_FP16_QUANT":
+            return activation_factors(params, stamp)
+        params = replace(params, scale=half_precision_scale(params.scale))
+        return activation_factors(params, stamp) | {"fakequant_precision_mode": self._precision_mode}
 
 
 class _BalanceCollector:
@@ -69,7 +83,10 @@ class _BalanceCollector:
             raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
         self._maxima = np.maximum(self._maxima, maxima)
 
-    def solve(self) -> dict[str, Any]:
+    def join(self, other: _BalanceCollector) -> None:
+        self._maxima = np.maximum(self._maxima, other._maxima)
+
+    def solve(self, stamp: Stamp) -> dict[str, Any]:
         factors = dmq_factors(self._maxima, self._task.weight_maxima, self._task.strength)
         return {"tensor_balance_factor": tuple(float(f) for f in factors)}
 

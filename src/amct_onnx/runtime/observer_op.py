@@ -56,8 +56,9 @@ def _python_library() -> str:
     from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
 
     integer, real, text = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
-    common = dict.fromkeys(("batch_num", "observers", "input_index"), integer)
+    common = dict.fromkeys(("batch_num", "observers", "input_index", "joint_members"), integer)
     common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers", "calibration"), text)
+    common |= dict.fromkeys(("fakequant_precision_mode", "joint_group"), text)
     activation = dict.fromkeys(("num_bits", "with_offset"), integer)
     ifmr = dict.fromkeys(("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile"), real)
     nothing = np.zeros(1, np.float32)

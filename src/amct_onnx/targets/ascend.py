@@ -9,20 +9,26 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.pack import pack_dequant
-from amct_onnx.core.qparams import QParams
+from amct_onnx.core.qparams import QParams, truncated_scale
 from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.graph.passes.lift_deploy import PRECISION_KEY
 from amct_onnx.targets.lowering import Dequantization
 
 _GE_FLOAT = 0
 
 
 class AscendDialect:
-    """Writes AscendQuant, AscendDequant and AscendAntiQuant nodes; read by ATC, and by `deployed_session` on a CPU."""
+    """Writes AscendQuant, AscendDequant and AscendAntiQuant nodes; read by ATC, and by `deployed_session` on a CPU.
+
+    With `half` (FORCE_FP16_QUANT) scales of results are truncated; metadata tell `deployed_session` of the mode.
+    """
 
     sums = ir.DataType.INT32
 
-    def __init__(self, model: ir.Model) -> None:
-        self._graph, self._names = model.graph, ValueNames(model)
+    def __init__(self, model: ir.Model, *, half: bool = False) -> None:
+        self._graph, self._names, self._half = model.graph, ValueNames(model), half
+        if half:
+            model.metadata_props[PRECISION_KEY] = "FORCE_FP16_QUANT"
 
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         return values if bias else values.astype(np.int8)
@@ -42,8 +48,11 @@ class AscendDialect:
         attributes: dict[str, float] = {"scale": float(params.scale[0]), "offset": float(params.zero_point[0])}
         return [ir.node("AscendAntiQuant", [integers], attributes, name=f"{owner}.anti_quant", outputs=[output])]
 
+    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+        return node  # int32 is exact
+
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
-        packed = pack_dequant(spec.scale)
+        packed = pack_dequant(truncated_scale(spec.scale) if self._half else spec.scale)
         param = add_initializer(self._graph, f"{spec.layer}.dequant.param", packed, names=self._names)
         output = ir.val(self._names.new(f"{spec.layer}.dequant.output0"))
         node = ir.node(

@@ -64,6 +64,12 @@ class Dialect(Protocol):
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         """Nodes from what `quantize` gave for these `params` back to float32; the last one's output is the result."""
 
+    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+        """See to it that a layer on int16, whose constants are integers already, has exact sums.
+
+        `bias` has its integers. Returns the node whose first output has the sums: `node`, or one put behind it.
+        """
+
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
         """Nodes from the layer's integers `x` to float32; the last one's first output is the result."""
 
@@ -89,7 +95,10 @@ def lower(
         quantizers.put_before(node, 0, layer_owner(part, 0), part.activation)
         if part.second is not None:
             quantizers.put_before(node, 1, layer_owner(part, 1), part.second)
-        _insert_dequantizer(model, node, dialect, _lower_constants(node, part, dialect))
+        spec, bias = _lower_constants(node, part, dialect)
+        if part.activation.spec.bits > 8:
+            node = dialect.sum_wide(node, bias)
+        _insert_dequantizer(model, node, dialect, spec)
 
 
 def _node_name(part: QuantizedLayer | QuantizedTensor) -> str:
@@ -131,20 +140,23 @@ def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quant
     node.replace_input_with(tensor.input_index, chain[-1].outputs[0])
 
 
-def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> Dequantization:
+def _lower_constants(
+    node: ir.Node, layer: QuantizedLayer, dialect: Dialect
+) -> tuple[Dequantization, npt.NDArray[np.float64] | None]:
+    """How to dequantize a layer whose constants become integers here, and the integers of its bias."""
     scale = layer.activation.scale
     if layer.second is not None:
         scale = scale * layer.second.scale
-        return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True)
+        return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True), None
     if layer.weight is None:
-        return Dequantization(layer=layer.name, scale=scale, average=True)
+        return Dequantization(layer=layer.name, scale=scale, average=True), None
     weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
     sums = _magnitude_sums(integer_weight(array_of(weight), node, layer.weight), node)
     _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
-    quotient = np.zeros(1)
+    quotient = None
     if bias is not None:
         # float64: a float32 quotient would already be off by more than one unit near the int32 limits.
         quotient = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
@@ -154,10 +166,10 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
         _store(node, 2, ir.tensor(dialect.integers(quotient.astype(np.int32), bias=True)))
-    _refuse_overflow(node, sums, quotient, layer.activation)
+    _refuse_overflow(node, sums, np.zeros(1) if quotient is None else quotient, layer.activation)
     shape = shape_of(weight)
     columns = shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns)
+    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns), quotient
 
 
 def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, dialect: Dialect) -> ir.TensorProtocol:

@@ -18,19 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.core.qparams import QParams
+from amct_onnx.core.qparams import QParams, half_precision_scale, truncated_scale
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.targets.ascend import inverse_scale
 from amct_onnx.targets.lowering import Dequantization
 
 
 class SimulationDialect:
-    """Writes the arithmetic of the deploy model in float32."""
+    """Writes the arithmetic of the deploy model in float32, with `half` that of FORCE_FP16_QUANT (spec section 6.8)."""
 
     sums = ir.DataType.FLOAT
 
-    def __init__(self, model: ir.Model) -> None:
-        self._graph, self._names = model.graph, ValueNames(model)
+    def __init__(self, model: ir.Model, *, half: bool = False) -> None:
+        self._graph, self._names, self._half = model.graph, ValueNames(model), half
 
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         return values.astype(np.float32)
@@ -38,10 +38,19 @@ class SimulationDialect:
     def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         chain = _Chain(self._graph, self._names, f"{owner}.quant", x)
         offset = float(params.zero_point[0])
-        chain.add("Mul", scale=float(inverse_scale(params)))
-        chain.add("Round")
-        if offset:
-            chain.add("Add", offset=offset)
+        if self._half:
+            chain.round_to_half()
+            chain.add("Mul", scale=half_precision_scale(inverse_scale(params)))
+            chain.round_to_half()
+            if offset:
+                chain.add("Add", offset=offset)
+                chain.round_to_half()
+            chain.add("Round")
+        else:
+            chain.add("Mul", scale=float(inverse_scale(params)))
+            chain.add("Round")
+            if offset:
+                chain.add("Add", offset=offset)
         chain.add("Clip", min=float(params.spec.qmin), max=float(params.spec.qmax))
         if offset:
             chain.add("Sub", offset=offset)
@@ -52,19 +61,66 @@ class SimulationDialect:
         chain.add("Mul", scale=params.scale[0])
         return chain.nodes
 
+    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+        """A layer on int16 as two layers on bytes, since float32 holds integers up to 2^24 only.
+
+        before: q -> Conv(w, b) -> y
+        after:  q -> Mul(2^-8) -> Round -> h -> Conv(w, bh) -> Mul(-2^8) -> m
+                h -> Mul(-2^8) -> Add(q) -> l -> Conv(w, bl) -> Sub(m) -> y
+
+        Sub rounds, as the chip does when it turns an int32 into a float, and nothing else: the sums of |w * q| and |b|
+        are within 2^31 and q may be 2^15, so those of |w| are within 2^16. With |l| <= 2^7 and |h| <= |q| / 2^8 + 1/2
+        the sums of both layers stay below 2^24. Sub because ONNX Runtime merges an Add into a layer in front of it.
+        """
+        name, q, total = node.name, node.inputs[0], node.outputs[0]
+        assert q is not None  # it has just been quantized
+        split = _Chain(self._graph, self._names, f"{name}.split", q)
+        split.add("Mul", scale=2.0**-8)
+        split.add("Round")
+        high = split.value
+        split.add("Mul", suffix="back", back=-(2.0**8))
+        split.add_value("Add", q)
+        inputs, low_bias = [high, *node.inputs[1:]], None
+        if bias is not None:
+            high_bias = np.rint(bias / 2**8)
+            inputs[2] = self._initializer(f"{name}.high.bias", high_bias)
+            low_bias = self._initializer(f"{name}.low.bias", bias - high_bias * 2**8)
+        output = ir.val(self._names.new(f"{name}.high.output0"), type=total.type, shape=total.shape)
+        attributes = list(node.attributes.values())
+        upper = ir.Node("", node.op_type, inputs, attributes, name=f"{name}.high", outputs=[output])
+        join = _Chain(self._graph, self._names, f"{name}.join", output)
+        join.add("Mul", scale=-(2.0**8))
+        self._graph.insert_before(node, [*split.nodes, upper, *join.nodes])
+
+        node.replace_input_with(0, split.value)
+        if low_bias is not None:
+            node.replace_input_with(2, low_bias)
+        result = ir.val(total.name, type=total.type, shape=total.shape)
+        total.replace_all_uses_with(result, replace_graph_outputs=True)
+        total.name = self._names.new(f"{name}.low.output0")
+        last = ir.node("Sub", [total, join.value], name=f"{name}.join.sub", outputs=[result])
+        self._graph.insert_after(node, last)
+        return last
+
+    def _initializer(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
+        return add_initializer(self._graph, name, array.astype(np.float32), names=self._names)
+
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
-        scale = spec.scale.reshape(()) if spec.scale.size == 1 else spec.scale
+        scales = truncated_scale(spec.scale) if self._half else spec.scale
+        scale = scales.reshape(()) if scales.size == 1 else scales
         if spec.columns is not None:
             scale = np.full(spec.columns, scale, np.float32)
         elif spec.product:
             scale = scale.reshape(1, 1)  # no scalar, which the optimizers would take
-        elif spec.scale.size > 1:
+        elif scales.size > 1:
             assert spec.rank is not None  # only layers with a weight have per-channel scales
-            scale = spec.scale.reshape(1, -1, *([1] * (spec.rank - 2)))
+            scale = scales.reshape(1, -1, *([1] * (spec.rank - 2)))
         chain = _Chain(self._graph, self._names, f"{spec.layer}.dequant", x)
         chain.add("Mul", scale=scale)
         if spec.product and spec.rank is None:
             chain.keep_shape_of(x)  # the product of two vectors has fewer dimensions than the scale
+        if self._half:
+            chain.round_to_half()
         return chain.nodes
 
 
@@ -75,15 +131,31 @@ class _Chain:
         self.graph, self.names, self.name, self.value = graph, names, name, value
         self.nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
+        self._rounded = 0
 
-    def add(self, op_type: str, **constants: npt.ArrayLike) -> None:
-        name = f"{self.name}.{op_type.lower()}"
+    def add(self, op_type: str, suffix: str | None = None, **constants: npt.ArrayLike) -> None:
         inputs = [self.value, *(self._constant(key, array) for key, array in constants.items())]
         if op_type == "Mul":
             inputs.reverse()  # the constant first: see the head of the module
+        self._append(op_type, inputs, suffix or op_type.lower())
+
+    def add_value(self, op_type: str, other: ir.Value) -> None:
+        self._append(op_type, [self.value, other], op_type.lower())
+
+    def _append(self, op_type: str, inputs: list[ir.Value], suffix: str) -> None:
+        name = f"{self.name}.{suffix}"
         output = ir.val(self.names.new(f"{name}.output0"), type=self.value.type, shape=self.value.shape)
         self.nodes.append(ir.node(op_type, inputs, name=name, outputs=[output]))
         self.value = output
+
+    def round_to_half(self) -> None:
+        """float32 rounded to float16, as float32: two Casts, which ONNX Runtime does not take for superfluous."""
+        for suffix, dtype in (("half", ir.DataType.FLOAT16), ("float", ir.DataType.FLOAT)):
+            name = f"{self.name}.{suffix}{self._rounded or ''}"
+            output = ir.val(self.names.new(f"{name}.output0"), dtype=dtype, shape=self.value.shape)
+            self.nodes.append(ir.node("Cast", [self.value], {"to": int(dtype)}, name=name, outputs=[output]))
+            self.value = output
+        self._rounded += 1
 
     def keep_shape_of(self, value: ir.Value) -> None:
         """Give the result the shape of `value`, which has as many elements."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from amct_onnx.core.plan import GraphFacts, LayerRecord, QuantPlan
 from amct_onnx.core.settings import LayerSettings, Nuq, Settings
 from amct_onnx.core.weights.arq import solve_arq
 from amct_onnx.core.weights.nuq import cluster_levels
-from amct_onnx.errors import ModelError
+from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.formats.config_json import default_settings, format_config, read_config
 from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.files import atomic_path
@@ -38,7 +39,7 @@ from amct_onnx.runtime.calibration import begin
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import weight_spec
 from amct_onnx.workflow.balancing import read_balancing
-from amct_onnx.workflow.planner import decide, graph_facts, make_plan
+from amct_onnx.workflow.planner import check_tensors, decide, graph_facts, make_plan
 
 FUSIONS_KEY = "amct_onnx.fusions"
 SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
@@ -74,11 +75,26 @@ def create_config(request: ConfigRequest) -> None:
             batch_num=request.batch_num,
             activation_offset=request.activation_offset,
         )
+    check_tensors(model, facts, settings)
+    _report_products(facts, settings)
     with atomic_path(request.config_file) as file:  # moved into place when the model is written too
         file.write_bytes(format_config(settings, facts).encode())
         if request.updated_model is not None:
             save_model_file(model, request.updated_model)
     _log.info("Generate config file:%s success!", request.config_file)
+
+
+def _report_products(facts: GraphFacts, settings: Settings) -> None:
+    """config.json has no comments: the log says why these layers are off."""
+    products = [name for name, traits in facts.supported.items() if traits.two_operands]
+    off = [name for name in products if not settings.layers[name].quant_enable]
+    if off:
+        _log.info(
+            "%d MatMul layers multiply two activations (first: %s) and stay in float: quantizing them costs accuracy "
+            "and pays on few chips. Set quant_enable to true in the config file for those to be quantized.",
+            len(off),
+            off[0],
+        )
 
 
 def load_float_model(path: str) -> ir.Model:
@@ -118,9 +134,11 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
     What is in that file already gives the balance factors, if the configuration asks for some.
     """
     decisions = decide(facts, settings)
+    check_tensors(model, facts, settings)
     layers = [decision.layer for decision in decisions if decision.quantized]
     if settings.do_fusion:
         fuse_model(model, settings)
+        _refuse_fused_tensors(model, settings)
     balancing = read_balancing(record_file, model, facts, layers, settings)
     normalize_layers(model, frozenset(layers))
     balance_layers(model, balancing.arrays())
@@ -143,6 +161,16 @@ def fuse_model(model: ir.Model, settings: Settings) -> None:
     model.metadata_props[FUSIONS_KEY] = json.dumps(origins, ensure_ascii=False)
 
 
+def _refuse_fused_tensors(model: ir.Model, settings: Settings) -> None:
+    left = {node.name for node in model.graph}
+    fused = [tensor.key for tensor in settings.tensor_quantize if tensor.layer_name not in left]
+    if fused:
+        raise ConfigError(
+            f"tensor_quantize names nodes that are fused into a BatchNormalization: {', '.join(fused)}. Remove the "
+            "entries, or name the BatchNormalization or its convolution in skip_fusion_layers."
+        )
+
+
 def _quantize_weights(model: ir.Model, plan: QuantPlan, facts: GraphFacts) -> dict[str, LayerRecord]:
     """Replace weights by their fake-quantized values, so that calibration sees the error of the weights."""
     names, nodes = ValueNames(model), {node.name: node for node in model.graph}
@@ -150,12 +178,17 @@ def _quantize_weights(model: ir.Model, plan: QuantPlan, facts: GraphFacts) -> di
     vanished: dict[str, int] = {}
     for layer in plan.layers:
         entry = plan.settings[layer]
+        if facts.layers[layer].two_operands:
+            records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}")
+            continue
         if not facts.layers[layer].has_weight:
             records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
             continue
         records[layer], lost = _quantize_weight(nodes[layer], entry, names)
         if lost:
             vanished[layer] = lost
+    for key, tensor in plan.tensors.items():
+        records[key] = LayerRecord(is_tensor_quantize=True, act_type=f"INT{tensor.activation.num_bits}")
     if vanished:
         first = next(iter(vanished))
         text = "%d channels in %d layers (first: %s) have weights so small that int8 makes them 0, as AMCT does."
@@ -207,14 +240,21 @@ def _calibration_id(model: ir.Model, settings: Settings, record: str) -> str:
 
 
 def _observers(plan: QuantPlan, settings: Settings, record_path: str, calibration: str) -> list[Observer]:
+    members = Counter(tensor.joint for tensor in plan.observed if tensor.joint)
     return [
         Observer(
-            layers=group,
-            task=plan.settings[group[0]].activation,
+            layers=tensor.keys,
+            task=tensor.activation,
             batch_num=settings.batch_num,
             record_path=record_path,
-            observers=len(plan.groups),
+            observers=len(plan.observed),
             calibration=calibration,
+            stamp=tensor.stamp,
+            input_index=tensor.input_index,
+            precision_mode=settings.fakequant_precision_mode or "DEFAULT",
+            joint=tensor.joint,
+            members=members.get(tensor.joint, 1),
+            node=tensor.node,
         )
-        for group in plan.groups
+        for tensor in plan.observed
     ]

@@ -24,7 +24,7 @@ from amct_onnx.formats.onnx_file import load_model, save_model_file
 from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.balance import constant_first
-from amct_onnx.graph.passes.observers import Observer, remove_observers
+from amct_onnx.graph.passes.observers import Observer, Stamp, remove_observers
 from amct_onnx.graph.weights import weight_rows
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.targets.ascend import AscendDialect
@@ -45,13 +45,15 @@ _GRID_TOLERANCE = 1e-3
 class QuantizedModel:
     """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
 
-    `origins` tells for each node that absorbed others the original nodes that it stands for.
+    `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
+    quantizes in float16 (FORCE_FP16_QUANT).
     """
 
     model: ir.Model
     layers: tuple[QuantizedLayer, ...]
     origins: Mapping[str, tuple[str, ...]]
     tensors: tuple[QuantizedTensor, ...] = ()
+    half: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -61,14 +63,14 @@ class QuantizedModel:
     def deploy(self) -> ir.Model:
         """A new model with Ascend operators and int8 weights."""
         model = self.model.clone()
-        lower(model, self.layers, AscendDialect(model), tensors=self.tensors)
+        lower(model, self.layers, AscendDialect(model, half=self.half), tensors=self.tensors)
         return model
 
     def simulation(self) -> ir.Model:
         """A new model of standard operators that computes what `deploy()` computes."""
         model = self.model.clone()
         constant_first(model, {layer.name for layer in self.layers})
-        lower(model, self.layers, SimulationDialect(model), tensors=self.tensors)
+        lower(model, self.layers, SimulationDialect(model, half=self.half), tensors=self.tensors)
         model.metadata_props[SIMULATED_KEY] = json.dumps(self.names, ensure_ascii=False)
         return model
 
@@ -136,17 +138,24 @@ def assemble(
     facts = graph_facts(model, ASCEND)
     check_record(records, facts, path=record_file)
     origins = json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}"))
-    wanted = [layer for observer in observers for layer in observer.layers]
-    check_balanced(model, wanted, records, record_file)
-    layers = _quantized_layers(model, facts, wanted, records, record_file)
-    return QuantizedModel(model=model, layers=layers, origins={k: tuple(v) for k, v in origins.items()})
+    keys = [key for observer in observers if observer.stamp == "data" for key in observer.layers]
+    tensors = [key for key in keys if records[key].is_tensor_quantize]
+    layers = [key for key in keys if not records[key].is_tensor_quantize]
+    check_balanced(model, layers, records, record_file)
+    return QuantizedModel(
+        model=model,
+        layers=_quantized_layers(model, facts, layers, records, record_file),
+        origins={k: tuple(v) for k, v in origins.items()},
+        tensors=tuple(_quantized_tensor(key, records[key]) for key in tensors),
+        half=observers[0].precision_mode == "FORCE_FP16_QUANT",
+    )
 
 
 def _refuse_unfinished(
     observers: list[Observer], records: Mapping[str, LayerRecord], notes: list[CalibrationNote], record_file: str
 ) -> None:
     """Name the layers without activation factors, and what each of them waits for."""
-    waiting = [o for o in observers if any(records.get(n, LayerRecord()).scale_d is None for n in o.layers)]
+    waiting = [o for o in observers if not all(_has_factors(records.get(n, LayerRecord()), o.stamp) for n in o.layers)]
     if not waiting:
         return
     noted = {note.layer: note for note in notes}
@@ -162,13 +171,22 @@ def _refuse_unfinished(
         )
     layer = waiting[0].layers[0]
     seen, needed = noted[layer].seen if layer in noted else 0, waiting[0].batch_num
-    names = [name for observer in waiting for name in observer.layers]
+    names = list(dict.fromkeys(name for observer in waiting for name in observer.layers))
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     raise RecordError(
         f"cannot find scale_d of layer {layer} in record_file, please check data calibration process! "
         f"{seen} of {needed} batches have run for {record_file}; waiting for {needed - seen} more: {shown}. "
         f"All {needed} batches must run in one process."
     )
+
+
+def _has_factors(record: LayerRecord, stamp: Stamp) -> bool:
+    return bool(record.scale_w) if stamp == "weight" else record.scale_d is not None
+
+
+def _quantized_tensor(key: str, record: LayerRecord) -> QuantizedTensor:
+    node, _, index = key.rpartition(":")
+    return QuantizedTensor(node=node, input_index=int(index), activation=_activation_params(record))
 
 
 def _quantized_layers(
@@ -189,7 +207,8 @@ def _quantized_layers(
             weight = _weight_params(record)
             _check_grid(nodes[name], weight, record_file)
             _check_levels(nodes[name], weight, record.cluster, record_file)
-        layers.append(QuantizedLayer(name=name, activation=activation, weight=weight))
+        second = _weight_params(record) if facts.layers[name].two_operands else None
+        layers.append(QuantizedLayer(name=name, activation=activation, weight=weight, second=second))
     return tuple(layers)
 
 

@@ -100,6 +100,14 @@ def test_layers_come_in_graph_order_and_other_operators_do_not() -> None:
     assert [traits.name for traits in candidates(model)] == ["a", "e"]
 
 
+def test_a_product_of_two_activations_is_a_candidate() -> None:
+    traits = _only(_model("w = Relu (c) [l] y = MatMul (x, w)", c=_weight(4, 6)))
+    assert traits == LayerTraits(name="l", op_type="MatMul", two_operands=True)
+    assert not traits.has_weight
+    assert ASCEND.judge(traits).reason is None
+    assert ASCEND.judge(traits).symmetric_only
+
+
 def test_operators_of_other_domains_are_not_candidates() -> None:
     model = _model("[a] y = other.Conv (x, w)", imports='"" : 17, "other" : 1', w=_weight(4, 4, 1, 1))
     assert list(candidates(model)) == []
@@ -119,9 +127,10 @@ def test_the_default_domain_has_two_names() -> None:
     ("body", "arrays", "reason"),
     [
         ("[l] y = Conv (x, v)", {}, "its weight is computed at run time"),
-        ("w = Relu (c) [l] y = MatMul (x, w)", {"c": _weight(4, 6)}, "its weight is computed at run time"),
+        ("w = Relu (c) [l] y = Gemm (x, w)", {"c": _weight(4, 6)}, "its weight is computed at run time"),
         ("[l] y = MatMul (w, x)", {"w": _weight(6, 4)}, "its constant operand is the first one"),
-        ("[l] y = MatMul (x, v)", {}, "its weight is computed at run time"),
+        ("[l] y = MatMul (x, v)", {}, "its operands must have 2 dimensions or more"),
+        ("w = Cast <to=11> (x) [l] y = MatMul (w, w)", {}, "its input is DOUBLE, and only float32 is supported"),
         (
             "[l] y = Conv (x, w)",
             {"w": _weight(6, 4, 3, 3, dtype=np.float16)},

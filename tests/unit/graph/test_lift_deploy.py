@@ -670,7 +670,20 @@ TAIL = [node("MatMul", ["q", "w"], ["v"]), node("AscendDequant", ["v", "p"], ["y
 @pytest.mark.parametrize(
     ("nodes", "constants", "words"),
     [
-        ([quant("x", "q", dst_type="INT16"), *TAIL], FLAG, "the_q .*INT16"),
+        ([quant("x", "q", dst_type="INT4"), *TAIL], FLAG, "the_q .*INT4"),
+        ([quant("x", "q", dst_type="INT16", offset=40000.0), *TAIL], FLAG, "the_q .*offset 40000"),
+        ([quant("x", "q", dst_type="INT16"), node("MatMul", ["q", "w"], ["y"])], FLAG, "the_y .*int16 tensor"),
+        (
+            [quant("x", "q", dst_type="INT16"), node("Relu", ["q"], ["r"]), node("Cast", ["r"], ["y"], to=1)],
+            FLAG,
+            "the_r .*int16 tensor",
+        ),
+        (
+            [quant("x", "q", dst_type="INT16"), node("AscendAntiQuant", ["q"], ["y"], scale=1.0)],
+            FLAG,
+            "the_y .*int16 tensor",
+        ),
+        ([quant("x", "y", dst_type="INT16")], FLAG, "the_y .*leaves the model"),
         ([quant("x", "q", offset=200.0), *TAIL], FLAG, "the_q .*offset 200"),
         ([quant("x", "q", offset=0.5), *TAIL], FLAG, "the_q .*offset 0.5"),
         ([quant("x", "q", scale=0.0), *TAIL], FLAG, "the_q .*scale 0"),

@@ -23,7 +23,7 @@ from amct_onnx.core.settings import (
 )
 from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.targets.ascend_rules import ASCEND
-from amct_onnx.workflow.planner import decide, graph_facts, make_plan
+from amct_onnx.workflow.planner import check_tensors, decide, graph_facts, make_plan
 
 
 def _model() -> ir.Model:
@@ -138,26 +138,80 @@ def test_a_plan_is_a_value() -> None:
         _plan(_settings()).target = "other"
 
 
+# Tensors of float nodes
+
+
+def _tensor(name: str, index: int, **activation: Any) -> TensorSettings:
+    return TensorSettings(layer_name=name, input_index=index, activation=ActivationSettings(**activation))
+
+
+def test_a_tensor_is_observed_with_the_layers_that_read_it_alike() -> None:
+    tensors = (_tensor("sum", 1), _tensor("h", 0, asymmetric=False), _tensor("h", 1))
+    model = _model()
+    for node in model.graph:
+        if node.outputs[0].name == "h":
+            node.name = "h"
+    settings = dataclasses.replace(_settings(), tensor_quantize=tensors)
+    plan = make_plan(model, ASCEND, decide(graph_facts(model, ASCEND), settings), settings)
+    assert plan.groups == (("one", "two"), ("sum:1",), ("pool", "three"), ("h:0",), ("h:1",))
+    assert [(t.node, t.input_index) for t in plan.observed][1:2] == [("sum", 1)]
+    assert list(plan.tensors) == ["sum:1", "h:0", "h:1"]
+
+
+def test_a_tensor_alone_is_something_to_quantize() -> None:
+    settings = Settings(tensor_quantize=(_tensor("sum", 0),))
+    assert not any(d.quantized for d in decide(graph_facts(_model(), ASCEND), settings))
+
+
+def test_tensors_that_cannot_be_quantized_are_refused_all_at_once() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[2] x, int64[2] i, bool c) => (float[2] y) {
+            [constant] a = Add (x, k)
+            [integers] j = Add (i, i)
+            [choice] y = If (c) <then_branch = t () => (float[2] p) { [inside] p = Add (x, x) },
+                                 else_branch = e () => (float[2] q) { q = Neg (x) }>
+        }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "k"))
+    model = ir.from_proto(proto)
+    wrong = (_tensor("constant", 1), _tensor("constant", 0), _tensor("integers", 0), _tensor("inside", 0))
+    with pytest.raises(ConfigError) as caught:
+        check_tensors(model, graph_facts(model, ASCEND), Settings(tensor_quantize=wrong))
+    assert str(caught.value) == (
+        "tensor_quantize names inputs that cannot be quantized, remove the entries: constant:1: its input 1 is a "
+        "constant; integers:0: its input 0 is INT64, and only float32 is supported; inside:0: it is inside a subgraph."
+    )
+
+
+# Branches that meet
+
+
+def test_joint_quant_joins_the_operands_of_an_add() -> None:
+    """`one` and `two` write a2 and b, which meet in `sum`; `three` reads the sum, which is no operand."""
+    tensors = (_tensor("sum", 0), _tensor("sum", 1))
+    settings = dataclasses.replace(_settings(), tensor_quantize=tensors)
+    assert {t.joint for t in _plan(settings).observed} == {""}
+    joint = {t.keys: t.joint for t in _plan(dataclasses.replace(settings, joint_quant=True)).observed}
+    assert joint == {("one", "two"): "", ("sum:0",): "sum:0", ("sum:1",): "sum:0", ("pool", "three"): ""}
+
+
+def test_other_settings_keep_factors_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    tensors = (_tensor("sum", 0), _tensor("sum", 1, asymmetric=False))
+    plan = _plan(dataclasses.replace(_settings(), tensor_quantize=tensors, joint_quant=True))
+    assert {t.joint for t in plan.observed} == {""}
+    assert "sum:0, sum:1 meet in an Add, and keep factors of their own" in caplog.text
+
+
 # What this version refuses
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (dataclasses.replace(_settings(), joint_quant=True), "joint_quant"),
         (
-            dataclasses.replace(_settings(), tensor_quantize=(TensorSettings(layer_name="sum", input_index=0),)),
-            "tensor_quantize",
+            _settings(one=LayerSettings(activation=ActivationSettings(num_bits=4))),
+            "one.activation_quant_params.num_bits 4",
         ),
-        (
-            dataclasses.replace(_settings(), fakequant_precision_mode="FORCE_FP16_QUANT"),
-            "fakequant_precision_mode",
-        ),
-        (
-            _settings(one=LayerSettings(activation=ActivationSettings(num_bits=16))),
-            "one.activation_quant_params.num_bits 16",
-        ),
-        (_settings(two=LayerSettings(weight=WeightSettings(num_bits=6))), "two.weight_quant_params.num_bits 6"),
         (
             _settings(two=LayerSettings(weight=WeightSettings(solver=AdaRound()))),
             "two.weight_quant_params.wts_algo AdaRound",
@@ -172,9 +226,11 @@ def test_unsupported_settings_are_refused_by_name(settings: Settings, named: str
 
 
 def test_all_unsupported_settings_are_named_at_once() -> None:
-    settings = _settings(three=LayerSettings(weight=WeightSettings(num_bits=6)))
-    settings = dataclasses.replace(settings, joint_quant=True)
-    with pytest.raises(ConfigError, match=r"joint_quant, three\.weight_quant_params\.num_bits 6"):
+    settings = _settings(
+        one=LayerSettings(activation=ActivationSettings(num_bits=4)),
+        three=LayerSettings(weight=WeightSettings(solver=AdaRound())),
+    )
+    with pytest.raises(ConfigError, match=r"one\.activation_.*num_bits 4, three\.weight_.*wts_algo AdaRound"):
         decide(graph_facts(_model(), ASCEND), settings)
 
 

@@ -27,15 +27,17 @@ from amct_onnx.graph.layers import is_standard
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes import lift_ops as ops
 from amct_onnx.graph.passes.lift_ops import Emitter, Quantized, unsupported
+from amct_onnx.graph.passes.lift_quant import offset_of, quantize, refuse_flags, scale_of, through_half
 
+# Metadata of a deploy model whose chip quantizes in float16; nothing else in the file says so.
+PRECISION_KEY = "amct_onnx.fakequant_precision_mode"
 _MINIMUM_OPSET = 11
 _FLOAT = int(ir.DataType.FLOAT)
-# Each ONNX Runtime lacks a kernel for the newest QuantizeLinear; its own one, of the same meaning, does not age.
-_LAST_QUANTIZE_LINEAR = 21
 # Operators that move, repeat or drop elements of input 0 and do not look at them.
 _RESHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth", "Transpose")
 _MOVES = frozenset((*_RESHAPE, "Slice", "Split", "Gather", "Expand", "Tile"))
 _POOLS = ("AveragePool", "GlobalAveragePool")
+_INT16_READER = "it reads an int16 tensor, which only Conv, ConvTranspose and Gemm with constant weights do here"
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *_POOLS)
 
 
@@ -80,6 +82,7 @@ class _Lifter:
     def __init__(self, model: ir.Model, emit: Emitter) -> None:
         self._model = model
         self._emit = emit
+        self._half = model.metadata_props.get(PRECISION_KEY) == "FORCE_FP16_QUANT"
         self._quantized: dict[ir.Value, Quantized] = {}
         self._ranks: dict[ir.Value, int] = {}
         self._replaced: list[ir.Node] = []
@@ -126,23 +129,14 @@ class _Lifter:
     # The Ascend operators
 
     def _lift_quant(self, node: ir.Node) -> None:
-        """q = clip(round_half_even(x * scale) + offset, -128, 127), all in float32; as uint8.
-
-        QuantizeLinear divides by its scale, and x / scale_d differs from x * (1 / scale_d) in the last bit. So Mul has
-        the scale, and QuantizeLinear divides by one: what it then does is round half to even, add and saturate.
-        """
         kind = node.attributes["dst_type"].value if "dst_type" in node.attributes else "INT8"
-        if not (isinstance(kind, str) and kind.strip() == "INT8") or node.attributes.get_int("quant_bit", 8) != 8:
-            raise unsupported(node, f"it quantizes to {kind}, and only INT8 is supported")
-        self._refuse_flags(node, "sqrt_mode")
-        scale = self._scale(node)
-        zero_point = self._offset(node) + 128
-        x = self._float32(self._data(node))
-        scaled = self._emit.op("Mul", [x, self._emit.constant(np.float32(scale), "scale")])
-        one = self._emit.constant(np.float32(1), "one")
-        domain = "" if self._emit.opset <= _LAST_QUANTIZE_LINEAR else "com.microsoft"
-        value = self._emit.op("QuantizeLinear", [scaled, one, self._emit.zero_point(zero_point)], domain=domain)
-        self._quantized[node.outputs[0]] = Quantized(value=value, zero_point=zero_point, scale=scale)
+        bits = {"INT8": 8, "INT16": 16}.get(kind.strip()) if isinstance(kind, str) else None
+        if bits is None or node.attributes.get_int("quant_bit", bits) != bits:
+            raise unsupported(node, f"it quantizes to {kind}, and only INT8 and INT16 are supported")
+        refuse_flags(node, "sqrt_mode")
+        scale, offset, x = scale_of(node), offset_of(node, bits), self._float32(self._data(node))
+        quantized = quantize(self._emit, x, scale, offset, bits=bits, half=self._half)
+        self._quantized[node.outputs[0]] = quantized
         self._replaced.append(node)
 
     def _lift_dequant(self, node: ir.Node) -> None:
@@ -150,7 +144,7 @@ class _Lifter:
         v = self._data(node)
         if v in self._quantized:
             raise unsupported(node, "its input is the int8 output of an AscendQuant and not the result of a layer")
-        self._refuse_flags(node, "sqrt_mode", "relu_flag")
+        refuse_flags(node, "sqrt_mode", "relu_flag")
         packed = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
         if packed is None or packed.dtype != np.uint64 or packed.ndim > 1:
             raise unsupported(node, "its second input must be a uint64 constant of shape [1] or [C]")
@@ -171,14 +165,16 @@ class _Lifter:
             y = self._emit.op("Cast", [y], {"to": _FLOAT})
             factor = param.scale * power.astype(np.float32)
             y = self._emit.op("Mul", [y, self._per_channel(v, factor, "scale")])
-        self._replace(node, self._to_dtype(node, y))
+        self._replace(node, self._to_dtype(node, through_half(self._emit, y) if self._half else y))
 
     def _lift_anti_quant(self, node: ir.Node) -> None:
         """y = (q - offset) * scale in float32. Its input may also be an int8 tensor of unknown origin."""
-        self._refuse_flags(node, "sqrt_mode")
-        offset, scale = self._offset(node), self._scale(node)
+        refuse_flags(node, "sqrt_mode")
+        offset, scale = offset_of(node), scale_of(node)
         x = self._data(node)
         known = self._quantized.get(x)
+        if known and known.low:
+            raise unsupported(node, _INT16_READER)
         value = known.value if known else x
         plain = self._emit.op("Cast", [value], {"to": _FLOAT})
         zero = self._emit.constant(np.float32(offset + 128 if known else offset), "offset")
@@ -197,13 +193,14 @@ class _Lifter:
             if b is not None or (weight is not None and weight.dtype == np.int8):
                 raise unsupported(node, "its weight is int8 and its input is not the output of an AscendQuant")
             return  # a float layer
-        if node.op_type == "MatMul":
+        if any(x is not None and x.low is not None for x in (a, b)):
+            result = self._lift_wide(node, a, b)
+        elif node.op_type == "MatMul":
             result = ops.matmul(self._emit, node, a, b)
         elif a is None:
             raise AssertionError("only MatMul takes int8 data on its right side alone")
         elif node.op_type == "Gemm":
             result = ops.gemm(self._emit, node, a, b)
-            self._ranks[result] = 2
         elif node.op_type in _POOLS:
             result = ops.pool(self._emit, node, a)
             if "kernel_shape" in node.attributes:
@@ -211,14 +208,26 @@ class _Lifter:
         else:
             layer = ops.conv if node.op_type == "Conv" else ops.conv_transpose
             result = layer(self._emit, node, a)
-            weight = constant_value(node.inputs[1])
-            assert weight is not None
-            self._ranks[result] = weight.ndim
+        weight = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+        if node.op_type == "Gemm" or (weight is not None and node.op_type != "MatMul"):
+            self._ranks[result] = 2 if weight is None else weight.ndim
         self._replace(node, result)
+
+    def _lift_wide(self, node: ir.Node, a: Quantized | None, b: Quantized | None) -> ir.Value:
+        """A layer on int16: 2^8 times the layer on the high bytes, plus the layer on the low ones with the bias."""
+        layers: dict[str, Callable[..., ir.Value]]
+        layers = {"Conv": ops.conv, "ConvTranspose": ops.conv_transpose, "Gemm": ops.gemm}
+        if node.op_type not in layers or a is None or a.low is None or b is not None:
+            raise unsupported(node, _INT16_READER)
+        layer = layers[node.op_type]
+        high = self._emit.op("Mul", [layer(self._emit, node, a, bias=False), self._emit.constant(np.int32(256), "up")])
+        return self._emit.op("Add", [high, layer(self._emit, node, a.low)])
 
     # What may stand between an AscendQuant and its layer
 
     def _lift_between(self, node: ir.Node) -> None:
+        if any(value in self._quantized and self._quantized[value].low for value in node.inputs if value is not None):
+            raise unsupported(node, _INT16_READER)
         if node.op_type in _MOVES:
             self._clone_quantized(node, self._quantized[self._data(node)])
         elif node.op_type == "Concat":
@@ -304,29 +313,6 @@ class _Lifter:
             raise unsupported(node, "it has no input")
         return node.inputs[0]
 
-    def _scale(self, node: ir.Node) -> float:
-        scale = self._number(node, "scale", 0.0)
-        if not (np.isfinite(scale) and scale > 0):
-            raise unsupported(node, f"its scale {scale:g} is not a positive number")
-        return scale
-
-    def _offset(self, node: ir.Node) -> int:
-        offset = self._number(node, "offset", 0.0)
-        if not (-128 <= offset <= 127 and offset == int(offset)):
-            raise unsupported(node, f"its offset {offset:g} is not an integer of -128..127")
-        return int(offset)
-
-    def _number(self, node: ir.Node, name: str, default: float) -> float:
-        value = node.attributes[name].value if name in node.attributes else default
-        if not isinstance(value, (int, float)):
-            raise unsupported(node, f"its attribute {name} is not a number")
-        return float(value)
-
-    def _refuse_flags(self, node: ir.Node, *names: str) -> None:
-        for name in names:
-            if name in node.attributes and node.attributes[name].value:
-                raise unsupported(node, f"its attribute {name} is set")
-
     def _float32(self, x: ir.Value) -> ir.Value:
         """x as float32. A Cast is written unless the type is certain; ONNX Runtime drops one that does nothing."""
         if x.dtype == ir.DataType.FLOAT and (x.is_graph_input() or x.is_initializer()):
@@ -379,6 +365,8 @@ class _Lifter:
                 continue
             producer = old.producer()
             assert producer is not None
+            if x.low is not None:
+                raise unsupported(producer, "its int16 tensor leaves the model or enters a loop, and has no form here")
             self._emit.at(producer)
             plain = self._emit.op("Cast", [x.value], {"to": int(ir.DataType.INT32)})
             shifted = self._emit.op("Sub", [plain, self._emit.constant(np.int32(128), "middle")])

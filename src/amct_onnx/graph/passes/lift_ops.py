@@ -26,11 +26,15 @@ _END = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """A quantized tensor: `value` is uint8 and stands for the integers `value - zero_point`; `scale` is 1/scale_d."""
+    """A quantized tensor: `value` is uint8 and stands for the integers `value - zero_point`; `scale` is 1/scale_d.
+
+    With `low`, the low byte of an int16 tensor, `value` is the high one: 2^8 (value - zero_point) plus what `low` is.
+    """
 
     value: ir.Value
     zero_point: int
     scale: float
+    low: Quantized | None = None
 
 
 def unsupported(node: ir.Node, reason: str) -> ModelError:
@@ -114,7 +118,7 @@ class Emitter:
         return self.op("Unsqueeze", [value, self.ints(axes, "axes")])
 
 
-def conv(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
+def conv(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = True) -> ir.Value:
     """Conv (any rank, grouped, any padding) -> ConvInteger (+ Add of the int32 bias).
 
     ConvInteger pads with its input's zero point, so padding is the integer 0.
@@ -130,10 +134,10 @@ def conv(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
         ],
         list(node.attributes.values()),
     )
-    return _add_channel_bias(emit, node, product, weight.ndim)
+    return _add_channel_bias(emit, node, product, weight.ndim) if bias else product
 
 
-def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
+def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = True) -> ir.Value:
     """ConvTranspose -> ConvInteger over the input with zeros between its elements, kernel turned round.
 
     Before: y[o] = sum over i, j with i * stride + j * dilation - pad_begin = o of x[i] * w[j].
@@ -175,10 +179,10 @@ def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
     )
     if out_shape:
         product = _cut(emit, product, out_shape[-rank:], centre_low=auto_pad == "SAME_UPPER")
-    return _add_channel_bias(emit, node, product, weight.ndim)
+    return _add_channel_bias(emit, node, product, weight.ndim) if bias else product
 
 
-def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None) -> ir.Value:
+def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None = None, *, bias: bool = True) -> ir.Value:
     """Gemm with alpha = beta = 1 -> MatMulInteger (+ Add of the int32 bias)."""
     for name in ("alpha", "beta"):
         factor = node.attributes.get_float(name, 1.0)
@@ -195,11 +199,10 @@ def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None) -> ir.
         right = emit.op("Transpose", [b.value], {"perm": [1, 0]}) if turn else b.value
         zero_point = b.zero_point
     product = _matmul_integer(emit, a.value, a.zero_point, right, zero_point)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None:
+    constant = node.inputs[2] if bias and len(node.inputs) > 2 else None
+    if constant is None:
         return product
-    array = _int32_bias(node, bias)
-    return emit.op("Add", [product, emit.constant(array, "bias")])
+    return emit.op("Add", [product, emit.constant(_int32_bias(node, constant), "bias")])
 
 
 def matmul(emit: Emitter, node: ir.Node, a: Quantized | None, b: Quantized | None) -> ir.Value:

@@ -42,7 +42,9 @@ class Observer:
     `stamp` is AMCT's word for what the tensor is to its layers: it decides which fields of the record the factors fill.
     `input_index` is the input of the layers that is observed. `observers` is the number of observers in the model: the
     record is complete when all of them are. `calibration` is the id of the quantize_model call that made them.
-    With `batch_num` 0 every batch counts: the factors are solved anew after each.
+    With `batch_num` 0 every batch counts: the factors are solved anew after each. The `members` observers of one
+    `joint` group ("" for none) merge what they saw and get the same factors. `node` is the node whose input is observed
+    where that is not the first layer: a `tensor_quantize` entry has a key of its own.
     """
 
     layers: tuple[str, ...]
@@ -53,6 +55,15 @@ class Observer:
     calibration: str = ""
     stamp: Stamp = "data"
     input_index: int = 0
+    precision_mode: str = "DEFAULT"
+    joint: str = ""
+    members: int = 1
+    node: str | None = None
+
+    @property
+    def reader(self) -> str:
+        """The node whose input is observed."""
+        return self.layers[0] if self.node is None else self.node
 
     @property
     def open_ended(self) -> bool:
@@ -60,12 +71,12 @@ class Observer:
 
 
 def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
-    """Attach each observer to the observed input of its first layer, in place."""
+    """Attach each observer to the observed input of its first reader, in place."""
     nodes = {node.name: node for node in model.graph}
     order = {node.name: position for position, node in enumerate(model.graph)}
     names = ValueNames(model)
-    for observer in sorted(observers, key=lambda observer: order[observer.layers[0]], reverse=True):
-        value = nodes[observer.layers[0]].inputs[observer.input_index]
+    for observer in sorted(observers, key=lambda observer: order[observer.reader], reverse=True):
+        value = nodes[observer.reader].inputs[observer.input_index]
         assert value is not None  # only inputs that are there are observed
         model.graph.append(observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
@@ -93,6 +104,9 @@ def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.
         "object_layers": json.dumps(list(observer.layers), ensure_ascii=False),
         "observers": observer.observers,
         "calibration": observer.calibration,
+        "fakequant_precision_mode": observer.precision_mode,
+        "joint_group": observer.joint,
+        "joint_members": observer.members,
         **own,
     }
     return ir.node(
@@ -139,6 +153,9 @@ def parse_observer(op_type: str, attributes: Mapping[str, Any]) -> Observer:
         calibration=attributes.get("calibration", ""),
         stamp=attributes["input_stamp"],
         input_index=attributes["input_index"],
+        precision_mode=attributes.get("fakequant_precision_mode", "DEFAULT"),
+        joint=attributes.get("joint_group", ""),
+        members=attributes.get("joint_members", 1),
     )
 
 
