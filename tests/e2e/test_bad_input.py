@@ -249,7 +249,7 @@ def test_skip_layers_that_cannot_be_skipped(flow: Flow, layers: list[str], parts
     [
         ("batch_nun : 1", [r"quant\.cfg:1:", "batch_nun"]),
         ("batch_num : 1\nbatch_num : }", [r"quant\.cfg:2:"]),
-        ("batch_num : 0", [r"quant\.cfg: batch_num: ", "greater than zero"]),
+        ("batch_num : 0", [r"quant\.cfg:1:1: batch_num: ", "greater than zero"]),
         ('skip_layers : "nope"', ["nope does not exist in the graph"]),
     ],
 )

@@ -222,8 +222,9 @@ def fit_tensor(
     mistakes: Mistakes,
     *,
     asymmetric: bool,
+    block: str = ACT_KEY,
 ) -> TensorSettings | None:
-    """One tensor_quantize entry, or None after a mistake."""
+    """One tensor_quantize entry, or None after a mistake. `block` is what the format calls its activation settings."""
     if name is None:
         mistakes.add(f"{where}.layer_name", 'To quantize tensor, must set "layer_name" at first.')
     if index is None:
@@ -245,7 +246,7 @@ def fit_tensor(
     fitted = fit_layer(
         choice,
         LayerTraits(name=name, op_type=kind),
-        Origin("json", f"{where}.{ACT_KEY}", where, where),
+        Origin("json", f"{where}.{block}", where, where),
         mistakes,
         asymmetric=asymmetric,
         quant_enable=True,
@@ -255,10 +256,11 @@ def fit_tensor(
 
 def check_repeated_tensors(tensors: Iterable[TensorSettings | None], mistakes: Mistakes) -> tuple[TensorSettings, ...]:
     good: dict[tuple[str, int], TensorSettings] = {}
-    for tensor in tensors:
+    for index, tensor in enumerate(tensors):
         if tensor is not None and good.setdefault((tensor.layer_name, tensor.input_index), tensor) is not tensor:
             place = f"{tensor.layer_name}:{tensor.input_index}"
-            mistakes.add("tensor_quantize", f"Please delete repeated items in tensor_quantize, repeated is {place}")
+            what = f"Please delete repeated items in tensor_quantize, repeated is {place}"
+            mistakes.add(f"tensor_quantize[{index}]", what)
     return tuple(good.values())
 
 

@@ -133,18 +133,19 @@ def check_names(
 ) -> tuple[str, ...]:
     """A list of names: strings, each once, none with a `problem`."""
     good: list[str] = []
-    repeated: list[str] = []
+    repeated: dict[int, str] = {}
     for index, name in enumerate(names):
         if check_value(name, Rule("str"), f"{where}[{index}]", mistakes) is None:
             continue
         if name in good:
-            repeated.append(name)
+            repeated[index] = name
             continue
         good.append(name)
         if (what := problem(name)) is not None:
             mistakes.add(f"{where}[{index}]", what)
     if repeated:
-        mistakes.add(where, f"Please delete repeated items in {where}, repeated items are {repeated}")
+        what = f"Please delete repeated items in {where}, repeated items are {list(repeated.values())}"
+        mistakes.add(f"{where}[{next(iter(repeated))}]", what)
     return tuple(good)
 
 

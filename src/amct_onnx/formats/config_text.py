@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,6 @@ from typing import Any
 
 from amct_onnx.core.plan import GraphFacts, LayerTraits
 from amct_onnx.core.settings import LayerSettings, Nuq, Settings, TensorSettings
-from amct_onnx.errors import ConfigError
 from amct_onnx.formats.config_check import (
     QUANTIZABLE_TYPES,
     Choice,
@@ -26,99 +25,12 @@ from amct_onnx.formats.config_check import (
     parse_weight,
 )
 from amct_onnx.formats.config_json import check_skip_layers, raise_mistakes
-from amct_onnx.formats.config_rules import GLOBAL_RULES, LAYER_RULES, Rule, check_names, check_value
-from amct_onnx.formats.files import Mistakes, read_text
+from amct_onnx.formats.config_message import parse_cfg
+from amct_onnx.formats.config_rules import ACT_KEY, GLOBAL_RULES, LAYER_RULES, Rule, check_names, check_value
+from amct_onnx.formats.files import Mistakes
 from amct_onnx.formats.nuq_mapping import find_named_layers
-from amct_onnx.formats.schema import message_class, parse_text, shortest_float32
+from amct_onnx.formats.schema import shortest_float32
 
-# Numbers from 1001 are our own: those are not published, and text does not show them. Fields that AMCT requires are
-# optional here, so that one that is missing is reported with all other mistakes.
-_PROTO = """\
-enum DataType { INT8 = 1; INT16 = 2; }
-enum FakequantPrecisionMode { FORCE_FP16_QUANT = 1; }
-message AMCTConfig {
-  optional uint32 batch_num = 1;
-  optional bool activation_offset = 2;
-  repeated string skip_layers = 10;
-  repeated string skip_layer_types = 11;
-  optional FakequantPrecisionMode fakequant_precision_mode = 21;
-  optional CalibrationConfig common_config = 50;
-  repeated OverrideLayerType override_layer_types = 51;
-  repeated OverrideLayer override_layer_configs = 100;
-  optional bool do_fusion = 200;
-  repeated string skip_fusion_layers = 201;
-  optional bool joint_quant = 1001;
-  repeated TensorQuantize tensor_quantize = 1002;
-  optional NuqConfig nuq_config = 1003;
-  optional CalibrationConfig conv_calibration_config = 1004;
-  optional CalibrationConfig fc_calibration_config = 1005;
-}
-message OverrideLayerType {
-  optional string layer_type = 1;
-  optional CalibrationConfig calibration_config = 2;
-}
-message OverrideLayer {
-  optional string layer_name = 1;
-  optional CalibrationConfig calibration_config = 2;
-}
-message CalibrationConfig {
-  oneof weights {
-    optional ARQuantize arq_quantize = 13;
-    optional ADAquantize ada_quantize = 15;
-    optional NUQuantize nuq_quantize = 1001;
-  }
-  oneof activations {
-    optional FMRQuantize ifmr_quantize = 100;
-    optional HFMGQuantize hfmg_quantize = 101;
-  }
-  optional DMQBalancer dmq_balancer = 200;
-}
-message ARQuantize {
-  optional bool channel_wise = 1;
-  optional uint32 quant_bits = 10;
-}
-message ADAquantize {
-  optional uint32 num_iteration = 1;
-  optional float reg_param = 2;
-  optional float beta_range_start = 3;
-  optional float beta_range_end = 4;
-  optional float warm_start = 5;
-  optional bool channel_wise = 10;
-}
-message NUQuantize {
-  optional uint32 num_steps = 1;
-  optional uint32 num_of_iteration = 2;
-}
-message FMRQuantize {
-  optional float search_range_start = 1;
-  optional float search_range_end = 2;
-  optional float search_step = 3;
-  optional float max_percentile = 4;
-  optional float min_percentile = 5;
-  optional bool asymmetric = 6;
-  optional DataType dst_type = 10;
-}
-message HFMGQuantize {
-  optional uint32 num_of_bins = 1;
-  optional bool asymmetric = 2;
-  optional DataType dst_type = 10;
-}
-message DMQBalancer {
-  optional float migration_strength = 1;
-}
-message TensorQuantize {
-  optional string layer_name = 1;
-  optional uint32 input_index = 2;
-  oneof activations {
-    optional FMRQuantize ifmr_quantize = 100;
-    optional HFMGQuantize hfmg_quantize = 101;
-  }
-}
-message NuqConfig {
-  optional string mapping_file = 1;
-  optional NUQuantize nuq_quantize = 2;
-}
-"""
 _BITS = {1: 8, 2: 16}  # DataType
 _ALGOS = {
     "ifmr_quantize": "ifmr",
@@ -134,11 +46,12 @@ _DEFAULT_STRENGTH = 0.5
 
 @dataclass(frozen=True)
 class _Source:
-    """A CalibrationConfig block and where it stands; `has_weights`: it says how weights are quantized."""
+    """A CalibrationConfig block, the path of the field around it, and whether it says how weights are quantized."""
 
     choice: Choice
     origin: Origin
     has_weights: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,15 +83,9 @@ def read_cfg(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     """The settings of a simplified configuration.
 
     Raises FileMissingError, or ConfigError: text that does not parse (file, line, column), otherwise every mistake of
-    the file at once.
+    the file at once, each with line and column.
     """
-    text = read_text(path, what="simplified configuration")
-    advice = "correct it; the fields are those of AMCT's calibration_config_onnx.proto"
-    if text.lstrip().startswith("{"):
-        advice = "it looks like a config.json, which is given to quantize_model and not as config_defination"
-    config = message_class(_PROTO, "AMCTConfig")()
-    parse_text(text, config, path=path, error=ConfigError, advice=advice)
-    mistakes = Mistakes(path)
+    config, mistakes = parse_cfg(path)
     settings = _read(config, facts, mistakes, Path(path).parent)
     raise_mistakes(mistakes)
     return settings
@@ -258,6 +165,7 @@ def _read_layers(
 
     by_type = _read_overrides(config, "override_layer_types", "layer_type", mistakes, _type_problem)
     by_name = _read_overrides(config, "override_layer_configs", "layer_name", mistakes, layer_problem)
+    _warn_of_skipped(facts, enabled, by_type, by_name, mistakes)
     old = _read_deprecated(config, mistakes)
     layers: dict[str, LayerSettings] = {}
     for name, traits in facts.supported.items():
@@ -288,6 +196,25 @@ def _read_nuq(block: Any, folder: Path, facts: GraphFacts, mistakes: Mistakes) -
     return _NuqSource(solver, find_named_layers(block.mapping_file, folder, facts, where, mistakes))
 
 
+def _warn_of_skipped(
+    facts: GraphFacts,
+    enabled: set[str],
+    by_type: Mapping[str, _Source],
+    by_name: Mapping[str, _Source],
+    mistakes: Mistakes,
+) -> None:
+    """An override of a layer that stays in float is no mistake in AMCT, and has no effect."""
+    for name, source in by_name.items():
+        if name in facts.supported and name not in enabled:
+            text = "%s: layer %s is skipped by skip_layers or skip_layer_types, so its override has no effect"
+            logger.warning(text, mistakes.place(source.place), name)
+    for kind, source in by_type.items():
+        names = [name for name, traits in facts.supported.items() if traits.op_type == kind]
+        if names and not enabled.intersection(names):
+            text = "%s: all layers of type %s are skipped, so their override has no effect"
+            logger.warning(text, mistakes.place(source.place), kind)
+
+
 def _inherit_asymmetric(choice: Choice, common: _Source | None, offset: bool) -> bool:
     """What a block that does not set `asymmetric` gets: the common one's, if both use the same algorithm."""
     if common is None or common.choice.asymmetric is None:
@@ -308,10 +235,10 @@ def _read_overrides(
         if not name:
             mistakes.add(f"{where}.{key}", f"is missing, say for which {key} this is")
         elif name in sources:
-            mistakes.add(field, f"Please delete repeated items in {field}, repeated items are ['{name}']")
+            mistakes.add(f"{where}.{key}", f"Please delete repeated items in {field}, repeated items are ['{name}']")
         elif (what := problem(name)) is not None:
             mistakes.add(f"{where}.{key}", what)
-        sources.setdefault(name, source)
+        sources.setdefault(name, replace(source, place=where))
     return sources
 
 
@@ -391,4 +318,5 @@ def _read_tensor(
     name = entry.layer_name if entry.HasField("layer_name") else None
     index = entry.input_index if entry.HasField("input_index") else None
     asymmetric = _inherit_asymmetric(choice, common, offset)
-    return fit_tensor(name, index, choice, where, facts, mistakes, asymmetric=asymmetric)
+    block = entry.WhichOneof("activations") or ACT_KEY
+    return fit_tensor(name, index, choice, where, facts, mistakes, asymmetric=asymmetric, block=block)

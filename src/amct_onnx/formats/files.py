@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +18,44 @@ FILE_MODE = 0o640
 DIR_MODE = 0o750
 
 
+@dataclass(frozen=True, order=True, kw_only=True)
+class Position:
+    """A place in a text; the first character of a file is line 1, column 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake of a document: its path in the document ("" for the whole), and whether a type is wrong."""
+    """One mistake of a document: its path in the document ("" for the whole), and whether a type is wrong.
+
+    `position` is where it stands if the path alone does not say so.
+    """
 
     where: str
     what: str
     is_type: bool = False
+    position: Position | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
 
 
 class Mistakes:
-    """The mistakes found so far in one document; `file` is None for arguments of a call."""
+    """The mistakes found so far in one document; `file` is None for arguments of a call.
 
-    def __init__(self, file: str | os.PathLike[str] | None) -> None:
+    `locate` gives the position of a path in the document; it is asked only if there are mistakes.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike[str] | None, locate: Callable[[str], Position | None] | None = None
+    ) -> None:
         self._file = None if file is None else os.fspath(file)
+        self._locate = locate
         self._found: dict[Mistake, None] = {}  # one setting for many layers is one mistake
 
     def __bool__(self) -> bool:
@@ -43,16 +64,34 @@ class Mistakes:
     def __iter__(self) -> Iterator[Mistake]:
         return iter(self._found)
 
-    def add(self, where: str, what: str, *, is_type: bool = False) -> None:
-        self._found[Mistake(where, what, is_type)] = None
+    def add(self, where: str, what: str, *, is_type: bool = False, position: Position | None = None) -> None:
+        self._found[Mistake(where, what, is_type, position)] = None
+
+    def place(self, where: str, position: Position | None = None) -> str:
+        """`file:line:column` of a path in the document, as far as it is known."""
+        if position is None and self._locate is not None:
+            position = self._locate(where)
+        return ":".join(str(part) for part in (self._file, position) if part is not None)
 
     def __str__(self) -> str:
-        """One mistake is one line; several are a headline with the count and a line each."""
-        lines = [str(mistake) for mistake in self._found]
-        if len(lines) == 1:
-            return lines[0] if self._file is None else f"{self._file}: {lines[0]}"
-        headline = f"{len(lines)} mistakes" if self._file is None else f"{self._file}: {len(lines)} mistakes"
+        """One mistake is one line; several are a headline with the count and a line each, in the order of the file.
+
+        Each line begins with the file where its position is known.
+        """
+        mistakes = sorted(self._found, key=self._order)
+        if len(mistakes) == 1:
+            return self._line(mistakes[0])
+        headline = f"{len(mistakes)} mistakes" if self._file is None else f"{self._file}: {len(mistakes)} mistakes"
+        lines = [str(mistake) if self._locate is None else self._line(mistake) for mistake in mistakes]
         return "\n  ".join([headline, *lines])
+
+    def _line(self, mistake: Mistake) -> str:
+        place = self.place(mistake.where, mistake.position)
+        return f"{place}: {mistake}" if place else str(mistake)
+
+    def _order(self, mistake: Mistake) -> Position:
+        found = mistake.position or (self._locate(mistake.where) if self._locate is not None else None)
+        return found or Position(line=0, column=0)
 
 
 def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigError, what: str = "file") -> str:

@@ -320,14 +320,14 @@ def test_dmq_strength_bounds_are_included(read: Read) -> None:
         ({"skip_fusion_layers": ["Relu_4"]}, 'skip_fusion_layers[0]: Skip fusion layer "Relu_4"'),
         (
             {"skip_fusion_layers": ["Conv_0", "Conv_0"]},
-            "skip_fusion_layers: Please delete repeated items in skip_fusion_layers, repeated items are ['Conv_0']",
+            "skip_fusion_layers[1]: Please delete repeated items in skip_fusion_layers, repeated items are ['Conv_0']",
         ),
         ({"tensor_quantize": [{"input_index": 0}]}, 'tensor_quantize[0].layer_name: To quantize tensor, must set "lay'),
         ({"tensor_quantize": [{"layer_name": "Add_6"}]}, "tensor_quantize[0].input_index: To quantize tensor, must se"),
         ({"tensor_quantize": [{"layer_name": "no", "input_index": 0}]}, "Layer no does not exist in the graph."),
         ({"tensor_quantize": [{"layer_name": "Conv_0", "input_index": 0}]}, "is for MaxPool and Add only"),
         ({"tensor_quantize": [{"layer_name": "MaxPool_5", "input_index": 1}]}, "must be in [0, 0] for layer type Max"),
-        ({"tensor_quantize": [{"layer_name": "Add_6", "input_index": 1}] * 2}, "tensor_quantize: Please delete repea"),
+        ({"tensor_quantize": [{"layer_name": "Add_6", "input_index": 1}] * 2}, "tensor_quantize[1]: Please delete re"),
         ({"tensor_quantize": [{"layer_name": "Add_6", "input_index": 1, "x": 1}]}, "tensor_quantize[0].x: Unknown"),
         (
             {"tensor_quantize": [{"layer_name": "Add_6", "input_index": 0, ACT: {"num_bits": 3}}]},

@@ -27,6 +27,7 @@ from amct_onnx.core.settings import (
 )
 from amct_onnx.errors import ConfigError, FileMissingError
 from amct_onnx.formats.config_json import default_settings, format_config
+from amct_onnx.formats.config_message import read_batch_num
 from amct_onnx.formats.config_text import read_cfg
 
 TestData = Callable[..., Path]
@@ -47,8 +48,9 @@ def mistakes(read: Read, text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         read(text)
     headline, *lines = str(caught.value).splitlines()
-    assert "quant.cfg: " in headline
-    return [line.strip() for line in lines] or [headline.partition("quant.cfg: ")[2]]
+    if lines:
+        assert f"quant.cfg: {len(lines)} mistakes" in headline
+    return [re.sub(r"^.*quant\.cfg:(\d+:\d+: )?", "", line) for line in lines or [headline]]
 
 
 @pytest.mark.parametrize("golden", ["hfmg", "overrides", "dmq"], indirect=True)
@@ -162,10 +164,90 @@ def test_activation_offset_is_the_last_resort(read: Read) -> None:
     assert not read(override("Conv_3d", "ifmr_quantize { asymmetric : true }")).layers["Conv_3d"].activation.asymmetric
 
 
-def test_of_a_oneof_and_a_scalar_the_last_wins(read: Read) -> None:
-    settings = read("batch_num : 1 batch_num : 4 common_config { ifmr_quantize {} hfmg_quantize {} }")
-    assert settings.batch_num == 4
-    assert settings.layers["Conv_0"].activation.solver == Hfmg()
+def test_what_contradicts_itself_is_refused_with_both_places(read: Read) -> None:
+    text = "batch_num : 1\n  batch_num : 4\ncommon_config {\n  ifmr_quantize {}\n  hfmg_quantize {}\n}\n"
+    with pytest.raises(ConfigError) as caught:
+        read(text + "common_config { arq_quantize {} } common_config { nuq_quantize {} }")
+    _, first, second, third = str(caught.value).splitlines()
+    assert first.endswith("quant.cfg:2:3: batch_num: 4 contradicts 1 in line 1, column 1, delete one of them")
+    assert "quant.cfg:5:3: common_config.hfmg_quantize: hfmg_quantize contradicts ifmr_quantize in line 4" in second
+    assert "quant.cfg:7:51: common_config.nuq_quantize: nuq_quantize contradicts arq_quantize in line 7" in third
+
+
+def test_a_value_given_twice_is_no_contradiction(read: Read) -> None:
+    text = "batch_num : 3 batch_num : 0x3 do_fusion : true do_fusion : 1 common_config { hfmg_quantize {} }"
+    settings = read(text + " common_config { hfmg_quantize { num_of_bins : 1024 } }")
+    assert settings.batch_num == 3
+    assert settings.layers["Conv_0"].activation.solver == Hfmg(num_of_bins=1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("\n batch_num : 0", "2:2: batch_num:"),
+        ("skip_layers : [\n 'Pool_3',\n 'no'\n]", "3:2: skip_layers[1]:"),
+        ("skip_layers : 'Pool_3' skip_layers : 'Pool_3'", "1:24: skip_layers[1]:"),
+        (
+            "common_config <\n  ifmr_quantize < search_range_start : 2 > >",
+            "2:19: common_config.ifmr_quantize.search_range:",
+        ),
+        (
+            "common_config { ifmr_quantize { max_percentile: nan } }",
+            "1:33: common_config.ifmr_quantize.max_percentile:",
+        ),
+        ("override_layer_types {\n calibration_config {} }", "1:1: override_layer_types[0].layer_type:"),
+        (
+            "override_layer_types {\n layer_type : 'Foo'\n calibration_config {} }",
+            "2:2: override_layer_types[0].layer_",
+        ),
+        (
+            "override_layer_configs {\n layer_name : 'Conv_3d' calibration_config {\n"
+            "  ifmr_quantize { dst_type : INT16 } } }",
+            "3:19: override_layer_configs[0].calibration_config.ifmr_quantize.num_bits:",
+        ),
+        (
+            "tensor_quantize { layer_name : 'Add_6' input_index : 1\n hfmg_quantize { dst_type : INT16 } }",
+            "2:18: tensor_quantize[0].hfmg_quantize.num_bits:",
+        ),
+        (
+            "\nskip_layer_types : ['Conv', 'Gemm', 'MatMul', 'AveragePool']",
+            "2:21: skip_layers: Except skip_layers or skip_types",
+        ),
+    ],
+)
+def test_a_mistake_has_its_line_and_column(read: Read, text: str, place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert f"quant.cfg:{place}" in str(caught.value)
+
+
+def test_mistakes_come_in_the_order_of_the_file(read: Read) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("skip_layers : 'no'\ncommon_config { hfmg_quantize { num_of_bins : 3 } }\nbatch_num : 0")
+    assert re.findall(r"quant\.cfg:(\d+):", str(caught.value)) == ["1", "2", "3"]
+
+
+def test_an_override_of_a_skipped_layer_is_warned_of_with_its_place(
+    read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "skip_layers : 'Conv_0'\n" + override("Conv_0", "hfmg_quantize {}") + override_type("Gemm", "hfmg_quantize {}")
+    )
+    with caplog.at_level(logging.WARNING, logger="amct_onnx"):
+        settings = read(text)
+    assert not settings.layers["Conv_0"].quant_enable
+    assert settings.layers["Gemm_1"].activation.solver == Hfmg()
+    (record,) = caplog.records
+    assert "quant.cfg:2:1: layer Conv_0 is skipped" in record.getMessage()
+    with caplog.at_level(logging.WARNING, logger="amct_onnx"):
+        read("skip_layer_types : 'Gemm'\n" + override_type("Gemm", "hfmg_quantize {}"))
+    assert "quant.cfg:2:1: all layers of type Gemm are skipped" in caplog.text
+
+
+def test_batch_num_can_be_read_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.cfg").write_text("batch_num : 7 skip_layers : 'any'")
+    (tmp_path / "b.cfg").write_text("# none")
+    assert (read_batch_num(tmp_path / "a.cfg"), read_batch_num(tmp_path / "b.cfg")) == (7, None)
 
 
 def test_floats_are_the_shortest_decimals_of_float32(read: Read) -> None:
@@ -356,9 +438,12 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
         ),
         ("skip_layers : 'no'", "skip_layers[0]: Layer no does not exist in the graph."),
         ("skip_layers : 'Relu_4'", "skip_layers[0]: Layer Relu_4 does not support quantization."),
-        ("skip_layers : 'Conv_0' skip_layers : 'Conv_0'", "skip_layers: Please delete repeated items in skip_layers"),
+        (
+            "skip_layers : 'Conv_0' skip_layers : 'Conv_0'",
+            "skip_layers[1]: Please delete repeated items in skip_layers",
+        ),
         ("skip_layer_types : 'Relu'", "skip_layer_types[0]: Layer type Relu does not support quantize."),
-        ("skip_layer_types : 'Gemm' skip_layer_types : 'Gemm'", "skip_layer_types: Please delete repeated items"),
+        ("skip_layer_types : 'Gemm' skip_layer_types : 'Gemm'", "skip_layer_types[1]: Please delete repeated items"),
         (
             "skip_layer_types : 'Conv' skip_layer_types : 'Gemm' skip_layer_types : 'MatMul' skip_layers : 'Pool_3'",
             "skip_layers: Except skip_layers or skip_types, no layer need to quantize.",
@@ -367,9 +452,12 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
         (override("no", ""), "override_layer_configs[0].layer_name: Layer no does not exist in the graph."),
         (override("Relu_4", ""), "override_layer_configs[0].layer_name: Layer Relu_4 does not support quantization."),
         (override("Gemm_bad", ""), "Layer Gemm_bad does not support quantization. (alpha is 2.0)"),
-        (override("Conv_0", "") * 2, "override_layer_configs: Please delete repeated items in override_layer_configs"),
+        (override("Conv_0", "") * 2, "override_layer_configs[1].layer_name: Please delete repeated items in override"),
         (override_type("Relu", ""), "override_layer_types[0].layer_type: Layer type Relu does not support quantize."),
-        (override_type("Conv", "") * 2, "override_layer_types: Please delete repeated items in override_layer_types"),
+        (
+            override_type("Conv", "") * 2,
+            "override_layer_types[1].layer_type: Please delete repeated items in override_",
+        ),
         ("override_layer_types { calibration_config {} }", "override_layer_types[0].layer_type: is missing"),
         ("override_layer_configs { layer_name : 'Conv_0' }", "override_layer_configs[0].calibration_config: is missin"),
         ("common_config { ifmr_quantize { max_percentile : 0.4 } }", "common_config.ifmr_quantize.max_percentile: The"),
@@ -408,7 +496,7 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
         ("tensor_quantize { layer_name : 'Add_6' }", 'tensor_quantize[0].input_index: To quantize tensor, must set "i'),
         ("tensor_quantize { layer_name : 'Conv_0' input_index : 0 }", "tensor_quantize is for MaxPool and Add only"),
         ("tensor_quantize { layer_name : 'Add_6' input_index : 2 }", "must be in [0, 1] for layer type Add, got 2"),
-        ("tensor_quantize { layer_name : 'Add_6' input_index : 1 }" * 2, "tensor_quantize: Please delete repeated"),
+        ("tensor_quantize { layer_name : 'Add_6' input_index : 1 }" * 2, "tensor_quantize[1]: Please delete repeated"),
         (
             "tensor_quantize { layer_name : 'Add_6' input_index : 1 hfmg_quantize { num_of_bins : 3 } }",
             "tensor_quantize[0].hfmg_quantize.num_of_bins: ",
