@@ -247,7 +247,12 @@ static void ORT_CALL compute(Handle handle, Handle context)
                                          PyLong_FromVoidPtr((void *)&runner)));
     Py_XDECREF(view);
     Py_XDECREF(shape);
-    PyErr_Clear(); /* the callback does not raise; nothing may leave a kernel */
+    /* Nothing may leave a kernel, and the callback raises nothing else: Ctrl-C, which Python handles wherever its code
+       runs next, is passed on to the code around the session. */
+    const int interrupted = PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+    PyErr_Clear();
+    if (interrupted)
+        PyErr_SetInterrupt();
     PyGILState_Release(state);
 }
 

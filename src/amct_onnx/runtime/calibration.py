@@ -214,24 +214,34 @@ def _calibration(path: str) -> _Calibration:
         return _calibrations.setdefault(path, _Calibration(path))
 
 
-def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
-    """Body of a calibration operator: never raises."""
+def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> bool:
+    """Body of a calibration operator: never raises. Whether Ctrl-C arrived in it, which the session's user awaits."""
     calibration = None
     try:
         if op_type == COMPARE:
             show(x, attributes)
-            return
+            return False
         calibration = _calibration(str(attributes["record_file_path"]))
         calibration.add(op_type, x, attributes)
     except BaseException as error:  # an exception that leaves an operator ends the process
         if calibration is not None:
             calibration.park(error)
+        return isinstance(error, KeyboardInterrupt)
+    return False
 
 
 def begin(record_path: str) -> None:
     """Forget what was counted for this record: `quantize_model` starts a new calibration."""
     with _registry_lock:
         _calibrations.pop(record_path, None)
+
+
+def check(record_path: str) -> None:
+    """Raise the CalibrationError that the operators that report to this record have parked, if any."""
+    with _registry_lock:
+        calibration = _calibrations.get(record_path)
+    if calibration is not None:
+        calibration.raise_parked()
 
 
 def finish(record_path: str) -> None:

@@ -45,7 +45,9 @@ def _compiled_library() -> str:
     def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any], runner: int) -> None:
         size = math.prod(shape)  # a tensor without elements comes with a view of nothing
         with threads_of(runner):
-            observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes)
+            interrupted = observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes)
+        if interrupted:
+            raise KeyboardInterrupt  # _observer.c hands it to the code around the session
 
     _compiled.set_callback(body)
     return str(_compiled.__file__)

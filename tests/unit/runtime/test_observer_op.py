@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +106,28 @@ def test_what_is_raised_in_an_operator_comes_out_of_save_model(
 ) -> None:
     prepare(batch_num=1)
 
+    def stop(*_: Any) -> None:
+        raise SystemError("stopped by a test")
+
+    monkeypatch.setattr("amct_onnx.core.stats.histogram.DyadicHistogram.add", stop)
+    run(options, np.ones((1, 4), np.float32))  # an exception that leaves an operator would end the process
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        amct.save_model("modified.onnx", "record.txt", "out")
+
+
+def test_ctrl_c_in_an_operator_ends_the_run_that_it_interrupts(
+    prepare: Callable[..., Path], options: ort.SessionOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the compiled operators can tell the code around the session; the others leave it to save_model."""
+    prepare(batch_num=1)
+
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt("stopped by the user")
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("amct_onnx.core.stats.histogram.DyadicHistogram.add", interrupt)
-    run(options, np.ones((1, 4), np.float32))  # an exception that leaves an operator would end the process
-    with pytest.raises(RuntimeError, match="stopped by the user"):
+    with pytest.raises(KeyboardInterrupt) if observer_op._compiled is not None else nullcontext():
+        run(options, np.ones((1, 4), np.float32))
+    with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
         amct.save_model("modified.onnx", "record.txt", "out")
 
 
