@@ -118,6 +118,17 @@ def measure_import() -> tuple[float, list[str]]:
     return min(float(words[0]) for words in outputs), outputs[0][1:]
 
 
+def measure_help() -> float:
+    """Seconds of the command `amct_onnx calibration --help`, the start of the interpreter included, least of five."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "amct_onnx", "calibration", "--help"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
 def peak_mebibytes() -> float | None:
     """Peak resident memory of this process; None where the system does not tell."""
     try:
@@ -147,6 +158,7 @@ def report(images: int, repeats: int) -> None:
     """Print the figures."""
     seconds, loaded = measure_import()
     print(f"import amct_onnx: {seconds:.3f} s, loads {', '.join(loaded) or 'nothing heavy'}")
+    print(f"amct_onnx calibration --help: {measure_help():.2f} s")
 
     kinds = ("inference", "calibration", "exposed")
     runs = [{what: in_process(what, images) for what in kinds} for _ in range(repeats)]

@@ -51,6 +51,14 @@ class CalibrationError(AmctError, RuntimeError):
     """A tensor seen during calibration cannot be quantized (empty, NaN, Inf, wrong dtype)."""
 
 
+class DataError(AmctError, RuntimeError, ValueError):
+    """Calibration data are missing, too few, or do not fit the model."""
+
+
+class ScriptError(AmctError, RuntimeError):
+    """A script of the user failed, or does not offer what is needed."""
+
+
 class OutputError(AmctError, OSError):
     """A result cannot be written."""
 

@@ -16,13 +16,14 @@ _LINE = 500
 
 
 class _Formatter(logging.Formatter):
-    """`[AMCT]:[<area>]` from the last part of the logger's name; messages over 500 characters are split in lines."""
+    """`[AMCT]:[<area>]` from the last part of the logger's name; lines over 500 characters are split."""
 
     def format(self, record: logging.LogRecord) -> str:
         _, _, area = record.name.partition(".")
         record.area = area or "Utils"
         message = record.getMessage()
-        record.msg = "\n".join(message[i : i + _LINE] for i in range(0, max(len(message), 1), _LINE))
+        lines = message.split("\n")
+        record.msg = "\n".join(line[i : i + _LINE] for line in lines for i in range(0, max(len(line), 1), _LINE))
         record.args = ()
         return super().format(record)
 

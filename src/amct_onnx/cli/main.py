@@ -1,0 +1,95 @@
+"""The command `amct_onnx`: read the options, do the work, and say in one line what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from amct_onnx._compat.log import start_log
+from amct_onnx.cli.options import ConvertOptions, parse
+from amct_onnx.errors import AmctError
+
+OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+_log = logging.getLogger("amct_onnx.Command")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Raises SystemExit: 0 after help, 2 for a wrong command line. Everything else that goes wrong is one ERROR line in
+    the log and code 1; with AMCT_LOG_LEVEL=DEBUG, or AMCT_LOG_FILE_LEVEL=DEBUG for the file, the traceback is in it.
+    """
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+    finally:
+        _flush_output()
+    try:
+        start_log()
+    except AmctError as error:
+        print(f"ERROR - [AMCT]:[Command]: {error}", file=sys.stderr)
+        return FAILED
+    try:
+        with _tidy_termination():
+            if isinstance(options, ConvertOptions):
+                import amct_onnx
+
+                amct_onnx.convert_qat_model(options.model, options.save_path)
+            else:
+                from amct_onnx.cli.calibration import run_calibration
+
+                run_calibration(options)
+    except KeyboardInterrupt as signalled:
+        terminated = isinstance(signalled, _Terminated)
+        _log.error("Terminated." if terminated else "Interrupted.")
+        return TERMINATED if terminated else INTERRUPTED
+    except Exception as error:
+        _log.error("%s", _explain(error))
+        _log.debug("The error came from:", exc_info=error)
+        return FAILED
+    return OK
+
+
+def _flush_output() -> None:
+    """Help may go to a pipe that nobody reads; Python would complain about it at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, AmctError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "There is not enough memory: use smaller batches, or a machine with more."
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, OSError | ImportError):
+        return f"{text or kind}. The system or the installation refuses what is needed here."
+    return f"Unexpected {kind}: {text}. Please report it with the lines that AMCT_LOG_LEVEL=DEBUG adds."
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _tidy_termination() -> Iterator[None]:
+    """Within the block SIGTERM unwinds the stack, so that temporary files are removed."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,196 @@
+"""The options of `amct_onnx calibration` and `amct_onnx convert` (spec section 8), and what a wrong one is told.
+
+Only what is light is imported here: `--help` must not wait for numpy or ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import amct_onnx
+from amct_onnx.errors import AmctError
+from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_list
+
+_EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
+_DATA_OPTIONS = ("input_shape", "data_dir", "data_types")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOption:
+    """One input of the three data options."""
+
+    name: str
+    shape: tuple[int, ...]
+    folder: str
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """`batch_num` is None if it was not given; either `inputs` or `evaluator` says where batches come from."""
+
+    model: str
+    save_path: str
+    calibration_config: str | None
+    batch_num: int | None
+    inputs: tuple[InputOption, ...]
+    evaluator: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    model: str
+    save_path: str
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose `error` says how to get help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help explains the options\n")
+
+
+def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions:
+    """The options of a command line. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
+    parser, commands = _parsers()
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        _check_command(parser, commands, words[0])
+        _check_names(commands[words[0]], words[1:])
+    namespace = parser.parse_args(words)
+    if namespace.command == "convert":
+        return ConvertOptions(model=namespace.model, save_path=namespace.save_path)
+    return CalibrationOptions(
+        model=namespace.model,
+        save_path=namespace.save_path,
+        calibration_config=namespace.calibration_config,
+        batch_num=namespace.batch_num,
+        inputs=_read_inputs(namespace, commands["calibration"]),
+        evaluator=namespace.evaluator,
+    )
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(prog="amct_onnx", description="amct_onnx command line tools.", epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"amct_onnx {amct_onnx.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    calibration = commands.add_parser(
+        "calibration",
+        help="quantize a float model with calibration data",
+        description="Quantize a float model with calibration data.",
+        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
+    )
+    convert = commands.add_parser(
+        "convert",
+        help="convert a model with QuantizeLinear and DequantizeLinear nodes",
+        description="Convert a model of quantization-aware training, with QuantizeLinear and DequantizeLinear nodes.",
+        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
+    )
+    for command, kind in ((calibration, "float"), (convert, "QAT")):
+        command.add_argument("--model", required=True, metavar="FILE", help=f"the {kind} model, an .onnx file")
+        command.add_argument(
+            "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
+        )
+    _add_calibration_options(calibration)
+    return parser, {"calibration": calibration, "convert": convert}
+
+
+def _add_calibration_options(command: argparse.ArgumentParser) -> None:
+    data = command.add_argument_group("data", "either --input_shape, --data_dir and --data_types, or --evaluator")
+    data.add_argument(
+        "--input_shape",
+        metavar="SHAPES",
+        help='name and shape of each input: "name1:n1,c1,h1,w1;name2:..."; -1 is what the size of a file decides',
+    )
+    data.add_argument(
+        "--data_dir",
+        metavar="DIRS",
+        help='a folder for each input, in the same order: "dir1/;dir2/"; each file is one batch, taken by name',
+    )
+    data.add_argument(
+        "--data_types", metavar="TYPES", help='the type of each input, in the same order: "float32;int64"'
+    )
+    data.add_argument(
+        "--evaluator", metavar="FILE", help="a Python script whose evaluator runs the batches in calibration()"
+    )
+    command.add_argument("--calibration_config", metavar="FILE", help="simplified configuration, a .cfg file")
+    command.add_argument(
+        "--batch_num",
+        type=_positive,
+        metavar="N",
+        help="number of calibration batches, 1 if not given; batch_num of the --calibration_config wins",
+    )
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number greater than 0")
+    return number
+
+
+def _check_command(parser: _Parser, commands: dict[str, _Parser], word: str) -> None:
+    if word not in commands:
+        close = difflib.get_close_matches(word, commands, n=1)
+        hint = f", did you mean {close[0]}?" if close else f", use {' or '.join(commands)}"
+        parser.error(f"unknown command {word!r}{hint}")
+
+
+def _check_names(command: _Parser, words: Sequence[str]) -> None:
+    """Refuse an unknown option before argparse misses another one because of it."""
+    known = [name for action in command._actions for name in action.option_strings]
+    for word in words:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if not name.startswith("-") or name == "-" or " " in word or not name.lstrip("-")[:1].isalpha():
+            continue
+        if name == "-h" or (name.startswith("--") and any(option.startswith(name) for option in known)):
+            continue
+        close = difflib.get_close_matches(f"--{name.lstrip('-').replace('-', '_')}", known, n=1, cutoff=0.5)
+        command.error(f"unknown option {name}" + (f", did you mean {close[0]}?" if close else ""))
+
+
+def _read_inputs(namespace: argparse.Namespace, command: _Parser) -> tuple[InputOption, ...]:
+    given = [name for name in _DATA_OPTIONS if getattr(namespace, name) is not None]
+    if namespace.evaluator is not None:
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            command.error(f"--evaluator runs batches of its own and cannot be combined with {names}, delete one side")
+        return ()
+    if len(given) < len(_DATA_OPTIONS):
+        missing = ", ".join(f"--{name}" for name in _DATA_OPTIONS if name not in given)
+        command.error(
+            f"{missing} missing: calibration needs --input_shape, --data_dir and --data_types, or --evaluator"
+        )
+    try:
+        shapes = parse_shapes(namespace.input_shape)
+    except AmctError as reason:
+        command.error(f"--input_shape: {reason}")
+    folders, dtypes = split_list(namespace.data_dir), [t.strip() for t in split_list(namespace.data_types)]
+    for name, values in (("data_dir", folders), ("data_types", dtypes)):
+        if len(values) != len(shapes):
+            inputs = f"{len(shapes)} input{'s' if len(shapes) > 1 else ''} ({', '.join(shapes)})"
+            command.error(
+                f'--{name} has {len(values)} parts for {inputs} of --input_shape: give one for each, as in "a;b"'
+            )
+        if not all(value.strip() for value in values):
+            command.error(f"--{name}: a part is empty")
+    try:
+        for dtype in dtypes:
+            check_data_type(dtype)
+    except AmctError as reason:
+        command.error(f"--data_types: {reason}")
+    return tuple(
+        InputOption(name=name, shape=tuple(shape), folder=folder.strip(), dtype=dtype)
+        for (name, shape), folder, dtype in zip(shapes.items(), folders, dtypes, strict=True)
+    )

@@ -1,0 +1,64 @@
+"""The texts that name calibration data on a command line: shapes, folders and types of inputs (spec sections 1.11, 8).
+
+Nothing heavy is imported here, so that a wrong command line is refused at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from amct_onnx.errors import ArgumentError, ArgumentTypeError
+
+# numpy's names of the types that a data file may hold
+DATA_TYPES = (
+    *("float64", "float32", "float16"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"),
+)
+_EXAMPLE = "E.g.: input_name1:n1,c1,h1,w1;input_name2:n2,c2"
+
+
+def parse_shapes(text: str) -> dict[str, list[int]]:
+    """The dimensions of each input of `"name1:1,3,224,224;name2:0:8,16"`, in order; -1 is what the data decide.
+
+    A name may hold colons: the dimensions stand behind the last one. Raises ArgumentError.
+    """
+    shapes: dict[str, list[int]] = {}
+    for part in split_list(text):
+        name, colon, dims = part.rpartition(":")
+        if not colon or not name.strip() or not dims.strip():
+            what = "input name and shape of each input should be split by ':'"
+            raise ArgumentError(f"Invalid input_shape. In {part!r} the {what}. {_EXAMPLE}")
+        name = name.strip()
+        if name in shapes:
+            raise ArgumentError(f"Invalid input_shape. The input {name!r} is given twice. {_EXAMPLE}")
+        shapes[name] = [_dimension(dim, part) for dim in dims.split(",")]
+        if shapes[name].count(-1) > 1:
+            raise ArgumentError(f"Invalid input_shape. In {part!r} only one dimension can be -1.")
+    return shapes
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a list with semicolons; one at its end, as in "dir1/;dir2/;", begins no further part."""
+    parts = text.split(";")
+    return parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts
+
+
+def check_data_type(name: str) -> None:
+    """Raise ArgumentTypeError unless `name` is one of DATA_TYPES."""
+    if name in DATA_TYPES:
+        return
+    close = difflib.get_close_matches(name, DATA_TYPES, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ArgumentTypeError(f"Unsupported data type[{name}]! Use one of {', '.join(DATA_TYPES)}.{hint}")
+
+
+def _dimension(text: str, part: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1 and value != -1:
+        raise ArgumentError(
+            f"Invalid input_shape. In {part!r} the dimension {text!r} must be a positive integer or -1."
+        )
+    return value

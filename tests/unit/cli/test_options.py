@@ -1,0 +1,149 @@
+"""The command line as text: what is understood, and what a wrong one is told (exit code 2)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import amct_onnx
+from amct_onnx.cli.options import CalibrationOptions, ConvertOptions, InputOption, parse
+
+BASE = ["calibration", "--model", "m.onnx", "--save_path", "out/m"]
+DATA = ["--input_shape", "x:1,3", "--data_dir", "d/", "--data_types", "float32"]
+
+
+def calibration(*words: str) -> CalibrationOptions:
+    options = parse([*BASE, *words])
+    assert isinstance(options, CalibrationOptions)
+    return options
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The last line on stderr; the lines before it are the usage."""
+    with pytest.raises(SystemExit) as caught:
+        parse(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: amct_onnx")
+    return err.splitlines()[-1]
+
+
+def test_data_options_become_inputs_in_order() -> None:
+    options = calibration(
+        *("--input_shape", "image:0:-1,3,8,8;mask:4", "--data_dir", "a/; b/", "--data_types", "float16;int32")
+    )
+    assert options == CalibrationOptions(
+        model="m.onnx",
+        save_path="out/m",
+        calibration_config=None,
+        batch_num=None,
+        inputs=(
+            InputOption(name="image:0", shape=(-1, 3, 8, 8), folder="a/", dtype="float16"),
+            InputOption(name="mask", shape=(4,), folder="b/", dtype="int32"),
+        ),
+        evaluator=None,
+    )
+
+
+def test_name_and_value_may_be_one_word_and_names_may_be_short() -> None:
+    short = parse(
+        ["calibration", "--m=m.onnx", "--s=out/m", "--i=x:1,3", "--data_d=d/", "--data_type=float32", "--b=3", "--c=q"]
+    )
+    assert short == calibration(*DATA, "--batch_num", "3", "--calibration_config", "q")
+
+
+def test_semicolons_at_the_end_begin_no_further_part() -> None:
+    assert calibration("--input_shape=x:1,3;", "--data_dir=d/;", "--data_types=float32;") == calibration(*DATA)
+
+
+def test_an_evaluator_needs_no_data() -> None:
+    options = calibration("--evaluator", "e.py", "--batch_num=2")
+    assert (options.evaluator, options.inputs, options.batch_num) == ("e.py", (), 2)
+
+
+def test_convert() -> None:
+    expected = ConvertOptions(model="q.onnx", save_path="out/")
+    assert parse(["convert", "--model", "q.onnx", "--save_path=out/"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["required: command"]),
+        (["calibrate"], ["unknown command 'calibrate', did you mean calibration?"]),
+        (["frobnicate"], ["use calibration or convert"]),
+        (["calibration"], ["required: --model, --save_path"]),
+        (["convert", "--model", "m"], ["required: --save_path"]),
+        (["convert", "--model", "m", "--save_path", "p", "--batch_num", "1"], ["unknown option --batch_num"]),
+        ([*BASE, "--modle", "x"], ["unknown option --modle, did you mean --model?"]),
+        ([*BASE, "--save-path=x"], ["unknown option --save-path, did you mean --save_path?"]),
+        ([*BASE, "-model", "x"], ["unknown option -model, did you mean --model?"]),
+        ([*BASE, "--data", "d"], ["ambiguous option: --data could match --data_dir, --data_types"]),
+        ([*BASE, *DATA, "spare"], ["spare"]),
+        ([*BASE, *DATA, "--batch_num", "0"], ["--batch_num", "'0' is not a whole number greater than 0"]),
+        ([*BASE, *DATA, "--batch_num", "-2"], ["--batch_num", "'-2'"]),
+        ([*BASE, *DATA, "--batch_num", "many"], ["--batch_num", "'many'"]),
+        (BASE, ["--input_shape, --data_dir, --data_types missing", "or --evaluator"]),
+        ([*BASE, *DATA[:4]], ["--data_types missing"]),
+        ([*BASE, *DATA[2:]], ["--input_shape missing"]),
+        ([*BASE, *DATA[:2], *DATA[4:]], ["--data_dir missing"]),
+        (
+            [*BASE, *DATA, "--evaluator", "e.py"],
+            ["--evaluator", "combined with --input_shape, --data_dir, --data_types"],
+        ),
+        ([*BASE, "--evaluator", "e.py", *DATA[:2]], ["cannot be combined with --input_shape"]),
+        ([*BASE, "--evaluator", "e.py", *DATA[2:4]], ["cannot be combined with --data_dir"]),
+        ([*BASE, "--evaluator", "e.py", *DATA[4:]], ["cannot be combined with --data_types"]),
+        ([*BASE, *DATA, "--input_shape", "1,3"], ["--input_shape: Invalid input_shape. In '1,3' the input name"]),
+        ([*BASE, *DATA, "--input_shape", "x:1,,3"], ["the dimension '' must be a positive integer or -1"]),
+        ([*BASE, *DATA, "--input_shape", "x:1,a"], ["the dimension 'a'"]),
+        ([*BASE, *DATA, "--input_shape", "x:0"], ["the dimension '0'"]),
+        ([*BASE, *DATA, "--input_shape", "x:-1,-1"], ["only one dimension can be -1"]),
+        ([*BASE, *DATA, "--input_shape", "x:1;x:2"], ["The input 'x' is given twice"]),
+        ([*BASE, *DATA, "--input_shape", "x:1;y:2"], ["--data_dir has 1 parts for 2 inputs (x, y)"]),
+        ([*BASE, *DATA, "--data_types", "float32;int8"], ["--data_types has 2 parts for 1 input (x)"]),
+        ([*BASE, *DATA, "--data_dir", ""], ["--data_dir: a part is empty"]),
+        ([*BASE, *DATA, "--data_types", "flot32"], ["Unsupported data type[flot32]!", "Did you mean float32?"]),
+    ],
+)
+def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
+    line = refused(capsys, *words)
+    assert all(part in line for part in parts), line
+    assert "--help explains the options" in line
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["calibration", "-h"], ["convert", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    script = f"""
+import sys
+from amct_onnx.cli.main import main
+try:
+    main({words!r})
+except SystemExit as end:
+    assert end.code == 0, end.code
+heavy = {{"numpy", "onnx", "onnx_ir", "onnxruntime", "google.protobuf", "rich", "sympy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert ("amct_onnx command line tools." in result.stdout) == (words in (["-h"], ["--help"]))
+    assert (amct_onnx.__version__ in result.stdout) == (words == ["--version"])
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("calibration", "model save_path input_shape data_dir data_types evaluator calibration_config batch_num"),
+        ("convert", "model save_path"),
+    ],
+)
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str], command: str, names: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  --{name} " in text for name in names.split())
+    assert "exit code: 0" in text
