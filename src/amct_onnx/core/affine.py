@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,12 +21,15 @@ def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> 
     return values.reshape(())
 
 
-def quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.int32]:
-    """Integers of `x`, same shape, int32 within [qmin, qmax]. Raises ValueError for NaN, which has no integer."""
+def quantize(x: npt.ArrayLike, params: QParams, dtype: npt.DTypeLike = np.int32) -> npt.NDArray[Any]:
+    """Integers of `x`, same shape, within [qmin, qmax], which `dtype` must hold.
+
+    Raises ValueError for NaN, which has no integer.
+    """
     array = np.asarray(x)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim)
     zero_point = _along_axis(params.zero_point.astype(np.float64), params, array.ndim)
-    integers = np.empty(array.shape, np.int32)
+    integers = np.empty(array.shape, dtype)
     for block in blocks(array.shape):
         q = np.asarray(array[block].astype(np.float64) / _part(scale, block))
         np.rint(q, out=q)
@@ -53,4 +58,5 @@ def _part(values: npt.NDArray[np.float64], block: tuple[slice, ...]) -> npt.NDAr
 
 def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
     """`x` rounded to its quantization grid, float32, same shape."""
-    return dequantize(quantize(x, params), params)
+    narrow = params.spec.bits <= 8
+    return dequantize(quantize(x, params, np.int8 if narrow else np.int16), params)

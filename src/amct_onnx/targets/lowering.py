@@ -29,7 +29,7 @@ from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
 from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
-from amct_onnx.graph.weights import rows_to_weight, weight_rows
+from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
 
 _INT32 = np.iinfo(np.int32)
 
@@ -153,7 +153,6 @@ def _lower_constants(
     weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
-    sums = _magnitude_sums(integer_weight(array_of(weight), node, layer.weight), node)
     _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
     quotient = None
@@ -166,7 +165,7 @@ def _lower_constants(
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
         _store(node, 2, ir.tensor(dialect.integers(quotient.astype(np.int32), bias=True)))
-    _refuse_overflow(node, sums, np.zeros(1) if quotient is None else quotient, layer.activation)
+    _refuse_overflow(node, weight, np.zeros(1) if quotient is None else quotient, layer)
     shape = shape_of(weight)
     columns = shape[-1] if node.op_type == "MatMul" else None
     return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns), quotient
@@ -180,15 +179,6 @@ def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, 
     return deferred(compute, dtype, shape_of(weight))
 
 
-def _magnitude_sums(weight: npt.NDArray[np.int32], node: ir.Node) -> npt.NDArray[np.float64]:
-    """The sum of the magnitudes that each output channel adds up."""
-    matrix, axis = (weight_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
-    sums = np.zeros(matrix.shape[:axis] + matrix.shape[axis + 1 :])
-    for block in blocks(matrix.shape):
-        sums[block[:axis] + block[axis + 1 :]] += np.abs(matrix[block]).sum(axis=axis, dtype=np.float64)
-    return sums
-
-
 def _product_rank(node: ir.Node) -> int | None:
     """Rank of a MatMul of two activations, None where the file does not tell."""
     ranks = [len(value.shape) for value in node.inputs if value is not None and value.shape is not None]
@@ -196,11 +186,17 @@ def _product_rank(node: ir.Node) -> int | None:
 
 
 def _refuse_overflow(
-    node: ir.Node, sums: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], activation: QParams
+    node: ir.Node, weight: ir.TensorProtocol, bias: npt.NDArray[np.float64], layer: QuantizedLayer
 ) -> None:
     """The int32 sums of a layer would wrap around in silence: refuse a layer in which some input reaches that far."""
-    zero_point, spec = int(activation.zero_point[0]), activation.spec
+    assert layer.weight is not None  # the caller has looked
+    zero_point, spec = int(layer.activation.zero_point[0]), layer.activation.spec
     reach = max(spec.qmax - zero_point, zero_point - spec.qmin)
+    shape = shape_of(weight)
+    products = weight.size // channel_count(shape, node) if "Conv" in node.op_type else shape[-2]
+    if np.abs(bias).max() - reach * products * layer.weight.spec.qmin <= _INT32.max:
+        return  # whatever the weights are
+    sums = _magnitude_sums(integer_weight(array_of(weight), node, layer.weight), node)
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
         raise ModelError(
@@ -208,9 +204,20 @@ def _refuse_overflow(
         )
 
 
-def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[np.int32]:
-    """The integers of `weight`, in its own layout."""
-    return rows_to_weight(quantize(weight_rows(weight, node), params), weight.shape, node)
+def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.float64]:
+    """The sum of the magnitudes that each output channel adds up."""
+    matrix, axis = (weight_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
+    sums = np.zeros(matrix.shape[:axis] + matrix.shape[axis + 1 :])
+    for block in blocks(matrix.shape):
+        magnitudes = np.abs(matrix[block].astype(np.float64))
+        sums[block[:axis] + block[axis + 1 :]] += magnitudes.sum(axis=axis)
+    return sums
+
+
+def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[Any]:
+    """The integers of `weight`, in its own layout, int8 or int16."""
+    dtype = np.int8 if params.spec.bits <= 8 else np.int16
+    return rows_to_weight(quantize(weight_rows(weight, node), params, dtype), weight.shape, node)
 
 
 def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:
