@@ -79,13 +79,15 @@ def with_external_data(flow: Flow) -> tuple[Path, Path]:
 def test_external_data_that_is_missing(flow: Flow) -> None:
     model, data = with_external_data(flow)
     data.unlink()
-    check_model(flow, model, FileMissingError, r"external\.onnx", r"weights\.bin", "copy it there")
+    check_model(flow, model, FileMissingError, "Tensor w1", r"external\.onnx", r"weights\.bin", "copy it there")
 
 
 def test_external_data_that_is_truncated(flow: Flow) -> None:
     model, data = with_external_data(flow)
     data.write_bytes(data.read_bytes()[:-8])
-    check_model(flow, model, ModelFileError, r"weights\.bin", r"external\.onnx", "truncated", "copy it again")
+    check_model(
+        flow, model, ModelFileError, r"weights\.bin", r"external\.onnx", "truncated: tensor b2", "Copy it again"
+    )
 
 
 @pytest.mark.parametrize("opset", [1, 9, 10])

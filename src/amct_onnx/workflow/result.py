@@ -20,7 +20,7 @@ from amct_onnx.core.spec import QSpec
 from amct_onnx.core.tasks import Balance
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.formats.fusion_json import FusionOp, write_fusion
-from amct_onnx.formats.onnx_file import load_model, save_model_file
+from amct_onnx.formats.onnx_file import is_source, load_model, save_model_file
 from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.balance import constant_first
@@ -85,8 +85,10 @@ def write_quantized(quantized: QuantizedModel, save_path: str) -> None:
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
     deploy = quantized.deploy()
-    _save(deploy, f"{stem}deploy_model.onnx")
-    _save(quantized.simulation(), f"{stem}fake_quant_model.onnx")
+    files = {f"{stem}deploy_model.onnx": deploy, f"{stem}fake_quant_model.onnx": quantized.simulation()}
+    # Weights of both may still be in the files of the calibrated model: one that takes its place is written last.
+    for file in sorted(files, key=lambda file: is_source(quantized.model, file)):
+        _save(files[file], file)
     name = prefix or deploy.graph.name or "default"
     write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
 
