@@ -691,3 +691,26 @@ amct.accuracy_based_auto_calibration(
     lines = result.stderr.splitlines()
     assert all(line.startswith("INFO - [AMCT]:[") for line in lines), lines
     assert len(lines) == 15
+
+
+def test_a_model_with_external_data(tmp_path: Path) -> None:
+    """Its weights are read from disk in each trial, and the results are the same but for where the weights are."""
+    model = build(
+        "g (float[N,512] x) => (float[N,8] y) { [m1] a = MatMul (x,w1) [m2] b = MatMul (a,w2) [m3] y = MatMul (b,w3) }",
+        w1=normal(1, 512, 600),
+        w2=normal(2, 600, 600),
+        w3=normal(3, 600, 8),
+    )
+    batch = normal(0, 4, 512)
+    plain = Search(tmp_path / "plain", model).run(ErrorEvaluator([batch], NEVER), strategy=Fixed("m1"))
+    search = Search(tmp_path / "external", model)
+    onnx.save(model, search.flow.model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    search.run(ErrorEvaluator([batch], NEVER), strategy=Fixed("m1"))
+    assert search.quantized == plain.quantized == ["m2", "m3"]
+    for path, same in ((search.deploy, plain.deploy), (search.fake_quant, plain.fake_quant)):
+        assert Path(f"{path}.data").exists()
+        assert arrays(path) == arrays(same)
+
+
+def arrays(path: str) -> dict[str, list[Any]]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in onnx.load(path).graph.initializer}

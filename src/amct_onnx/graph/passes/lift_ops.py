@@ -8,7 +8,7 @@ there; those for uint8 times uint8 do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value
+from amct_onnx.graph.tensors import Array, array_of, deferred
 
 _INT8_TO_UINT8 = np.uint8(0x80)
 WEIGHT_ZERO_POINT = 128
@@ -100,11 +101,23 @@ class Emitter:
     def zero_point(self, zero_point: int) -> ir.Value:
         return self.constant(np.uint8(zero_point), "zero_point")
 
-    def weight(self, source: ir.Value, layout: str, array: npt.NDArray[np.int8]) -> ir.Value:
-        """An int8 weight as uint8, made once for all layers that read `source` in the same layout."""
+    def weight(self, source: ir.Value, layout: str, arrange: Callable[[Array], Array] = np.asarray) -> ir.Value:
+        """An int8 weight as uint8, made once for all layers that read `source` in the same layout.
+
+        `arrange` gives the array of that layout.
+        """
         if (source, layout) not in self._weights:
-            shifted = np.ascontiguousarray(array).view(np.uint8) ^ _INT8_TO_UINT8
-            self._weights[source, layout] = self.constant(shifted, "weight")
+            assert self._anchor is not None
+            tensor = constant_tensor(source)
+            assert tensor is not None  # `_int8_weight` has looked
+
+            def compute() -> Array:
+                unsigned: Array = np.ascontiguousarray(arrange(array_of(tensor))).view(np.uint8) ^ _INT8_TO_UINT8
+                return unsigned
+
+            shifted = deferred(compute, np.uint8, arrange(array_of(tensor)).shape)
+            name = f"{self._anchor.name or self._anchor.op_type}.weight"
+            self._weights[source, layout] = add_initializer(self._graph, name, shifted, names=self._names)
         return self._weights[source, layout]
 
     def as_float(self, x: Quantized) -> ir.Value:
@@ -128,7 +141,7 @@ def conv(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = True) -> ir
         "ConvInteger",
         [
             x.value,
-            emit.weight(_input(node, 1), "plain", weight),
+            emit.weight(_input(node, 1), "plain"),
             emit.zero_point(x.zero_point),
             emit.zero_point(WEIGHT_ZERO_POINT),
         ],
@@ -171,7 +184,7 @@ def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = T
         "ConvInteger",
         [
             value,
-            emit.weight(_input(node, 1), f"transposed in {group} groups", _turned(weight, group)),
+            emit.weight(_input(node, 1), f"transposed in {group} groups", lambda w: _turned(w, group)),
             emit.zero_point(x.zero_point),
             emit.zero_point(WEIGHT_ZERO_POINT),
         ],
@@ -192,8 +205,9 @@ def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None = None,
         raise unsupported(node, "transA is set")
     turn = bool(node.attributes.get_int("transB", 0))
     if b is None:
-        weight = _int8_weight(node)
-        right = emit.weight(_input(node, 1), "turned" if turn else "plain", weight.T if turn else weight)
+        _int8_weight(node)
+        source = _input(node, 1)
+        right = emit.weight(source, "turned", np.transpose) if turn else emit.weight(source, "plain")
         zero_point = WEIGHT_ZERO_POINT
     else:
         right = emit.op("Transpose", [b.value], {"perm": [1, 0]}) if turn else b.value
@@ -210,7 +224,8 @@ def matmul(emit: Emitter, node: ir.Node, a: Quantized | None, b: Quantized | Non
     sides = []
     for index, side in enumerate((a, b)):
         if side is None:
-            value = emit.weight(_input(node, index), "plain", _int8_weight(node, index))
+            _int8_weight(node, index)
+            value = emit.weight(_input(node, index), "plain")
             sides.append((value, WEIGHT_ZERO_POINT))
         else:
             sides.append((side.value, side.zero_point))
