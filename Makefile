@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench accuracy auto clean
+.PHONY: demo test lint bench accuracy auto large clean
 
 $(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ accuracy: $(STAMP)
 
 auto: $(STAMP)
 	$(BIN)/python benchmarks/auto_calibration.py
+
+large: $(STAMP)
+	$(BIN)/python benchmarks/large.py
 
 clean:
 	rm -rf $(VENV) build dist
