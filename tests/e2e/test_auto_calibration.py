@@ -714,3 +714,34 @@ def test_a_model_with_external_data(tmp_path: Path) -> None:
 
 def arrays(path: str) -> dict[str, list[Any]]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in onnx.load(path).graph.initializer}
+
+
+def test_options_that_are_not_of_single_layers_hold_in_every_trial(tmp_path: Path) -> None:
+    """int16, a quantized tensor, joint factors, float16 and a MatMul of two activations, one layer rolled back."""
+    model = build(
+        """g (float[N,3,H,W] x) => (float y) {
+            [conv1] a = Conv (x, w1) [conv2] b = Conv (x, w2) [sum] s = Add (a, b)
+            [conv3] c = Conv (a, w1) [conv4] d = Conv (b, w2) [mul] m = MatMul (c, d) [last] y = Add (m, s)
+        }""",
+        w1=normal(1, 3, 3, 1, 1),
+        w2=normal(2, 3, 3, 1, 1, scale=0.2),
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    search = Search(tmp_path, model)
+    config = Path(search.flow.config)
+    document = json.loads(config.read_text())
+    document |= {"joint_quant": True, "fakequant_precision_mode": "FORCE_FP16_QUANT"}
+    document["tensor_quantize"] = [{"layer_name": "last", "input_index": 1}]
+    document["mul"]["quant_enable"] = True
+    document["conv1"]["activation_quant_params"]["num_bits"] = 16
+    config.write_text(json.dumps(document))
+    search.run(evaluator(NEVER, batches=1), strategy=Fixed("conv2"))
+    records = read_record(search.flow.record)
+    assert sorted(records) == ["conv1", "conv3", "conv4", "last:1", "mul"]
+    assert {name for name, _ in search.ranking} == {"conv1", "conv2", "conv3", "conv4", "mul"}
+    assert records["conv3"].scale_d == records["conv4"].scale_d
+    assert node_named(search.deploy, "conv1.quant").attribute[2].s == b"INT16"
+    assert operators(search.deploy).count("AscendAntiQuant") == 1
+    feeds = {"x": pictures(7)}
+    want = ort.InferenceSession(search.fake_quant, providers=CPU).run(None, feeds)[0]
+    np.testing.assert_array_equal(amct.deployed_session(search.deploy).run(None, feeds)[0], want)
