@@ -17,7 +17,7 @@ class LayerTraits:
     `reason` is None for a layer that can be quantized, otherwise why not. `channels` is the number of output channels
     of the weight (1 for a layer without a weight), `input_channels` the length of balance factors, `weight_rank` the
     rank of the weight (0 without). `channel_wise`: per-channel weight scales are allowed. `dilated`: a convolution with
-    a dilation other than 1. `two_operands`: a MatMul of two activations.
+    a dilation other than 1. `two_operands`: a MatMul of two activations. `half`: a layer of float16.
     """
 
     name: str
@@ -30,6 +30,7 @@ class LayerTraits:
     symmetric_only: bool = False
     dilated: bool = False
     two_operands: bool = False
+    half: bool = False
 
     @property
     def has_weight(self) -> bool:
@@ -126,14 +127,15 @@ class ObservedTensor:
 
     `keys` are the records that get its factors: layers and `tensor_quantize` entries that read it with the same
     settings. `stamp` is "weight" for the second operand of a MatMul of two activations, whose factors stand where those
-    of a weight do. Tensors of one `joint` group ("" for none) are solved together and get the same factors.
+    of a weight do, and "initial_h" for all states h of a recurrent layer. Tensors of one `joint` group ("" for none)
+    are solved together and get the same factors.
     """
 
     keys: tuple[str, ...]
     node: str
     input_index: int
     activation: ActivationSettings
-    stamp: Literal["data", "weight"] = "data"
+    stamp: Literal["data", "weight", "initial_h"] = "data"
     joint: str = ""
 
 
@@ -166,6 +168,7 @@ class QuantPlan:
 class QuantizedLayer:
     """All factors of one quantized layer: of its activation (per tensor) and of its weight (None without one).
 
+    `part_of` is the user's layer when this one is a part of it, as the products of an LSTM are; "" otherwise.
     `second` has the factors of input 1 where that is an activation too: a MatMul of two variables, without a weight.
     """
 
@@ -173,6 +176,12 @@ class QuantizedLayer:
     activation: QParams
     weight: QParams | None
     second: QParams | None = None
+    part_of: str = ""
+
+    @property
+    def layer(self) -> str:
+        """The name under which the user knows the layer."""
+        return self.part_of or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

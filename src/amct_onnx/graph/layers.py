@@ -9,12 +9,13 @@ import onnx_ir as ir
 
 from amct_onnx.core.plan import LayerTraits
 from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.recurrent import RECURRENT_OPS, recurrent_reason, recurrent_shape
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import channel_count, group_of
 
 OBSERVER_DOMAIN = "amct.customop"
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-LAYER_OPS = (*WEIGHT_OPS, "AveragePool")
+LAYER_OPS = (*WEIGHT_OPS, "AveragePool", *RECURRENT_OPS)
 _QUANTIZED_OPS = frozenset(
     {
         *("AscendQuant", "AscendDequant", "AscendAntiQuant", "ConvInteger", "MatMulInteger", "QLinearConv"),
@@ -52,6 +53,8 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
         return LayerTraits(name=name, op_type=op_type, reason=reason or _pool_reason(node))
     if is_product(node):
         return LayerTraits(name=name, op_type=op_type, reason=reason or _product_reason(node), two_operands=True)
+    if op_type in RECURRENT_OPS:
+        return _recurrent_traits(node, reason)
     shape, weight_reason = _weight_shape(node)
     reason = reason or weight_reason or _bias_reason(node)
     if op_type == "Gemm":
@@ -64,6 +67,26 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
         input_channels=_input_channels(shape, node),
         weight_rank=len(shape),
         dilated=any(size != 1 for size in node.attributes.get_ints("dilations", ())),
+        half=is_half(node),
+    )
+
+
+def is_half(node: ir.Node) -> bool:
+    """Whether a node with a constant weight computes in float16: its input, weight and output have one type."""
+    weight = constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+    return weight is not None and weight.dtype == ir.DataType.FLOAT16
+
+
+def _recurrent_traits(node: ir.Node, reason: str | None) -> LayerTraits:
+    shape = recurrent_shape(node)
+    return LayerTraits(
+        name=node.name or "",
+        op_type=node.op_type,
+        reason=reason or recurrent_reason(node),
+        channels=shape[1] if len(shape) == 3 else 1,
+        input_channels=shape[-1] if shape else 1,
+        weight_rank=len(shape),
+        half=is_half(node),
     )
 
 
@@ -86,8 +109,8 @@ def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
             return (), "its constant operand is the first one, and a weight must be the second"
         return (), "its weight is computed at run time"
     shape, dtype = shape_of(weight), weight.dtype.numpy()
-    if dtype != np.float32:
-        return shape, f"its weight is {dtype}, and only float32 is supported"
+    if dtype not in (np.float32, np.float16):
+        return shape, f"its weight is {dtype}, and only float32 and float16 are supported"
     return shape, None if weight.size else "its weight is empty"
 
 

@@ -133,8 +133,8 @@ def test_the_default_domain_has_two_names() -> None:
         ("w = Cast <to=11> (x) [l] y = MatMul (w, w)", {}, "its input is DOUBLE, and only float32 is supported"),
         (
             "[l] y = Conv (x, w)",
-            {"w": _weight(6, 4, 3, 3, dtype=np.float16)},
-            "its weight is float16, and only float32",
+            {"w": _weight(6, 4, 3, 3, dtype=np.float64)},
+            "its weight is float64, and only float32 and float16",
         ),
         ("[l] y = Gemm (x, w)", {"w": _weight(4, 6, dtype=np.float64)}, "its weight is float64, and only float32"),
         ("[l] y = MatMul (x, w)", {"w": _weight(4, 6, dtype=np.int32)}, "its weight is int32, and only float32"),

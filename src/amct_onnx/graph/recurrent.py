@@ -1,0 +1,76 @@
+"""LSTM and GRU as layers: which of them can be quantized, and their weights as rows (spec sections 4.4 and 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.tensors import Array, shape_of
+
+# Gates of an operator: blocks of `hidden` rows in W and R. LSTM: i, o, f, c. GRU: z, r, h.
+GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3}
+RECURRENT_OPS = tuple(GATES)
+_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}
+_DIRECTIONS = ("forward", "reverse")
+# Positions of the inputs.
+WEIGHT, RECURRENCE, BIAS, LENGTHS, HIDDEN, CELL, PEEPHOLE = range(1, 8)
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index`, None when it is missing or empty."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def recurrent_shape(node: ir.Node) -> tuple[int, ...]:
+    """Shape of the constant W, [1, gates * hidden, input]; () when W is not constant."""
+    weight = constant_tensor(input_at(node, WEIGHT))
+    return () if weight is None else shape_of(weight)
+
+
+def recurrent_reason(node: ir.Node) -> str | None:
+    """Why an LSTM or GRU stays in float, None when it can be quantized."""
+    return _attribute_reason(node) or _constant_reason(node)
+
+
+def _attribute_reason(node: ir.Node) -> str | None:
+    attributes = node.attributes
+    direction = attributes.get_string("direction", "forward")
+    if direction not in _DIRECTIONS:
+        return f"its direction is {direction}, and only one direction is supported"
+    default = _ACTIVATIONS[node.op_type]
+    if [name.lower() for name in attributes.get_strings("activations", default)] != default:
+        return "its activations are not the default ones"
+    if "clip" in attributes:
+        return "it has the attribute clip"
+    for name, words in (("input_forget", "it couples its input and forget gates"), ("layout", "its layout is not 0")):
+        if attributes.get_int(name, 0):
+            return words
+    if node.op_type == "GRU" and not attributes.get_int("linear_before_reset", 0):
+        return "its linear_before_reset is not 1"
+    if input_at(node, LENGTHS) is not None:
+        return "it has an input sequence_lens"
+    return "it has peepholes" if input_at(node, PEEPHOLE) is not None else None
+
+
+def _constant_reason(node: ir.Node) -> str | None:
+    w, r, bias = (constant_tensor(input_at(node, index)) for index in (WEIGHT, RECURRENCE, BIAS))
+    if w is None or r is None:
+        return "its weight is computed at run time"
+    if w.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):  # R and B have the same type
+        return f"its weight is {w.dtype.numpy()}, and only float32 and float16 are supported"
+    of_w, of_r = shape_of(w), shape_of(r)
+    if w.size == 0 or r.size == 0:
+        return "its weight is empty"
+    rows = GATES[node.op_type] * of_r[-1]
+    if len(of_w) != 3 or len(of_r) != 3 or of_w[:2] != (1, rows) or of_r[:2] != (1, rows):
+        return f"its weights of shape {list(of_w)} and {list(of_r)} do not fit one direction"
+    if bias is None:
+        return None if input_at(node, BIAS) is None else "its bias is computed at run time"
+    return None if shape_of(bias) == (1, 2 * rows) else f"its bias has the shape {list(shape_of(bias))}"
+
+
+def gate_rows(weight: Array, op_type: str, *, channel_wise: bool) -> Array:
+    """W or R, [1, gates * hidden, n], as rows with one scale each: [gates * hidden, n], or [gates, hidden * n]."""
+    return weight[0] if channel_wise else weight.reshape(GATES[op_type], -1)
