@@ -56,6 +56,28 @@ def _part(values: npt.NDArray[np.float64], block: tuple[slice, ...]) -> npt.NDAr
     return values[tuple(s if n > 1 else slice(None) for s, n in zip(block, values.shape, strict=False))]
 
 
+# A float32 weight that was quantized with a scale lies on its grid up to float32 rounding.
+_GRID_TOLERANCE = 1e-3
+
+
+def is_on_grid(rows: npt.NDArray[np.floating], params: QParams) -> bool:
+    """Whether each row of `rows` [C, n] is what `fake_quantize` gave for it, up to the rounding of its dtype."""
+    scale = params.scale.reshape(-1, 1)
+    parts = ((rows[block], scale[block[0]] if scale.size > 1 else scale) for block in blocks(rows.shape))
+    return all(_part_on_grid(part, of_part, params) for part, of_part in parts)
+
+
+def _part_on_grid(part: npt.NDArray[np.floating], scale: npt.NDArray[np.float32], params: QParams) -> bool:
+    ratio = part / scale
+    integers = np.rint(ratio)
+    if part.dtype == np.float16:  # its rounding is coarse beside the tolerance, but rounding again gives the same
+        near = ((integers * scale).astype(np.float16) == part).all()
+    else:
+        ratio -= integers
+        near = max(ratio.max(), -ratio.min()) <= _GRID_TOLERANCE
+    return bool(near and integers.max() <= params.spec.qmax and integers.min() >= params.spec.qmin)
+
+
 def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
     """`x` rounded to its quantization grid, float32, same shape."""
     narrow = params.spec.bits <= 8

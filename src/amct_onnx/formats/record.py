@@ -325,6 +325,11 @@ def _check_present(key: str, record: LayerRecord, traits: LayerTraits, mistakes:
     # The second operand of a MatMul of two variables has its scale where a weight has it.
     if not record.scale_w and (traits.has_weight or traits.op_type == "MatMul"):
         mistakes.add(key, _missing("scale_w", key))
+    if traits.op_type in _GATES:
+        if record.scale_h is None:
+            mistakes.add(key, _missing("scale_h", key))
+        if not record.scale_r:
+            mistakes.add(key, _missing("scale_r", key))
 
 
 def _check_lengths(key: str, record: LayerRecord, traits: LayerTraits, mistakes: Mistakes) -> None:
@@ -337,7 +342,7 @@ def _check_lengths(key: str, record: LayerRecord, traits: LayerTraits, mistakes:
     allowed = {_GATES.get(traits.op_type, 1)}
     if traits.channel_wise:
         allowed.add(traits.channels)
-    for name in ("scale_w", "shift_bit"):
+    for name in ("scale_w", "scale_r", "shift_bit"):
         length = len(getattr(record, name))
         if length and length not in allowed:
             words = " or ".join(map(str, sorted(allowed)))

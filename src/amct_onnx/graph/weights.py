@@ -49,9 +49,10 @@ def channel_count(shape: tuple[int, ...], node: ir.Node) -> int:
 def fake_quantized(
     weight: ir.TensorProtocol, node: ir.Node, params: QParams, *, levels: tuple[int, ...] = ()
 ) -> ir.TensorProtocol:
-    """The weight rounded to its grid, float32, and there to one of `levels` if there are any.
+    """The weight rounded to its grid, in its own dtype, and there to one of `levels` if there are any.
 
-    It is computed when it is asked for if it is large.
+    It is computed when it is asked for if it is large. Rounding to float16 moves a weight by a quarter of a step at
+    most, so that it gives the same integer again.
     """
     shape = shape_of(weight)
 
@@ -60,7 +61,7 @@ def fake_quantized(
         rounded = round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
         return rows_to_weight(rounded, shape, node)
 
-    return deferred(compute, np.float32, shape)
+    return deferred(compute, weight.dtype.numpy(), shape)
 
 
 def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
@@ -83,7 +84,7 @@ def scaled_by_input_channel(weight: ir.TensorProtocol, factors: Array, node: ir.
         scaled: Array = view * factors.reshape([size if axis in axes else 1 for axis, size in enumerate(view.shape)])
         return scaled.reshape(shape)
 
-    return deferred(compute, np.float32, shape)
+    return deferred(compute, weight.dtype.numpy(), shape)
 
 
 def _by_input_channel(weight: Array, node: ir.Node) -> tuple[Array, tuple[int, ...]]:

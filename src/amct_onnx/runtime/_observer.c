@@ -137,7 +137,7 @@ static Handle ORT_CALL create(const Operator *op, const Function *functions, Han
         {"start_ratio", 'f'},  {"end_ratio", 'f'},  {"step", 'f'},           {"max_percentile", 'f'},
         {"min_percentile", 'f'}, {"nbins", 'i'},    {"record_file_path", 's'}, {"object_layers", 's'},
         {"observers", 'i'},    {"input_index", 'i'}, {"calibration", 's'},    {"settings", 's'},
-        {"joint_group", 's'},  {"joint_members", 'i'}, {"fakequant_precision_mode", 's'},
+        {"joint_group", 's'},  {"joint_members", 'i'}, {"fakequant_precision_mode", 's'}, {"op_data_type", 's'},
     };
     const PyGILState_STATE state = PyGILState_Ensure();
     Kernel *kernel = PyMem_Malloc(sizeof(Kernel));

@@ -15,7 +15,7 @@ from amct_onnx.core.settings import ActivationSettings
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.core.tasks import Balance, Comparison
 from amct_onnx.errors import CalibrationError
-from amct_onnx.graph.passes.observers import Observer, Stamp
+from amct_onnx.graph.passes.observers import DataType, Observer, Stamp
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,14 +40,14 @@ def make_collector(observer: Observer) -> Collector:
         return _BalanceCollector(observer.task)
     if isinstance(observer.task, Comparison):
         raise CalibrationError("a comparison fills no record")  # `observe` hands it to runtime.comparison
-    return _ActivationCollector(observer.task, observer.precision_mode)
+    return _ActivationCollector(observer.task, observer)
 
 
 class _ActivationCollector:
     """IFMR and HFMG: a histogram of the tensor, solved into one scale and offset."""
 
-    def __init__(self, settings: ActivationSettings, precision_mode: str) -> None:
-        self._settings, self._precision_mode = settings, precision_mode
+    def __init__(self, settings: ActivationSettings, observer: Observer) -> None:
+        self._settings, self._observer = settings, observer
         self._statistic = DyadicHistogram.empty()
 
     def add(self, x: npt.NDArray[np.float32]) -> None:
@@ -57,11 +57,11 @@ class _ActivationCollector:
         self._statistic = self._statistic.merge(other._statistic)
 
     def solve(self, stamp: Stamp) -> dict[str, Any]:
-        params = solve_activation(self._statistic, self._settings)
-        if self._precision_mode != "FORCE_FP16_QUANT":
-            return activation_factors(params, stamp)
+        params, mode = solve_activation(self._statistic, self._settings), self._observer.precision_mode
+        if mode != "FORCE_FP16_QUANT":
+            return activation_factors(params, stamp, self._observer.op_data_type)
         params = replace(params, scale=half_precision_scale(params.scale))
-        return activation_factors(params, stamp) | {"fakequant_precision_mode": self._precision_mode}
+        return activation_factors(params, stamp, self._observer.op_data_type) | {"fakequant_precision_mode": mode}
 
 
 class _BalanceCollector:
@@ -91,11 +91,11 @@ class _BalanceCollector:
         return {"tensor_balance_factor": tuple(float(f) for f in factors)}
 
 
-def activation_factors(params: QParams, stamp: Stamp) -> dict[str, Any]:
+def activation_factors(params: QParams, stamp: Stamp, op_data_type: DataType) -> dict[str, Any]:
     """The fields of a record that hold the factors of a tensor, by what the tensor is to its layer (spec 4.2)."""
     scale, offset, kind = float(params.scale[0]), int(params.zero_point[0]), f"INT{params.spec.bits}"
     if stamp == "weight":
         return {"scale_w": (scale,), "offset_w": (offset,), "wts_type": kind}
     if stamp == "initial_h":
         return {"scale_h": scale, "offset_h": offset}
-    return {"scale_d": scale, "offset_d": offset, "act_type": kind, "op_data_type": "FLOAT32"}
+    return {"scale_d": scale, "offset_d": offset, "act_type": kind, "op_data_type": op_data_type}

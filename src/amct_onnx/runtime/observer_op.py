@@ -60,7 +60,7 @@ def _python_library() -> str:
     integer, real, text = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
     common = dict.fromkeys(("batch_num", "observers", "input_index", "joint_members"), integer)
     common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers", "calibration"), text)
-    common |= dict.fromkeys(("fakequant_precision_mode", "joint_group"), text)
+    common |= dict.fromkeys(("fakequant_precision_mode", "joint_group", "op_data_type"), text)
     activation = dict.fromkeys(("num_bits", "with_offset"), integer)
     ifmr = dict.fromkeys(("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile"), real)
     nothing = np.zeros(1, np.float32)

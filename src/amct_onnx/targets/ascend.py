@@ -14,7 +14,7 @@ from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.passes.lift_deploy import PRECISION_KEY
 from amct_onnx.targets.lowering import Dequantization
 
-_GE_FLOAT = 0
+_GE_FLOAT, _GE_FLOAT16 = 0, 1  # data types of the graph engine
 
 
 class AscendDialect:
@@ -33,7 +33,8 @@ class AscendDialect:
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         return values if bias else values.astype(np.int8)
 
-    def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+    def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
+        # AscendQuant takes either type.
         dtype = ir.DataType.INT16 if params.spec.bits > 8 else ir.DataType.INT8
         output = ir.val(self._names.new(f"{owner}.quant.output0"), dtype=dtype, shape=x.shape)
         attributes: dict[str, float | str] = {
@@ -55,9 +56,8 @@ class AscendDialect:
         packed = pack_dequant(truncated_scale(spec.scale) if self._half else spec.scale)
         param = add_initializer(self._graph, f"{spec.layer}.dequant.param", packed, names=self._names)
         output = ir.val(self._names.new(f"{spec.layer}.dequant.output0"))
-        node = ir.node(
-            "AscendDequant", [x, param], {"dtype": _GE_FLOAT}, name=f"{spec.layer}.dequant", outputs=[output]
-        )
+        dtype = {"dtype": _GE_FLOAT16 if spec.half else _GE_FLOAT}
+        node = ir.node("AscendDequant", [x, param], dtype, name=f"{spec.layer}.dequant", outputs=[output])
         return [node]
 
 

@@ -12,5 +12,7 @@ ASCEND = Target(
         "Gemm": OpRule(weight_ranks=frozenset((2,))),
         "MatMul": OpRule(weight_ranks=frozenset((2, 3))),
         "AveragePool": OpRule(),
+        "LSTM": OpRule(weight_ranks=frozenset((3,)), channel_wise=True),
+        "GRU": OpRule(weight_ranks=frozenset((3,)), channel_wise=True),
     },
 )

@@ -28,6 +28,7 @@ from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
+from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
 from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
 
@@ -39,7 +40,7 @@ class Dequantization:
     """scale float32[1 or C] along axis 1 of an output of `rank` dimensions (None when unknown).
 
     `columns` is the last dimension of a MatMul by a weight, None for other layers. `product`: a MatMul of two
-    activations. `average`: the layer gives means and no integers.
+    activations. `average`: the layer gives means and no integers. `half`: the result is float16.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class Dequantization:
     columns: int | None = None
     product: bool = False
     average: bool = False
+    half: bool = False
 
 
 class Dialect(Protocol):
@@ -58,8 +60,11 @@ class Dialect(Protocol):
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         """Weights (int8 range) or a bias (int32 range) in the dtype of the file."""
 
-    def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
-        """Nodes from `x` to its integers, named after `owner`; the last one's first output is the result."""
+    def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
+        """Nodes from `x` to its integers, named after `owner`; the last one's first output is the result.
+
+        `half`: x is float16. The arithmetic is that of float32 all the same.
+        """
 
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         """Nodes from what `quantize` gave for these `params` back to float32; the last one's output is the result."""
@@ -71,7 +76,7 @@ class Dialect(Protocol):
         """
 
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:
-        """Nodes from the layer's integers `x` to float32; the last one's first output is the result."""
+        """Nodes from the layer's integers `x` to float32, or float16; the last one's first output is the result."""
 
 
 def lower(
@@ -82,9 +87,9 @@ def lower(
     tensors: Sequence[QuantizedTensor] = (),
 ) -> None:
     """Quantize `layers` and `tensors` of `model` in place. Raises ModelError when a bias leaves int32."""
-    nodes = {node.name: node for node in model.graph}
-    position = {node.name: index for index, node in enumerate(model.graph)}
-    quantizers = _Quantizers(model, dialect)
+    nodes = {node.name: node for node in model.graph.all_nodes()}  # a recurrent layer has one in the body of a Scan
+    position = {name: index for index, name in enumerate(nodes)}
+    quantizers = _Quantizers(dialect)
     # In graph order: the first reader of a tensor gets its quantizer, and the others find it in front of them.
     parts: list[QuantizedLayer | QuantizedTensor] = [*layers, *tensors]
     for part in sorted(parts, key=lambda part: position[_node_name(part)]):
@@ -92,7 +97,7 @@ def lower(
         if isinstance(part, QuantizedTensor):
             _lower_tensor(model, node, part, quantizers)
             continue
-        quantizers.put_before(node, 0, layer_owner(part, 0), part.activation)
+        quantizers.put_before(node, 0, layer_owner(part, 0), part.activation, half=is_half(node))
         if part.second is not None:
             quantizers.put_before(node, 1, layer_owner(part, 1), part.second)
         spec, bias = _lower_constants(node, part, dialect)
@@ -113,18 +118,19 @@ def layer_owner(layer: QuantizedLayer, index: int) -> str:
 class _Quantizers:
     """One quantizer for each tensor and its factors, however many nodes read it."""
 
-    def __init__(self, model: ir.Model, dialect: Dialect) -> None:
-        self._graph, self.dialect = model.graph, dialect
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
         self._made: dict[tuple[ir.Value, bytes, bytes, QSpec], ir.Value] = {}
 
-    def put_before(self, node: ir.Node, index: int, owner: str, params: QParams) -> ir.Value:
+    def put_before(self, node: ir.Node, index: int, owner: str, params: QParams, *, half: bool = False) -> ir.Value:
         """Let `node` read the integers of its input `index`, and return them."""
         x = node.inputs[index]
         assert x is not None  # only inputs that are there are quantized
         key = (x, params.scale.tobytes(), params.zero_point.tobytes(), params.spec)
         if key not in self._made:
-            chain = self.dialect.quantize(x, owner, params)
-            self._graph.insert_before(node, chain)
+            chain = self.dialect.quantize(x, owner, params, half=half)
+            assert node.graph is not None  # it is in the model
+            node.graph.insert_before(node, chain)
             self._made[key] = chain[-1].outputs[0]
         node.replace_input_with(index, self._made[key])
         return self._made[key]
@@ -150,7 +156,7 @@ def _lower_constants(
         return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True), None
     if layer.weight is None:
         return Dequantization(layer=layer.name, scale=scale, average=True), None
-    weight = constant_tensor(node.inputs[1])
+    weight, half = constant_tensor(node.inputs[1]), is_half(node)
     assert weight is not None  # a quantized layer's weight is constant
     scale = scale * layer.weight.scale
     _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
@@ -161,14 +167,14 @@ def _lower_constants(
         quotient = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         if (quotient < _INT32.min).any() or (quotient > _INT32.max).any():
             raise ModelError(
-                f'Do bias quantize failed. Quantized bias of layer "{layer.name}" exceed int32 range '
+                f'Do bias quantize failed. Quantized bias of layer "{layer.layer}" exceed int32 range '
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
         _store(node, 2, ir.tensor(dialect.integers(quotient.astype(np.int32), bias=True)))
     _refuse_overflow(node, weight, np.zeros(1) if quotient is None else quotient, layer)
     shape = shape_of(weight)
     columns = shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns), quotient
+    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns, half=half), quotient
 
 
 def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, dialect: Dialect) -> ir.TensorProtocol:
@@ -200,7 +206,7 @@ def _refuse_overflow(
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
         raise ModelError(
-            f'The sums of layer "{node.name}" may exceed int32 range ({largest:.3g}), please add it to skip layer.'
+            f'The sums of layer "{layer.layer}" may exceed int32 range ({largest:.3g}), please add it to skip layer.'
         )
 
 
@@ -215,8 +221,13 @@ def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.f
 
 
 def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[Any]:
-    """The integers of `weight`, in its own layout, int8 or int16."""
+    """The integers of `weight`, in its own layout, int8 or int16.
+
+    Its channels are rows of output channels, or (PerChannel(1)) columns of a Gemm.
+    """
     dtype = np.int8 if params.spec.bits <= 8 else np.int16
+    if params.spec.granularity == PerChannel(1):
+        return quantize(weight, params, dtype)
     return rows_to_weight(quantize(weight_rows(weight, node), params, dtype), weight.shape, node)
 
 
@@ -234,12 +245,14 @@ def _store(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:
 
 
 def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:
-    graph, inner = model.graph, node.outputs[0]
-    chain = dialect.dequantize(inner, spec)
-    result = chain[-1].outputs[0]
-    result.type, result.shape = inner.type, inner.shape
+    graph, inner = node.graph, node.outputs[0]
+    assert graph is not None  # it is in the model
+    original = inner.type
     if not spec.average:
         inner.type = ir.TensorType(dialect.sums)
+    chain = dialect.dequantize(inner, spec)
+    result = chain[-1].outputs[0]
+    result.type, result.shape = original, inner.shape
     graph.insert_after(node, chain)
     for use in list(inner.uses()):
         if use.node not in chain:

@@ -4,6 +4,8 @@ quantize:    clip(round(x * (1 / scale_d)) + offset_d, qmin, qmax) - offset_d, a
 dequantize:  y * scale, as Mul
 restore:     (q - offset_d) * scale_d, as Mul
 
+A layer of float16 has a Cast in front of the first and behind the last of them: sums above 65504 need float32.
+
 Any runtime, browser or viewer opens it; AMCT's own needs a compiled library. ONNX Runtime's optimizers would merge a
 Mul into the operator before it (ConvMulFusion, MatMulScaleFusion), whose sums are then no integers any more: the result
 is rounded elsewhere, and MobileNetV2 is 23 dB away from its deploy model. They take only a Mul with a constant second
@@ -35,8 +37,10 @@ class SimulationDialect:
     def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
         return values.astype(np.float32)
 
-    def quantize(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+    def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
         chain = _Chain(self._graph, self._names, f"{owner}.quant", x)
+        if half:
+            chain.cast(ir.DataType.FLOAT)
         offset = float(params.zero_point[0])
         if self._half:
             chain.round_to_half()
@@ -73,7 +77,10 @@ class SimulationDialect:
         the sums of both layers stay below 2^24. Sub because ONNX Runtime merges an Add into a layer in front of it.
         """
         name, q, total = node.name, node.inputs[0], node.outputs[0]
+        graph = node.graph
         assert q is not None  # it has just been quantized
+        assert graph is not None  # the main graph, or the body of a loop
+        original, total.type = total.type, ir.TensorType(self.sums)
         split = _Chain(self._graph, self._names, f"{name}.split", q)
         split.add("Mul", scale=2.0**-8)
         split.add("Round")
@@ -90,16 +97,16 @@ class SimulationDialect:
         upper = ir.Node("", node.op_type, inputs, attributes, name=f"{name}.high", outputs=[output])
         join = _Chain(self._graph, self._names, f"{name}.join", output)
         join.add("Mul", scale=-(2.0**8))
-        self._graph.insert_before(node, [*split.nodes, upper, *join.nodes])
+        graph.insert_before(node, [*split.nodes, upper, *join.nodes])
 
         node.replace_input_with(0, split.value)
         if low_bias is not None:
             node.replace_input_with(2, low_bias)
-        result = ir.val(total.name, type=total.type, shape=total.shape)
+        result = ir.val(total.name, type=original, shape=total.shape)
         total.replace_all_uses_with(result, replace_graph_outputs=True)
         total.name = self._names.new(f"{name}.low.output0")
         last = ir.node("Sub", [total, join.value], name=f"{name}.join.sub", outputs=[result])
-        self._graph.insert_after(node, last)
+        graph.insert_after(node, last)
         return last
 
     def _initializer(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
@@ -121,6 +128,8 @@ class SimulationDialect:
             chain.keep_shape_of(x)  # the product of two vectors has fewer dimensions than the scale
         if self._half:
             chain.round_to_half()
+        if spec.half:
+            chain.cast(ir.DataType.FLOAT16)
         return chain.nodes
 
 
@@ -148,13 +157,16 @@ class _Chain:
         self.nodes.append(ir.node(op_type, inputs, name=name, outputs=[output]))
         self.value = output
 
+    def cast(self, dtype: ir.DataType, suffix: str = "cast") -> None:
+        name = f"{self.name}.{suffix}"
+        output = ir.val(self.names.new(f"{name}.output0"), dtype=dtype, shape=self.value.shape)
+        self.nodes.append(ir.node("Cast", [self.value], {"to": int(dtype)}, name=name, outputs=[output]))
+        self.value = output
+
     def round_to_half(self) -> None:
         """float32 rounded to float16, as float32: two Casts, which ONNX Runtime does not take for superfluous."""
         for suffix, dtype in (("half", ir.DataType.FLOAT16), ("float", ir.DataType.FLOAT)):
-            name = f"{self.name}.{suffix}{self._rounded or ''}"
-            output = ir.val(self.names.new(f"{name}.output0"), dtype=dtype, shape=self.value.shape)
-            self.nodes.append(ir.node("Cast", [self.value], {"to": int(dtype)}, name=name, outputs=[output]))
-            self.value = output
+            self.cast(dtype, f"{suffix}{self._rounded or ''}")
         self._rounded += 1
 
     def keep_shape_of(self, value: ir.Value) -> None:

@@ -15,6 +15,7 @@ from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.graph.branches import joined_tensors
 from amct_onnx.graph.layers import candidates, is_product, tensor_reason
 from amct_onnx.graph.passes.fusion import fusable_nodes
+from amct_onnx.graph.recurrent import RECURRENT_OPS
 
 _log = logging.getLogger("amct_onnx.Config")
 
@@ -85,6 +86,11 @@ def _observed_tensors(
             observed.append(
                 ObservedTensor(keys=(layer,), node=layer, input_index=1, activation=activation, stamp="weight")
             )
+        if nodes[layer].op_type in RECURRENT_OPS:
+            activation = layers[layer].activation
+            observed.append(
+                ObservedTensor(keys=(layer,), node=layer, input_index=0, activation=activation, stamp="initial_h")
+            )
     return _join_branches(model, observed) if joint else tuple(observed)
 
 
@@ -94,7 +100,7 @@ def _join_branches(model: ir.Model, observed: Sequence[ObservedTensor]) -> tuple
     members: dict[ir.Value, list[int]] = {}
     for index, tensor in enumerate(observed):
         value = nodes[tensor.node].inputs[tensor.input_index]
-        if value in sets:
+        if value in sets and tensor.stamp != "initial_h":
             members.setdefault(sets[value], []).append(index)
     result = list(observed)
     for indices in members.values():

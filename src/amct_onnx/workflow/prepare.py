@@ -33,6 +33,7 @@ from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.observers import Observer, insert_observers
+from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import fake_quantized, weight_rows
 from amct_onnx.runtime.calibration import begin
@@ -40,9 +41,11 @@ from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import weight_spec
 from amct_onnx.workflow.balancing import read_balancing
 from amct_onnx.workflow.planner import check_tensors, decide, graph_facts, make_plan
+from amct_onnx.workflow.recurrent import quantize_recurrent
 
 FUSIONS_KEY = "amct_onnx.fusions"
 SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
+_SHOWN_LAYERS = 5
 _DIGEST_LIMIT = 1 << 16
 _log = logging.getLogger("amct_onnx.Config")
 
@@ -77,6 +80,7 @@ def create_config(request: ConfigRequest) -> None:
         )
     check_tensors(model, facts, settings)
     _report_products(facts, settings)
+    _report_float(facts)
     with atomic_path(request.config_file) as file:  # moved into place when the model is written too
         file.write_bytes(format_config(settings, facts).encode())
         if request.updated_model is not None:
@@ -95,6 +99,16 @@ def _report_products(facts: GraphFacts, settings: Settings) -> None:
             len(off),
             off[0],
         )
+
+
+def _report_float(facts: GraphFacts) -> None:
+    """config.json does not name these layers: the log says why."""
+    left = {name: traits.reason for name, traits in facts.layers.items() if traits.reason is not None}
+    if left:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:_SHOWN_LAYERS])
+        more = f"; and {len(left) - _SHOWN_LAYERS} more" if len(left) > _SHOWN_LAYERS else ""
+        text = "%d of %d layers cannot be quantized, and stay in float: %s%s."
+        _log.info(text, len(left), len(facts.layers), shown, more)
 
 
 def load_float_model(path: str) -> ir.Model:
@@ -145,7 +159,7 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
     plan = make_plan(model, ASCEND, decisions, settings)
     records = balancing.keep(_quantize_weights(model, plan, facts))
     calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
-    insert_observers(model, _observers(plan, settings, os.path.realpath(record_file), calibration))
+    insert_observers(model, _observers(plan, settings, os.path.realpath(record_file), calibration, facts))
     return format_record(records, calibration=calibration)
 
 
@@ -184,7 +198,8 @@ def _quantize_weights(model: ir.Model, plan: QuantPlan, facts: GraphFacts) -> di
         if not facts.layers[layer].has_weight:
             records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
             continue
-        records[layer], lost = _quantize_weight(nodes[layer], entry, names)
+        solve = quantize_recurrent if nodes[layer].op_type in RECURRENT_OPS else _quantize_weight
+        records[layer], lost = solve(nodes[layer], entry, names)
         if lost:
             vanished[layer] = lost
     for key, tensor in plan.tensors.items():
@@ -239,8 +254,11 @@ def _calibration_id(model: ir.Model, settings: Settings, record: str) -> str:
     return digest.hexdigest()
 
 
-def _observers(plan: QuantPlan, settings: Settings, record_path: str, calibration: str) -> list[Observer]:
+def _observers(
+    plan: QuantPlan, settings: Settings, record_path: str, calibration: str, facts: GraphFacts
+) -> list[Observer]:
     members = Counter(tensor.joint for tensor in plan.observed if tensor.joint)
+    half = {name for name, traits in facts.layers.items() if traits.half}
     return [
         Observer(
             layers=tensor.keys,
@@ -251,6 +269,7 @@ def _observers(plan: QuantPlan, settings: Settings, record_path: str, calibratio
             calibration=calibration,
             stamp=tensor.stamp,
             input_index=tensor.input_index,
+            op_data_type="FLOAT32" if half.isdisjoint(tensor.keys) else "FLOAT16",
             precision_mode=settings.fakequant_precision_mode or "DEFAULT",
             joint=tensor.joint,
             members=members.get(tensor.joint, 1),

@@ -18,9 +18,9 @@ from amct_onnx.workflow.rollback import CalibratedModel
 def write_ranking_model(calibrated: CalibratedModel, layers: Sequence[str], path: str) -> None:
     """Write the model in which each of `layers` is compared under the key `path`."""
     prepared = calibrated.prepared()
-    marks = mark_outputs(prepared, layers)
-    quantized = calibrated.assemble(prepared).simulation()
     model = calibrated.source.fused()
+    marks = mark_outputs(prepared, layers, model)
+    quantized = calibrated.assemble(prepared).simulation()
     observer = Observer(
         layers=(),
         task=Comparison(),

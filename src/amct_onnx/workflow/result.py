@@ -6,14 +6,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.core.blocks import blocks
+from amct_onnx.core.affine import is_on_grid
 from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
@@ -24,7 +23,8 @@ from amct_onnx.formats.onnx_file import is_source, load_model, save_model_file
 from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.balance import constant_first
-from amct_onnx.graph.passes.observers import Observer, Stamp, remove_observers
+from amct_onnx.graph.passes.observers import Observer, remove_observers
+from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import weight_rows
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.targets.ascend import AscendDialect
@@ -34,11 +34,10 @@ from amct_onnx.targets.simulation import SimulationDialect
 from amct_onnx.workflow.balancing import check_balanced
 from amct_onnx.workflow.planner import graph_facts
 from amct_onnx.workflow.prepare import FUSIONS_KEY, SIMULATED_KEY
+from amct_onnx.workflow.recurrent import split_recurrent
 
 _log = logging.getLogger("amct_onnx.Utils")
 _SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
-# A weight that was quantized with its record's scale lies on that grid up to float32 rounding.
-_GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,8 @@ class QuantizedModel:
     """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
-    quantizes in float16 (FORCE_FP16_QUANT).
+    quantizes in float16 (FORCE_FP16_QUANT). `parts` holds the nodes that recurrent layers were decomposed into, each
+    with the number of the layer's output that it gives, or None.
     """
 
     model: ir.Model
@@ -54,11 +54,12 @@ class QuantizedModel:
     origins: Mapping[str, tuple[str, ...]]
     tensors: tuple[QuantizedTensor, ...] = ()
     half: bool = False
+    parts: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """What is quantized: layers, and nodes in front of which a tensor is."""
-        return [layer.name for layer in self.layers] + [tensor.node for tensor in self.tensors]
+        return list(dict.fromkeys(layer.layer for layer in self.layers)) + [tensor.node for tensor in self.tensors]
 
     def deploy(self) -> ir.Model:
         """A new model with Ascend operators and int8 weights."""
@@ -139,17 +140,24 @@ def assemble(
     """
     facts = graph_facts(model, ASCEND)
     check_record(records, facts, path=record_file)
-    origins = json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}"))
+    origins = {k: tuple(v) for k, v in json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}")).items()}
     keys = [key for observer in observers if observer.stamp == "data" for key in observer.layers]
     tensors = [key for key in keys if records[key].is_tensor_quantize]
     layers = [key for key in keys if not records[key].is_tensor_quantize]
     check_balanced(model, layers, records, record_file)
+    recurrent = [layer for layer in layers if facts.layers[layer].op_type in RECURRENT_OPS]
+    plain = [layer for layer in layers if layer not in recurrent]
+    quantized = _quantized_layers(model, facts, plain, records, record_file)
+    halves, decomposed = split_recurrent(model, records, recurrent, record_file)
+    parts = {name: number for whole in decomposed for name, number in whole.nodes.items()}
+    origins |= {name: origins.get(whole.layer, (whole.layer,)) for whole in decomposed for name in whole.nodes}
     return QuantizedModel(
         model=model,
-        layers=_quantized_layers(model, facts, layers, records, record_file),
-        origins={k: tuple(v) for k, v in origins.items()},
+        layers=(*quantized, *halves),
+        origins=origins,
         tensors=tuple(_quantized_tensor(key, records[key]) for key in tensors),
         half=observers[0].precision_mode == "FORCE_FP16_QUANT",
+        parts=parts,
     )
 
 
@@ -157,7 +165,9 @@ def _refuse_unfinished(
     observers: list[Observer], records: Mapping[str, LayerRecord], notes: list[CalibrationNote], record_file: str
 ) -> None:
     """Name the layers without activation factors, and what each of them waits for."""
-    waiting = [o for o in observers if not all(_has_factors(records.get(n, LayerRecord()), o.stamp) for n in o.layers)]
+    waiting = [
+        o for o in observers if any(getattr(records.get(n), _factor_of(o), None) in (None, ()) for n in o.layers)
+    ]
     if not waiting:
         return
     noted = {note.layer: note for note in notes}
@@ -175,15 +185,17 @@ def _refuse_unfinished(
     seen, needed = noted[layer].seen if layer in noted else 0, waiting[0].batch_num
     names = list(dict.fromkeys(name for observer in waiting for name in observer.layers))
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    field = _factor_of(waiting[0])
     raise RecordError(
-        f"cannot find scale_d of layer {layer} in record_file, please check data calibration process! "
+        f"cannot find {field} of layer {layer} in record_file, please check data calibration process! "
         f"{seen} of {needed} batches have run for {record_file}; waiting for {needed - seen} more: {shown}. "
         f"All {needed} batches must run in one process."
     )
 
 
-def _has_factors(record: LayerRecord, stamp: Stamp) -> bool:
-    return bool(record.scale_w) if stamp == "weight" else record.scale_d is not None
+def _factor_of(observer: Observer) -> str:
+    """The field of a record that an observer fills."""
+    return {"weight": "scale_w", "initial_h": "scale_h"}.get(observer.stamp, "scale_d")
 
 
 def _quantized_tensor(key: str, record: LayerRecord) -> QuantizedTensor:
@@ -234,22 +246,11 @@ def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
     """A record of another model, or an edited scale_w, does not reproduce the weights that calibration saw."""
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
-    rows, scale = weight_rows(weight, node), params.scale.reshape(-1, 1)
-    if not all(
-        _on_grid(rows[part], scale[part[0]] if scale.size > 1 else scale, params) for part in blocks(rows.shape)
-    ):
+    if not is_on_grid(weight_rows(weight, node), params):
         raise RecordError(
             f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
             "another model or was edited: run quantize_model and the calibration again."
         )
-
-
-def _on_grid(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], params: QParams) -> bool:
-    ratio = weight / scale
-    integers = np.rint(ratio)
-    ratio -= integers
-    near = max(ratio.max(), -ratio.min()) <= _GRID_TOLERANCE
-    return bool(near and integers.max() <= params.spec.qmax and integers.min() >= params.spec.qmin)
 
 
 def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], record_file: str) -> None:
@@ -269,16 +270,39 @@ def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
     """One entry a node of the deploy model (spec section 7.7)."""
     owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
     owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
-    return [_fusion_op(node, owners, quantized.origins) for node in deploy.graph]
+    inside = (node for node in deploy.graph.all_nodes() if node.graph is not deploy.graph)
+    nodes = [*deploy.graph, *(node for node in inside if _owner(node, owners) in quantized.parts)]
+    return [_fusion_op(node, owners, quantized) for node in nodes]
 
 
-def _fusion_op(node: ir.Node, owners: Mapping[str, str], origins: Mapping[str, tuple[str, ...]]) -> FusionOp:
-    """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
+def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
+    """The layer or tensor that a node was made for, otherwise the node itself."""
     name = node.name or ""
-    owner = owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))
-    if owner is not None:
+    return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
+
+
+def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: QuantizedModel) -> FusionOp:
+    """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
+    name, origins, part = node.name or "", quantized.origins, _owner(node, owners)
+    number = 0
+    if part in quantized.parts:
+        given = quantized.parts.get(name)
+        originals, produces, number = origins[part], given is not None, given or 0
+    elif (owner := owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))) is not None:
         originals, produces = origins.get(owner, (owner,)), node.op_type == "AscendDequant"
     else:
         originals, produces = origins.get(name, ()), name in origins
-    output_of = originals[-1] if produces else None
-    return FusionOp(name=name, type=node.op_type, original_names=originals, output_of=output_of)
+    return FusionOp(
+        name=name,
+        type=node.op_type,
+        original_names=originals,
+        output_of=originals[-1] if produces else None,
+        output_index=number,
+        data_type="DT_FLOAT16" if _gives_half(node) else "DT_FLOAT",
+    )
+
+
+def _gives_half(node: ir.Node) -> bool:
+    if node.op_type == "AscendDequant":
+        return node.attributes.get_int("dtype", 0) == 1
+    return node.outputs[0].dtype == ir.DataType.FLOAT16

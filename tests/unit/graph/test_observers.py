@@ -106,7 +106,7 @@ def test_attributes_follow_the_specification() -> None:
     ifmr_node, hfmg_node = sorted((n for n in model.graph if n.domain == OBSERVER_DOMAIN), key=lambda n: n.name or "")
     common = {"input_stamp": "data", "batch_num": 2, "num_bits": 8, "record_file_path": "/tmp/record.txt"}
     common |= {"input_index": 0, "calibration": "", "fakequant_precision_mode": "DEFAULT"}
-    common |= {"joint_group": "", "joint_members": 1}
+    common |= {"joint_group": "", "joint_members": 1, "op_data_type": "FLOAT32"}
     assert {k: a.value for k, a in hfmg_node.attributes.items()} == common | {
         "with_offset": 0, "nbins": 2048, "object_layers": '["three"]', "observers": 2,
     }  # fmt: skip

@@ -23,14 +23,18 @@ from amct_onnx.graph.passes.observers import Observer, observer_node
 _MARK = "Identity"
 
 
-def mark_outputs(model: ir.Model, layers: Sequence[str]) -> dict[str, list[str]]:
-    """Let a node of its own read each output of `layers`, in place; the names of these nodes, in order."""
+def mark_outputs(model: ir.Model, layers: Sequence[str], floats: ir.Model) -> dict[str, list[str]]:
+    """Let a node of its own read each output of `layers`, in place; the names of these nodes, in order.
+
+    Outputs that the layer lacks in the model `floats` are left out: calibration may observe one that nobody else reads.
+    """
+    asked = {node.name: [bool(output.name) for output in node.outputs] for node in floats.graph}
     nodes, names = {node.name: node for node in model.graph}, ValueNames(model)
     taken = {node.name for node in model.graph.all_nodes()}
     marks: dict[str, list[str]] = {}
     for layer in layers:
         for index, output in enumerate(nodes[layer].outputs):
-            if not output.name:
+            if not asked[layer][index]:
                 continue
             name = names.new(f"{layer}.compared{index}")
             while name in taken:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.layers import WEIGHT_OPS, float_attribute, int_attribute
+from amct_onnx.graph.recurrent import BIAS, RECURRENCE, RECURRENT_OPS, WEIGHT
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 
 
@@ -24,6 +25,9 @@ def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
     """Normalize the layers named in `layers`, in place. Idempotent."""
     names = ValueNames(model)
     for node in list(model.graph):
+        if node.name in layers and node.op_type in RECURRENT_OPS:
+            for index in (WEIGHT, RECURRENCE, BIAS):
+                _own(node, index, names)
         if node.name in layers and node.op_type in WEIGHT_OPS:
             if node.op_type == "Gemm":
                 _normalize_gemm(model.graph, node, names)
@@ -36,7 +40,7 @@ def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
 def _own(node: ir.Node, index: int, names: ValueNames) -> None:
     tensor = constant_tensor(node.inputs[index]) if index < len(node.inputs) else None
     if tensor is not None:
-        own_constant(node, index, tensor, f"{node.name}.{('weight', 'bias')[index - 1]}", names=names)
+        own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
 
 
 def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
@@ -44,7 +48,8 @@ def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
     own_constant(node, 1, weight, f"{node.name}.weight", names=names)
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
-        row = np.broadcast_to(bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0)), (shape_of(weight)[1],))
+        scaled = (bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0))).astype(bias.dtype, copy=False)
+        row = np.broadcast_to(scaled, (shape_of(weight)[1],))
         own_constant(node, 2, np.ascontiguousarray(row), f"{node.name}.bias", names=names)
     if int_attribute(node, "transA", 0):
         _transpose_input(graph, node, names)

@@ -27,8 +27,10 @@ from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
 from amct_onnx.core.tasks import Balance, Comparison
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
+from amct_onnx.graph.passes.observed import Branch, remove_branch
 
 Stamp = Literal["data", "weight", "initial_h"]
+DataType = Literal["FLOAT32", "FLOAT16"]
 Task = ActivationSettings | Balance | Comparison
 # Operator type of every task but ActivationSettings, and the class that its JSON is read into.
 _TASKS: Mapping[str, type[Balance] | type[Comparison]] = {"DMQBalancer": Balance, "Compare": Comparison}
@@ -40,11 +42,12 @@ class Observer:
     """One observed tensor: the layers that read it and share its factors.
 
     `stamp` is AMCT's word for what the tensor is to its layers: it decides which fields of the record the factors fill.
-    `input_index` is the input of the layers that is observed. `observers` is the number of observers in the model: the
-    record is complete when all of them are. `calibration` is the id of the quantize_model call that made them.
-    With `batch_num` 0 every batch counts: the factors are solved anew after each. The `members` observers of one
-    `joint` group ("" for none) merge what they saw and get the same factors. `node` is the node whose input is observed
-    where that is not the first layer: a `tensor_quantize` entry has a key of its own.
+    `input_index` is the input of the layers that is observed; `initial_h` means all states h of a recurrent layer.
+    `op_data_type` is the type of the layers' tensors, which observers read as float32. `observers` is the number of
+    observers in the model: the record is complete when all of them are. `calibration` is the id of the quantize_model
+    call that made them. With `batch_num` 0 every batch counts: the factors are solved anew after each. The `members`
+    observers of one `joint` group ("" for none) merge what they saw and get the same factors. `node` is the node whose
+    input is observed where that is not the first layer: a `tensor_quantize` entry has a key of its own.
     """
 
     layers: tuple[str, ...]
@@ -55,6 +58,7 @@ class Observer:
     calibration: str = ""
     stamp: Stamp = "data"
     input_index: int = 0
+    op_data_type: DataType = "FLOAT32"
     precision_mode: str = "DEFAULT"
     joint: str = ""
     members: int = 1
@@ -76,8 +80,10 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
     order = {node.name: position for position, node in enumerate(model.graph)}
     names = ValueNames(model)
     for observer in sorted(observers, key=lambda observer: order[observer.reader], reverse=True):
-        value = nodes[observer.reader].inputs[observer.input_index]
+        node, branch = nodes[observer.reader], Branch(model, _name(observer), names)
+        value = branch.states_of(node) if observer.stamp == "initial_h" else node.inputs[observer.input_index]
         assert value is not None  # only inputs that are there are observed
+        value = branch.as_float32(value) if observer.op_data_type == "FLOAT16" else value
         model.graph.append(observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
 
@@ -87,18 +93,26 @@ def remove_observers(model: ir.Model) -> list[Observer]:
     found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
     observers = [_parse(node) for node in found]
     for node in found:
+        value = node.inputs[0]
         model.graph.remove(node, safe=True)
+        if value is not None:
+            remove_branch(value, node.name or "")
     model.opset_imports.pop(OBSERVER_DOMAIN, None)
     return observers
 
 
+def _name(observer: Observer) -> str:
+    return f"{observer.layers[0]}.{'observer' if observer.stamp == 'data' else f'observer_{observer.stamp}'}"
+
+
 def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:
     """A node, in no graph yet, that observes `value`."""
-    name = f"{observer.layers[0]}.{'observer' if observer.stamp == 'data' else f'observer_{observer.stamp}'}"
+    name = _name(observer)
     op_type, own = _task_attributes(observer.task)
     attributes: dict[str, str | int | float] = {
         "input_stamp": observer.stamp,
         "input_index": observer.input_index,
+        "op_data_type": observer.op_data_type,
         "batch_num": observer.batch_num,
         "record_file_path": observer.record_path,
         "object_layers": json.dumps(list(observer.layers), ensure_ascii=False),
@@ -153,6 +167,7 @@ def parse_observer(op_type: str, attributes: Mapping[str, Any]) -> Observer:
         calibration=attributes.get("calibration", ""),
         stamp=attributes["input_stamp"],
         input_index=attributes["input_index"],
+        op_data_type=attributes.get("op_data_type", "FLOAT32"),
         precision_mode=attributes.get("fakequant_precision_mode", "DEFAULT"),
         joint=attributes.get("joint_group", ""),
         members=attributes.get("joint_members", 1),

@@ -1,0 +1,73 @@
+"""What an observer reads where it is no plain input of a layer: side branches in front of observers.
+
+Before                        After
+initial_h, Y of an LSTM       initial_h -> Reshape [-1] -> Concat -> (observer)
+                              Y         -> Reshape [-1] ---^
+x (float16)                   x -> Cast(float32) -> (observer)
+
+The recurrent product of an LSTM or GRU reads initial_h and then each h_t, so their factors come from all of them. The
+observers read float32. The nodes are named `<observer>.<hint>`; that is how `remove_branch` knows them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.graph.recurrent import HIDDEN, input_at
+
+
+class Branch:
+    """Appends the side branch of one observer to the main graph."""
+
+    def __init__(self, model: ir.Model, observer: str, names: ValueNames) -> None:
+        self._graph, self._observer, self._names = model.graph, observer, names
+
+    def states_of(self, node: ir.Node) -> ir.Value:
+        """All hidden states of an LSTM or GRU, in one dimension. Y gets a name where the model does not ask for it."""
+        y = node.outputs[0]
+        if not y.name:
+            y.name = self._names.new(f"{self._observer}.Y")
+        shape = add_initializer(self._graph, f"{self._observer}.flat", np.array([-1], np.int64), names=self._names)
+        states = [value for value in (input_at(node, HIDDEN), y) if value is not None]
+        flat = [self._op("Reshape", [v, shape], f"reshape{i}", {}, y.dtype) for i, v in enumerate(states)]
+        return self._op("Concat", flat, "concat", {"axis": 0}, y.dtype)
+
+    def as_float32(self, value: ir.Value) -> ir.Value:
+        return self._op("Cast", [value], "cast", {"to": int(ir.DataType.FLOAT)}, ir.DataType.FLOAT)
+
+    def _op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        hint: str,
+        attributes: Mapping[str, Any],
+        dtype: ir.DataType | None,
+    ) -> ir.Value:
+        name = f"{self._observer}.{hint}"
+        output = ir.val(self._names.new(f"{name}.output0"), dtype=dtype)
+        self._graph.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))
+        return output
+
+
+def remove_branch(value: ir.Value, observer: str) -> None:
+    """Undo what `Branch` did for the observer named `observer`, which read `value` and is gone."""
+    prefix = f"{observer}."
+    node, graph = value.producer(), value.graph
+    if value.uses() or value.is_graph_output() or not (value.name or "").startswith(prefix):
+        return
+    if value.is_initializer():
+        assert graph is not None, "an initializer is in a graph"
+        del graph.initializers[value.name or ""]
+    elif node is not None and (node.name or "").startswith(prefix):
+        inputs = [source for source in node.inputs if source is not None]
+        assert node.graph is not None, "it has not been removed yet"
+        node.graph.remove(node, safe=True)
+        for source in inputs:
+            remove_branch(source, observer)
+    else:
+        value.name = ""  # the Y that got a name for the observer
