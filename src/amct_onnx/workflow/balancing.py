@@ -22,6 +22,7 @@ from amct_onnx.core.settings import LayerSettings, Settings
 from amct_onnx.core.tasks import Balance
 from amct_onnx.errors import AmctError, ModelError, RecordError
 from amct_onnx.formats.record import check_record, read_calibration, read_notes, read_record
+from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.passes.balance import balance_factors, channel_axis, weight_maxima
 from amct_onnx.runtime.calibration import finish
 
@@ -29,6 +30,8 @@ Floats = npt.NDArray[np.float32]
 
 # A user may shorten the decimals of a factor; more is another factor than the one in the model.
 _FACTOR_TOLERANCE = 1e-5
+# A float16 model holds 1/f: two steps of its 11 bits, and its smallest number.
+_HALF_TOLERANCE, _HALF_SMALLEST = 1e-3, 2.0**-24
 _AGAIN = "run quantize_preprocess and the model that it writes again, with the same record file"
 _log = logging.getLogger("amct_onnx.Config")
 
@@ -161,8 +164,15 @@ def check_balanced(model: ir.Model, layers: Iterable[str], records: Mapping[str,
     for layer in layers:
         used, noted = balance_factors(nodes[layer]), np.array(records[layer].tensor_balance_factor, np.float32)
         used = np.zeros(0, np.float32) if used is None else used
-        if used.shape != noted.shape or (np.abs(used - noted) > _FACTOR_TOLERANCE * used).any():
+        if used.shape != noted.shape or not _are_alike(used, noted, half=is_half(nodes[layer])):
             raise RecordError(
                 f"{path}: tensor_balance_factor of layer {layer} does not fit the model. The record belongs to another "
                 "model or was edited: run quantize_model and the calibration again."
             )
+
+
+def _are_alike(used: Floats, noted: Floats, *, half: bool) -> bool:
+    """Whether the factors in the model are those of the record, as far as the model's type can tell."""
+    if half:
+        return bool((np.abs(1 / used - 1 / noted) <= _HALF_TOLERANCE / used + _HALF_SMALLEST).all())
+    return bool((np.abs(used - noted) <= _FACTOR_TOLERANCE * used).all())

@@ -44,6 +44,7 @@ def prepare_balancing(config_file: str, record_file: str, model_file: str, modif
             record_path=record_path,
             observers=len(tasks),
             calibration=calibration,
+            op_data_type="FLOAT16" if facts.layers[layer].half else "FLOAT32",
         )
         for layer, task in tasks.items()
     ]

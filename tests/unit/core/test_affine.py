@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.core.affine import dequantize, fake_quantize, quantize
+from amct_onnx.core.affine import dequantize, fake_quantize, is_on_grid, quantize
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.core.weights.arq import solve_arq
 
 # Rounding of (q - zero_point) * scale to float32, for the largest integer of 16 bits.
 FLOAT32_STEP = 2.0**-23
@@ -110,3 +113,26 @@ def test_arguments_stay_untouched() -> None:
     params = QParams(scale=np.float32(0.5), zero_point=np.int32(0), spec=QSpec())
     assert fake_quantize(x, params).tolist() == [0.5, 0.5]
     assert x.tolist() == [np.float32(0.3), np.float32(0.7)]
+
+
+_HALVES = st.floats(allow_nan=False, allow_infinity=False, width=16)
+
+
+@given(hnp.arrays(np.float16, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=_HALVES))
+def test_a_float16_weight_on_its_grid_gives_the_same_integers(weight: np.ndarray) -> None:
+    """Rounding the grid to float16 moves no weight across the middle of two steps."""
+    params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
+    rounded = fake_quantize(weight, params).astype(np.float16)
+    np.testing.assert_array_equal(quantize(rounded, params), quantize(weight, params))
+    assert is_on_grid(rounded, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("factor", [0.9, 1.01, 1.5])
+def test_another_scale_is_another_grid(dtype: type[np.floating], factor: float) -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 40)).astype(dtype)
+    params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
+    rounded = fake_quantize(weight, params).astype(dtype)
+    assert is_on_grid(rounded, params)
+    assert not is_on_grid(rounded, replace(params, scale=(params.scale * factor).astype(np.float32)))
+    assert not is_on_grid(weight, params)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.passes.normalize_layers import gemm_weight
 from amct_onnx.graph.tensors import array_of, shape_of
@@ -39,21 +40,38 @@ def _balance(graph: ir.Graph, node: ir.Node, factors: Floats, names: ValueNames)
     source, weight = node.inputs[0], constant_tensor(node.inputs[1])
     assert source is not None  # a layer's first input is required
     assert weight is not None  # a layer's weight is constant
-    scaled = scaled_by_input_channel(weight, factors, node)
-    own_constant(node, 1, scaled, f"{node.name}.weight", names=names)
     spatial = [1] * (len(shape_of(weight)) - 2) if channel_axis(node) == 1 else []
     inverse = (np.float32(1) / factors).reshape(1, -1, *spatial)
+    if weight.dtype == ir.DataType.FLOAT16:
+        with np.errstate(over="ignore"):  # it is refused next
+            inverse = inverse.astype(np.float16)
+        factors = _factors_in_half(node, inverse)
+    scaled = scaled_by_input_channel(weight, factors, node)
+    own_constant(node, 1, scaled, f"{node.name}.weight", names=names)
     constant = add_initializer(graph, f"{node.name}.tensor_balance_factor", inverse, names=names)
     output = ir.val(names.new(f"{node.name}.mul.output0"), type=source.type, shape=source.shape)
     graph.insert_before(node, ir.node("Mul", [source, constant], name=f"{node.name}.mul", outputs=[output]))
     node.replace_input_with(0, output)
 
 
+def _factors_in_half(node: ir.Node, inverse: npt.NDArray[np.float16]) -> Floats:
+    """What float16 makes of the factors. Raises ModelError where it cannot hold 1/f or the weight."""
+    with np.errstate(divide="ignore"):
+        factors: Floats = np.float32(1) / inverse.astype(np.float32).reshape(-1)
+    largest = weight_maxima(node).astype(np.float32) * factors
+    if not (np.isfinite(factors).all() and inverse.max() < np.inf and largest.max() <= np.finfo(np.float16).max):
+        raise ModelError(
+            f'Layer "{node.name}": its balance factors or its balanced weight leave the range of float16. Take '
+            "dmq_balancer_param from the layer, or balance the model in float32."
+        )
+    return factors
+
+
 def balance_factors(node: ir.Node) -> Floats | None:
     """The factors f of a layer that `balance_layers` has balanced, None for another one."""
     mul = _balancing_mul(node)
     inverse = constant_value(mul.inputs[1]) if mul is not None else None
-    return None if inverse is None else (np.float32(1) / inverse).reshape(-1)
+    return None if inverse is None else np.float32(1) / inverse.astype(np.float32).reshape(-1)
 
 
 def _balancing_mul(node: ir.Node) -> ir.Node | None:
