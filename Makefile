@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench accuracy auto large clean
+.PHONY: demo test lint bench accuracy auto large adaround clean
 
 $(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ auto: $(STAMP)
 
 large: $(STAMP)
 	$(BIN)/python benchmarks/large.py
+
+adaround: $(STAMP)
+	$(BIN)/python benchmarks/adaround.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -18,10 +18,11 @@ import pytest
 
 from amct_onnx.core.settings import ActivationSettings
 from amct_onnx.formats.record import read_notes, write_record
-from amct_onnx.graph.constants import lift_ir3
+from amct_onnx.graph.constants import ValueNames, constant_tensor, lift_ir3
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes.balance import balance_layers
+from amct_onnx.graph.passes.float_weights import keep_float_weight, take_float_weights
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -76,6 +77,22 @@ def _observe_and_remove(model: ir.Model) -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+def _keep_and_take_float_weights(model: ir.Model) -> None:
+    """The pair, again: what it adds is taken out to the byte."""
+    layers = _layers(model)
+    normalize_layers(model, layers)
+    nodes = {node.name: node for node in model.graph}
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    names, kept = ValueNames(model), {}
+    for layer in (traits.name for traits in candidates(model) if traits.name in layers and traits.has_weight):
+        tensor = constant_tensor(nodes[layer].inputs[1])
+        assert tensor is not None
+        kept[keep_float_weight(nodes[layer], tensor, names=names)] = np.array(tensor.numpy())
+    taken = take_float_weights(model, kept)
+    assert all(np.array_equal(taken[name].numpy(), array) for name, array in kept.items())
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
 PASSES: dict[str, Callable[[ir.Model], object]] = {
     "name_nodes": name_nodes,
     "lift_ir3": lift_ir3,
@@ -85,6 +102,7 @@ PASSES: dict[str, Callable[[ir.Model], object]] = {
     "normalize_layers": _normalize_all,
     "balance_layers": _balance_all,
     "insert_and_remove_observers": _observe_and_remove,
+    "keep_and_take_float_weights": _keep_and_take_float_weights,
 }
 
 # Fusing rounds each weight once more: a few units of the last place of float32, relative to the largest output.

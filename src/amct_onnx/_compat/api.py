@@ -9,6 +9,7 @@ from amct_onnx._compat.log import start_log
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.workflow.prepare import ConfigRequest, create_config, prepare_calibration
 from amct_onnx.workflow.preprocess import prepare_balancing
+from amct_onnx.workflow.progress import show_on_terminal
 from amct_onnx.workflow.result import save_quantized
 
 
@@ -121,4 +122,4 @@ def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> Non
     check_file("modified_onnx_file", modified_onnx_file)
     check_file("record_file", record_file)
     check_prefix("save_path", save_path)
-    save_quantized(modified_onnx_file, record_file, save_path)
+    save_quantized(modified_onnx_file, record_file, save_path, progress=show_on_terminal)

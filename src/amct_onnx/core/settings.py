@@ -43,6 +43,9 @@ class AdaRound:
     beta_range: tuple[float, float] = (20.0, 2.0)
     warm_start: float = 0.2
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "beta_range", tuple(self.beta_range))  # JSON has lists
+
 
 @dataclass(frozen=True, kw_only=True)
 class Nuq:

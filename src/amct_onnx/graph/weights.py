@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 
@@ -26,6 +28,32 @@ def weight_rows(weight: Array, node: ir.Node) -> Array:
         grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
         return np.swapaxes(grouped, 1, 2).reshape(group * weight.shape[1], -1)
     return weight.reshape(1, -1)
+
+
+def output_rows(weight: Array, node: ir.Node) -> Array:
+    """`weight` as [groups, outputs, inputs]: what each output of a group multiplies its column of inputs with."""
+    if "Conv" in node.op_type:
+        rows = weight_rows(weight, node)
+        groups = group_of(node)
+        return rows.reshape(groups, rows.shape[0] // groups, -1)
+    return np.swapaxes(weight[None] if weight.ndim == 2 else weight, 1, 2)
+
+
+def output_rows_shape(shape: tuple[int, ...], node: ir.Node) -> tuple[int, int, int]:
+    """The shape of `output_rows` for a weight of `shape`."""
+    groups = group_of(node)
+    if node.op_type == "Conv":
+        return groups, shape[0] // groups, prod(shape[1:])
+    if node.op_type == "ConvTranspose":
+        return groups, shape[1], shape[0] // groups * prod(shape[2:])
+    return (shape[0] if len(shape) == 3 else 1), shape[-1], shape[-2]
+
+
+def output_rows_to_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
+    """Inverse of `output_rows` for a weight of `shape`."""
+    if "Conv" in node.op_type:
+        return rows_to_weight(rows.reshape(-1, rows.shape[2]), shape, node)
+    return np.ascontiguousarray(np.swapaxes(rows, 1, 2)).reshape(shape)
 
 
 def rows_to_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.plan import CalibrationNote, LayerRecord
+from amct_onnx.core.stats.moments import SecondMoments
 from amct_onnx.errors import AmctError, CalibrationError
+from amct_onnx.formats.moments_file import moments_path, write_moments
 from amct_onnx.formats.record import read_calibration, read_record, write_record
 from amct_onnx.graph.passes.observers import Observer, parse_observer
 from amct_onnx.runtime.collectors import Collector, make_collector
@@ -27,7 +29,7 @@ from amct_onnx.runtime.comparison import COMPARE, show
 
 @dataclass
 class _Progress:
-    """One observed tensor; `factors`, fields of a LayerRecord, replace the collector once solved.
+    """One observed tensor; `factors`, fields of a LayerRecord, or `moments` replace the collector once solved.
 
     The tensors of a joint group keep their collectors until all of them are counted: see `_solve_jointly`.
     """
@@ -35,7 +37,9 @@ class _Progress:
     observer: Observer
     collector: Collector | None
     seen: int = 0
+    solved: bool = False
     factors: dict[str, Any] = field(default_factory=dict)
+    moments: SecondMoments | None = None
     error: str | None = None
 
     @property
@@ -49,15 +53,23 @@ class _Progress:
             self.collector.add(x)
             self.seen += 1
             if self.observer.open_ended:
-                self.factors = self.collector.solve(self.observer.stamp)
+                self.take(self.collector.solve(self.observer.stamp))
         except (AmctError, ValueError) as error:
             self.error = str(error)
         if self.complete and not self.observer.joint:
             _solve_jointly([self])
 
+    def take(self, solved: dict[str, Any] | SecondMoments) -> None:
+        """Keep what the collector made of all batches."""
+        if isinstance(solved, SecondMoments):
+            self.moments = solved
+        else:
+            self.factors = solved
+        self.solved = True
+
     def notes(self) -> list[CalibrationNote]:
         """What is missing, for each layer; empty once solved."""
-        if self.factors and self.error is None:
+        if self.solved and self.error is None:
             return []
         needed = max(self.observer.batch_num, 1)
         return [
@@ -68,7 +80,7 @@ class _Progress:
     def is_in(self, records: Mapping[str, LayerRecord]) -> bool:
         """The record holds what was solved here: nobody wrote it anew since."""
         found = (records.get(layer, LayerRecord()) for layer in self.observer.layers)
-        return bool(self.factors) and all(
+        return self.solved and all(
             getattr(record, name) == value for record in found for name, value in self.factors.items()
         )
 
@@ -82,7 +94,7 @@ def _solve_jointly(group: Sequence[_Progress]) -> None:
             for other in others:
                 first.join(other)
             for progress in group:
-                progress.factors = first.solve(progress.observer.stamp)
+                progress.take(first.solve(progress.observer.stamp))
     except (AmctError, ValueError) as reason:
         error = str(reason)
     for progress in group:
@@ -147,12 +159,23 @@ class _Calibration:
                 for progress in self._progress.values():
                     for layer in progress.observer.layers:
                         records[layer] = replace(records.get(layer, LayerRecord()), **progress.factors)
+                self._write_moments()
                 notes = [note for progress in self._progress.values() for note in progress.notes()]
                 write_record(self.path, records, notes=notes, calibration=self._id)
                 self._signature = _signature(self.path)
                 self._unsaved = False
             except (AmctError, OSError) as error:
                 self._error = str(error)
+
+    def _write_moments(self) -> None:
+        """Write all moments when the last tensor is complete: a complete record has its moments beside it."""
+        ready = [p for p in self._progress.values() if p.moments is not None]
+        if not ready or not all(p.complete for p in self._progress.values()):
+            return
+        moments = {p.observer.layers[0]: p.moments for p in ready if p.moments is not None}
+        write_moments(moments_path(self.path), self._id, moments)
+        for progress in ready:
+            progress.moments = None  # they may be large, and are on the disk now
 
     def raise_parked(self) -> None:
         """Raise what went wrong inside an operator and could not be written down."""

@@ -10,12 +10,19 @@ import numpy.typing as npt
 
 from amct_onnx.core.balance import dmq_factors
 from amct_onnx.core.calibrate.solve import solve_activation
+from amct_onnx.core.columns import sample_columns
 from amct_onnx.core.qparams import QParams, half_precision_scale
 from amct_onnx.core.settings import ActivationSettings
 from amct_onnx.core.stats.histogram import DyadicHistogram
-from amct_onnx.core.tasks import Balance, Comparison
+from amct_onnx.core.stats.moments import Moments, SecondMoments
+from amct_onnx.core.tasks import Balance, Comparison, LayerColumns
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.passes.observers import DataType, Observer, Stamp
+from amct_onnx.runtime.blas import one_blas_thread
+
+# Columns of a layer that a whole calibration takes, and the least number of a batch.
+_COLUMNS = 1 << 14
+_COLUMNS_OF_A_BATCH = 64
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,8 +37,9 @@ class Collector(Protocol):
     def join(self, other: Self) -> None:
         """Take in what a collector of the same task has seen of another tensor."""
 
-    def solve(self, stamp: Stamp) -> dict[str, Any]:
-        """The fields of `LayerRecord` that each layer of an observer gets, at least one. Raises like `add`."""
+    def solve(self, stamp: Stamp) -> dict[str, Any] | SecondMoments:
+        """The fields of `LayerRecord` that each layer of an observer gets, at least one; or what goes to the file of
+        moments beside the record. Raises like `add`."""
 
 
 def make_collector(observer: Observer) -> Collector:
@@ -40,6 +48,8 @@ def make_collector(observer: Observer) -> Collector:
         return _BalanceCollector(observer.task)
     if isinstance(observer.task, Comparison):
         raise CalibrationError("a comparison fills no record")  # `observe` hands it to runtime.comparison
+    if isinstance(observer.task, LayerColumns):
+        return _MomentsCollector(observer.task, observer.batch_num)
     return _ActivationCollector(observer.task, observer)
 
 
@@ -89,6 +99,26 @@ class _BalanceCollector:
     def solve(self, stamp: Stamp) -> dict[str, Any]:
         factors = dmq_factors(self._maxima, self._task.weight_maxima, self._task.strength)
         return {"tensor_balance_factor": tuple(float(f) for f in factors)}
+
+
+class _MomentsCollector:
+    """Moments: the Gram matrix of the columns that a layer reads."""
+
+    def __init__(self, task: LayerColumns, batch_num: int) -> None:
+        self._task = task
+        self._limit = max(_COLUMNS_OF_A_BATCH, -(-_COLUMNS // batch_num))
+        self._statistic = Moments.empty()
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        with one_blas_thread():
+            for columns in sample_columns(x, self._task, self._limit):
+                self._statistic = self._statistic.merge(Moments.of(columns))
+
+    def join(self, other: _MomentsCollector) -> None:
+        self._statistic = self._statistic.merge(other._statistic)
+
+    def solve(self, stamp: Stamp) -> SecondMoments:
+        return self._statistic.solve()
 
 
 def activation_factors(params: QParams, stamp: Stamp, op_data_type: DataType) -> dict[str, Any]:

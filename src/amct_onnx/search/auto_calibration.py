@@ -28,6 +28,7 @@ from amct_onnx.search.interfaces import AutoCalibrationEvaluatorBase, AutoCalibr
 from amct_onnx.search.progress import showing
 from amct_onnx.search.sensitivity import CosineSimilaritySensitivity
 from amct_onnx.workflow.prepare import prepare_calibration
+from amct_onnx.workflow.progress import show_on_terminal
 from amct_onnx.workflow.ranking import write_ranking_model
 from amct_onnx.workflow.result import QuantizedModel, write_quantized
 from amct_onnx.workflow.rollback import CalibratedModel, FloatModel
@@ -124,7 +125,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         try:
             self.evaluator.calibration(modified)
             try:
-                return CalibratedModel.read(self._source, modified, record)
+                return CalibratedModel.read(self._source, modified, record, progress=show_on_terminal)
             except RecordError as error:
                 raise self._explain(error, record) from error
         finally:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from amct_onnx.core.plan import Decision, GraphFacts, LayerTraits, ObservedTensor, QuantPlan
-from amct_onnx.core.settings import ActivationSettings, Arq, LayerSettings, Nuq, Settings, TensorSettings
+from amct_onnx.core.settings import ActivationSettings, LayerSettings, Settings, TensorSettings
 from amct_onnx.core.target import Target
 from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.graph.branches import joined_tensors
@@ -147,7 +147,5 @@ def _refuse_unsupported(settings: Settings) -> None:
             continue
         if layer.activation.num_bits == 4:
             wanted.append(f"{name}.activation_quant_params.num_bits {layer.activation.num_bits}")
-        if not isinstance(layer.weight.solver, Arq | Nuq):
-            wanted.append(f"{name}.weight_quant_params.wts_algo {type(layer.weight.solver).__name__}")
     if wanted:
         raise ConfigError(f"Not supported by this version: {', '.join(wanted)}. Remove it from the configuration.")

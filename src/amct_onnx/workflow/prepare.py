@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ import onnx_ir as ir
 
 from amct_onnx.core.affine import fake_quantize
 from amct_onnx.core.plan import GraphFacts, LayerRecord, QuantPlan
-from amct_onnx.core.settings import LayerSettings, Nuq, Settings
+from amct_onnx.core.settings import AdaRound, LayerSettings, Nuq, Settings
+from amct_onnx.core.tasks import LayerColumns
+from amct_onnx.core.weights.adaround import solve_scale
 from amct_onnx.core.weights.arq import solve_arq
 from amct_onnx.core.weights.nuq import cluster_levels
 from amct_onnx.errors import ConfigError, ModelError
@@ -42,6 +44,7 @@ from amct_onnx.targets.lowering import weight_spec
 from amct_onnx.workflow.balancing import read_balancing
 from amct_onnx.workflow.planner import check_tensors, decide, graph_facts, make_plan
 from amct_onnx.workflow.recurrent import quantize_recurrent
+from amct_onnx.workflow.rounding import prepare_rounding
 
 FUSIONS_KEY = "amct_onnx.fusions"
 SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
@@ -157,9 +160,11 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
     normalize_layers(model, frozenset(layers))
     balance_layers(model, balancing.arrays())
     plan = make_plan(model, ASCEND, decisions, settings)
+    columns = prepare_rounding(model, plan)
     records = balancing.keep(_quantize_weights(model, plan, facts))
     calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
-    insert_observers(model, _observers(plan, settings, os.path.realpath(record_file), calibration, facts))
+    observers = _observers(plan, columns, settings, os.path.realpath(record_file), calibration, facts)
+    insert_observers(model, observers)
     return format_record(records, calibration=calibration)
 
 
@@ -218,7 +223,7 @@ def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> 
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
     rows = weight_rows(array_of(weight), node)
     try:
-        params = solve_arq(rows, spec)
+        params = (solve_scale if isinstance(entry.weight.solver, AdaRound) else solve_arq)(rows, spec)
     except ValueError as error:
         raise ModelError(f'Layer "{node.name}": {error}. Correct the model or add the layer to skip_layers.') from error
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
@@ -255,17 +260,24 @@ def _calibration_id(model: ir.Model, settings: Settings, record: str) -> str:
 
 
 def _observers(
-    plan: QuantPlan, settings: Settings, record_path: str, calibration: str, facts: GraphFacts
+    plan: QuantPlan,
+    columns: Mapping[str, LayerColumns],
+    settings: Settings,
+    record_path: str,
+    calibration: str,
+    facts: GraphFacts,
 ) -> list[Observer]:
+    """One for each observed tensor, and one more for each layer whose rounding is learned."""
     members = Counter(tensor.joint for tensor in plan.observed if tensor.joint)
     half = {name for name, traits in facts.layers.items() if traits.half}
-    return [
+    count = len(plan.observed) + len(columns)
+    factors = [
         Observer(
             layers=tensor.keys,
             task=tensor.activation,
             batch_num=settings.batch_num,
             record_path=record_path,
-            observers=len(plan.observed),
+            observers=count,
             calibration=calibration,
             stamp=tensor.stamp,
             input_index=tensor.input_index,
@@ -277,3 +289,15 @@ def _observers(
         )
         for tensor in plan.observed
     ]
+    moments = [
+        Observer(
+            layers=(layer,),
+            task=task,
+            batch_num=settings.batch_num,
+            record_path=record_path,
+            observers=count,
+            calibration=calibration,
+        )
+        for layer, task in columns.items()
+    ]
+    return factors + moments

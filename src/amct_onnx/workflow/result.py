@@ -34,7 +34,9 @@ from amct_onnx.targets.simulation import SimulationDialect
 from amct_onnx.workflow.balancing import check_balanced
 from amct_onnx.workflow.planner import graph_facts
 from amct_onnx.workflow.prepare import FUSIONS_KEY, SIMULATED_KEY
+from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.recurrent import split_recurrent
+from amct_onnx.workflow.rounding import Integers, finish_rounding
 
 _log = logging.getLogger("amct_onnx.Utils")
 _SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
@@ -46,7 +48,7 @@ class QuantizedModel:
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
     quantizes in float16 (FORCE_FP16_QUANT). `parts` holds the nodes that recurrent layers were decomposed into, each
-    with the number of the layer's output that it gives, or None.
+    with the number of the layer's output that it gives, or None. `rounding`: what `finish_rounding` has learned.
     """
 
     model: ir.Model
@@ -55,6 +57,7 @@ class QuantizedModel:
     tensors: tuple[QuantizedTensor, ...] = ()
     half: bool = False
     parts: Mapping[str, int | None] = field(default_factory=dict)
+    rounding: Mapping[str, Integers] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -76,9 +79,9 @@ class QuantizedModel:
         return model
 
 
-def save_quantized(modified_onnx_file: str, record_file: str, save_path: str) -> None:
+def save_quantized(modified_onnx_file: str, record_file: str, save_path: str, *, progress: Progress = silent) -> None:
     """Write the deploy model, the fake-quant model and the fusion file of a calibrated model."""
-    write_quantized(read_quantized(modified_onnx_file, record_file), save_path)
+    write_quantized(read_quantized(modified_onnx_file, record_file, progress=progress), save_path)
 
 
 def write_quantized(quantized: QuantizedModel, save_path: str) -> None:
@@ -101,8 +104,8 @@ def _save(model: ir.Model, file: str) -> None:
     _log.info("The model file is saved in %s", file)
 
 
-def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
-    """The calibrated model of `quantize_model`'s file and its record.
+def read_quantized(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> QuantizedModel:
+    """The calibrated model of `quantize_model`'s file and its record, with rounding learned where that is wanted.
 
     Raises ModelError when the file is not one of `quantize_model`, RecordError when the record is empty, incomplete,
     out of range or belongs to another model.
@@ -128,26 +131,34 @@ def read_quantized(modified_onnx_file: str, record_file: str) -> QuantizedModel:
             "one call, and give each model a record file of its own."
         )
     _refuse_unfinished(observers, records, read_notes(record_file), record_file)
-    return assemble(model, observers, records, record_file)
+    return assemble(model, observers, records, record_file, progress=progress)
 
 
 def assemble(
-    model: ir.Model, observers: Sequence[Observer], records: Mapping[str, LayerRecord], record_file: str
+    model: ir.Model,
+    observers: Sequence[Observer],
+    records: Mapping[str, LayerRecord],
+    record_file: str,
+    *,
+    rounding: Mapping[str, Integers] | None = None,
+    progress: Progress = silent,
 ) -> QuantizedModel:
     """The layers of `observers`, taken out of the calibration model `model`, with their factors of `record_file`.
 
-    Raises RecordError when the factors are out of range or belong to another model.
+    `rounding`: that of a model of the same calibration, so that none is learned again. Raises RecordError when the
+    factors are out of range or belong to another model, or the moments for rounding to be learned from are missing.
     """
     facts = graph_facts(model, ASCEND)
     check_record(records, facts, path=record_file)
     origins = {k: tuple(v) for k, v in json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}")).items()}
-    keys = [key for observer in observers if observer.stamp == "data" for key in observer.layers]
+    keys = dict.fromkeys(key for observer in observers if observer.stamp == "data" for key in observer.layers)
     tensors = [key for key in keys if records[key].is_tensor_quantize]
     layers = [key for key in keys if not records[key].is_tensor_quantize]
     check_balanced(model, layers, records, record_file)
     recurrent = [layer for layer in layers if facts.layers[layer].op_type in RECURRENT_OPS]
     plain = [layer for layer in layers if layer not in recurrent]
     quantized = _quantized_layers(model, facts, plain, records, record_file)
+    learned = finish_rounding(model, observers, quantized, record_file, rounding, progress)
     halves, decomposed = split_recurrent(model, records, recurrent, record_file)
     parts = {name: number for whole in decomposed for name, number in whole.nodes.items()}
     origins |= {name: origins.get(whole.layer, (whole.layer,)) for whole in decomposed for name in whole.nodes}
@@ -158,6 +169,7 @@ def assemble(
         tensors=tuple(_quantized_tensor(key, records[key]) for key in tensors),
         half=observers[0].precision_mode == "FORCE_FP16_QUANT",
         parts=parts,
+        rounding=learned,
     )
 
 
@@ -168,9 +180,10 @@ def _refuse_unfinished(
     waiting = [
         o for o in observers if any(getattr(records.get(n), _factor_of(o), None) in (None, ()) for n in o.layers)
     ]
+    noted = {note.layer: note for note in notes}
+    waiting = waiting or [o for o in observers if any(n in noted for n in o.layers)]  # for moments of their inputs
     if not waiting:
         return
-    noted = {note.layer: note for note in notes}
     failed = [note for note in notes if note.error]
     if failed:
         first = failed[0]

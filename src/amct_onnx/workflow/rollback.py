@@ -24,6 +24,7 @@ from amct_onnx.graph.passes.observers import remove_observers
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.workflow.planner import decide, graph_facts
 from amct_onnx.workflow.prepare import fuse_model, load_float_model, prepare_model
+from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.result import QuantizedModel, assemble, read_quantized
 
 
@@ -92,9 +93,11 @@ class CalibratedModel:
     record_file: str
 
     @classmethod
-    def read(cls, source: FloatModel, modified_onnx_file: str, record_file: str) -> CalibratedModel:
+    def read(
+        cls, source: FloatModel, modified_onnx_file: str, record_file: str, *, progress: Progress = silent
+    ) -> CalibratedModel:
         """The result of `quantize_model` and the batches that ran since. Raises like `read_quantized`."""
-        quantized = read_quantized(modified_onnx_file, record_file)
+        quantized = read_quantized(modified_onnx_file, record_file, progress=progress)
         return cls(source=source, quantized=quantized, records=read_record(record_file), record_file=record_file)
 
     def prepared(self, layers: Collection[str] = ()) -> ir.Model:
@@ -121,4 +124,5 @@ class CalibratedModel:
     def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> QuantizedModel:
         """What `save_model` makes of a model of `prepared`, which this changes."""
         observers = remove_observers(prepared)
-        return assemble(prepared, observers, self.records_without(layers), self.record_file)
+        records = self.records_without(layers)
+        return assemble(prepared, observers, records, self.record_file, rounding=self.quantized.rounding)

@@ -13,7 +13,6 @@ from onnx import numpy_helper, parser
 from amct_onnx.core.plan import Decision
 from amct_onnx.core.settings import (
     ActivationSettings,
-    AdaRound,
     Hfmg,
     LayerSettings,
     Nuq,
@@ -212,10 +211,6 @@ def test_other_settings_keep_factors_of_their_own(caplog: pytest.LogCaptureFixtu
             _settings(one=LayerSettings(activation=ActivationSettings(num_bits=4))),
             "one.activation_quant_params.num_bits 4",
         ),
-        (
-            _settings(two=LayerSettings(weight=WeightSettings(solver=AdaRound()))),
-            "two.weight_quant_params.wts_algo AdaRound",
-        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -228,9 +223,9 @@ def test_unsupported_settings_are_refused_by_name(settings: Settings, named: str
 def test_all_unsupported_settings_are_named_at_once() -> None:
     settings = _settings(
         one=LayerSettings(activation=ActivationSettings(num_bits=4)),
-        three=LayerSettings(weight=WeightSettings(solver=AdaRound())),
+        two=LayerSettings(activation=ActivationSettings(num_bits=4)),
     )
-    with pytest.raises(ConfigError, match=r"one\.activation_.*num_bits 4, three\.weight_.*wts_algo AdaRound"):
+    with pytest.raises(ConfigError, match=r"one\.activation_.*num_bits 4, two\.activation_.*num_bits 4"):
         decide(graph_facts(_model(), ASCEND), settings)
 
 

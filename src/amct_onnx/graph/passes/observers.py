@@ -24,16 +24,20 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
-from amct_onnx.core.tasks import Balance, Comparison
+from amct_onnx.core.tasks import Balance, Comparison, LayerColumns
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.graph.passes.observed import Branch, remove_branch
 
 Stamp = Literal["data", "weight", "initial_h"]
 DataType = Literal["FLOAT32", "FLOAT16"]
-Task = ActivationSettings | Balance | Comparison
+Task = ActivationSettings | Balance | Comparison | LayerColumns
 # Operator type of every task but ActivationSettings, and the class that its JSON is read into.
-_TASKS: Mapping[str, type[Balance] | type[Comparison]] = {"DMQBalancer": Balance, "Compare": Comparison}
+_TASKS: Mapping[str, type[Balance] | type[Comparison] | type[LayerColumns]] = {
+    "DMQBalancer": Balance,
+    "Compare": Comparison,
+    "Moments": LayerColumns,
+}
 TASK_OPERATORS = tuple(_TASKS)
 
 
@@ -102,7 +106,9 @@ def remove_observers(model: ir.Model) -> list[Observer]:
 
 
 def _name(observer: Observer) -> str:
-    return f"{observer.layers[0]}.{'observer' if observer.stamp == 'data' else f'observer_{observer.stamp}'}"
+    kind = "_moments" if isinstance(observer.task, LayerColumns) else ""
+    kind += f"_{observer.stamp}" if observer.stamp != "data" else ""
+    return f"{observer.layers[0]}.observer{kind}"
 
 
 def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:

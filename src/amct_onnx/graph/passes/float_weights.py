@@ -1,0 +1,90 @@
+"""Keep the float weight of a layer in the calibration model, for rounding to be learned, and take it out again.
+
+Before                After
+Conv(x, w)            Conv(x, w)
+                      w_float -> Shape -> (nobody)
+
+`w` is rounded in the calibration model. ONNX Runtime warns of an initializer that no node reads; a `Shape` reads this
+one, and is folded away with it when a session opens, so that no session holds the weight twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import onnx_ir as ir
+
+from amct_onnx.core.settings import AdaRound
+from amct_onnx.core.tasks import LayerColumns
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor
+from amct_onnx.graph.tensors import shape_of
+from amct_onnx.graph.weights import output_rows_shape
+
+
+def keep_float_weight(node: ir.Node, weight: ir.TensorProtocol, *, names: ValueNames) -> str:
+    """Add `weight` to the graph of `node`, in place, and give the name of the initializer."""
+    graph = node.graph
+    assert graph is not None  # a layer is in a graph
+    value = add_initializer(graph, f"{node.name}.float_weight", weight, names=names)
+    output = ir.val(names.new(f"{node.name}.float_weight.shape"), dtype=ir.DataType.INT64)
+    graph.append(ir.node("Shape", [value], name=f"{node.name}.float_weight", outputs=[output]))
+    assert value.name is not None  # it has just been given
+    return value.name
+
+
+def take_float_weights(model: ir.Model, names: Iterable[str]) -> dict[str, ir.TensorProtocol]:
+    """Remove these float weights from the model, in place. Raises ModelError when one is not there."""
+    found = {}
+    for name in names:
+        value = model.graph.initializers.get(name)
+        tensor = constant_tensor(value)
+        if value is None or tensor is None:
+            raise ModelError(
+                f"the calibration model has no initializer {name}, which ada_quantize needs: pass the "
+                "modified_onnx_file that quantize_model wrote."
+            )
+        found[name] = tensor
+        for use in list(value.uses()):
+            model.graph.remove(use.node, safe=True)
+        del model.graph.initializers[name]
+    return found
+
+
+def layer_columns(node: ir.Node, weight: str, width: int, rounding: AdaRound) -> LayerColumns:
+    """What to observe at a layer whose float weight is the initializer `weight`.
+
+    `width`: no block of a column is longer. A block holds whole input channels where that is possible.
+    """
+    tensor = constant_tensor(node.inputs[1])
+    assert tensor is not None  # a planned layer's weight is constant
+    groups, _, length = output_rows_shape(shape_of(tensor), node)
+    if "Conv" not in node.op_type:
+        block = -(-length // -(-length // width))
+        return LayerColumns(weight=weight, op_type=node.op_type, groups=groups, block=block, rounding=rounding)
+    kernel = shape_of(tensor)[2:]
+    rank, area = len(kernel), prod(kernel)
+    atom = area if area <= width else 1
+    atoms = length // atom
+    block = -(-atoms // -(-atoms // (width // atom))) * atom
+
+    def integers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return tuple(attribute.as_ints()) if attribute is not None else default
+
+    auto_pad = node.attributes.get("auto_pad")
+    return LayerColumns(
+        weight=weight,
+        op_type=node.op_type,
+        groups=groups,
+        block=block,
+        rounding=rounding,
+        kernel=kernel,
+        strides=integers("strides", (1,) * rank),
+        dilations=integers("dilations", (1,) * rank),
+        pads=integers("pads", (0,) * (2 * rank)),
+        auto_pad=auto_pad.as_string() if auto_pad is not None else "NOTSET",
+        output_padding=integers("output_padding", (0,) * rank),
+        output_shape=integers("output_shape", ())[-rank:],
+    )
