@@ -284,6 +284,15 @@ def test_fewer_bits_have_their_own_range(tmp_path: Path, bits: int) -> None:
     assert found.max() < 1 << (bits - 1)
 
 
+def test_a_float16_model_stays_one(tmp_path: Path) -> None:
+    body = "g (float16[N,48,1,1] x) => (float16[N,32,1,1] y) { [layer] y = Conv (x, w) }"
+    batch = {"x": wide_batch(200)["x"].astype(np.float16)}
+    flow = run(Flow.of(build(body, w=normal(1, 32, 48, 1, 1).astype(np.float16)), tmp_path), batch)
+    nearest, learned = output_errors(flow, batch)
+    assert learned < MOST_ERROR_LEFT * nearest
+    check_outputs(flow, batch, {"x": smooth(6, 20, 48)[..., None, None].astype(np.float16)})
+
+
 def test_a_search_learns_once_and_uses_that_in_each_trial(tmp_path: Path, log: Callable[[str], list[str]]) -> None:
     body = "g (float[N,48] x) => (float[N,32] z) { [one] y = MatMul (x, w1) [two] z = MatMul (y, w2) }"
     batch = {"x": smooth(3, 100, 48)}

@@ -274,4 +274,5 @@ def _supports_int16(traits: LayerTraits) -> bool:
 def _supports_solver(traits: LayerTraits, solver: Arq | AdaRound | Nuq) -> bool:
     if isinstance(solver, Nuq):
         return traits.supports_clusters
+    # A weight of LSTM or GRU is multiplied with two kinds of input, step by step: no columns stand for them.
     return isinstance(solver, Arq) or (traits.has_weight and traits.op_type not in ("LSTM", "GRU"))

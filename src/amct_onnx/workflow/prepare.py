@@ -163,8 +163,7 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
     columns = prepare_rounding(model, plan)
     records = balancing.keep(_quantize_weights(model, plan, facts))
     calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
-    observers = _observers(plan, columns, settings, os.path.realpath(record_file), calibration, facts)
-    insert_observers(model, observers)
+    insert_observers(model, _observers(plan, columns, settings, os.path.realpath(record_file), calibration, facts))
     return format_record(records, calibration=calibration)
 
 
@@ -297,6 +296,7 @@ def _observers(
             record_path=record_path,
             observers=count,
             calibration=calibration,
+            op_data_type="FLOAT16" if layer in half else "FLOAT32",
         )
         for layer, task in columns.items()
     ]

@@ -48,7 +48,8 @@ class QuantizedModel:
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
     quantizes in float16 (FORCE_FP16_QUANT). `parts` holds the nodes that recurrent layers were decomposed into, each
-    with the number of the layer's output that it gives, or None. `rounding`: what `finish_rounding` has learned.
+    with the number of the layer's output that it gives, or None. `rounding`: what
+    `finish_rounding` has learned, by layer.
     """
 
     model: ir.Model
@@ -177,10 +178,10 @@ def _refuse_unfinished(
     observers: list[Observer], records: Mapping[str, LayerRecord], notes: list[CalibrationNote], record_file: str
 ) -> None:
     """Name the layers without activation factors, and what each of them waits for."""
+    noted = {note.layer: note for note in notes}
     waiting = [
         o for o in observers if any(getattr(records.get(n), _factor_of(o), None) in (None, ()) for n in o.layers)
     ]
-    noted = {note.layer: note for note in notes}
     waiting = waiting or [o for o in observers if any(n in noted for n in o.layers)]  # for moments of their inputs
     if not waiting:
         return

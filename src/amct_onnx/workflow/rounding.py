@@ -134,13 +134,13 @@ def _store(node: ir.Node, params: QParams, integers: Integers, names: ValueNames
     """Give a layer the weight of these integers."""
     weight = constant_tensor(node.inputs[1])
     assert weight is not None  # a quantized layer's weight is constant
-    shape = shape_of(weight)
+    shape, dtype = shape_of(weight), weight.dtype.numpy()
 
     def compute() -> Array:
         rows = weight_rows(output_rows_to_weight(integers, shape, node), node)
         return rows_to_weight(dequantize(rows, params), shape, node)
 
-    own_constant(node, 1, deferred(compute, np.float32, shape), f"{node.name}.weight", names=names)
+    own_constant(node, 1, deferred(compute, dtype, shape), f"{node.name}.weight", names=names)
 
 
 def _learn(
