@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench accuracy auto large adaround clean
+.PHONY: demo test lint bench accuracy auto large adaround qat clean
 
 $(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ large: $(STAMP)
 
 adaround: $(STAMP)
 	$(BIN)/python benchmarks/adaround.py
+
+qat: $(STAMP)
+	$(BIN)/python benchmarks/qat.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnxruntime
 
-    from amct_onnx._compat.api import create_quant_config, quantize_model, quantize_preprocess, save_model
+    from amct_onnx._compat.api import (
+        convert_qat_model,
+        create_quant_config,
+        quantize_model,
+        quantize_preprocess,
+        save_model,
+    )
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
     from amct_onnx.runtime.deployed import deployed_session
 
@@ -30,6 +36,7 @@ __all__ = [
     "AMCT_SO",
     "__version__",
     "accuracy_based_auto_calibration",
+    "convert_qat_model",
     "create_quant_config",
     "deployed_session",
     "quantize_model",
@@ -38,9 +45,12 @@ __all__ = [
 ]
 
 
+_API = ("convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess", "save_model")
+
+
 def __getattr__(name: str) -> Any:
     value: Any
-    if name in ("create_quant_config", "quantize_model", "quantize_preprocess", "save_model"):
+    if name in _API:
         from amct_onnx._compat import api
 
         value = getattr(api, name)

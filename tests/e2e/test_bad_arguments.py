@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"config_file": "c", "record_file": "r", "model_file": "m", "modified_onnx_file": "o"},
     ),
     "save_model": (amct.save_model, {"modified_onnx_file": "o", "record_file": "r", "save_path": "s"}),
+    "convert_qat_model": (amct.convert_qat_model, {"model_file": "m", "save_path": "s"}),
 }
 STRINGS = [(name, argument) for name, (_, arguments) in ARGUMENTS.items() for argument in arguments]
 
@@ -76,6 +77,18 @@ def test_other_arguments_of_the_wrong_type(in_folder: Path, argument: str, value
         amct.create_quant_config("c", "m", **{argument: value})
 
 
+@pytest.mark.parametrize("value", [1, b"r", Path("r")])
+def test_the_record_of_convert_qat_model_is_a_str_or_none(in_folder: Path, value: Any) -> None:
+    with refused(in_folder, ArgumentTypeError, "^Func convert_qat_model argument record_file must be str or None"):
+        amct.convert_qat_model("m", "s", value)
+
+
+@pytest.mark.parametrize("value", ["", "folder/", "x" * 255])
+def test_the_record_of_convert_qat_model_must_be_a_file(in_folder: Path, value: str) -> None:
+    with refused(in_folder, ArgumentError, "^Argument record_file"):
+        amct.convert_qat_model("m", "s", value)
+
+
 @pytest.mark.parametrize("batch_num", [0, -1])
 def test_batch_num_must_be_positive(in_folder: Path, batch_num: int) -> None:
     with refused(in_folder, ArgumentError, "batch_num must be greater than 0", str(batch_num)):
@@ -99,6 +112,8 @@ def test_a_file_argument_that_can_be_no_file(in_folder: Path, name: str, argumen
 def test_a_prefix_that_is_too_long(in_folder: Path) -> None:
     with refused(in_folder, ArgumentError, "^Argument save_path", "at most 241 characters"):
         amct.save_model("o", "r", "folder/" + "p" * 242)
+    with refused(in_folder, ArgumentError, "^Argument save_path", "at most 241 characters"):
+        amct.convert_qat_model("m", "folder/" + "p" * 242)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -7,6 +7,7 @@ from types import NoneType
 from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx._compat.log import start_log
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.workflow.convert import convert_qdq
 from amct_onnx.workflow.prepare import ConfigRequest, create_config, prepare_calibration
 from amct_onnx.workflow.preprocess import prepare_balancing
 from amct_onnx.workflow.progress import show_on_terminal
@@ -123,3 +124,22 @@ def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> Non
     check_file("record_file", record_file)
     check_prefix("save_path", save_path)
     save_quantized(modified_onnx_file, record_file, save_path, progress=show_on_terminal)
+
+
+@checked(model_file=str, save_path=str, record_file=(str, NoneType))
+def convert_qat_model(model_file: str, save_path: str, record_file: str | None = None) -> None:
+    """Write the files of `save_model` for a model with QuantizeLinear and DequantizeLinear (spec sections 1.9, 10).
+
+    A layer whose activation and weight are both quantized to int8 or uint8 keeps its integers and its scales. Other
+    quantized tensors stay quantized; what has no int8 form stays as it is, and the log counts it by reason (at level
+    DEBUG each node). `record_file`: where to write the factors, nowhere if None.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError for a model without such nodes or one that
+    AMCT made, OSError when a result cannot be written.
+    """
+    start_log()
+    check_file("model_file", model_file)
+    check_prefix("save_path", save_path)
+    if record_file is not None:
+        check_file("record_file", record_file)
+    convert_qdq(model_file, save_path, record_file)

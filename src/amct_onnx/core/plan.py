@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import ActivationSettings, LayerSettings, TensorSettings
 
@@ -170,6 +173,7 @@ class QuantizedLayer:
 
     `part_of` is the user's layer when this one is a part of it, as the products of an LSTM are; "" otherwise.
     `second` has the factors of input 1 where that is an activation too: a MatMul of two variables, without a weight.
+    `bias`: the integers of the bias, int32[channels], where they are known already; else they come from its values.
     """
 
     name: str
@@ -177,6 +181,7 @@ class QuantizedLayer:
     weight: QParams | None
     second: QParams | None = None
     part_of: str = ""
+    bias: npt.NDArray[np.int32] | None = None
 
     @property
     def layer(self) -> str:
@@ -186,13 +191,34 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor:
-    """One input of a node that is quantized and dequantized again in front of it; the node itself stays in float."""
+    """One input of a node that is quantized and dequantized again in front of it; the node itself stays in float.
+
+    `marker`: the node is an Identity that only marks the place, and goes away.
+    """
 
     node: str
     input_index: int
     activation: QParams
+    marker: bool = False
 
     @property
     def owner(self) -> str:
         """What its new nodes are named after."""
-        return f"{self.node}.{self.input_index}"
+        return self.node if self.marker else f"{self.node}.{self.input_index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedOutput:
+    """The node `node` (a QuantizeLinear) makes an int8 output of the model out of its input 0."""
+
+    node: str
+    activation: QParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A node that an already quantized model wanted quantized and that is not, and why: a clause about the node."""
+
+    name: str
+    op_type: str
+    reason: str

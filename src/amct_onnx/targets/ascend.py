@@ -49,6 +49,9 @@ class AscendDialect:
         attributes: dict[str, float] = {"scale": float(params.scale[0]), "offset": float(params.zero_point[0])}
         return [ir.node("AscendAntiQuant", [integers], attributes, name=f"{owner}.anti_quant", outputs=[output])]
 
+    def quantize_output(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        return self.quantize(x, owner, params)
+
     def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
         return node  # int32 is exact
 

@@ -5,6 +5,8 @@ x -> Conv(w, b) -> y         x -> <quantize> -> Conv(w_int, b_int) -> <dequantiz
 
 x -> MaxPool -> y            x -> <quantize> -> <restore> -> MaxPool -> y        (a quantized tensor)
 
+x -> QuantizeLinear -> y     x -> <quantize output> -> y                         (an int8 output of the model)
+
 w_int = round(w / scale_w), b_int = round(b / (scale_d * scale_w)) (spec section 7.5). All that read one tensor with the
 same factors share one quantization. What stands for <quantize>, <dequantize> and <restore>, and the dtype of the
 integers, is up to the dialect; both files that `save_model` writes are lowered here, so what is simulated is what is
@@ -23,7 +25,7 @@ import onnx_ir as ir
 
 from amct_onnx.core.affine import quantize
 from amct_onnx.core.blocks import blocks
-from amct_onnx.core.plan import QuantizedLayer, QuantizedTensor
+from amct_onnx.core.plan import QuantizedLayer, QuantizedOutput, QuantizedTensor
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
@@ -66,6 +68,9 @@ class Dialect(Protocol):
         `half`: x is float16. The arithmetic is that of float32 all the same.
         """
 
+    def quantize_output(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        """Nodes from `x` to its integers as int8, zero point included; the last one's output is the result."""
+
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         """Nodes from what `quantize` gave for these `params` back to float32; the last one's output is the result."""
 
@@ -85,8 +90,9 @@ def lower(
     dialect: Dialect,
     *,
     tensors: Sequence[QuantizedTensor] = (),
+    outputs: Sequence[QuantizedOutput] = (),
 ) -> None:
-    """Quantize `layers` and `tensors` of `model` in place. Raises ModelError when a bias leaves int32."""
+    """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises ModelError when a bias leaves int32."""
     nodes = {node.name: node for node in model.graph.all_nodes()}  # a recurrent layer has one in the body of a Scan
     position = {name: index for index, name in enumerate(nodes)}
     quantizers = _Quantizers(dialect)
@@ -104,6 +110,13 @@ def lower(
         if part.activation.spec.bits > 8:
             node = dialect.sum_wide(node, bias)
         _insert_dequantizer(model, node, dialect, spec)
+    for output in outputs:
+        node = nodes[output.node]
+        x = node.inputs[0]
+        assert x is not None  # QuantizeLinear's first input is required
+        chain = dialect.quantize_output(x, output.node, output.activation)
+        model.graph.insert_before(node, chain)
+        _take_over(node, chain[-1].outputs[0])
 
 
 def _node_name(part: QuantizedLayer | QuantizedTensor) -> str:
@@ -144,6 +157,19 @@ def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quant
     chain[-1].outputs[0].type, chain[-1].outputs[0].shape = x.type, x.shape
     model.graph.insert_before(node, chain)
     node.replace_input_with(tensor.input_index, chain[-1].outputs[0])
+    if tensor.marker and not (chain[-1].outputs[0].is_graph_output() and node.outputs[0].is_graph_output()):
+        _take_over(node, chain[-1].outputs[0])
+
+
+def _take_over(node: ir.Node, new: ir.Value) -> None:
+    """`node` goes; `new` takes the place of its output, with the name if it is an output of the model."""
+    old, graph = node.outputs[0], node.graph
+    assert graph is not None  # a node of the model
+    new.type, new.shape = old.type or new.type, old.shape
+    if old.is_graph_output():
+        new.name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _lower_constants(
@@ -158,23 +184,38 @@ def _lower_constants(
         return Dequantization(layer=layer.name, scale=scale, average=True), None
     weight, half = constant_tensor(node.inputs[1]), is_half(node)
     assert weight is not None  # a quantized layer's weight is constant
-    scale = scale * layer.weight.scale
+    bias = integer_bias(node, layer)
     _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
+    if bias is not None:
+        _store(node, 2, ir.tensor(dialect.integers(bias.astype(np.int32), bias=True)))
+    scale, shape = scale * layer.weight.scale, shape_of(weight)
+    columns = shape[-1] if node.op_type == "MatMul" else None
+    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns, half=half), bias
+
+
+def integer_bias(node: ir.Node, layer: QuantizedLayer) -> npt.NDArray[np.float64] | None:
+    """The integers of the bias of a layer with a weight; None without a bias.
+
+    Raises ModelError when they, or the sums of the layer for some input, leave int32.
+    """
+    weight = constant_tensor(node.inputs[1])
+    assert weight is not None  # a quantized layer's weight is constant
+    assert layer.weight is not None  # a layer with a weight
     bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
     quotient = None
-    if bias is not None:
+    if bias is not None and layer.bias is not None:
+        quotient = layer.bias.astype(np.float64)
+    elif bias is not None:
         # float64: a float32 quotient would already be off by more than one unit near the int32 limits.
+        scale = layer.activation.scale * layer.weight.scale
         quotient = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         if (quotient < _INT32.min).any() or (quotient > _INT32.max).any():
             raise ModelError(
                 f'Do bias quantize failed. Quantized bias of layer "{layer.layer}" exceed int32 range '
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
-        _store(node, 2, ir.tensor(dialect.integers(quotient.astype(np.int32), bias=True)))
     _refuse_overflow(node, weight, np.zeros(1) if quotient is None else quotient, layer)
-    shape = shape_of(weight)
-    columns = shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns, half=half), quotient
+    return quotient
 
 
 def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, dialect: Dialect) -> ir.TensorProtocol:

@@ -3,6 +3,7 @@
 quantize:    clip(round(x * (1 / scale_d)) + offset_d, qmin, qmax) - offset_d, as Mul, Round, Add, Clip, Sub
 dequantize:  y * scale, as Mul
 restore:     (q - offset_d) * scale_d, as Mul
+output:      clip(round(x * (1 / scale_d)) + offset_d, qmin, qmax), cast to int8
 
 A layer of float16 has a Cast in front of the first and behind the last of them: sums above 65504 need float32.
 
@@ -38,6 +39,18 @@ class SimulationDialect:
         return values.astype(np.float32)
 
     def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
+        chain = self._integers(x, owner, params, half=half)
+        if offset := float(params.zero_point[0]):
+            chain.add("Sub", offset=offset)
+        return chain.nodes
+
+    def quantize_output(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
+        chain = self._integers(x, owner, params)
+        chain.cast(ir.DataType.INT8)
+        return chain.nodes
+
+    def _integers(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> _Chain:
+        """The integers with their zero point, as float32."""
         chain = _Chain(self._graph, self._names, f"{owner}.quant", x)
         if half:
             chain.cast(ir.DataType.FLOAT)
@@ -56,9 +69,7 @@ class SimulationDialect:
             if offset:
                 chain.add("Add", offset=offset)
         chain.add("Clip", min=float(params.spec.qmin), max=float(params.spec.qmax))
-        if offset:
-            chain.add("Sub", offset=offset)
-        return chain.nodes
+        return chain
 
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         chain = _Chain(self._graph, self._names, f"{owner}.anti_quant", integers)

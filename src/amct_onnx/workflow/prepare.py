@@ -35,6 +35,7 @@ from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.observers import Observer, insert_observers
+from amct_onnx.graph.passes.read_qdq import has_qdq
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import fake_quantized, weight_rows
@@ -125,9 +126,12 @@ def load_float_model(path: str) -> ir.Model:
     if found:
         names = ", ".join(found[:3])
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        advice = "Start from the float model"
+        if has_qdq(model):
+            advice += ", or turn a model that was trained with quantization nodes by convert_qat_model"
         raise ModelError(
             f"The model cannot be quantized for following quant layers are in the model {path}: {names}{more}. "
-            "Start from the float model."
+            f"{advice}."
         )
     return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,7 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.core.affine import is_on_grid
-from amct_onnx.core.plan import CalibrationNote, GraphFacts, LayerRecord, QuantizedLayer, QuantizedTensor
+from amct_onnx.core.plan import (
+    CalibrationNote,
+    GraphFacts,
+    LayerRecord,
+    QuantizedLayer,
+    QuantizedOutput,
+    QuantizedTensor,
+)
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.tasks import Balance
@@ -48,8 +55,8 @@ class QuantizedModel:
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
     quantizes in float16 (FORCE_FP16_QUANT). `parts` holds the nodes that recurrent layers were decomposed into, each
-    with the number of the layer's output that it gives, or None. `rounding`: what
-    `finish_rounding` has learned, by layer.
+    with the number of the layer's output that it gives, or None. `outputs` are int8 outputs of
+    the model. `rounding`: what `finish_rounding` has learned, by layer.
     """
 
     model: ir.Model
@@ -58,24 +65,28 @@ class QuantizedModel:
     tensors: tuple[QuantizedTensor, ...] = ()
     half: bool = False
     parts: Mapping[str, int | None] = field(default_factory=dict)
+    outputs: tuple[QuantizedOutput, ...] = ()
     rounding: Mapping[str, Integers] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """What is quantized: layers, and nodes in front of which a tensor is."""
-        return list(dict.fromkeys(layer.layer for layer in self.layers)) + [tensor.node for tensor in self.tensors]
+        """What is quantized: layers, nodes in front of which a tensor is, and those that made outputs."""
+        tensors, outputs = ([part.node for part in parts] for parts in (self.tensors, self.outputs))
+        return [*dict.fromkeys(layer.layer for layer in self.layers), *tensors, *outputs]
 
     def deploy(self) -> ir.Model:
         """A new model with Ascend operators and int8 weights."""
         model = self.model.clone()
-        lower(model, self.layers, AscendDialect(model, half=self.half), tensors=self.tensors)
+        dialect = AscendDialect(model, half=self.half)
+        lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
         return model
 
     def simulation(self) -> ir.Model:
         """A new model of standard operators that computes what `deploy()` computes."""
         model = self.model.clone()
         constant_first(model, {layer.name for layer in self.layers})
-        lower(model, self.layers, SimulationDialect(model, half=self.half), tensors=self.tensors)
+        dialect = SimulationDialect(model, half=self.half)
+        lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
         model.metadata_props[SIMULATED_KEY] = json.dumps(self.names, ensure_ascii=False)
         return model
 
@@ -284,9 +295,18 @@ def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
     """One entry a node of the deploy model (spec section 7.7)."""
     owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
     owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
+    owners |= {output.node: output.node for output in quantized.outputs}
+    makers = _makers(quantized)
     inside = (node for node in deploy.graph.all_nodes() if node.graph is not deploy.graph)
     nodes = [*deploy.graph, *(node for node in inside if _owner(node, owners) in quantized.parts)]
-    return [_fusion_op(node, owners, quantized) for node in nodes]
+    return [_fusion_op(node, owners, quantized, makers) for node in nodes]
+
+
+def _makers(quantized: QuantizedModel) -> set[str]:
+    """The nodes of the deploy model that make what a layer or a marked pair of the original made."""
+    layers = {layer.name for layer in quantized.layers if f"{layer.name}.columns" not in quantized.origins}
+    markers = (tensor.owner for tensor in quantized.tensors if tensor.marker)
+    return {f"{name}.dequant" for name in layers} | {f"{owner}.anti_quant" for owner in markers}
 
 
 def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
@@ -295,7 +315,9 @@ def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
     return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
 
 
-def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: QuantizedModel) -> FusionOp:
+def _fusion_op(
+    node: ir.Node, owners: Mapping[str, str], quantized: QuantizedModel, makers: Collection[str]
+) -> FusionOp:
     """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
     name, origins, part = node.name or "", quantized.origins, _owner(node, owners)
     number = 0
@@ -303,7 +325,7 @@ def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: QuantizedMod
         given = quantized.parts.get(name)
         originals, produces, number = origins[part], given is not None, given or 0
     elif (owner := owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))) is not None:
-        originals, produces = origins.get(owner, (owner,)), node.op_type == "AscendDequant"
+        originals, produces = origins.get(owner, (owner,)), name in makers
     else:
         originals, produces = origins.get(name, ()), name in origins
     return FusionOp(

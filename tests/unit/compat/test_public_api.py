@@ -17,6 +17,7 @@ SIGNATURES = {
         "(model_file, model_evaluator, config_file, record_file, save_dir, strategy='BinarySearch', "
         "sensitivity='CosineSimilarity')"
     ),
+    "convert_qat_model": "(model_file, save_path, record_file=None)",
     "create_quant_config": (
         "(config_file, model_file, skip_layers=None, batch_num=1, activation_offset=True, "
         "config_defination=None, updated_model=None)"
