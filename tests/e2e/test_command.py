@@ -445,9 +445,6 @@ def test_convert_calls_convert_qat_model(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert calls == [("q.onnx", "out/q"), ("r.onnx", "r")]
 
 
-needs_conversion = pytest.mark.skipif(not hasattr(amct_onnx, "convert_qat_model"), reason="no convert_qat_model yet")
-
-
 def quantized_layer(seed: int) -> onnx.ModelProto:
     """A Gemm between the nodes that a QAT exporter writes."""
     return build(
@@ -464,7 +461,6 @@ def quantized_layer(seed: int) -> onnx.ModelProto:
     )
 
 
-@needs_conversion
 def test_convert_writes_what_convert_qat_model_writes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     for seed, words in enumerate((["--model=q0.onnx", "--save_path=out/a"], ["--mod", "q1.onnx", "--save", "b/"])):
@@ -482,7 +478,6 @@ def test_convert_writes_what_convert_qat_model_writes(command: Command, monkeypa
     assert written[0] != written[1]
 
 
-@needs_conversion
 @pytest.mark.parametrize("name", ["float.onnx", "no.onnx", "data/000.bin"])
 def test_a_model_that_cannot_be_converted_is_one_error_and_code_1(command: Command, name: str) -> None:
     result = command.run("convert", "--model", name, "--save_path", "out/m")

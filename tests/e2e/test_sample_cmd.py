@@ -80,7 +80,6 @@ def test_the_commands_for_calibration(sample: Path) -> None:
     assert left == {"README.md", "README_zh.md", "src", "data", "output", "amct_log"}
 
 
-@pytest.mark.skipif(not hasattr(amct_onnx, "convert_qat_model"), reason="no convert_qat_model yet")
 def test_the_command_for_conversion(sample: Path) -> None:
     check_saved(run(sample, commands("README.md")[3]), "./output/mobilenet_v2")
     original = ort.InferenceSession(QAT_MODEL)
