@@ -84,8 +84,8 @@ def test_the_command_for_conversion(sample: Path) -> None:
     check_saved(run(sample, commands("README.md")[3]), "./output/mobilenet_v2")
     original = ort.InferenceSession(QAT_MODEL)
     digits = sorted((QAT_MODEL.parents[1] / "data" / "qat").glob("*.png"))
-    pixels = np.stack([np.asarray(Image.open(digit), np.float32)[None] for digit in digits])
-    feeds = {original.get_inputs()[0].name: pixels / 127.5 - 1}
+    pixels = np.stack([np.asarray(Image.open(digit).convert("RGB"), np.float32).transpose(2, 0, 1) for digit in digits])
+    feeds = {original.get_inputs()[0].name: (pixels / 255 - 0.45) / np.float32(0.225)}
     expected = original.run(None, feeds)[0].argmax(1)
     assert set(expected) == set(range(10))
     for session in (
