@@ -234,7 +234,9 @@ def _calibration(path: str) -> _Calibration:
     with _registry_lock:
         if not _calibrations:
             atexit.register(_flush_all)
-        return _calibrations.setdefault(path, _Calibration(path))
+        if path not in _calibrations:  # making one reads the record: not in each call
+            _calibrations[path] = _Calibration(path)
+        return _calibrations[path]
 
 
 def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> bool:
