@@ -28,7 +28,7 @@ from amct_onnx.graph.passes.observers import Observer
 from amct_onnx.runtime import observer_op
 from amct_onnx.runtime.collectors import make_collector
 from amct_onnx.workflow import rounding
-from amct_onnx.workflow.result import QuantizedModel, read_quantized
+from amct_onnx.workflow.result import FactoredModel, read_quantized
 from amct_onnx.workflow.rollback import CalibratedModel, FloatModel
 
 SUMMARY = re.compile(
@@ -302,7 +302,7 @@ def test_a_search_learns_once_and_uses_that_in_each_trial(tmp_path: Path, log: C
     assert len(log("INFO")) == 1
     Path(moments_path(flow.record)).unlink()  # nobody asks for it again
 
-    def integers(quantized: QuantizedModel) -> list[bytes]:
+    def integers(quantized: FactoredModel) -> list[bytes]:
         initializers = ir.to_proto(quantized.deploy()).graph.initializer
         return [t.raw_data for t in initializers if t.data_type == onnx.TensorProto.INT8]
 

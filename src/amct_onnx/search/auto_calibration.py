@@ -30,7 +30,7 @@ from amct_onnx.search.sensitivity import CosineSimilaritySensitivity
 from amct_onnx.workflow.prepare import prepare_calibration
 from amct_onnx.workflow.progress import show_on_terminal
 from amct_onnx.workflow.ranking import write_ranking_model
-from amct_onnx.workflow.result import QuantizedModel, write_quantized
+from amct_onnx.workflow.result import FactoredModel, write_quantized
 from amct_onnx.workflow.rollback import CalibratedModel, FloatModel
 
 Floats = npt.NDArray[np.float32]
@@ -142,7 +142,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
             f"{needed - seen} are missing: run more batches, in this process, or lower batch_num."
         )
 
-    def _evaluate(self, quantized: QuantizedModel) -> Any:
+    def _evaluate(self, quantized: FactoredModel) -> Any:
         prefix = os.path.basename(self.save_dir)
         path = self._path(f"{prefix}_fake_quant_model.onnx" if prefix else "fake_quant_model.onnx")
         save_model_file(quantized.simulation(), path)

@@ -21,7 +21,7 @@ from amct_onnx.graph.passes.read_qdq import Reading, has_qdq, read_qdq
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.lowering import integer_bias
 from amct_onnx.workflow.prepare import SIMULATED_KEY
-from amct_onnx.workflow.result import QuantizedModel, write_quantized
+from amct_onnx.workflow.result import FactoredModel, write_quantized
 
 _log = logging.getLogger("amct_onnx.Convert")
 _MAXIMUM_REASONS, _SHOWN_IN_ERROR = 20, 3
@@ -47,7 +47,7 @@ def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> tup
     return kept
 
 
-def read_qat_model(model_file: str) -> tuple[QuantizedModel, tuple[Kept, ...]]:
+def read_qat_model(model_file: str) -> tuple[FactoredModel, tuple[Kept, ...]]:
     """The model of a file with its factors, and what could not be converted. Raises ModelError."""
     model = load_model(model_file)
     _refuse_others(model, model_file)
@@ -64,8 +64,8 @@ def read_qat_model(model_file: str) -> tuple[QuantizedModel, tuple[Kept, ...]]:
     return _quantized(model, reading, origins), reading.kept
 
 
-def _quantized(model: ir.Model, reading: Reading, origins: dict[str, tuple[str, ...]]) -> QuantizedModel:
-    return QuantizedModel(
+def _quantized(model: ir.Model, reading: Reading, origins: dict[str, tuple[str, ...]]) -> FactoredModel:
+    return FactoredModel(
         model=model, layers=reading.layers, tensors=reading.tensors, outputs=reading.outputs, origins=origins
     )
 
@@ -120,7 +120,7 @@ def _reasons(kept: Sequence[Kept]) -> list[str]:
     return clauses
 
 
-def _log_summary(quantized: QuantizedModel, kept: Sequence[Kept]) -> None:
+def _log_summary(quantized: FactoredModel, kept: Sequence[Kept]) -> None:
     counts = len(quantized.layers), len(quantized.tensors), len(quantized.outputs)
     _log.info("Converted %d layers, %d other tensors and %d int8 outputs of the Q/DQ model.", *counts)
     clauses = _reasons(kept)
@@ -132,7 +132,7 @@ def _log_summary(quantized: QuantizedModel, kept: Sequence[Kept]) -> None:
         _log.debug("Not converted: %s %s: %s.", entry.op_type, entry.name, entry.reason)
 
 
-def _records(quantized: QuantizedModel) -> dict[str, LayerRecord]:
+def _records(quantized: FactoredModel) -> dict[str, LayerRecord]:
     """The factors as save_model reads them; those of tensors where AMCT's record has a place: Add and MaxPool."""
     records: dict[str, LayerRecord] = {}
     for layer in quantized.layers:

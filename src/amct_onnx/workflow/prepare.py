@@ -118,6 +118,12 @@ def _report_float(facts: GraphFacts) -> None:
 def load_float_model(path: str) -> ir.Model:
     """A model that can be quantized, every node named. Raises ModelError for one that is quantized already."""
     model = load_model(path)
+    make_ready(model, path)
+    return model
+
+
+def make_ready(model: ir.Model, path: str) -> None:
+    """Name the nodes of a float model that is called `path` in messages, in place. Raises like `load_float_model`."""
     check_opset(model, path)
     lift_ir3(model)
     name_nodes(model)
@@ -133,7 +139,6 @@ def load_float_model(path: str) -> ir.Model:
             f"The model cannot be quantized for following quant layers are in the model {path}: {names}{more}. "
             f"{advice}."
         )
-    return model
 
 
 def prepare_calibration(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
@@ -154,6 +159,14 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
 
     What is in that file already gives the balance factors, if the configuration asks for some.
     """
+    records, calibration = prepare_records(model, facts, settings, record_file)
+    return format_record(records, calibration=calibration)
+
+
+def prepare_records(
+    model: ir.Model, facts: GraphFacts, settings: Settings, record_file: str
+) -> tuple[dict[str, LayerRecord], str]:
+    """`prepare_model`, with what goes into the record instead of its text: factors, and the id of the calibration."""
     decisions = decide(facts, settings)
     check_tensors(model, facts, settings)
     layers = [decision.layer for decision in decisions if decision.quantized]
@@ -168,7 +181,7 @@ def prepare_model(model: ir.Model, facts: GraphFacts, settings: Settings, record
     records = balancing.keep(_quantize_weights(model, plan, facts))
     calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
     insert_observers(model, _observers(plan, columns, settings, os.path.realpath(record_file), calibration, facts))
-    return format_record(records, calibration=calibration)
+    return records, calibration
 
 
 def fuse_model(model: ir.Model, settings: Settings) -> None:

@@ -50,7 +50,7 @@ _SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQu
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedModel:
+class FactoredModel:
     """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
@@ -96,8 +96,8 @@ def save_quantized(modified_onnx_file: str, record_file: str, save_path: str, *,
     write_quantized(read_quantized(modified_onnx_file, record_file, progress=progress), save_path)
 
 
-def write_quantized(quantized: QuantizedModel, save_path: str) -> None:
-    """Write all files of a quantized model (spec section 1.6)."""
+def write_quantized(quantized: FactoredModel, save_path: str) -> tuple[str, ...]:
+    """Write all files of a quantized model (spec section 1.6), and return their paths."""
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
     deploy = quantized.deploy()
@@ -107,6 +107,7 @@ def write_quantized(quantized: QuantizedModel, save_path: str) -> None:
         _save(files[file], file)
     name = prefix or deploy.graph.name or "default"
     write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
+    return (*files, f"{stem}quant.json")
 
 
 def _save(model: ir.Model, file: str) -> None:
@@ -116,7 +117,7 @@ def _save(model: ir.Model, file: str) -> None:
     _log.info("The model file is saved in %s", file)
 
 
-def read_quantized(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> QuantizedModel:
+def read_quantized(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> FactoredModel:
     """The calibrated model of `quantize_model`'s file and its record, with rounding learned where that is wanted.
 
     Raises ModelError when the file is not one of `quantize_model`, RecordError when the record is empty, incomplete,
@@ -154,7 +155,7 @@ def assemble(
     *,
     rounding: Mapping[str, Integers] | None = None,
     progress: Progress = silent,
-) -> QuantizedModel:
+) -> FactoredModel:
     """The layers of `observers`, taken out of the calibration model `model`, with their factors of `record_file`.
 
     `rounding`: that of a model of the same calibration, so that none is learned again. Raises RecordError when the
@@ -174,7 +175,7 @@ def assemble(
     halves, decomposed = split_recurrent(model, records, recurrent, record_file)
     parts = {name: number for whole in decomposed for name, number in whole.nodes.items()}
     origins |= {name: origins.get(whole.layer, (whole.layer,)) for whole in decomposed for name in whole.nodes}
-    return QuantizedModel(
+    return FactoredModel(
         model=model,
         layers=(*quantized, *halves),
         origins=origins,
@@ -291,7 +292,7 @@ def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], reco
         )
 
 
-def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
+def _fusion_ops(deploy: ir.Model, quantized: FactoredModel) -> list[FusionOp]:
     """One entry a node of the deploy model (spec section 7.7)."""
     owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
     owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
@@ -302,7 +303,7 @@ def _fusion_ops(deploy: ir.Model, quantized: QuantizedModel) -> list[FusionOp]:
     return [_fusion_op(node, owners, quantized, makers) for node in nodes]
 
 
-def _makers(quantized: QuantizedModel) -> set[str]:
+def _makers(quantized: FactoredModel) -> set[str]:
     """The nodes of the deploy model that make what a layer or a marked pair of the original made."""
     layers = {layer.name for layer in quantized.layers if f"{layer.name}.columns" not in quantized.origins}
     markers = (tensor.owner for tensor in quantized.tensors if tensor.marker)
@@ -315,9 +316,7 @@ def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
     return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
 
 
-def _fusion_op(
-    node: ir.Node, owners: Mapping[str, str], quantized: QuantizedModel, makers: Collection[str]
-) -> FusionOp:
+def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: FactoredModel, makers: Collection[str]) -> FusionOp:
     """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
     name, origins, part = node.name or "", quantized.origins, _owner(node, owners)
     number = 0

@@ -25,7 +25,7 @@ from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.workflow.planner import decide, graph_facts
 from amct_onnx.workflow.prepare import fuse_model, load_float_model, prepare_model
 from amct_onnx.workflow.progress import Progress, silent
-from amct_onnx.workflow.result import QuantizedModel, assemble, read_quantized
+from amct_onnx.workflow.result import FactoredModel, assemble, read_quantized
 
 
 @contextmanager
@@ -88,7 +88,7 @@ class CalibratedModel:
     """A calibration that is complete: `quantized` has all layers, `records` their factors as in `record_file`."""
 
     source: FloatModel
-    quantized: QuantizedModel
+    quantized: FactoredModel
     records: Mapping[str, LayerRecord]
     record_file: str
 
@@ -117,11 +117,11 @@ class CalibratedModel:
         """Write `records_without`, with the id of the calibration."""
         write_record(path, self.records_without(layers), calibration=read_calibration(self.record_file))
 
-    def without(self, layers: Collection[str]) -> QuantizedModel:
+    def without(self, layers: Collection[str]) -> FactoredModel:
         """The quantized model in which `layers` stay in float; at least one other layer must be left."""
         return self.assemble(self.prepared(layers), layers) if layers else self.quantized
 
-    def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> QuantizedModel:
+    def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> FactoredModel:
         """What `save_model` makes of a model of `prepared`, which this changes."""
         observers = remove_observers(prepared)
         records = self.records_without(layers)

@@ -92,6 +92,20 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
     model.opset_imports[OBSERVER_DOMAIN] = 1
 
 
+def observed_values(model: ir.Model) -> list[tuple[Observer, ir.Value]]:
+    """The observers of a model and the tensors of the network that they see, in the order of their layers."""
+    found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
+    return [(_parse(node), _seen(node)) for node in found]
+
+
+def _seen(observer: ir.Node) -> ir.Value:
+    value = observer.inputs[0]
+    assert value is not None  # an observer has one input
+    cast = value.producer()
+    behind_cast = cast is not None and cast.op_type == "Cast" and (cast.name or "").startswith(f"{observer.name}.")
+    return (cast.inputs[0] if cast is not None and behind_cast else None) or value
+
+
 def remove_observers(model: ir.Model) -> list[Observer]:
     """Take the observers out, in place, and say what they were, in the order of their layers."""
     found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
