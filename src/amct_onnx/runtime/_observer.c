@@ -287,7 +287,7 @@ static int ORT_CALL required(const Operator *op, size_t index)
     {OPERATOR_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
      compute,           destroy, required, required, {NULL},       type}
 static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG"), OPERATOR("DMQBalancer"),
-                               OPERATOR("Compare"), OPERATOR("Moments")};
+                               OPERATOR("Compare"), OPERATOR("Moments"), OPERATOR("Tally")};
 
 /* The name that SessionOptions.register_custom_ops_library looks up. */
 EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)

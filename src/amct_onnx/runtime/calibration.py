@@ -23,8 +23,9 @@ from amct_onnx.errors import AmctError, CalibrationError
 from amct_onnx.formats.moments_file import moments_path, write_moments
 from amct_onnx.formats.record import read_calibration, read_record, write_record
 from amct_onnx.graph.passes.observers import Observer, parse_observer
+from amct_onnx.graph.passes.tallies import TALLY
+from amct_onnx.runtime import comparison, tallies
 from amct_onnx.runtime.collectors import Collector, make_collector
-from amct_onnx.runtime.comparison import COMPARE, show
 
 
 @dataclass
@@ -226,6 +227,9 @@ def _signature(path: str) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+# Operators that fill no record.
+_OTHERS = {comparison.COMPARE: comparison.show, TALLY: tallies.show}
+
 _calibrations: dict[str, _Calibration] = {}
 _registry_lock = threading.Lock()
 
@@ -243,8 +247,8 @@ def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, A
     """Body of a calibration operator: never raises. Whether Ctrl-C arrived in it, which the session's user awaits."""
     calibration = None
     try:
-        if op_type == COMPARE:
-            show(x, attributes)
+        if op_type in _OTHERS:
+            _OTHERS[op_type](x, attributes)
             return False
         calibration = _calibration(str(attributes["record_file_path"]))
         calibration.add(op_type, x, attributes)

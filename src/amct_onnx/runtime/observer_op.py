@@ -19,6 +19,7 @@ import onnxruntime
 from amct_onnx.core.stats.counting import threads_of
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.graph.passes.observers import TASK_OPERATORS
+from amct_onnx.graph.passes.tallies import TALLY
 from amct_onnx.runtime.calibration import observe
 
 _compiled: Any
@@ -74,11 +75,12 @@ def _python_library() -> str:
             op_type=f"{OBSERVER_DOMAIN}::{op_type}",
             inputs=[PyCustomOpDef.dt_float],
             outputs=[PyCustomOpDef.dt_float],
-            attrs=common | own,
+            attrs=own,
         )(body)
 
-    declare("IFMR", activation | ifmr)
-    declare("HFMG", activation | {"nbins": integer})
+    declare("IFMR", common | activation | ifmr)
+    declare("HFMG", common | activation | {"nbins": integer})
     for op_type in TASK_OPERATORS:
-        declare(op_type, {"settings": text})
+        declare(op_type, common | {"settings": text})
+    declare(TALLY, {"input_index": integer})
     return str(get_library_path())
