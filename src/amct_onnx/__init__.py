@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from amct_onnx import _deferred_sympy
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -44,6 +46,8 @@ __all__ = [
     "save_model",
 ]
 
+
+_deferred_sympy.install()
 
 _API = ("convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess", "save_model")
 
