@@ -22,7 +22,7 @@ class QdqPlan:
 
     `groups` partition the quantized tensors. `reads` are the quantized inputs, (node, index), `constants` those of them
     that are constants. `integer` tensors leave their node as integers, so all readers get what was quantized.
-    `absorbed`: nodes (Relu, Clip) to be left out where the grid of their output has their effect.
+    `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in.
     """
 
     target: str

@@ -37,7 +37,8 @@ class QdqTarget:
     """A named table of rules.
 
     rules: by operator type. activation, weight: grids, of which the file has unsigned integers where
-    `unsigned_activations`. absorbs: operators whose effect a grid can have, so that they go where it has. int32_bias:
+    `unsigned_activations`. absorbs: operators that become one with the kernel in front of them, so that the
+    QuantizeLinear stands behind both; `drops_clamps`: they are left out, since the grid has their effect. int32_bias:
     biases are int32 behind a DequantizeLinear, else float32. minimum_opset: of the default domain.
     """
 
@@ -47,5 +48,6 @@ class QdqTarget:
     weight: QSpec
     unsigned_activations: bool = False
     absorbs: frozenset[str] = frozenset()
+    drops_clamps: bool = False
     int32_bias: bool = False
     minimum_opset: int = 13

@@ -28,7 +28,7 @@ from amct_onnx.graph.layers import WEIGHT_OPS
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
-from amct_onnx.graph.weights import group_of, weight_rows
+from amct_onnx.graph.weights import weight_rows
 
 Array = npt.NDArray[Any]
 SolveWeight = Callable[[str, Array, QSpec], QParams]
@@ -55,7 +55,7 @@ def lower_qdq(
             params = lowering.quantize_weight(node, solve_weight)
             weights[node.name or ""] = params
     for node in list(model.graph):
-        if (node.name or "") in plan.absorbed:
+        if target.drops_clamps and (node.name or "") in plan.absorbed:
             lowering.absorb(node)
     for group in plan.groups:
         for tensor in group.tensors:
@@ -232,15 +232,17 @@ class _Lowering:
         return ir.DataType.UINT8 if self.target.unsigned_activations else ir.DataType.INT8
 
     def move_to_integers(self, node: ir.Node) -> None:
-        """Let an operator that moves elements work on integers, where the runtime has no rule for it between Q and DQ."""
-        dequantize, quantizer = node.inputs[0] and node.inputs[0].producer(), next(iter(node.outputs[0].uses())).node
+        """Let an operator that moves elements work on integers: the runtime has no rule for it between Q and DQ."""
+        source, old = node.inputs[0], node.outputs[0]
+        dequantize = source.producer() if source is not None else None
         assert dequantize is not None  # both sides of such a node are quantized
-        result, old = quantizer.outputs[0], node.outputs[0]
+        quantizer = next(iter(old.uses())).node
+        result = quantizer.outputs[0]
         node.replace_input_with(0, dequantize.inputs[0])
-        if len(node.inputs) > 2 and node.op_type == "Pad":
-            node.replace_input_with(2, dequantize.inputs[2])
-        elif node.op_type == "Pad":
-            node.resize_inputs(3)
+        if (
+            node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant"
+        ):  # zeros are zero points
+            node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, dequantize.inputs[2])
         old.type = ir.TensorType(self._integer_type())  # a new one: a clone shares it with its original
         result.replace_all_uses_with(old)
