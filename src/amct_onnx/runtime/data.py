@@ -94,7 +94,7 @@ def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes)
     columns: list[list[Path]] = []
     available: list[int] = []
     for entry in inputs:
-        files = _list_files(entry.folder, mistakes)
+        files = list_files(entry.folder, mistakes)
         if files is None:
             continue
         available.append(len(files))
@@ -108,7 +108,8 @@ def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes)
     return BatchFiles(inputs=tuple(inputs), files=rows, available=min(available, default=0))
 
 
-def _list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
+def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
+    """The files in a folder by name, without hidden ones; None if it cannot be read, which is a mistake."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -191,7 +192,7 @@ def iterate_batches(
     ]
     mistakes = Mistakes(None)
     if number is None and entries:
-        number = len(_list_files(entries[0].folder, mistakes) or ())
+        number = len(list_files(entries[0].folder, mistakes) or ())
     batches = find_batches(entries, number or 0, mistakes)
     if mistakes:
         raise DataError(str(mistakes))

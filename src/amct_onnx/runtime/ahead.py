@@ -1,0 +1,46 @@
+"""Items that are made in a background thread while the ones before them are used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from queue import SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """`items` in their order, made by one thread that is at most `depth` items ahead.
+
+    What `items` raises is raised here. When iteration ends, is abandoned or is interrupted, the thread finishes the
+    item that it is at, closes `items` and ends before this generator does.
+    """
+    done: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()  # None: that was the last one
+    slots = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while slots.acquire() and not stopped.is_set():
+                done.put((next(items),))
+        except StopIteration:
+            done.put(None)
+        except BaseException as reason:
+            done.put(reason)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=work, name="amct_onnx data", daemon=True)
+    thread.start()
+    try:
+        while (item := done.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+            del item  # a batch that was used is freed before the next one is waited for
+            slots.release()
+    finally:
+        stopped.set()
+        slots.release()
+        thread.join()

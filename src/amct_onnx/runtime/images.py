@@ -1,0 +1,320 @@
+"""Images as inputs of a model: how they are prepared, and files that become batches. The only importer of Pillow."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.errors import ArgumentError, DataError
+from amct_onnx.graph.inputs import ModelInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+_COLORS = {"RGB": 3, "BGR": 3, "L": 1, "Y": 1}
+_FITS = ("crop", "letterbox", "stretch")
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+_LAYOUTS = ("NCHW", "NHWC")
+_MARGIN = 256 / 224  # the short side before the crop, relative to the crop, as torchvision and TensorFlow evaluate
+_SMALL = 64  # smaller inputs (CIFAR) have images of just that size: nothing is cut off
+_USUAL_SIZE, _USUAL_BOX = 224, 416  # where the model leaves the size open; the second one with a letterbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """From the pixels of an image, 0..255, to an input: `(pixel / divisor - mean) / std`, in float32.
+
+    `fit`: "crop" scales an image until it covers the size of the input, with a margin, and cuts out the centre;
+    "letterbox" scales it to lie within, in the upper left corner, and fills the rest with `pad`; "stretch" ignores its
+    proportions. `crop` is the size of the input in pixels, (height, width) or one number for both; `resize` the short
+    side of the image before it is cropped. None: they follow from the model. `layout` None does, too.
+
+    Raises ArgumentError for a value that cannot be used.
+    """
+
+    color: str = "RGB"
+    """"RGB", "BGR", "L" (grey) or "Y" (the luminance of YCbCr)."""
+    divisor: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    """`mean` and `std` have one number, or one for each channel in the order of `color`."""
+    fit: str = "crop"
+    resize: int | None = None
+    crop: int | tuple[int, int] | None = None
+    pad: int = 114
+    interpolation: str = "bilinear"
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("color", _COLORS), ("fit", _FITS), ("interpolation", _FILTERS), ("layout", _LAYOUTS)):
+            value = getattr(self, name)
+            if value not in allowed and not (name == "layout" and value is None):
+                raise ArgumentError(f"image option {name}={value!r} is unknown, use one of {', '.join(allowed)}")
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            if count not in (1, self.channels):
+                raise ArgumentError(f"image option {name} has {count} numbers, {self.color} takes {self.channels} or 1")
+        if 0 in (*self.std, self.divisor):
+            raise ArgumentError("image options std and divisor divide the pixels and cannot be 0")
+        if not 0 <= self.pad <= 255:
+            raise ArgumentError(f"image option pad={self.pad} is no pixel, use 0 to 255")
+        size = self.crop if isinstance(self.crop, tuple) else (self.crop or 1,)
+        if min(*size, self.resize or 1, 1) < 1:
+            raise ArgumentError("image options resize and crop are numbers of pixels and begin at 1")
+        if self.fit == "crop" and self.resize is not None and self.resize < min(size):
+            raise ArgumentError(f"image option resize={self.resize} is smaller than crop={self.crop}")
+        if self.fit != "crop" and self.resize is not None:
+            raise ArgumentError(f"image option resize is for fit='crop', with {self.fit!r} give the size as crop")
+
+    @property
+    def channels(self) -> int:
+        return _COLORS[self.color]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input; `crop` must be known."""
+        return self.crop if isinstance(self.crop, tuple) else (self.crop or 0, self.crop or 0)
+
+    def table(self) -> npt.NDArray[np.float32]:
+        """What each pixel becomes: float32 [channels, 256]. It is computed once, and images only look it up."""
+        values = np.arange(256, dtype=np.float32)[None] / np.float32(self.divisor)
+        mean, std = (np.array(part, np.float32)[:, None] for part in (self.mean, self.std))
+        return np.ascontiguousarray(np.broadcast_to((values - mean) / std, (self.channels, 256)))
+
+    def describe(self) -> str:
+        """One phrase for a report; the size must be known."""
+        height, width = self.size
+        cover = _cover(self)
+        resized = (
+            f"short side resized to {cover[0]}" if height == width else f"resized to cover {cover[0]} x {cover[1]}"
+        )
+        fitted = {
+            "crop": f"{resized}, cropped to {height} x {width}",
+            "letterbox": f"fitted into the upper left of {height} x {width}, padded with {self.pad}",
+            "stretch": f"stretched to {height} x {width}",
+        }[self.fit]
+        if self.fit == "crop" and cover == self.size:
+            fitted = f"resized and cropped to {height} x {width}"
+        parts = [f"images {fitted} ({self.interpolation})", self.color]
+        parts += [f"divided by {self.divisor:g}"] if self.divisor != 1 else []
+        parts += [f"minus {_numbers(self.mean)}"] if any(self.mean) else []
+        parts += [f"over {_numbers(self.std)}"] if set(self.std) != {1.0} else []
+        return ", ".join(parts)
+
+
+PRESETS = {
+    "torch": ImageOptions(divisor=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "tf": ImageOptions(divisor=127.5, mean=(1.0,)),
+    "caffe": ImageOptions(color="BGR", mean=(103.939, 116.779, 123.68)),
+    "unit": ImageOptions(divisor=255),
+    "raw": ImageOptions(),
+    "yolox": ImageOptions(color="BGR", fit="letterbox"),
+    "luminance": ImageOptions(color="Y", divisor=255, fit="stretch", interpolation="bicubic"),
+}
+"""The usual preparations, by name: of torchvision, TensorFlow, Caffe; 0..1 and 0..255; YOLOX; super-resolution."""
+
+
+def image_options(value: ModelInput, images: ImageOptions | str | None, note: Callable[[str], None]) -> ImageOptions:
+    """`images` with whatever it leaves open taken from the input, so that size and layout are known.
+
+    `note` is told what was assumed. Raises ArgumentError for options that do not fit the input, DataError for an input
+    that takes no images.
+    """
+    where, shape = f"input {value.name!r}", value.shape
+    if shape is None or len(shape) != 4:
+        what = "its rank is unknown" if shape is None else f"it has {len(shape)} dimensions, images need 4"
+        raise DataError(f"{where}: a folder of images does not fit ({what}); give the data as arrays")
+    layout = _layout(shape, None if not isinstance(images, ImageOptions) else images.layout)
+    channels, height, width = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
+    if channels not in (None, 1, 3):
+        raise DataError(f"{where}: has {channels} channels in {layout}, images give 1 or 3; give the data as arrays")
+    options = _chosen(images, channels, value.dtype)
+    if channels not in (None, options.channels):
+        hint = "use images='luminance' or color='L'" if channels == 1 else "use a preset of three channels, as 'torch'"
+        raise ArgumentError(f"{where}: takes {channels} channels, the image options give {options.color}; {hint}")
+    if None in (channels, *shape[1:]) and not (isinstance(images, ImageOptions) and images.layout):
+        note(f"input {value.name!r}: the layout is taken to be {layout}")
+    usual = _USUAL_BOX if options.fit == "letterbox" else _USUAL_SIZE
+    asked = (None, None) if options.crop is None else options.size
+    given = [fixed or wish or usual for fixed, wish in zip((height, width), asked, strict=True)]
+    if any(wish not in (None, size) for wish, size in zip(asked, given, strict=True)):
+        raise ArgumentError(f"{where}: takes {height} x {width} pixels, the image option crop asks for {options.crop}")
+    if None in (height, width) and options.crop is None:
+        note(f"input {value.name!r}: the model leaves the size open, {given[0]} x {given[1]} pixels are used")
+    options = replace(options, crop=(given[0], given[1]), layout=layout)
+    preset = f" (preset {images!r})" if isinstance(images, str) else ""
+    if images is None:
+        preset = f" (preset {_guess(channels, value.dtype)!r}, since no other was asked for)"
+    note(f"input {value.name!r}: {options.describe()}, {layout}{preset}")
+    return options
+
+
+def _chosen(images: ImageOptions | str | None, channels: int | None, dtype: str) -> ImageOptions:
+    if isinstance(images, ImageOptions):
+        return images
+    name = _guess(channels, dtype) if images is None else images
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRESETS)}, or ImageOptions"
+        raise ArgumentError(f"images={name!r} is no preset, {hint}")
+    return PRESETS[name]
+
+
+def _guess(channels: int | None, dtype: str) -> str:
+    if channels == 1:
+        return "luminance"
+    return "torch" if dtype.startswith("float") or not dtype else "raw"
+
+
+def _layout(shape: Sequence[int | None], asked: str | None) -> str:
+    if asked is not None:
+        return asked
+    return "NHWC" if shape[1] not in (1, 3) and shape[3] in (1, 3) else "NCHW"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+def _cover(options: ImageOptions) -> tuple[int, int]:
+    """Height and width that the image must cover before it is cropped."""
+    height, width = options.size
+    short = min(height, width)
+    ratio = 1.0 if short <= _SMALL else _MARGIN
+    if options.resize is not None:
+        ratio = options.resize / short
+    return round(height * ratio), round(width * ratio)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images in `folder` and in its subfolders (one for each class), in the order of their paths.
+
+    Names that begin with a dot are passed over.
+    """
+    found: list[Path] = []
+    for entry in folder.iterdir():
+        inside = entry.iterdir() if entry.is_dir() and not entry.name.startswith(".") else (entry,)
+        found += [file for file in inside if is_image(file)]
+    return sorted(found, key=lambda file: file.parts)
+
+
+def is_image(file: Path) -> bool:
+    """Whether the name is that of an image that can be read, and it is a file."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTable:
+    """Image files as one array [N, C, H, W] or [N, H, W, C] that is computed in parts."""
+
+    files: tuple[Path, ...]
+    options: ImageOptions
+    dtype: np.dtype[Any]
+    where: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        height, width = self.options.size
+        one = (height, width, self.options.channels)
+        return (len(self.files), *(one if self.options.layout == "NHWC" else (one[2], *one[:2])))
+
+    def check(self) -> None:
+        """Raise DataError, with the name, for a file that is no image: only headers are read."""
+        for file in self.files:
+            with _open(file):
+                pass
+
+    def label(self, first: int, last: int) -> str:
+        """The files of the samples `first` to `last` - 1."""
+        return f"{self.files[first]}" + (f" to {self.files[last - 1].name}" if last > first + 1 else "")
+
+    def blocks(self, size: int, rows: int) -> Iterator[npt.NDArray[Any]]:
+        """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
+        table = _as_dtype(self.options.table(), self.dtype)
+        for start in range(0, rows, size):
+            part = self.files[start : min(start + size, rows)]
+            block = np.empty((len(part), *self.shape[1:]), self.dtype)
+            for file, target in zip(part, block, strict=True):
+                with _open(file) as image:
+                    pixels = _decode(image, self.options, file)
+                planes = target if self.options.layout == "NCHW" else target.transpose(2, 0, 1)
+                for channel, plane in enumerate(planes):
+                    np.take(table[channel], pixels[:, :, channel], out=plane, mode="clip")
+            yield block
+
+
+def _as_dtype(table: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    values = table.astype(dtype)
+    if dtype.kind in "iub" and not np.array_equal(values, table):
+        raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
+    return values
+
+
+def _open(file: Path) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(file)
+    except Exception as reason:  # a format's reader raises whatever its parser does
+        raise _unreadable(file, reason) from None
+
+
+def _unreadable(file: Path, reason: Exception) -> DataError:
+    what = " ".join(str(reason).split()) or type(reason).__name__
+    return DataError(f"{os.fspath(file)}: the image cannot be read ({what}); repair or remove it")
+
+
+def _decode(image: Image, options: ImageOptions, file: Path) -> npt.NDArray[np.uint8]:
+    """The pixels as the model sees them, uint8 [height, width, channels]."""
+    from PIL import ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{os.fspath(file)}: has pixels of mode {image.mode!r}, save it with 8 bits a channel")
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+        if "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns of a palette with transparency that becomes RGB
+        image = image.convert("RGB")
+    except Exception as reason:
+        raise _unreadable(file, reason) from None
+    if options.color == "L":
+        image = image.convert("L")
+    elif options.color == "Y":
+        image = image.convert("YCbCr").split()[0]
+    pixels = np.asarray(_fitted(image, options))
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if options.color == "BGR":
+        pixels = pixels[:, :, ::-1]
+    height, width = options.size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    canvas = np.full((height, width, options.channels), options.pad, np.uint8)
+    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return canvas
+
+
+def _fitted(image: Image, options: ImageOptions) -> Image:
+    """`image` in the size of the input; smaller with a letterbox."""
+    from PIL.Image import Resampling
+
+    method = Resampling[options.interpolation.upper()]
+    height, width = options.size
+    if options.fit == "stretch":
+        return image.resize((width, height), method)
+    if options.fit == "letterbox":
+        ratio = min(height / image.height, width / image.width)
+        return image.resize((max(1, int(image.width * ratio)), max(1, int(image.height * ratio))), method)
+    rows, columns = _cover(options)
+    scale = max(rows / image.height, columns / image.width)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), method)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
