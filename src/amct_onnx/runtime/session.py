@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import onnxruntime as ort
 
 from amct_onnx.errors import ModelError, OutputError
 from amct_onnx.formats.onnx_file import model_bytes
+from amct_onnx.runtime.scratch import place_with_room
 
 QUIET = 4  # ONNX Runtime's own lines on stderr: fatal ones only, since an error is raised as well
 
@@ -53,7 +52,7 @@ def open_session(
     if model_bytes(model) <= _MAX_INLINE_BYTES:
         return session(ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString())
     # ONNX Runtime maps the data file; where an open file cannot be deleted the folder is left to the system.
-    place = _place_with_room(model_bytes(model), path)
+    place = place_with_room(model_bytes(model), path or Path("model"))
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "model.onnx"
         try:
@@ -67,16 +66,3 @@ def open_session(
 def one_line(reason: Exception) -> str:
     """The message of an error of ONNX Runtime, in one line and not too long."""
     return " ".join(str(reason).split())[:600]
-
-
-def _place_with_room(needed: int, path: Path | None) -> Path:
-    """A folder for a temporary file of `needed` bytes: the system's, or that of the model if it has more room."""
-    places = [Path(tempfile.gettempdir()), (path or Path("model")).resolve().parent]
-    free = {place: shutil.disk_usage(place).free for place in places if os.access(place, os.W_OK)}
-    for place, room in free.items():
-        if room > needed:
-            return place
-    raise OutputError(
-        f"Running {path or 'the model'} takes a temporary file of {needed / 1e9:.2f} GB, and neither {places[0]} nor "
-        f"{places[1]} has the room: free some, or name another folder in the environment variable TMPDIR."
-    )

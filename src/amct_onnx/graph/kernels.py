@@ -1,0 +1,346 @@
+"""What a graph that ONNX Runtime has optimised computes in integers, what in floats, and why it stayed in floats.
+
+The optimised graph has no types of its intermediate values, so they are derived here. Which operators have an integer
+kernel was found by experiment with ONNX Runtime 1.32 on x86, for opsets 13 to 21. It is used for explanations only:
+whether a node is an integer kernel is decided by the types that it reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import constant_tensor, constant_value
+from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
+
+
+class FloatReason(str, Enum):
+    """Why a node is computed in floats; the value completes "1 node ..."."""
+
+    NO_KERNEL = "without an integer kernel in ONNX Runtime"
+    NOT_QUANTIZED = "without quantization around it"
+    WEIGHT_ONLY = "with an integer weight and a float input"
+    WEIGHT = "with a weight that is computed at run time"
+    CONSTANT = "with a constant that is not quantized"
+    INPUT = "with an input that is not quantized"
+    OUTPUT = "with an output that is not quantized"
+    READERS = "with a float output that others than its quantization read"
+    ACTIVATION = "with an activation that the range of its quantization does not cover"
+    SCALES = "with another scale or zero point behind than in front, where the kernel needs the same"
+    INT8 = "with an int8 input: ONNX Runtime on x86 fuses it for a single reader only, uint8 for all"
+    UNKNOWN = "that ONNX Runtime did not fuse"
+
+    def clause(self, count: int) -> str:
+        """The reason as a headline for `count` nodes."""
+        return f"{count} {'node' if count == 1 else 'nodes'} {self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatNode:
+    """A node that is computed in floats; `name` is that of the optimised graph."""
+
+    name: str
+    op_type: str
+    reason: FloatReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """Kernels of one optimised graph, subgraphs included.
+
+    `integer` and `floating` count nodes by operator, most frequent first. `conversions` counts QuantizeLinear and
+    DequantizeLinear; `inner_conversions` are those that neither read a graph input nor write a graph output. `slow`
+    names integer kernels that are slower than their float forms. `saturable`: an AVX2 kernel may saturate.
+    """
+
+    integer: Mapping[str, int]
+    floating: Mapping[str, int]
+    stayed_float: tuple[FloatNode, ...]
+    conversions: Mapping[str, int]
+    inner_conversions: int
+    slow: tuple[str, ...]
+    saturable: bool
+
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+_INTEGERS = _BYTES | {ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4}
+# They move elements or change how they are stored; ONNX Runtime adds and removes them as it likes.
+_LAYOUT = frozenset(
+    {*("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "ReorderInput", "ReorderOutput")}
+)
+_NO_COMPUTATION = _LAYOUT | {*("Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "If", "Loop", "Scan")}
+_DYNAMIC = "DynamicQuantizeLinear"
+# Weights are dequantized inside; the activation is a float.
+_WEIGHT_ONLY = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
+
+# Operators that become an integer kernel, with the inputs that must come from a DequantizeLinear (None: all of them).
+_DATA: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), (0, 1)),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"), (0,)),
+    "Concat": None,
+    "Where": (1, 2),
+}
+# They may also write floats.
+_FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+# They run on bytes if scale and zero point are the same on both sides.
+_SAME_GRID = frozenset(
+    {
+        *("MaxPool", "ReduceMax", "ReduceMin", "Resize", "Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace"),
+        *_LAYOUT,
+    }
+)
+_INTERPOLATING = ("linear", "cubic")
+
+
+def read_kernels(model: ir.Model) -> Kernels:
+    """The kernels of `model`, which ONNX Runtime wrote after it had optimised it.
+
+    Weights are read only to see whether products saturate, and at most until the first that does.
+    """
+    nodes = list(model.graph.all_nodes())
+    types = _Types(nodes)
+    integer: Counter[str] = Counter()
+    conversions: Counter[str] = Counter()
+    stayed: list[FloatNode] = []
+    inner = 0
+    saturable = False
+    slow: dict[str, None] = {}
+    for node in nodes:
+        if _is_conversion(node):
+            conversions[node.op_type] += 1
+            inner += not _at_border(node)
+        elif node.op_type in _NO_COMPUTATION:
+            continue
+        elif types.touches(node, _INTEGERS) and node.op_type not in _WEIGHT_ONLY:
+            integer[node.op_type] += 1
+            saturable = saturable or _is_saturable(node, types)
+            if _is_slow(node):
+                slow[_describe_slow(node)] = None
+        elif types.touches(node, _FLOATS):
+            reason = _reason(node, types)
+            stayed.append(FloatNode(name=_name(node), op_type=node.op_type, reason=reason))
+    return Kernels(
+        integer=dict(integer.most_common()),
+        floating=dict(Counter(node.op_type for node in stayed).most_common()),
+        stayed_float=tuple(stayed),
+        conversions=dict(conversions.most_common()),
+        inner_conversions=inner,
+        slow=tuple(slow),
+        saturable=saturable,
+    )
+
+
+def _is_conversion(node: ir.Node | None) -> bool:
+    return is_quantize(node) or is_dequantize(node) or (node is not None and node.op_type == _DYNAMIC)
+
+
+def _at_border(node: ir.Node) -> bool:
+    source = _source(node.inputs[0])
+    from_outside = source is not None and source.is_graph_input() and is_quantize(node)
+    return from_outside or (is_dequantize(node) and any(reader is None for reader in _readers(node.outputs[0])))
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or next((value.name for value in node.outputs if value.name), "")
+
+
+# --- types of values
+
+
+class _Types:
+    """Types of the values of an optimised graph, as far as they can be derived; None where they cannot."""
+
+    def __init__(self, nodes: list[ir.Node]) -> None:
+        self._known: dict[ir.Value, ir.DataType | None] = {}
+        for node in nodes:
+            for index, value in enumerate(node.outputs):
+                self._known[value] = value.dtype or self._derive(node, index)
+
+    def of(self, value: ir.Value | None) -> ir.DataType | None:
+        if value is None:
+            return None
+        if value.const_value is not None:
+            return value.const_value.dtype
+        return self._known.get(value, value.dtype)
+
+    def touches(self, node: ir.Node, types: frozenset[ir.DataType]) -> bool:
+        """Whether the node reads or writes a value of one of the types."""
+        return any(self.of(value) in types for value in (*node.inputs, *node.outputs))
+
+    def _derive(self, node: ir.Node, index: int) -> ir.DataType | None:
+        kind = node.op_type
+        given = [self.of(value) for value in node.inputs]
+        if fixed := _FIXED.get((kind, index)) or _FIXED.get((kind, -1)):
+            return fixed
+        if is_quantize(node):
+            declared = node.attributes.get_int("output_dtype", 0)
+            return _at(given, 2) or ir.DataType(declared or ir.DataType.UINT8)
+        if kind == "Cast":
+            return ir.DataType(node.attributes.get_int("to"))
+        if kind == "QGemm":
+            return _at(given, 8) or ir.DataType.FLOAT
+        if kind.startswith("QLinear"):
+            return next((dtype for dtype in reversed(given) if dtype in _BYTES), None)
+        if kind in _TYPED_BY:
+            return _at(given, _TYPED_BY[kind])
+        if kind in ("If", "Loop", "Scan"):
+            return self._of_subgraph(node, index)
+        return next((dtype for dtype in given if dtype is not None), None)
+
+    def _of_subgraph(self, node: ir.Node, index: int) -> ir.DataType | None:
+        name = "then_branch" if node.op_type == "If" else "body"
+        outputs = node.attributes[name].as_graph().outputs
+        skipped = 1 if node.op_type == "Loop" else 0  # the condition
+        return self.of(outputs[index + skipped]) if index + skipped < len(outputs) else None
+
+
+def _at(types: list[ir.DataType | None], index: int) -> ir.DataType | None:
+    return types[index] if index < len(types) else None
+
+
+# Operators whose output type does not follow that of their first input: (operator, output or -1 for all) -> type.
+_FIXED: dict[tuple[str, int], ir.DataType] = {
+    **{(kind, -1): ir.DataType.INT64 for kind in ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "NonMaxSuppression")},
+    **{(kind, -1): ir.DataType.BOOL for kind in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN")},
+    **{(kind, -1): ir.DataType.INT32 for kind in ("ConvInteger", "MatMulInteger")},
+    **{(kind, -1): ir.DataType.FLOAT for kind in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention")},
+    (_DYNAMIC, 0): ir.DataType.UINT8,
+    (_DYNAMIC, 1): ir.DataType.FLOAT,
+    (_DYNAMIC, 2): ir.DataType.UINT8,
+    ("TopK", 1): ir.DataType.INT64,
+}
+# The input whose type the output has, where that is not the first one.
+_TYPED_BY = {
+    **dict.fromkeys(("DequantizeLinear", "CastLike", "Where"), 1),
+    **dict.fromkeys(("OneHot", "EmbedLayerNormalization", "GatherBlockQuantized"), 2),
+}
+
+
+# --- reasons
+
+
+def _reason(node: ir.Node, types: _Types) -> FloatReason:
+    """The first reason, of those that the graph shows, why a float node is no integer kernel."""
+    kind = node.op_type.removeprefix("Fused")
+    if node.op_type in _WEIGHT_ONLY:
+        return FloatReason.WEIGHT_ONLY
+    if (kind not in _DATA and kind not in _SAME_GRID) or node.attributes.get_string("mode") in _INTERPOLATING:
+        return FloatReason.NO_KERNEL
+    where = _DATA.get(kind, (0,))
+    data = node.inputs if where is None else [node.inputs[i] for i in where if i < len(node.inputs)]
+    sources = [_producer(value) for value in data]
+    from_bytes = [is_dequantize(source) for source in sources]
+    readers = [reader for value in node.outputs for reader in _readers(value)]
+    behind = [reader for reader in readers if is_quantize(reader)]
+    if not from_bytes[0] and not behind:
+        return FloatReason.NOT_QUANTIZED
+    if not all(from_bytes):
+        return _input_reason(data, from_bytes)
+    if _activation(node):
+        return FloatReason.ACTIVATION
+    if kind in _DATA and _weight_at_run_time(kind, sources):
+        return FloatReason.WEIGHT
+    if kind not in _FLOAT_OUTPUT and not behind:
+        return FloatReason.OUTPUT
+    if kind == "Gemm" and not behind and _has_float_bias(node):
+        return FloatReason.CONSTANT
+    if behind and len(readers) > len(node.outputs):
+        return FloatReason.READERS
+    first = sources[0]
+    assert first is not None  # it is a DequantizeLinear
+    if kind in _SAME_GRID and any(not _same_grid(first, reader) for reader in behind if reader is not None):
+        return FloatReason.SCALES
+    if any(source is not None and types.of(source.inputs[0]) == ir.DataType.INT8 for source in sources):
+        return FloatReason.INT8
+    return FloatReason.UNKNOWN
+
+
+def _input_reason(data: Sequence[ir.Value | None], from_bytes: Sequence[bool]) -> FloatReason:
+    floats = (value for value, good in zip(data, from_bytes, strict=True) if not good)
+    return FloatReason.CONSTANT if any(constant_tensor(value) is not None for value in floats) else FloatReason.INPUT
+
+
+def _has_float_bias(node: ir.Node) -> bool:
+    return len(node.inputs) > 2 and constant_tensor(node.inputs[2]) is not None
+
+
+def _activation(node: ir.Node) -> bool:
+    return node.op_type.startswith("Fused") or "activation" in node.attributes
+
+
+def _weight_at_run_time(kind: str, sources: list[ir.Node | None]) -> bool:
+    weight = sources[1] if kind in ("Conv", "Gemm") else None
+    return weight is not None and constant_tensor(weight.inputs[0]) is None
+
+
+def _same_grid(dequantize: ir.Node, quantize: ir.Node) -> bool:
+    ours, theirs = grid_of(dequantize), grid_of(quantize)
+    return isinstance(ours, str) or isinstance(theirs, str) or ours.same_as(theirs)
+
+
+def _source(value: ir.Value | None) -> ir.Value | None:
+    """The value that `value` is, but for its layout."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _LAYOUT:
+        value = node.inputs[0]
+    return value
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    source = _source(value)
+    return None if source is None else source.producer()
+
+
+def _readers(value: ir.Value) -> Iterator[ir.Node | None]:
+    """The nodes that read `value`, also after a change of layout; None for a graph output."""
+    if value.is_graph_output():
+        yield None
+    for node in value.consumers():
+        if node.op_type in _LAYOUT:
+            yield from _readers(node.outputs[0])
+        else:
+            yield node
+
+
+# --- what makes integers slow or wrong
+
+
+def _is_slow(node: ir.Node) -> bool:
+    if node.op_type == "QLinearConv":
+        return _is_depthwise(node)
+    return node.op_type in ("MaxPool", "QLinearAveragePool", "QLinearSoftmax")
+
+
+def _describe_slow(node: ir.Node) -> str:
+    return "depthwise QLinearConv" if node.op_type == "QLinearConv" else node.op_type
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    tensor = constant_tensor(node.inputs[3])
+    groups = node.attributes.get_int("group", 1)
+    return groups > 1 and tensor is not None and tensor.shape[0] == groups
+
+
+# Where the inputs are: activation and weight.
+_OPERANDS = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
+    **dict.fromkeys(("MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"), (0, 1)),
+}
+_PAIR_LIMIT = 64  # 255 * (64 + 64) fits 16 bits
+
+
+def _is_saturable(node: ir.Node, types: _Types) -> bool:
+    """Whether two neighbouring products of a uint8 by an int8 may leave 16 bits."""
+    places = _OPERANDS.get(node.op_type)
+    if places is None or (node.op_type == "QLinearConv" and _is_depthwise(node)):
+        return False
+    activation, weight = (node.inputs[place] for place in places)
+    if types.of(weight) != ir.DataType.INT8 or types.of(activation) == ir.DataType.INT8:
+        return False
+    array = constant_value(weight)
+    return array is None or bool(np.abs(array.astype(np.int16)).max(initial=0) > _PAIR_LIMIT)

@@ -1,0 +1,75 @@
+"""How long two sessions take for the same input, in interleaved runs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime as ort
+
+_LEAST_RUNS = 5
+_MOST_RUNS = 500
+# A model that takes this many seconds is run less often than _LEAST_RUNS.
+_LONG_RUN = 0.5
+# Medians that differ by less are the same: a quiet machine repeats them to one or two percent.
+NOISE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Medians of `runs` runs each, in seconds."""
+
+    before: float
+    after: float
+    runs: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the second session is."""
+        return self.before / self.after
+
+    @property
+    def slower(self) -> bool:
+        """Whether the second session is slower by more than noise."""
+        return self.after > self.before * (1 + NOISE)
+
+
+def measure_latency(
+    before: ort.InferenceSession,
+    after: ort.InferenceSession,
+    feed: Mapping[str, npt.NDArray[Any]],
+    *,
+    budget: float = 0.4,
+) -> Latency:
+    """Median latencies of `before` and `after` for `feed`, within about `budget` seconds for both.
+
+    The sessions take turns, and change places each turn, so that whatever else the machine does meets both. There are
+    at least five runs each, one to four if a run takes longer than half a second. Errors are those of ONNX Runtime.
+    """
+    sessions = (before, after)
+    for session in sessions:  # the first run allocates
+        session.run(None, feed)
+    times: tuple[list[float], list[float]] = ([], [])
+    turn = [0, 1]
+    start = time.perf_counter()
+    while not _is_enough(times, time.perf_counter() - start, budget):
+        for which in turn:
+            begin = time.perf_counter()
+            sessions[which].run(None, feed)
+            times[which].append(time.perf_counter() - begin)
+        turn.reverse()
+    return Latency(before=statistics.median(times[0]), after=statistics.median(times[1]), runs=len(times[0]))
+
+
+def _is_enough(times: tuple[list[float], list[float]], elapsed: float, budget: float) -> bool:
+    runs = len(times[0])
+    if runs == 0:
+        return False
+    enough = (
+        _LEAST_RUNS if elapsed / runs < 2 * _LONG_RUN else max(1, int(_LEAST_RUNS * 2 * _LONG_RUN * runs / elapsed))
+    )
+    return runs >= enough and (elapsed >= budget or runs >= _MOST_RUNS)

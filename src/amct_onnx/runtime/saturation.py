@@ -1,0 +1,40 @@
+"""Whether ONNX Runtime's products of a uint8 by an int8 saturate on this CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+_SIZE = 64
+
+
+@cache
+def saturates() -> bool:
+    """Whether sums of uint8 * int8 products are wrong on this CPU when they are large.
+
+    x86 without VNNI has one instruction for it, vpmaddubsw, which adds pairs of products in 16 bits. One product of
+    matrices with the largest values is compared with exact arithmetic.
+    """
+    a = np.full((_SIZE, _SIZE), 255, np.uint8)
+    b = np.full((_SIZE, _SIZE), 127, np.int8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(_product(b), options, providers=["CPUExecutionProvider"])
+    exact = a.astype(np.int64) @ b.astype(np.int64)
+    return not np.array_equal(session.run(None, {"a": a})[0], exact)
+
+
+def _product(b: np.ndarray) -> bytes:
+    """A model that multiplies its input by a constant: kernels for constants are those that matter."""
+    shape = ir.Shape(b.shape)
+    left = ir.Value(name="a", shape=shape, type=ir.TensorType(ir.DataType.UINT8))
+    right = ir.Value(name="b", shape=shape, type=ir.TensorType(ir.DataType.INT8), const_value=ir.Tensor(b, name="b"))
+    node = ir.Node("", "MatMulInteger", [left, right])
+    (out,) = node.outputs
+    out.name, out.shape, out.type = "y", shape, ir.TensorType(ir.DataType.INT32)
+    graph = ir.Graph([left], [out], nodes=[node], initializers=[right], opset_imports={"": 13}, name="product")
+    return ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
