@@ -13,10 +13,12 @@ import builtins
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # they take longer to load than this module, and are protocols in effect
+    from importlib.abc import Loader
 
 # The modules of onnx_ir that import sympy.
 _MODULES = frozenset({"onnx_ir._core", "onnx_ir._symbolic_shapes"})
@@ -67,7 +69,7 @@ class _Later:
         raise TypeError("a stand-in is no base class")  # the module is then imported plainly
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds the modules of onnx_ir that import sympy."""
 
     def find_spec(
@@ -77,11 +79,11 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Loader(Loader):
+class _Loader:
     """Runs a module with an `import` of its own."""
 
     def __init__(self, loader: Loader) -> None:

@@ -26,9 +26,7 @@ def test_importing_the_package_loads_neither() -> None:
     """)
 
 
-@pytest.mark.parametrize(
-    "module", ["amct_onnx.graph.layers", "amct_onnx.formats.onnx_file", "amct_onnx.runtime.collect"]
-)
+@pytest.mark.parametrize("module", ["graph.layers", "formats.onnx_file", "runtime.collect"])
 def test_whichever_module_of_ours_is_first(module: str) -> None:
     run(f"""
         import amct_onnx.{module}
