@@ -19,7 +19,7 @@ from refusal import refused
 import amct_onnx as amct
 from amct_onnx.errors import OutputError
 from amct_onnx.formats import onnx_file
-from amct_onnx.runtime import deployed
+from amct_onnx.runtime import scratch, session
 
 WIDTH, LAYERS = 1024, 10  # 40 MiB in 10 MatMuls
 # Peak of what Python and numpy hold, against all weights: copies of one layer (0.1 each), and parts of it in float64.
@@ -65,7 +65,7 @@ def test_no_step_holds_the_weights(flow: Flow, monkeypatch: pytest.MonkeyPatch) 
     flow.calibrate([feeds(0)])
     assert held(flow.save) < HELD
     assert len(flow.records()) == LAYERS
-    monkeypatch.setattr(deployed, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
     assert held(lambda: amct.deployed_session(flow.deploy)) < HELD
 
 
@@ -75,7 +75,7 @@ def test_a_deploy_model_with_external_data_runs_from_memory_and_from_a_file(
     flow.run(feeds(0))
     assert Path(f"{flow.deploy}.data").stat().st_size >= LAYERS * WIDTH**2
     check_outputs(flow, feeds(0), feeds(1))
-    monkeypatch.setattr(deployed, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     check_outputs(flow, feeds(0), feeds(1))
@@ -87,14 +87,14 @@ def test_no_room_for_the_file_that_a_deploy_model_runs_from(
     flow: Flow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: str
 ) -> None:
     flow.run(feeds(0))
-    monkeypatch.setattr(deployed, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if full == "before":
-        usage = deployed.shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(deployed.shutil, "disk_usage", lambda _: usage)
+        usage = scratch.shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: usage)
         parts = [r"model_deploy_model\.onnx takes a temporary file of 0\.01 GB", "neither", "TMPDIR"]
     else:
-        monkeypatch.setattr(deployed.ir, "save", no_space)
+        monkeypatch.setattr(session.ir, "save", no_space)
         parts = [r"model_deploy_model\.onnx takes a temporary file", "No space left on device"]
     with refused(tmp_path, OutputError, *parts):
         amct.deployed_session(flow.deploy)

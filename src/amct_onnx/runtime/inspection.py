@@ -20,6 +20,7 @@ from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
 from amct_onnx.runtime.latency import Latency, measure_latency
 from amct_onnx.runtime.saturation import saturates
 from amct_onnx.runtime.scratch import place_with_room
+from amct_onnx.runtime.session import one_line
 
 Source = bytes | str | os.PathLike[str]
 
@@ -107,7 +108,7 @@ def inspect_model(
         try:
             latency = measure_latency(before, session, feed, budget=budget)
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            raise DataError(f"ONNX Runtime cannot run the models with this input: {_one_line(reason)}") from reason
+            raise DataError(f"ONNX Runtime cannot run the models with this input: {one_line(reason)}") from reason
     return RuntimeReport(
         version=ort.__version__,
         kernels=kernels,
@@ -151,11 +152,7 @@ def _open(source: Source, options: ort.SessionOptions, which: str) -> ort.Infere
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
         name = f"the {which} model" if isinstance(source, bytes) else f"the {which} model {os.fspath(source)}"
-        raise ModelError(f"ONNX Runtime cannot open {name}: {_one_line(reason)}") from reason
-
-
-def _one_line(reason: Exception) -> str:
-    return " ".join(str(reason).split())[:600]
+        raise ModelError(f"ONNX Runtime cannot open {name}: {one_line(reason)}") from reason
 
 
 # --- why it is slow
