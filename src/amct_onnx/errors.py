@@ -55,6 +55,10 @@ class DataError(AmctError, RuntimeError, ValueError):
     """Calibration data are missing, too few, or do not fit the model."""
 
 
+class StatisticsError(AmctError, RuntimeError, ValueError):
+    """Statistics of a calibration are damaged, belong to another model, or lack a tensor that is needed."""
+
+
 class ScriptError(AmctError, RuntimeError):
     """A script of the user failed, or does not offer what is needed."""
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import zipfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from amct_onnx.core.stats.moments import SecondMoments
 from amct_onnx.errors import RecordError
-from amct_onnx.formats.files import atomic_path
+from amct_onnx.formats.archive import writing_archive
 
 _ADVICE = "run all batches of the calibration model again"
 
@@ -27,12 +26,7 @@ def moments_path(record: str | os.PathLike[str]) -> str:
 
 def write_moments(path: str, calibration: str, moments: Mapping[str, SecondMoments]) -> None:
     """Write the moments of each layer and the id of their calibration. Raises OutputError."""
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-
-        def write(name: str, array: np.ndarray) -> None:
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
+    with writing_archive(path) as write:
         write("calibration", np.array(calibration))
         write("layers", np.array(list(moments)))
         for index, found in enumerate(moments.values()):

@@ -165,6 +165,15 @@ class DyadicHistogram:
         np.add.at(counts, coarse - coarse[0], self.counts)
         return int(coarse[0]), counts
 
+    def is_consistent(self) -> bool:
+        """Whether exponent, bins and extremes are what `of` would give for some sample: a file may hold anything."""
+        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum):
+            return False
+        exponent = _exponent(self.minimum, self.maximum)
+        low, high = _index(self.minimum, exponent), _index(self.maximum, exponent)
+        ends = (self.exponent, self.low, self.low + self.counts.size - 1) == (exponent, low, high)
+        return ends and bool((self.counts >= 0).all()) and bool(self.counts[0] and self.counts[-1])
+
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Arrays from which `from_arrays` restores this histogram exactly."""
         return {

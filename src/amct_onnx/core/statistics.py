@@ -1,0 +1,41 @@
+"""The statistics of one calibration: a histogram of each observed tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from amct_onnx.core.stats.histogram import DyadicHistogram
+from amct_onnx.errors import StatisticsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """`tensors` by name, from `samples` samples that ran through the model with this digest."""
+
+    tensors: Mapping[str, DyadicHistogram]
+    samples: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """The statistics of both samples together: exact, in whatever order and grouping parts are merged.
+
+        Raises StatisticsError for statistics of another model, or of other tensors of it.
+        """
+        if other.digest != self.digest:
+            raise StatisticsError("Statistics of two different models cannot be merged: calibrate the same model file.")
+        if other.tensors.keys() != self.tensors.keys():
+            raise StatisticsError("Statistics of different tensors cannot be merged: use one version of amct_onnx.")
+        tensors = {name: own.merge(other.tensors[name]) for name, own in self.tensors.items()}
+        return Statistics(tensors=tensors, samples=self.samples + other.samples, digest=self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Statistics) and (
+            (self.samples, self.digest) == (other.samples, other.digest) and dict(self.tensors) == dict(other.tensors)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
