@@ -30,6 +30,19 @@ class Hfmg:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MinMax:
+    """The whole range of what was seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mse:
+    """The range of least squared error, by a search over both of its bounds."""
+
+
+ActivationSolver = Ifmr | Hfmg | MinMax | Mse
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arq:
     """Weights by their extremes (spec section 6.3)."""
 
@@ -61,7 +74,7 @@ class ActivationSettings:
 
     num_bits: int = 8
     asymmetric: bool = True
-    solver: Ifmr | Hfmg = field(default_factory=Ifmr)
+    solver: ActivationSolver = field(default_factory=Ifmr)
 
 
 @dataclass(frozen=True, kw_only=True)

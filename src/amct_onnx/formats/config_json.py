@@ -14,6 +14,7 @@ from amct_onnx.core.settings import (
     ActivationSettings,
     AdaRound,
     Hfmg,
+    Ifmr,
     LayerSettings,
     Nuq,
     Settings,
@@ -275,6 +276,8 @@ def _format_activation(activation: ActivationSettings) -> dict[str, Any]:
             "asymmetric": activation.asymmetric,
             "num_of_bins": solver.num_of_bins,
         }
+    if not isinstance(solver, Ifmr):
+        raise ValueError(f"{type(solver).__name__} has no name in config.json")
     return {
         "num_bits": activation.num_bits,
         "max_percentile": solver.max_percentile,

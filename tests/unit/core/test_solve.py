@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from amct_onnx.core.calibrate.solve import solve_activation
-from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
+from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Hfmg, Ifmr, MinMax, Mse
 from amct_onnx.core.stats.histogram import DyadicHistogram
 
-SOLVERS = [Ifmr(), Hfmg()]
+SOLVERS = [Ifmr(), Hfmg(), MinMax(), Mse()]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("asymmetric", [True, False])
 @pytest.mark.parametrize("size", [1e-12, -1e-7, 1e-6])
-def test_a_tensor_that_would_round_to_zero_is_refused(solver: Ifmr | Hfmg, asymmetric: bool, size: float) -> None:
+def test_a_tensor_that_would_round_to_zero_is_refused(solver: ActivationSolver, asymmetric: bool, size: float) -> None:
     """The least scale is FLT_EPSILON: AMCT puts 1 in its place, and every value becomes 0."""
     stat = DyadicHistogram.of(np.linspace(0, size, 100, dtype=np.float32))
     with pytest.raises(ValueError, match="every value would round to zero"):
@@ -25,7 +25,7 @@ def test_a_tensor_that_would_round_to_zero_is_refused(solver: Ifmr | Hfmg, asymm
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("asymmetric", [True, False])
 @pytest.mark.parametrize("size", [0.0, 1e-4, -1e-4, 1.0])
-def test_zeros_and_small_tensors_are_not(solver: Ifmr | Hfmg, asymmetric: bool, size: float) -> None:
+def test_zeros_and_small_tensors_are_not(solver: ActivationSolver, asymmetric: bool, size: float) -> None:
     stat = DyadicHistogram.of(np.linspace(0, size, 100, dtype=np.float32))
     params = solve_activation(stat, ActivationSettings(asymmetric=asymmetric, solver=solver))
     assert (params.scale[0] == 1.0) == (size == 0.0)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_from_range
+from amct_onnx.core.calibrate.minmax import params_of_range
+from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import Hfmg
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.stats.histogram import DyadicHistogram
@@ -20,14 +21,14 @@ _FINE = 8  # destinations in a bin from which on they are not looked at one by o
 def solve_hfmg(stat: DyadicHistogram, spec: QSpec, settings: Hfmg) -> QParams:
     """QParams (per tensor) of the range with the least error; the first one among equals."""
     if stat.maximum == stat.minimum:
-        return _params(stat.minimum, stat.maximum, spec)
+        return params_of_range(stat.minimum, stat.maximum, spec)
     counts = uniform_counts(stat, settings.num_of_bins)
     width = (stat.maximum - stat.minimum) / settings.num_of_bins
     ranges = np.asarray(_ranges(counts), np.float64)
     blocks = np.array_split(ranges, math.ceil(len(ranges) / _RANGES_AT_ONCE))
     losses = np.concatenate([_losses(counts, block, 1 << spec.bits) for block in blocks])
     left, right = ranges[np.argmin(losses)]
-    return _params(stat.minimum + left * width, stat.minimum + (right + 1) * width, spec)
+    return params_of_range(stat.minimum + left * width, stat.minimum + (right + 1) * width, spec)
 
 
 def uniform_counts(stat: DyadicHistogram, bins: int) -> Array:
@@ -94,9 +95,3 @@ def _losses(counts: Array, ranges: Array, destinations: int) -> Array:
         each[:, 1] = moments[0][:, 1] * width[:, 0] ** 2 / 12
     loss: Array = each.sum(axis=1)
     return loss
-
-
-def _params(low: float, high: float, spec: QSpec) -> QParams:
-    if spec.symmetric:
-        return symmetric_from_range(low, high, spec)
-    return asymmetric_from_range(min(low, 0.0), max(high, 0.0), spec)

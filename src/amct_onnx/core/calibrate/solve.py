@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from amct_onnx.core.calibrate.hfmg import solve_hfmg
 from amct_onnx.core.calibrate.ifmr import solve_ifmr
+from amct_onnx.core.calibrate.minmax import solve_minmax
+from amct_onnx.core.calibrate.mse import solve_mse
 from amct_onnx.core.qparams import FLT_EPSILON, QParams
-from amct_onnx.core.settings import ActivationSettings, Ifmr
+from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Hfmg, Ifmr, MinMax
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.stats.histogram import DyadicHistogram
 
@@ -17,10 +19,7 @@ def solve_activation(stat: DyadicHistogram, settings: ActivationSettings) -> QPa
     round to zero.
     """
     spec = QSpec(bits=settings.num_bits, symmetric=not settings.asymmetric)
-    if isinstance(settings.solver, Ifmr):
-        params = solve_ifmr(stat, spec, settings.solver)
-    else:
-        params = solve_hfmg(stat, spec, settings.solver)
+    params = _solve(stat, spec, settings.solver)
     largest = max(-stat.minimum, stat.maximum)
     if 0 < largest < 0.5 * float(params.scale[0]):
         raise ValueError(
@@ -28,3 +27,11 @@ def solve_activation(stat: DyadicHistogram, settings: ActivationSettings) -> QPa
             "scale the data up, or add the layer to skip_layers"
         )
     return params
+
+
+def _solve(stat: DyadicHistogram, spec: QSpec, solver: ActivationSolver) -> QParams:
+    if isinstance(solver, Ifmr):
+        return solve_ifmr(stat, spec, solver)
+    if isinstance(solver, Hfmg):
+        return solve_hfmg(stat, spec, solver)
+    return solve_minmax(stat, spec) if isinstance(solver, MinMax) else solve_mse(stat, spec)

@@ -162,6 +162,8 @@ def _task_attributes(task: Task) -> tuple[str, Mapping[str, str | int | float]]:
     solver = task.solver
     if isinstance(solver, Hfmg):
         return "HFMG", common | {"nbins": solver.num_of_bins}
+    if not isinstance(solver, Ifmr):
+        raise ValueError(f"{type(solver).__name__} has no operator of AMCT")
     return "IFMR", common | {
         "start_ratio": solver.search_start,
         "end_ratio": solver.search_end,
