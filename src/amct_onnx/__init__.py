@@ -28,7 +28,12 @@ if TYPE_CHECKING:
         save_model,
     )
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
+    from amct_onnx.core.statistics import Statistics
+    from amct_onnx.formats.statistics_file import load_statistics, save_statistics
     from amct_onnx.runtime.deployed import deployed_session
+    from amct_onnx.runtime.images import ImageOptions
+    from amct_onnx.workflow.quantize import quantize
+    from amct_onnx.workflow.quantized import QuantizedModel
 
     AMCT_SO: onnxruntime.SessionOptions
 
@@ -36,36 +41,51 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AMCT_SO",
+    "ImageOptions",
+    "QuantizedModel",
+    "Statistics",
     "__version__",
     "accuracy_based_auto_calibration",
     "convert_qat_model",
     "create_quant_config",
     "deployed_session",
+    "load_statistics",
+    "quantize",
     "quantize_model",
     "quantize_preprocess",
     "save_model",
+    "save_statistics",
 ]
 
 
 _deferred_sympy.install()
 
-_API = ("convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess", "save_model")
+# Where each public name lives.
+_PLACES = {
+    "ImageOptions": "runtime.images",
+    "QuantizedModel": "workflow.quantized",
+    "Statistics": "core.statistics",
+    "accuracy_based_auto_calibration": "_compat.auto_calibration",
+    "convert_qat_model": "_compat.api",
+    "create_quant_config": "_compat.api",
+    "deployed_session": "runtime.deployed",
+    "load_statistics": "formats.statistics_file",
+    "quantize": "workflow.quantize",
+    "quantize_model": "_compat.api",
+    "quantize_preprocess": "_compat.api",
+    "save_model": "_compat.api",
+    "save_statistics": "formats.statistics_file",
+}
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     value: Any
-    if name in _API:
-        from amct_onnx._compat import api
-
-        value = getattr(api, name)
-    elif name == "accuracy_based_auto_calibration":
-        from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration as value
-    elif name == "deployed_session":
-        from amct_onnx.runtime.deployed import deployed_session as value
+    if name in _PLACES:
+        value = getattr(import_module(f"amct_onnx.{_PLACES[name]}"), name)
     elif name == "AMCT_SO":
-        from amct_onnx.runtime.observer_op import session_options
-
-        value = session_options()
+        value = import_module("amct_onnx.runtime.observer_op").session_options()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

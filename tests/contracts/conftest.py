@@ -14,6 +14,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 from opsets import newest_opset
+from qdq_cases import Case, make_case
+
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 
 _CHANNELS_IN, _CHANNELS = 4, 6
 _IR_VERSION = 10
@@ -385,3 +388,16 @@ def awkward(request: pytest.FixtureRequest) -> Awkward:
     """One model after the other."""
     case: Awkward = request.param
     return case
+
+
+# Made once: the tests of a case share its result.
+_MADE: dict[tuple[str, str], Case] = {}
+
+
+@pytest.fixture(params=QDQ_TARGETS, ids=str)
+def case(request: pytest.FixtureRequest, awkward: Awkward) -> Case:
+    """Every awkward model for every Q/DQ target."""
+    key = awkward.name, str(request.param)
+    if key not in _MADE:
+        _MADE[key] = make_case(awkward, QDQ_TARGETS[request.param])
+    return _MADE[key]

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from amct_onnx._compat.log import start_log
 from amct_onnx.cli.options import ConvertOptions, parse
+from amct_onnx.cli.quantize_options import QuantizeOptions
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 import amct_onnx
 
                 amct_onnx.convert_qat_model(options.model, options.save_path)
+            elif isinstance(options, QuantizeOptions):
+                from amct_onnx.cli.quantize import run_quantize
+
+                run_quantize(options)
             else:
                 from amct_onnx.cli.calibration import run_calibration
 

@@ -1,4 +1,4 @@
-"""The options of `amct_onnx calibration` and `amct_onnx convert` (spec section 8), and what a wrong one is told.
+"""The command lines of `amct_onnx` (calibration and convert: spec section 8), and what a wrong one is told.
 
 Only what is light is imported here: `--help` must not wait for numpy or ONNX Runtime.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import amct_onnx
+from amct_onnx.cli.quantize_options import QuantizeOptions, add_quantize_options, read_quantize_options
 from amct_onnx.errors import AmctError
 from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_list
 
@@ -56,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help explains the options\n")
 
 
-def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions:
+def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | QuantizeOptions:
     """The options of a command line. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
     parser, commands = _parsers()
     words = list(argv)
@@ -64,6 +65,8 @@ def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions:
         _check_command(parser, commands, words[0])
         _check_names(commands[words[0]], words[1:])
     namespace = parser.parse_args(words)
+    if namespace.command == "quantize":
+        return read_quantize_options(namespace, commands["quantize"])
     if namespace.command == "convert":
         return ConvertOptions(model=namespace.model, save_path=namespace.save_path)
     return CalibrationOptions(
@@ -80,6 +83,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="amct_onnx", description="amct_onnx command line tools.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"amct_onnx {amct_onnx.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    quantize = commands.add_parser(
+        "quantize",
+        help="quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
+        description="Quantize a model in one call: amct_onnx quantize model.onnx --data images/ --save_path out/m",
+        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
+    )
+    add_quantize_options(quantize, _positive)
     calibration = commands.add_parser(
         "calibration",
         help="quantize a float model with calibration data",
@@ -98,7 +108,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
         )
     _add_calibration_options(calibration)
-    return parser, {"calibration": calibration, "convert": convert}
+    return parser, {"calibration": calibration, "convert": convert, "quantize": quantize}
 
 
 def _add_calibration_options(command: argparse.ArgumentParser) -> None:

@@ -39,7 +39,9 @@ class QdqTarget:
     rules: by operator type. activation, weight: grids, of which the file has unsigned integers where
     `unsigned_activations`. absorbs: operators that become one with the kernel in front of them, so that the
     QuantizeLinear stands behind both; `drops_clamps`: they are left out, since the grid has their effect. int32_bias:
-    biases are int32 behind a DequantizeLinear, else float32. minimum_opset: of the default domain.
+    biases are int32 behind a DequantizeLinear, else float32. minimum_opset, maximum_opset: versions of the default
+    domain whose QuantizeLinear and DequantizeLinear the target has. beyond: the domain of those in later models, "" for
+    none.
     """
 
     name: str
@@ -51,3 +53,5 @@ class QdqTarget:
     drops_clamps: bool = False
     int32_bias: bool = False
     minimum_opset: int = 13
+    maximum_opset: int = 27
+    beyond: str = ""

@@ -9,7 +9,7 @@ as integers, per output channel, and biases as int32 with scale_x * scale_w wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_fro
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
-from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
@@ -43,10 +43,16 @@ def lower_qdq(
     grids: Mapping[str, QParams],
     solve_weight: SolveWeight,
 ) -> dict[str, QParams]:
-    """Quantize `model` in place; `grids` has the grid of each tensor of the plan. The grids of the weights, by node.
+    """Quantize `model` in place; `grids` has the grid of each tensor of the plan. Returns those of weights, by node.
 
     `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n].
+
+    Raises ModelError for a weight without a grid, and for an opset that is too new for the target.
     """
+    opset = default_opset(model)
+    if opset > target.maximum_opset and not target.beyond:
+        text = f"target {target.name} has QuantizeLinear up to opset {target.maximum_opset}"
+        raise ModelError(f"The model uses opset {opset}, and {text}: export it again with that or an earlier one.")
     normalize_layers(model, frozenset(plan.layers))
     lowering = _Lowering(model, plan, target, grids)
     weights = {}
@@ -74,6 +80,8 @@ class _Lowering:
     target: QdqTarget
     grids: Mapping[str, QParams]
     names: ValueNames = field(init=False)
+    domain: str = field(init=False)
+    nodes: dict[str, ir.Node] = field(init=False)
     values: dict[str, ir.Value] = field(init=False)
     scales: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     clamps: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -81,6 +89,9 @@ class _Lowering:
     def __post_init__(self) -> None:
         graph = self.model.graph
         self.names = ValueNames(self.model)
+        self.domain = "" if default_opset(self.model) <= self.target.maximum_opset else self.target.beyond
+        if self.domain:
+            self.model.opset_imports.setdefault(self.domain, 1)
         self.nodes = {node.name or "": node for node in graph}
         self.values = {value.name: value for value in graph.inputs if value.name}
         self.values |= {value.name: value for node in graph for value in node.outputs if value.name}
@@ -120,17 +131,17 @@ class _Lowering:
         zeros = np.zeros(scale.shape, integers.dtype.numpy())
         zero_points = add_initializer(self.model.graph, f"{name}.zero_point", zeros, names=self.names)
         output = ir.val(self.names.new(f"{name}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
-        dequantize = ir.node(
-            "DequantizeLinear",
-            [stored, steps, zero_points],
-            {"axis": axis},
-            name=f"{name}.dequantize",
-            outputs=[output],
-        )
+        operands = [stored, steps, zero_points]
+        dequantize = self._node("DequantizeLinear", operands, f"{name}.dequantize", output, axis=axis)
         self.model.graph.insert_before(node, dequantize)
         node.replace_input_with(index, output)
         if not value.uses():
             del self.model.graph.initializers[name]
+
+    def _node(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, output: ir.Value, **attributes: int
+    ) -> ir.Node:
+        return ir.node(op_type, inputs, attributes, domain=self.domain, name=name, outputs=[output])
 
     def absorb(self, clamp: ir.Node) -> None:
         """Leave out a Relu or Clip; where the grid of its output goes on behind its bounds, integers are clamped."""
@@ -148,12 +159,12 @@ class _Lowering:
         integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
         restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
         nodes = [
-            ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{tensor}.quantize", outputs=[integers]),
-            ir.node("DequantizeLinear", [integers, scale, zero_point], name=f"{tensor}.dequantize", outputs=[restored]),
+            self._node("QuantizeLinear", [value, scale, zero_point], f"{tensor}.quantize", integers),
+            self._node("DequantizeLinear", [integers, scale, zero_point], f"{tensor}.dequantize", restored),
         ]
         clamp = self.clamps.get(tensor, (spec.qmin, spec.qmax))
         if clamp != (spec.qmin, spec.qmax):
-            nodes.insert(1, self._integer_clamp(tensor, clamp))
+            nodes.insert(1, self._integer_clamp(tensor, integers, clamp))
             nodes[2].replace_input_with(0, nodes[1].outputs[0])
         readers = [
             (use.node, use.idx)
@@ -175,14 +186,13 @@ class _Lowering:
                 if output is value:
                     graph.outputs[index] = restored
 
-    def _integer_clamp(self, tensor: str, clamp: tuple[int, int]) -> ir.Node:
-        """A Clip on the integers of `tensor`, which still has to be given its input's place."""
+    def _integer_clamp(self, tensor: str, integers: ir.Value, clamp: tuple[int, int]) -> ir.Node:
+        """A Clip on the integers of `tensor`."""
         bounds = [
             add_initializer(self.model.graph, f"{tensor}.{name}", self._stored(bound), names=self.names)
             for name, bound in zip(("lowest", "highest"), clamp, strict=True)
         ]
         output = ir.val(self.names.new(f"{tensor}.clamped"), dtype=self._integer_type())
-        integers = self.values[tensor]
         return ir.node("Clip", [integers, *bounds], name=f"{tensor}.clamp", outputs=[output])
 
     def _stored(self, integers: npt.ArrayLike) -> Array:
@@ -218,9 +228,7 @@ class _Lowering:
             steps = self._stored(quantize(array, params))
             stored = add_initializer(self.model.graph, f"{owner}.integers", steps, names=self.names)
             output = ir.val(self.names.new(f"{owner}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
-            dequantize = ir.node(
-                "DequantizeLinear", [stored, scale, zero_point], name=f"{owner}.dequantize", outputs=[output]
-            )
+            dequantize = self._node("DequantizeLinear", [stored, scale, zero_point], f"{owner}.dequantize", output)
             self.model.graph.insert_before(node, dequantize)
             node.replace_input_with(index, output)
 

@@ -34,6 +34,7 @@ ONNXRUNTIME = QdqTarget(
     unsigned_activations=True,
     absorbs=_CLAMPS,
     drops_clamps=True,
+    beyond="com.microsoft",
     int32_bias=True,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -134,7 +135,5 @@ def test_damaged_bytes_are_refused_or_change_nothing(file: Path) -> None:
         broken = bytearray(whole)
         broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
         file.write_bytes(broken)
-        try:
+        with contextlib.suppress(StatisticsError):
             assert load_statistics(file) == some()
-        except StatisticsError:
-            pass

@@ -1,0 +1,55 @@
+"""`amct_onnx quantize`: one calibration, and the files of each target."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import amct_onnx
+from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.core.plan import Decision
+
+_SHOWN = 3  # nodes that stayed in float, of each reason
+_log = logging.getLogger("amct_onnx.Quantize")
+
+
+def run_quantize(options: QuantizeOptions) -> None:
+    """Quantize `options.model` and write the results. Raises AmctError."""
+    data = amct_onnx.load_statistics(options.statistics) if options.statistics is not None else options.data
+    first, *others = options.targets
+    progress = _show if sys.stderr.isatty() else None
+    result = amct_onnx.quantize(options.model, data, target=first, progress=progress, **options.arguments)
+    for assumption in result.assumptions:
+        _log.info("Assumed: %s.", assumption)
+    if options.save_statistics is not None:
+        amct_onnx.save_statistics(result.statistics, options.save_statistics)
+        _log.info("The statistics are saved in %s", options.save_statistics)
+    for lowered in (result, *(result.to(target) for target in others)):
+        for line in decision_lines(lowered.target, lowered.decisions):
+            _log.info("%s", line)
+        saved = lowered.save(options.save_path, inspect=options.report)
+        for file in saved.files:
+            _log.info("The file is saved in %s", file)
+        for line in saved.report.lines() if saved.report is not None else ():
+            _log.info("%s", line)
+
+
+def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
+    """How many nodes are quantized, and for each reason which are not; it does not grow with the model."""
+    quantized = sum(decision.quantized for decision in decisions)
+    reasons: dict[str, list[str]] = {}
+    for decision in decisions:
+        if not decision.quantized:
+            reasons.setdefault(decision.reason, []).append(decision.layer)
+    lines = [f"Target {target}: {quantized} of {len(decisions)} nodes that it could quantize are quantized."]
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(f"In float, since {reason}: {', '.join(names[:_SHOWN])}{more}.")
+    return lines
+
+
+def _show(what: str, share: float) -> None:
+    from amct_onnx.workflow.progress import show_on_terminal
+
+    show_on_terminal(what, share)

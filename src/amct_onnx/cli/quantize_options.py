@@ -1,0 +1,151 @@
+"""The options of `amct_onnx quantize`. Like `options`, it imports only what is light."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from amct_onnx.errors import AmctError
+from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_list
+
+# The names behind these options; tests hold them to those of the layers that know them, which are heavy.
+TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
+ALGORITHMS = ("mse", "min_max", "ifmr", "hfmg")
+PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """`data`: a path, or one for each input. `statistics`: a file that takes the place of data. `arguments`: what is
+    handed on to `quantize` as it is.
+    """
+
+    model: str
+    save_path: str
+    data: str | Mapping[str, str] | None
+    statistics: str | None
+    save_statistics: str | None
+    targets: tuple[str, ...]
+    report: bool
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """Declare the options on the parser of the command."""
+    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
+    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+    command.add_argument(
+        "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
+    )
+    command.add_argument(
+        "--target",
+        default="onnxruntime",
+        metavar="NAMES",
+        help=f"where the model will run: {', '.join(TARGETS)}; several with commas, from one calibration",
+    )
+    command.add_argument("--settings", metavar="FILE", help="settings of layers: a config.json or a .cfg file")
+    command.add_argument(
+        "--algorithm", choices=ALGORITHMS, metavar="NAME", help=f"of activations: {', '.join(ALGORITHMS)}"
+    )
+    command.add_argument("--skip_layers", metavar="NAMES", help='nodes that stay in float: "Conv_0;Gemm_8"')
+    command.add_argument(
+        "--reduce_range",
+        action="store_true",
+        help="weights of 7 bits: exact on x86 CPUs without VNNI, whose int8 kernels saturate otherwise",
+    )
+    command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
+    data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
+    data.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
+    )
+    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
+    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
+    data.add_argument(
+        "--images", choices=PRESETS, metavar="PRESET", help=f"how images are prepared: {', '.join(PRESETS)}"
+    )
+    data.add_argument("--batch_size", type=positive, metavar="N", help="samples at once")
+    data.add_argument("--limit", type=positive, metavar="N", help="samples in all")
+    data.add_argument(
+        "--input_shape", metavar="SHAPES", help='"name1:n1,c1,h1,w1;name2:..."; for .bin files and open sizes'
+    )
+    data.add_argument("--data_types", metavar="TYPES", help='types of .bin files: "name1:float32;name2:int64"')
+    data.add_argument(
+        "--names", metavar="NAMES", help='names of inputs in the data: "input_ids=ids_a;attention_mask=mask_a"'
+    )
+
+
+def read_quantize_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> QuantizeOptions:
+    """The options of a parsed command line; a wrong one ends in `command.error`."""
+    if (namespace.model is None) == (namespace.model_option is None):
+        command.error("give one model: amct_onnx quantize model.onnx ...")
+    if (namespace.data is None) == (namespace.statistics is None):
+        command.error("give either --data or --statistics")
+    if namespace.statistics is not None and namespace.save_statistics is not None:
+        command.error("--save_statistics would copy --statistics: delete one of them")
+    targets = tuple(dict.fromkeys(part.strip() for part in namespace.target.split(",")))
+    for target in targets:
+        if target not in TARGETS:
+            command.error(f"--target: {target!r} is unknown, use {', '.join(TARGETS)}")
+    try:
+        shapes = parse_shapes(namespace.input_shape) if namespace.input_shape is not None else None
+    except AmctError as reason:
+        command.error(f"--input_shape: {reason}")
+    dtypes = _pairs(namespace.data_types, ":", "--data_types", command)
+    for dtype in (dtypes or {}).values():
+        try:
+            check_data_type(dtype)
+        except AmctError as reason:
+            command.error(f"--data_types: {reason}")
+    arguments = {
+        "settings": namespace.settings,
+        "algorithm": namespace.algorithm,
+        "skip_layers": tuple(part.strip() for part in split_list(namespace.skip_layers or "") if part.strip()),
+        "reduce_range": namespace.reduce_range,
+        "images": namespace.images,
+        "batch_size": namespace.batch_size,
+        "limit": namespace.limit,
+        "shapes": shapes,
+        "dtypes": dtypes,
+        "names": _pairs(namespace.names, "=", "--names", command),
+    }
+    return QuantizeOptions(
+        model=namespace.model or namespace.model_option,
+        save_path=namespace.save_path,
+        data=None if namespace.data is None else _data(namespace.data, command),
+        statistics=namespace.statistics,
+        save_statistics=namespace.save_statistics,
+        targets=targets,
+        report=not namespace.no_report,
+        arguments=arguments,
+    )
+
+
+def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0]
+    paths = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not name or not path:
+            command.error(f"--data {word!r}: several inputs are given as NAME=PATH, each with a --data of its own")
+        if name in paths:
+            command.error(f"--data: the input {name!r} is given twice")
+        paths[name] = path
+    return paths
+
+
+def _pairs(text: str | None, separator: str, option: str, command: argparse.ArgumentParser) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = {}
+    for part in split_list(text):
+        name, found, value = (word.strip() for word in part.rpartition(separator))
+        if not found or not name or not value:
+            command.error(f"{option}: {part!r} is not NAME{separator}VALUE")
+        pairs[name] = value
+    return pairs

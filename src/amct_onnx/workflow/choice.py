@@ -1,0 +1,122 @@
+"""What the user asks of `quantize`, and what that means for one tensor or weight of a Q/DQ target."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.qdq_target import QdqTarget
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.settings import (
+    ActivationSettings,
+    ActivationSolver,
+    AdaRound,
+    Hfmg,
+    Ifmr,
+    LayerSettings,
+    MinMax,
+    Mse,
+    Nuq,
+    Settings,
+)
+from amct_onnx.core.spec import QSpec
+from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, ConfigError
+
+ALGORITHMS: Mapping[str, type[ActivationSolver]] = {
+    "mse": Mse,
+    "min_max": MinMax,
+    "ifmr": Ifmr,
+    "hfmg": Hfmg,
+}
+_REDUCED_BITS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The wishes for one result.
+
+    settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
+    none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: weights use 7 bits,
+    so that no kernel that adds pairs of products in 16 bits saturates.
+    """
+
+    settings: Settings | None = None
+    algorithm: ActivationSolver | None = None
+    skip_layers: tuple[str, ...] = ()
+    reduce_range: bool = False
+
+    def off(self) -> frozenset[str]:
+        """The nodes that stay in float."""
+        layers = self.settings.layers if self.settings is not None else {}
+        return frozenset(self.skip_layers) | {name for name, layer in layers.items() if not layer.quant_enable}
+
+    def activation(self, target: QdqTarget, readers: Collection[str]) -> ActivationSettings:
+        """How a tensor that the layers `readers` read is quantized: as the first of them wants it."""
+        layer = self._layer(readers)
+        symmetric = target.activation.symmetric
+        if layer is None:
+            return ActivationSettings(asymmetric=not symmetric, solver=self.algorithm or Mse())
+        solver = self.algorithm or layer.activation.solver
+        return ActivationSettings(asymmetric=layer.activation.asymmetric and not symmetric, solver=solver)
+
+    def _layer(self, names: Collection[str]) -> LayerSettings | None:
+        if self.settings is None:
+            return None
+        return next((self.settings.layers[name] for name in names if name in self.settings.layers), None)
+
+    def weight(self, name: str, rows: npt.NDArray[np.float32], spec: QSpec) -> QParams:
+        """The grid of the weight of layer `name`, as rows of output channels. Raises ValueError."""
+        layer = self._layer((name,))
+        bits = min(spec.bits if layer is None else layer.weight.num_bits, _REDUCED_BITS if self.reduce_range else 8)
+        return solve_arq(rows, QSpec(bits=bits, granularity=spec.granularity))
+
+    def check(self, target: str, *, integers: bool = True) -> None:
+        """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""
+        wrong = []
+        for name, layer in (self.settings.layers if self.settings is not None else {}).items():
+            if not layer.quant_enable:
+                continue
+            if integers and layer.activation.num_bits != 8:
+                wrong.append(f"{name}: activations of {layer.activation.num_bits} bits")
+            if isinstance(layer.weight.solver, AdaRound) or (integers and isinstance(layer.weight.solver, Nuq)):
+                wrong.append(f"{name}: {type(layer.weight.solver).__name__} for weights")
+            if layer.dmq_strength is not None:
+                wrong.append(f"{name}: dmq_balancer")
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            text = f"quantize for target {target} does not have"
+            raise ConfigError(f"{text} {'; '.join(wrong[:3])}{more}: take them out of the settings.")
+
+
+def make_choice(
+    *,
+    settings: Settings | None,
+    algorithm: str | ActivationSolver | None,
+    skip_layers: Collection[str],
+    reduce_range: bool,
+    nodes: Collection[str],
+) -> Choice:
+    """The choice that arguments express; `nodes` are the names of the model's nodes. Raises ArgumentError."""
+    if isinstance(algorithm, str):
+        if algorithm not in ALGORITHMS:
+            close = difflib.get_close_matches(algorithm, ALGORITHMS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(ALGORITHMS)}."
+            raise ArgumentError(f"algorithm {algorithm!r} is unknown: {hint}")
+        algorithm = ALGORITHMS[algorithm]()
+    if algorithm is not None and not isinstance(algorithm, tuple(ALGORITHMS.values())):
+        raise ArgumentTypeError(f"algorithm must be a name or a solver's settings, got {type(algorithm).__name__}")
+    if isinstance(skip_layers, str):
+        raise ArgumentTypeError(f"skip_layers must be a list of names, got the text {skip_layers!r}")
+    for name in skip_layers:
+        if name not in nodes:
+            close = difflib.get_close_matches(name, nodes, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else "."
+            raise ArgumentError(f"skip_layers: the model has no node {name!r}{hint}")
+    return Choice(
+        settings=settings, algorithm=algorithm, skip_layers=tuple(skip_layers), reduce_range=bool(reduce_range)
+    )

@@ -1,0 +1,89 @@
+"""Target ascend of `quantize`: the layers that AMCT's functions would make, with factors from given statistics.
+
+The graph is prepared and assembled by the functions behind `quantize_model` and `save_model`. What differs is where the
+observers sit: in `quantize` they saw the float network, so that one calibration serves every target, and not the
+network with rounded weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import onnx_ir as ir
+
+from amct_onnx.core.calibrate.solve import solve_activation
+from amct_onnx.core.plan import Decision, LayerRecord
+from amct_onnx.core.settings import ActivationSettings, Mse, Settings
+from amct_onnx.core.statistics import Statistics
+from amct_onnx.errors import CalibrationError
+from amct_onnx.formats.config_json import default_settings
+from amct_onnx.graph.passes.observers import Observer, observed_values, remove_observers
+from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.runtime.collectors import activation_factors
+from amct_onnx.workflow.choice import Choice
+from amct_onnx.workflow.planner import decide
+from amct_onnx.workflow.prepare import prepare_records
+from amct_onnx.workflow.result import FactoredModel, assemble
+from amct_onnx.workflow.source import FloatSource, merged, source_of
+
+_RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscendResult:
+    """The quantized layers, their records, and a decision for each candidate."""
+
+    model: FactoredModel
+    records: Mapping[str, LayerRecord]
+    decisions: tuple[Decision, ...]
+
+
+def lower_ascend(source: FloatSource, choice: Choice, statistics: Statistics) -> AscendResult:
+    """Quantize for Ascend. Raises ConfigError, ModelError, CalibrationError, StatisticsError."""
+    choice.check("ascend", integers=False)
+    settings = _settings(source, choice)
+    model = source.model.clone()
+    records, _ = prepare_records(model, source.facts, settings, "")
+    observed = observed_values(model)
+    for observer, value in observed:
+        joined = [v for o, v in observed if o.joint == observer.joint] if observer.joint else [value]
+        solved = _solve(observer, joined, choice, statistics)
+        for key in observer.layers:
+            records[key] = replace(records.get(key, LayerRecord()), **solved)
+    observers = remove_observers(model)
+    decisions = tuple(
+        replace(decision, reason=_RECURRENT)
+        if decision.layer in source.facts.supported and source.facts.layers[decision.layer].op_type in RECURRENT_OPS
+        else decision
+        for decision in decide(source.facts, settings)
+    )
+    assembled = assemble(model, observers, records, "the statistics")
+    return AscendResult(model=assembled, records=MappingProxyType(records), decisions=decisions)
+
+
+def _settings(source: FloatSource, choice: Choice) -> Settings:
+    """The settings of all layers: what is skipped is off, and so are layers whose states nobody observed."""
+    facts = source.facts
+    settings = choice.settings or default_settings(facts)
+    recurrent = {name for name, traits in facts.layers.items() if traits.op_type in RECURRENT_OPS}
+    off = {*choice.skip_layers, *recurrent}
+    layers = {
+        name: replace(entry, quant_enable=entry.quant_enable and name not in off)
+        for name, entry in settings.layers.items()
+    }
+    return replace(settings, layers=MappingProxyType(layers))
+
+
+def _solve(observer: Observer, values: Sequence[ir.Value], choice: Choice, statistics: Statistics) -> dict[str, Any]:
+    """The fields of a record for an observer whose factors come from what `values` held."""
+    assert isinstance(observer.task, ActivationSettings)  # `check` refused what needs others
+    solver = choice.algorithm or (Mse() if choice.settings is None else observer.task.solver)
+    statistic = merged(statistics, dict.fromkeys(source_of(value).name or "" for value in values))
+    try:
+        params = solve_activation(statistic, replace(observer.task, solver=solver))
+    except ValueError as error:
+        raise CalibrationError(f'Layer "{observer.layers[0]}": {error}.') from error
+    return activation_factors(params, observer.stamp, observer.op_data_type)

@@ -1,0 +1,123 @@
+"""One call from a float model and data to a quantized model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.settings import ActivationSolver, Settings
+from amct_onnx.core.statistics import Statistics
+from amct_onnx.errors import ModelError, StatisticsError
+from amct_onnx.graph.digest import model_digest
+from amct_onnx.graph.inputs import ModelInput, model_inputs
+from amct_onnx.runtime.collect import collect_statistics
+from amct_onnx.runtime.images import ImageOptions
+from amct_onnx.runtime.sources import DataSource, open_data
+from amct_onnx.workflow.choice import make_choice
+from amct_onnx.workflow.progress import Progress, silent
+from amct_onnx.workflow.quantized import QuantizedModel, check_target
+from amct_onnx.workflow.source import FloatSource
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    target: str = "onnxruntime",
+    settings: Settings | str | os.PathLike[str] | None = None,
+    algorithm: str | ActivationSolver | None = None,
+    skip_layers: Collection[str] = (),
+    reduce_range: bool = False,
+    images: ImageOptions | str | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Calibrate `model` with `data` in one pass and quantize it for `target`.
+
+    model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
+    data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
+        iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
+        these for each input; or the `Statistics` of an earlier call, and then nothing is run.
+    target: onnxruntime, tensorrt, openvino or ascend.
+    settings: Settings, or the path of a config.json or .cfg.
+    algorithm: mse (the default), min_max, ifmr, hfmg or a solver's settings, for all activations.
+    skip_layers: names of nodes that stay in float.
+    reduce_range: weights of 7 bits, for x86 CPUs without VNNI, whose int8 kernels saturate otherwise.
+    images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
+        limit: samples at once and in all. names: the name of each input in the data where it differs.
+    progress: called with what is being done and the share of it that is.
+
+    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
+    """
+    check_target(target)
+    source = FloatSource.open(model)
+    choice = make_choice(
+        settings=source.read_settings(settings),
+        algorithm=algorithm,
+        skip_layers=skip_layers,
+        reduce_range=reduce_range,
+        nodes=source.facts.nodes,
+    )
+    digest = model_digest(source.fused)
+    if isinstance(data, Statistics):
+        if data.digest != digest:
+            raise StatisticsError("The statistics belong to another model: calibrate this one with data.")
+        result = QuantizedModel(source=source, target=target, choice=choice, statistics=data)
+        result.solve()
+        return result
+    observed, inputs = source.observed(), model_inputs(source.fused)
+    if not observed:
+        raise ModelError(
+            f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
+        )
+    opened = open_data(
+        data,
+        inputs,
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+    )
+    watched = _Watched(opened, inputs, progress or silent)
+    tensors = collect_statistics(source.fused, observed, watched)
+    result = QuantizedModel(
+        source=source,
+        target=target,
+        choice=choice,
+        statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest),
+        assumptions=tuple(opened.assumptions),
+        sample=watched.first,
+    )
+    result.solve()
+    return result
+
+
+class _Watched:
+    """The feeds of a data source; keeps the first sample, counts the samples and shows progress."""
+
+    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], progress: Progress) -> None:
+        self._source, self._progress = source, progress
+        self._open = all(value.shape and value.shape[0] is None for value in inputs)  # batches of 1 will do
+        self.first: Feed | None = None
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Feed]:
+        total = self._source.total
+        for number, feed in enumerate(self._source):
+            if self.first is None:
+                self.first = {name: np.array(array[:1] if self._open else array) for name, array in feed.items()}
+            yield feed
+            self.samples += max((len(array) for array in feed.values() if array.ndim), default=1)
+            self._progress("calibration", (number + 1) / total if total else 0.0)

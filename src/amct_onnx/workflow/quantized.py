@@ -1,0 +1,197 @@
+"""The result of `quantize`: what was decided and measured, and the files that come of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.core.calibrate.solve import solve_activation
+from amct_onnx.core.plan import Decision, LayerRecord
+from amct_onnx.core.qdq_plan import QdqPlan, TensorGroup
+from amct_onnx.core.qdq_target import QdqTarget
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.settings import ActivationSolver, Settings
+from amct_onnx.core.statistics import Statistics
+from amct_onnx.errors import ArgumentError, CalibrationError
+from amct_onnx.formats.onnx_file import save_model_file
+from amct_onnx.graph.layers import default_opset
+from amct_onnx.graph.passes.raise_opset import raise_opset
+from amct_onnx.runtime.inspection import RuntimeReport, inspect_model
+from amct_onnx.targets.qdq import lower_qdq
+from amct_onnx.targets.qdq_rules import ONNXRUNTIME, QDQ_TARGETS
+from amct_onnx.workflow.choice import Choice, make_choice
+from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
+from amct_onnx.workflow.qdq_planner import plan_qdq
+from amct_onnx.workflow.result import write_quantized
+from amct_onnx.workflow.source import FloatSource, merged, source_of, values_by_name
+
+ASCEND_NAME = "ascend"
+TARGETS = (*QDQ_TARGETS, ASCEND_NAME)
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """The default of an argument of `to`: as it was."""
+
+
+_KEEP = _Keep()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """The files of `save`, and what ONNX Runtime makes of the model: None for other targets, or where not asked."""
+
+    files: tuple[str, ...]
+    report: RuntimeReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class QuantizedModel:
+    """A model quantized for `target`, from the statistics of one calibration, which serve every target.
+
+    Everything else is computed from these on first use. `assumptions`: what was assumed of the calibration data.
+    `sample`: one sample of it, to measure with; None where there was no data.
+    """
+
+    source: FloatSource
+    target: str
+    choice: Choice
+    statistics: Statistics
+    assumptions: tuple[str, ...] = ()
+    sample: Mapping[str, npt.NDArray[Any]] | None = None
+
+    def __repr__(self) -> str:
+        quantized = sum(decision.quantized for decision in self.decisions)
+        return f"<QuantizedModel for {self.target}: {quantized} of {len(self.decisions)} nodes quantized>"
+
+    def to(
+        self,
+        target: str | None = None,
+        *,
+        settings: Settings | str | os.PathLike[str] | _Keep | None = _KEEP,
+        algorithm: str | ActivationSolver | _Keep | None = _KEEP,
+        skip_layers: Collection[str] | _Keep = _KEEP,
+        reduce_range: bool | _Keep = _KEEP,
+    ) -> QuantizedModel:
+        """The same calibration for another target, or with other settings; no data is run. What is not given stays.
+
+        Raises ArgumentError, ConfigError, and StatisticsError where the new settings need a tensor that was not
+        observed.
+        """
+        choice = make_choice(
+            settings=self.choice.settings if isinstance(settings, _Keep) else self.source.read_settings(settings),
+            algorithm=self.choice.algorithm if isinstance(algorithm, _Keep) else algorithm,
+            skip_layers=self.choice.skip_layers if isinstance(skip_layers, _Keep) else skip_layers,
+            reduce_range=self.choice.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
+            nodes=self.source.facts.nodes,
+        )
+        result = replace(self, target=check_target(target or self.target), choice=choice)
+        result.solve()
+        return result
+
+    def solve(self) -> None:
+        """Compute plan and grids now, so that what is wrong with them is raised now."""
+        _ = self._ascend if self.target == ASCEND_NAME else self.activations
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each node that the target could quantize, and why where it stays in float."""
+        return self._ascend.decisions if self.target == ASCEND_NAME else self._plan.decisions
+
+    @cached_property
+    def activations(self) -> Mapping[str, QParams]:
+        """Scale and zero point (signed integers) of each quantized tensor of a Q/DQ target."""
+        return {tensor: grid for group in self._plan.groups for tensor, grid in self._solve_group(group)}
+
+    @property
+    def weights(self) -> Mapping[str, QParams]:
+        """Scales of each weight of a Q/DQ target, by node."""
+        return self._lowered[1]
+
+    @property
+    def records(self) -> Mapping[str, LayerRecord]:
+        """The factors of each layer as record.txt has them; for target ascend only."""
+        return self._ascend.records if self.target == ASCEND_NAME else {}
+
+    def model(self) -> ir.Model:
+        """A new quantized model: Q/DQ nodes, or the deploy model of target ascend."""
+        return self._ascend.model.deploy() if self.target == ASCEND_NAME else self._lowered[0].clone()
+
+    def save(self, prefix: str | os.PathLike[str], *, inspect: bool = True) -> SavedModel:
+        """Write the files of the target: `<prefix>_<target>.onnx`, or those of AMCT's save_model for ascend.
+
+        For target onnxruntime the model is then opened as the runtime optimises it, and measured beside the float model
+        on this machine, unless `inspect` is False. Raises OutputError; each file is written whole or not at all.
+        """
+        path = os.fspath(prefix)
+        if self.target == ASCEND_NAME:
+            return SavedModel(files=write_quantized(self._ascend.model, path))
+        folder, stem = os.path.split(path)
+        file = os.path.join(folder, f"{stem}_{self.target}.onnx" if stem else f"{self.target}.onnx")
+        save_model_file(self._lowered[0], file)
+        report = self._inspect(file) if inspect and self.target == ONNXRUNTIME.name else None
+        return SavedModel(files=(file,), report=report)
+
+    def _inspect(self, file: str) -> RuntimeReport:
+        source: str | bytes
+        if self.source.path is not None and os.path.exists(self.source.path):
+            source = self.source.path
+        else:
+            source = ir.to_proto(self.source.model).SerializeToString()
+        return inspect_model(source, file, self.sample)
+
+    @property
+    def _rules(self) -> QdqTarget:
+        return QDQ_TARGETS[self.target]
+
+    @cached_property
+    def _plan(self) -> QdqPlan:
+        self.choice.check(self.target)
+        return plan_qdq(self.source.fused, self._rules, off=self.choice.off())
+
+    @cached_property
+    def _readers(self) -> Mapping[str, Sequence[str]]:
+        """For each tensor the layers that read it as input 0."""
+        readers: dict[str, list[str]] = {}
+        for node in self.source.fused.graph:
+            if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
+                readers.setdefault(node.inputs[0].name, []).append(node.name or "")
+        return readers
+
+    @cached_property
+    def _values(self) -> Mapping[str, ir.Value]:
+        return values_by_name(self.source.fused)
+
+    def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
+        names = dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources)
+        statistic = merged(self.statistics, names)
+        readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
+        try:
+            grid = solve_activation(statistic, self.choice.activation(self._rules, readers))
+        except ValueError as error:
+            raise CalibrationError(f'Tensor "{group.tensors[0]}": {error}.') from error
+        return [(tensor, grid) for tensor in group.tensors]
+
+    @cached_property
+    def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
+        model, rules = self.source.fused.clone(), self._rules
+        if default_opset(model) < rules.minimum_opset:
+            raise_opset(model, rules.minimum_opset)
+        return model, lower_qdq(model, self._plan, rules, self.activations, self.choice.weight)
+
+    @cached_property
+    def _ascend(self) -> AscendResult:
+        return lower_ascend(self.source, self.choice, self.statistics)
+
+
+def check_target(target: Any) -> str:
+    """`target`, if there is such a target. Raises ArgumentError."""
+    if target not in TARGETS:
+        raise ArgumentError(f"target {target!r} is unknown, use one of {', '.join(TARGETS)}.")
+    return str(target)

@@ -1,0 +1,124 @@
+"""The float model that `quantize` begins with, in whatever form the user has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from amct_onnx.core.plan import GraphFacts
+from amct_onnx.core.settings import Settings
+from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.stats.histogram import DyadicHistogram
+from amct_onnx.errors import ArgumentTypeError, ModelFileError, StatisticsError
+from amct_onnx.formats.config_json import read_config
+from amct_onnx.formats.config_text import read_cfg
+from amct_onnx.formats.onnx_file import load_model
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.targets.ascend_rules import ASCEND
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS
+from amct_onnx.workflow.planner import graph_facts
+from amct_onnx.workflow.prepare import FUSIONS_KEY, fuse_model, make_ready
+from amct_onnx.workflow.qdq_planner import plan_qdq
+
+# Operators that move elements and keep all of them: what goes in has the statistic of what comes out.
+_MOVES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatSource:
+    """A float model before anything is done to it, and with its batch normalizations fused.
+
+    `model` has names on all nodes. `path` is its file, None for one in memory. Both models are not to be changed.
+    """
+
+    model: ir.Model
+    fused: ir.Model
+    facts: GraphFacts
+    path: str | None
+
+    @classmethod
+    def open(cls, model: Any) -> FloatSource:
+        """From a path, an `onnx.ModelProto` or an `onnx_ir.Model`, which stays as it is.
+
+        Raises ArgumentTypeError, FileMissingError, ModelFileError, ModelError.
+        """
+        path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+        if isinstance(model, ir.Model):
+            opened = model.clone()
+        elif path is not None:
+            opened = load_model(path)
+        elif type(model).__name__ == "ModelProto":
+            try:
+                opened = ir.from_proto(model)
+            except Exception as error:  # onnx_ir has many ways to refuse a malformed model
+                raise ModelFileError(f"The ModelProto is not a valid ONNX model: {error}.") from error
+        else:
+            text = "quantize takes a model as a path, an onnx.ModelProto or an onnx_ir.Model, got"
+            raise ArgumentTypeError(f"{text} {type(model).__name__}")
+        make_ready(opened, path or "in memory")
+        facts = graph_facts(opened, ASCEND)
+        fused = opened.clone()
+        fuse_model(fused, Settings())
+        fused.metadata_props.pop(FUSIONS_KEY, None)
+        return cls(model=opened, fused=fused, facts=facts, path=path)
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return "The model" if self.path is None else f"The model {self.path}"
+
+    def read_settings(self, settings: Settings | str | os.PathLike[str] | None) -> Settings | None:
+        """`settings`, read where it is a config.json or (by its suffix) a .cfg. Raises ConfigError."""
+        if settings is None or isinstance(settings, Settings):
+            return settings
+        if not isinstance(settings, str | os.PathLike):
+            raise ArgumentTypeError(f"settings must be Settings, a path or None, got {type(settings).__name__}")
+        return (read_cfg if Path(settings).suffix == ".cfg" else read_config)(settings, self.facts)
+
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose statistics serve every target: each is the source of what a target quantizes."""
+        wanted: dict[str, None] = {}
+        for target in QDQ_TARGETS.values():
+            wanted.update(dict.fromkeys(plan_qdq(self.fused, target).observed))
+        for node in self.fused.graph:
+            traits = self.facts.supported.get(node.name or "") if is_standard(node) else None
+            if traits is not None and not is_product(node) and node.op_type not in RECURRENT_OPS:
+                wanted[(node.inputs[0] and node.inputs[0].name) or ""] = None
+        values = values_by_name(self.fused)
+        sources = (source_of(values[name]) for name in wanted if name in values)
+        return tuple(dict.fromkeys(value.name or "" for value in sources if constant_tensor(value) is None))
+
+
+def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    """The variable tensors of the main graph."""
+    found = {value.name: value for value in model.graph.inputs if value.name}
+    return found | {value.name: value for node in model.graph for value in node.outputs if value.name}
+
+
+def source_of(value: ir.Value) -> ir.Value:
+    """The tensor whose elements `value` has, behind operators that only move them."""
+    while (node := value.producer()) is not None and is_standard(node) and node.op_type in _MOVES:
+        source = node.inputs[0]
+        if source is None or value is not node.outputs[0]:
+            break
+        value = source
+    return value
+
+
+def merged(statistics: Statistics, names: Collection[str]) -> DyadicHistogram:
+    """The statistic of several tensors together. Raises StatisticsError for one that was not observed."""
+    statistic = DyadicHistogram.empty()
+    for name in names:
+        if name not in statistics.tensors:
+            raise StatisticsError(
+                f'Tensor "{name}" was not observed by this calibration: call quantize with these settings and the data.'
+            )
+        statistic = statistic.merge(statistics.tensors[name])
+    return statistic
