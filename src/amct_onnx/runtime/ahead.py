@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """`items` in their order, made by one thread that is at most `depth` items ahead.
+    """`items` in their order, made by one thread that is at most `depth` items ahead of the one in use.
 
     What `items` raises is raised here. When iteration ends, is abandoned or is interrupted, the thread finishes the
     item that it is at, closes `items` and ends before this generator does.
@@ -37,9 +37,9 @@ def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            slots.release()
             yield item[0]
             del item  # a batch that was used is freed before the next one is waited for
-            slots.release()
     finally:
         stopped.set()
         slots.release()

@@ -107,7 +107,7 @@ def fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, note
     if agrees(array.shape, wanted):
         return array
     if value.shape and (batched or value.shape[0] == 1) and agrees(array.shape, value.shape[1:]):
-        note(f"input {value.name!r}: the data come without the leading dimension, one of size 1 is added")
+        note(f"input {value.name!r}: the data come without the dimension of the batch, it is added")
         return array[None]
     what = f"has the shape {list(array.shape)}, the model takes {shape_text(value.shape)}"
     raise DataError(f"{where}: {what}; {_shape_hint(array.shape, wanted)}")

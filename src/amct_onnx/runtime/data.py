@@ -102,7 +102,7 @@ def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes)
             what = f"The number of given data batches is not enough: it holds {len(files)}, {number} are needed"
             mistakes.add(entry.folder, f"{what}; every file is one batch")
         columns.append(files[:number])
-        _check_sizes(entry, files[:number], mistakes)
+        check_sizes(entry, files[:number], mistakes)
     complete = not mistakes
     rows = tuple(zip(*columns, strict=True)) if complete else ()
     return BatchFiles(inputs=tuple(inputs), files=rows, available=min(available, default=0))
@@ -124,7 +124,8 @@ def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
     return None
 
 
-def _check_sizes(entry: InputFolder, files: Iterable[Path], mistakes: Mistakes) -> None:
+def check_sizes(entry: InputFolder, files: Iterable[Path], mistakes: Mistakes) -> None:
+    """A file of another size than its batch has is a mistake."""
     wrong = [(file, size) for file in files if not _fits(entry, size := _size(file))]
     for file, size in wrong[:_NAMED_FILES]:
         mistakes.add(str(file), _size_problem(entry, size))

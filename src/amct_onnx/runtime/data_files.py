@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from amct_onnx.formats.data_options import check_data_type
 from amct_onnx.formats.files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.runtime.batching import Note, fed_by_position
-from amct_onnx.runtime.data import InputFolder, find_batches, list_files, read_array
+from amct_onnx.runtime.data import InputFolder, check_sizes, list_files, read_array
 from amct_onnx.runtime.data_items import is_array, missing_text, note_unused, to_array
 from amct_onnx.runtime.images import IMAGE_SUFFIXES, ImageOptions, ImageTable, find_images, image_options, is_image
 from amct_onnx.runtime.tables import NpzTable, Table, map_npy, open_array, open_npy, open_npz
@@ -116,7 +116,9 @@ class Opener:
         wanted = fed_by_position(self.inputs)
         if len(wanted) == len(places) and (len(places) > 1 or places[0].is_dir()):
             return self._columns({value.name: place for value, place in zip(wanted, places, strict=True)})
-        value = self.only("a list of files")
+        return self._listed(self.only("a list of files"), places)
+
+    def _listed(self, value: ModelInput, places: Sequence[Path]) -> Form:
         if all(is_image(place) for place in places):
             return Form(tables={value.name: self._image_table(value, places, "data")})
         kinds = {place.suffix.lower() for place in places}
@@ -125,29 +127,35 @@ class Opener:
         raise DataError(f"data: the list of files mixes kinds, or holds others than {_READABLE}")
 
     def one(self, value: ModelInput, data: object) -> Form:
-        """Data of one input: an array or a path."""
+        """Data of one input: an array, nested lists of numbers, a path or a list of paths."""
+        if isinstance(data, (str, os.PathLike)):
+            place = _existing(data)
+            return self._folder(value, place) if place.is_dir() else self._file(value, place)
+        if is_paths(data):
+            return self._listed(value, [_existing(path) for path in data])
+        where = f"data of input {value.name!r}"
         if is_array(data):
-            array = to_array(data, f"input {value.name!r}")
-            return Form(tables={value.name: open_array(array, f"data of input {value.name!r}")})
-        if not isinstance(data, (str, os.PathLike)):
-            try:
-                array = np.asarray(data)
-            except ValueError:  # nested lists of different lengths
-                array = np.empty(0, object)
-            if array.dtype.kind not in "biuf":
-                raise DataError(f"input {value.name!r}: {type(data).__name__} is no array and no path")
-            return Form(tables={value.name: open_array(array, f"data of input {value.name!r}")})
-        place = _existing(data)
-        if place.is_dir():
-            kind = _kind(place)
-            if kind == ".npz":
-                raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
-            if kind is not None:
-                return self._file_list(value, _files(place, kind), kind, folder=place)
-            files = find_images(place)
-            if not files:
-                raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")
-            return Form(tables={value.name: self._image_table(value, self._spread(files), os.fspath(place))})
+            return Form(tables={value.name: open_array(to_array(data, where), where)})
+        try:
+            array = np.asarray(data)
+        except ValueError:  # nested lists of different lengths
+            array = np.empty(0, object)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{where}: {type(data).__name__} is no array and no path")
+        return Form(tables={value.name: open_array(array, where)})
+
+    def _folder(self, value: ModelInput, place: Path) -> Form:
+        kind = _kind(place)
+        if kind == ".npz":
+            raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
+        if kind is not None:
+            return self._file_list(value, _files(place, kind), kind)
+        files = find_images(place)
+        if not files:
+            raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")
+        return Form(tables={value.name: self._image_table(value, self._spread(files), os.fspath(place))})
+
+    def _file(self, value: ModelInput, place: Path) -> Form:
         suffix = place.suffix.lower()
         if is_image(place):
             return Form(tables={value.name: self._image_table(value, [place], os.fspath(place))})
@@ -203,17 +211,16 @@ class Opener:
         table.check()
         return table
 
-    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str, folder: Path | None = None) -> Form:
+    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> Form:
         load: Callable[[Path], npt.NDArray[Any]] = map_npy
         if kind == _RAW:
             dtype, shape = self._raw_type(value), self._raw_shape(value)
             load = partial(_read_raw, dtype=dtype, shape=shape)
-            if folder is not None:
-                mistakes = Mistakes(None)
-                entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(folder))
-                find_batches([entry], len(list_files(entry.folder, mistakes) or ()), mistakes)
-                if mistakes:
-                    raise DataError(str(mistakes))
+            mistakes = Mistakes(None)
+            entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
+            check_sizes(entry, files, mistakes)
+            if mistakes:
+                raise DataError(str(mistakes))
         return Form(files={value.name: Files(paths=files, load=load)}, count=len(files))
 
     def _raw_type(self, value: ModelInput) -> str:
@@ -231,6 +238,11 @@ class Opener:
             what = f"the model leaves more than one dimension open, {_RAW} files do not say them"
             raise DataError(f"input {value.name!r}: {what}; give them in shapes={{{value.name!r}: ...}}, one may be -1")
         return tuple(shape)
+
+
+def is_paths(data: object) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
+    """Whether it is a list of paths."""
+    return isinstance(data, (list, tuple)) and bool(data) and all(isinstance(p, (str, os.PathLike)) for p in data)
 
 
 def _read_raw(path: Path, *, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

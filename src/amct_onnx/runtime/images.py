@@ -66,10 +66,12 @@ class ImageOptions:
             raise ArgumentError("image options std and divisor divide the pixels and cannot be 0")
         if not 0 <= self.pad <= 255:
             raise ArgumentError(f"image option pad={self.pad} is no pixel, use 0 to 255")
-        size = self.crop if isinstance(self.crop, tuple) else (self.crop or 1,)
-        if min(*size, self.resize or 1, 1) < 1:
-            raise ArgumentError("image options resize and crop are numbers of pixels and begin at 1")
-        if self.fit == "crop" and self.resize is not None and self.resize < min(size):
+        size = self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+        pixels = [number for number in (*size, self.resize) if number is not None]
+        if len(size) != 2 or not all(isinstance(number, int) and number > 0 for number in pixels):
+            what = f"resize={self.resize} and crop={self.crop}"
+            raise ArgumentError(f"image options {what}: give numbers of pixels, crop may be a tuple (height, width)")
+        if self.fit == "crop" and self.resize is not None and self.resize < min(pixels):
             raise ArgumentError(f"image option resize={self.resize} is smaller than crop={self.crop}")
         if self.fit != "crop" and self.resize is not None:
             raise ArgumentError(f"image option resize is for fit='crop', with {self.fit!r} give the size as crop")
@@ -197,12 +199,15 @@ def _cover(options: ImageOptions) -> tuple[int, int]:
 def find_images(folder: Path) -> list[Path]:
     """The images in `folder` and in its subfolders (one for each class), in the order of their paths.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over. Raises DataError for a folder that cannot be read.
     """
     found: list[Path] = []
-    for entry in folder.iterdir():
-        inside = entry.iterdir() if entry.is_dir() and not entry.name.startswith(".") else (entry,)
-        found += [file for file in inside if is_image(file)]
+    try:
+        for entry in folder.iterdir():
+            inside = entry.iterdir() if entry.is_dir() and not entry.name.startswith(".") else (entry,)
+            found += [file for file in inside if is_image(file)]
+    except OSError as reason:
+        raise DataError(f"{reason.filename}: the folder cannot be read ({reason.strerror})") from None
     return sorted(found, key=lambda file: file.parts)
 
 

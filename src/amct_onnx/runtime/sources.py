@@ -24,7 +24,7 @@ from amct_onnx.runtime.batching import (
     rebatch,
     too_few_text,
 )
-from amct_onnx.runtime.data_files import Files, Form, Opener, close_to
+from amct_onnx.runtime.data_files import Files, Form, Opener, close_to, is_paths
 from amct_onnx.runtime.data_items import is_array, named_items, to_array
 from amct_onnx.runtime.images import ImageOptions, ImageTable
 from amct_onnx.runtime.tables import Table, open_array
@@ -82,8 +82,8 @@ def open_data(
     does; an ONNX Runtime CalibrationDataReader.
 
     images: how images are prepared, `ImageOptions` or the name of a preset; None guesses and says so.
-    batch_size: samples in a feed. None: batches of an iterable and files with a batch stay as they are, other data are
-        cut into batches of a few. A batch that the model fixes is obeyed in any case.
+    batch_size: samples in a feed. None: batches of an iterable and files with a batch stay as they are; single samples
+        are joined, and arrays cut, to batches of a few. A batch that the model fixes is obeyed in any case.
     limit: at most so many samples, the first ones; of a folder of images, ones at equal distances.
     shapes: sizes that the model leaves open, by input; -1 stays open. With .bin files, the shape of a file.
     dtypes: the types of .bin files, by input, if they are not those of the model.
@@ -151,7 +151,7 @@ def _open(data: object, opener: Opener) -> Form:
         return opener.mapping(data)
     if is_array(data):
         return Form(tables={opener.only("an array").name: open_array(to_array(data, "data"), "data")})
-    if isinstance(data, (list, tuple)) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
+    if is_paths(data):
         return opener.paths(data)
     try:
         iterator = iter(data)  # type: ignore[call-overload]
@@ -239,12 +239,27 @@ def _from_pieces(
     else:
         opener.check_complete({**form.tables, **form.files})
         pieces = _file_pieces(form.files, _same_for_all(form.tables, rule))
-    size = rule.fixed or batch_size
+    head = list(itertools.islice(pieces, 1))
+    size = rule.fixed or batch_size or _joined_size(head, opener.inputs, rule)
+    pieces = itertools.chain(head, pieces)
     limited = at_most(fitted(pieces, opener.inputs, rule, opener.note), rule, opener.limit)
     as_they_are = size is None or not rule.batched
     feeds = (piece.arrays for piece in limited) if as_they_are else rebatch(limited, rule, size or 1, opener.note)
     total = form.count if as_they_are and opener.limit is None else None
     return DataSource(_peeked(feeds), total=total, samples=None, notes=notes)
+
+
+def _joined_size(head: Sequence[Piece], inputs: Sequence[ModelInput], rule: BatchRule) -> int | None:
+    """The size of a batch if the data are single samples, None if they are batches already."""
+    if not head:
+        return None
+    shapes = {value.name: value.shape for value in inputs if value.name in rule.batched and value.shape is not None}
+    samples = [
+        array.shape
+        for name, array in head[0].arrays.items()
+        if name in shapes and agrees(array.shape, (shapes[name] or ())[1:])
+    ]
+    return default_batch(samples) if samples else None
 
 
 def _same_for_all(tables: Mapping[str, Table], rule: BatchRule) -> Feed:
