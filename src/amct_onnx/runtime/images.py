@@ -71,7 +71,7 @@ class ImageOptions:
         if len(size) != 2 or not all(isinstance(number, int) and number > 0 for number in pixels):
             what = f"resize={self.resize} and crop={self.crop}"
             raise ArgumentError(f"image options {what}: give numbers of pixels, crop may be a tuple (height, width)")
-        if self.fit == "crop" and self.resize is not None and self.resize < min(pixels):
+        if self.fit == "crop" and self.resize is not None and self.resize < min(self.size):
             raise ArgumentError(f"image option resize={self.resize} is smaller than crop={self.crop}")
         if self.fit != "crop" and self.resize is not None:
             raise ArgumentError(f"image option resize is for fit='crop', with {self.fit!r} give the size as crop")

@@ -77,18 +77,22 @@ def test_abandoned_iteration_ends_the_thread_and_closes_the_items() -> None:
 
 
 def test_ctrl_c_while_waiting_for_an_item_stops_at_once() -> None:
-    never = threading.Event()
+    used, never = threading.Event(), threading.Event()
 
     def items() -> Generator[int, None, None]:
         yield 0
+        used.wait(10)
         os.kill(os.getpid(), signal.SIGINT)
         never.wait(0.5)  # an image that takes long
         yield 1
 
-    got = []
+    ahead = read_ahead(items(), 2)
+
+    def go_on() -> int:
+        used.set()
+        return next(ahead)
+
+    assert next(ahead) == 0
     with pytest.raises(KeyboardInterrupt):
-        for item in read_ahead(items(), 2):
-            got.append(item)
-    assert got == [0]
-    gc.collect()
+        go_on()
     assert threads() == 0
