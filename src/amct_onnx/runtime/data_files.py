@@ -234,6 +234,8 @@ class Opener:
     def _raw_shape(self, value: ModelInput) -> tuple[int, ...]:
         given = self.shapes.get(value.name)
         shape = given if given is not None else [-1 if dim is None else dim for dim in value.shape or (-1, -1)]
+        if given is None and -1 not in shape:
+            shape = [-1, *shape[1:]]  # a file may hold several of the model's batches
         if list(shape).count(-1) > 1:
             what = f"the model leaves more than one dimension open, {_RAW} files do not say them"
             raise DataError(f"input {value.name!r}: {what}; give them in shapes={{{value.name!r}: ...}}, one may be -1")
