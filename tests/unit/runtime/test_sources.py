@@ -143,16 +143,28 @@ FORMS: dict[str, Callable[[np.ndarray, Path], object]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("batch", [None, 1, 2])
-@pytest.mark.parametrize("wanted", [None, 1, 4, 10, 11])
-@pytest.mark.parametrize("limit", [None, 1, 7, 30])
+@pytest.mark.parametrize(
+    ("batch", "wanted", "limit"),
+    [
+        (None, None, None),
+        (None, None, 7),
+        (None, 1, 30),
+        (None, 4, None),
+        (None, 11, 9),
+        (1, None, None),
+        (1, 4, 3),
+        (2, None, 7),
+        (2, None, 1),
+        (4, 4, None),
+    ],
+)
 def test_every_form_gives_all_samples_in_order(
     tmp_path: Path, form: str, batch: int | None, wanted: int | None, limit: int | None
 ) -> None:
     data = numbers(10, 3, 4)
     source_data = FORMS[form](data, tmp_path)
     count = min(10, limit or 10)
-    if batch == 2 and count == 1:
+    if count < (batch or 1):
         with pytest.raises(DataError, match="have 1 samples, the model takes 2 at once; give at least 2"):
             open_data(source_data, [fixed(batch, 3, 4)], batch_size=wanted, limit=limit)
         return
@@ -415,7 +427,6 @@ def test_data_that_do_not_fit_are_found_before_anything_runs(
         (parts(nan_at(7), 3), X, "feed 2: input 'x', sample 7 of all: holds NaN"),
         ([numbers(2, 3), numbers(2, 4)], X, "feed 1: input 'x': has the shape [2, 4]"),
         ([numbers(2, 3), None], X, "feed 1: input 'x': is a NoneType, give an array or a tensor"),
-        ([numbers(2, 3), numbers(2, 4)], [fixed(2, None)], "nothing"),
         ([numbers(1, 3), numbers(2, 4)], [fixed(2, None)], "feed 1: has another shape than the samples before it"),
         (
             [(numbers(4, 3), numbers(4, 3)), (numbers(4, 3), numbers(5, 3))],
@@ -425,9 +436,6 @@ def test_data_that_do_not_fit_are_found_before_anything_runs(
     ],
 )
 def test_later_mistakes_name_the_sample(items: object, inputs: Sequence[ModelInput], text: str) -> None:
-    if text == "nothing":
-        assert len(list(open_data(items, inputs))) == 2
-        return
     with pytest.raises(DataError) as caught:
         list(open_data(items, inputs, batch_size=4))
     assert text in str(caught.value)
