@@ -106,6 +106,8 @@ def fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, note
     wanted = (None, *value.shape[1:]) if batched else value.shape
     if agrees(array.shape, wanted):
         return array
+    if value.shape == () and array.shape == (1,):
+        return array.reshape(())
     if value.shape and (batched or value.shape[0] == 1) and agrees(array.shape, value.shape[1:]):
         note(f"input {value.name!r}: the data come without the dimension of the batch, it is added")
         return array[None]

@@ -19,7 +19,7 @@ from amct_onnx.formats.files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.runtime.batching import Note, fed_by_position
 from amct_onnx.runtime.data import InputFolder, check_sizes, list_files, read_array
-from amct_onnx.runtime.data_items import is_array, missing_text, note_unused, to_array
+from amct_onnx.runtime.data_items import missing_text, note_unused, to_array
 from amct_onnx.runtime.images import IMAGE_SUFFIXES, ImageOptions, ImageTable, find_images, image_options, is_image
 from amct_onnx.runtime.tables import NpzTable, Table, map_npy, open_array, open_npy, open_npz
 
@@ -134,15 +134,8 @@ class Opener:
         if is_paths(data):
             return self._listed(value, [_existing(path) for path in data])
         where = f"data of input {value.name!r}"
-        if is_array(data):
-            return Form(tables={value.name: open_array(to_array(data, where), where)})
-        try:
-            array = np.asarray(data)
-        except ValueError:  # nested lists of different lengths
-            array = np.empty(0, object)
-        if array.dtype.kind not in "biuf":
-            raise DataError(f"{where}: {type(data).__name__} is no array and no path")
-        return Form(tables={value.name: open_array(array, where)})
+        array = to_array(data, where)
+        return Form(tables={value.name: open_array(np.atleast_1d(array) if value.shape == () else array, where)})
 
     def _folder(self, value: ModelInput, place: Path) -> Form:
         kind = _kind(place)
@@ -279,13 +272,15 @@ def _files(folder: Path, kind: str) -> list[Path]:
 
 
 def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[str, object]]:
+    """Each file as a dict; a single array whose name says nothing as itself."""
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] if key in wanted else None for key in archive.files}
+                unnamed = [key for key in archive.files if key == "arr_0" and len(archive.files) == 1]
+                arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
         except Exception as reason:
             raise DataError(f"{file}: is no readable .npz file ({reason})") from None
-        yield os.fspath(file), arrays
+        yield os.fspath(file), arrays["arr_0"] if unnamed and "arr_0" not in wanted else arrays
 
 
 def close_to(name: str, known: Sequence[str]) -> str:

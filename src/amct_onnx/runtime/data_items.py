@@ -74,11 +74,13 @@ def is_array(value: object) -> bool:
 
 
 def to_array(value: Any, where: str) -> npt.NDArray[Any]:
-    """`value` as an array. No library is imported for it. Raises DataError."""
+    """`value`, which may be nested lists of numbers, as an array. No library is imported for it. Raises DataError."""
     if isinstance(value, np.ndarray):
         return value
-    if not is_array(value) and not isinstance(value, (bool, int, float)):
-        raise DataError(f"{where}: is a {type(value).__name__}, give an array or a tensor")
+    if isinstance(value, (bool, int, float, list, tuple)):
+        return _numbers(value, where)
+    if not is_array(value):
+        raise DataError(f"{where}: is of type {type(value).__name__}, give an array or a tensor")
     try:
         if callable(getattr(value, "detach", None)):
             value = value.detach().cpu()
@@ -88,3 +90,13 @@ def to_array(value: Any, where: str) -> npt.NDArray[Any]:
     except Exception as reason:  # e.g. a bfloat16 tensor, which numpy does not know
         text = " ".join(str(reason).split())[:200]
         raise DataError(f"{where}: a {type(value).__name__} that cannot become an array ({text})") from None
+
+
+def _numbers(value: Any, where: str) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: is of type {type(value).__name__} and holds no array of numbers")
+    return array

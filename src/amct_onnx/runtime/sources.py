@@ -139,7 +139,8 @@ def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
         text = ["?" if dim is None else dim for dim in value.shape]
         raise ArgumentError(f"shapes: {value.name!r} has the shape {list(shape)}, the model takes {text}")
     merged = tuple(known if known is not None or dim == -1 else dim for dim, known in zip(shape, fixed, strict=True))
-    return replace(value, shape=(*value.shape[:missing], *merged))
+    head = value.shape[:1]  # a batch that the model leaves open stays open: "1,3,320,320" is about the size
+    return replace(value, shape=(*head, *merged[1 - missing :]))
 
 
 def _open(data: object, opener: Opener) -> Form:

@@ -15,6 +15,7 @@ import pytest
 import shared_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
 from amct_onnx.errors import AmctError, ArgumentError, ArgumentTypeError, DataError
@@ -65,8 +66,8 @@ class Tensor:
         return self._array
 
 
-class Reader:
-    """An ONNX Runtime CalibrationDataReader."""
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """What users of ONNX Runtime's own quantization have."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds = iter(feeds)
@@ -99,6 +100,8 @@ def write_folder(folder: Path, arrays: Sequence[np.ndarray], kind: str = "npy") 
         path = folder / f"{index:03}.{kind}"
         if kind == "bin":
             array.tofile(path)
+        elif kind == "npz without names":
+            np.savez(path.with_suffix(".npz"), array)
         elif kind == "npz":
             write_npz(path, x=array)
         else:
@@ -129,6 +132,7 @@ FORMS: dict[str, Callable[[np.ndarray, Path], object]] = {
     "folder of npy batches": lambda x, p: write_folder(p, parts(x, 4)),
     "folder of npy samples": lambda x, p: write_folder(p, list(x)),
     "list of files": lambda x, p: sorted(write_folder(p, parts(x, 4)).iterdir()),
+    "folder of npz without names": lambda x, p: write_folder(p, parts(x, 4), "npz without names"),
     "folder of npz": lambda x, p: write_folder(p, parts(x, 4), "npz"),
     "folder of bin batches": lambda x, p: write_folder(p, parts(x, 4), "bin"),
     "folder by input": lambda x, p: write_folder(p / "x", parts(x, 4)).parent,
@@ -136,6 +140,7 @@ FORMS: dict[str, Callable[[np.ndarray, Path], object]] = {
     "list of samples": lambda x, _: list(x),
     "generator": lambda x, _: (part for part in parts(x, 3)),
     "tuples": lambda x, _: [(part,) for part in parts(x, 3)],
+    "dicts of lists": lambda x, _: [{"x": part.tolist()} for part in parts(x, 3)],
     "dicts": lambda x, _: [{"x": part} for part in parts(x, 3)],
     "reader": lambda x, _: Reader([{"x": part} for part in parts(x, 3)]),
     "loader of pairs": lambda x, _: Loader([[Tensor(part), Tensor(np.zeros(len(part)))] for part in parts(x, 3)]),
@@ -300,7 +305,8 @@ def test_inputs_without_a_batch_are_the_same_in_each_feed() -> None:
         feeds = list(open_data(form, inputs, batch_size=2))
         assert sizes(feeds) == [2, 2]
         assert all(np.array_equal(feed["size"], size) and feed["ratio"] == ratio for feed in feeds)
-    feeds = list(open_data({"x": data, "size": size}, inputs[:2], batch_size=3))
+    feeds = list(open_data({"x": data, "size": size, "ratio": ratio}, inputs, batch_size=3))
+    assert feeds[1]["ratio"].shape == ()
     assert sizes(feeds) == [3, 1]
     np.testing.assert_array_equal(feeds[1]["size"], size)
 
@@ -402,8 +408,10 @@ X = [free(3)]
             TOKENS,
             "'ids' has 4, 'mask' has 5",
         ),
-        ([["a"]], X, "feed 0: input 'x': is a str, give an array or a tensor"),
-        ({"x": object()}, X, "data of input 'x': object is no array and no path"),
+        ([["a"]], X, "feed 0: input 'x': is of type str, give an array or a tensor"),
+        ([{"x": ["a"]}], X, "feed 0: input 'x': is of type list and holds no array of numbers"),
+        ({"x": [[1.0, 2.0, 3.0], [4.0]]}, X, "data of input 'x': is of type list and holds no array of numbers"),
+        ({"x": object()}, X, "data of input 'x': is of type object, give an array or a tensor"),
         (np.float32(1), X, "data: is a single number"),
         ("no/such/folder", X, "no/such/folder: the data do not exist, check the path"),
         (["a.npy", "b.npy"], X, "a.npy: the data do not exist"),
@@ -426,7 +434,7 @@ def test_data_that_do_not_fit_are_found_before_anything_runs(
         (nan_at(7), X, "data, samples 4 to 7: input 'x', sample 7 of all: holds NaN"),
         (parts(nan_at(7), 3), X, "feed 2: input 'x', sample 7 of all: holds NaN"),
         ([numbers(2, 3), numbers(2, 4)], X, "feed 1: input 'x': has the shape [2, 4]"),
-        ([numbers(2, 3), None], X, "feed 1: input 'x': is a NoneType, give an array or a tensor"),
+        ([numbers(2, 3), None], X, "feed 1: input 'x': is of type NoneType, give an array or a tensor"),
         ([numbers(1, 3), numbers(2, 4)], [fixed(2, None)], "feed 1: has another shape than the samples before it"),
         (
             [(numbers(4, 3), numbers(4, 3)), (numbers(4, 3), numbers(5, 3))],
@@ -589,8 +597,9 @@ def test_images_beside_other_data(tmp_path: Path) -> None:
 
 def test_shapes_say_the_size_that_the_model_leaves_open(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
-    (feed,) = open_data(tmp_path, [free(3, None, None)], shapes={"x": (-1, 3, 48, 40)})
-    assert feed["x"].shape == (2, 3, 48, 40)
+    for shape in ((-1, 3, 48, 40), (1, 3, 48, 40), (3, 48, 40)):  # a batch of 1 is what people write
+        (feed,) = open_data(tmp_path, [free(3, None, None)], shapes={"x": shape})
+        assert feed["x"].shape == (2, 3, 48, 40)
 
 
 def test_a_broken_image_is_found_before_anything_runs(tmp_path: Path) -> None:
