@@ -49,9 +49,13 @@ class BatchRule:
         fixed = next(iter(needed)) if len(needed) == 1 else None
         return BatchRule(batched=frozenset(n for n, first in firsts.items() if first == fixed is not None), fixed=fixed)
 
+    def has_batch(self, name: str, array: Array) -> bool:
+        """Whether the first dimension of this array is the batch; a number for an input of unknown rank has none."""
+        return name in self.batched and array.ndim > 0
+
     def rows(self, piece: Piece) -> int:
         """Samples in a piece that was checked; 1 where nothing is batched. Raises DataError if inputs disagree."""
-        counts = {name: array.shape[0] for name, array in piece.arrays.items() if name in self.batched}
+        counts = {name: array.shape[0] for name, array in piece.arrays.items() if self.has_batch(name, array)}
         if len(set(counts.values())) > 1:
             text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
             raise DataError(f"{piece.where}: the inputs have different numbers of samples: {text}")
@@ -59,7 +63,7 @@ class BatchRule:
 
     def cut(self, arrays: Feed, first: int, last: int) -> Feed:
         """The samples `first` to `last` - 1."""
-        return {name: array[first:last] if name in self.batched else array for name, array in arrays.items()}
+        return {name: array[first:last] if self.has_batch(name, array) else array for name, array in arrays.items()}
 
 
 def fed_by_position(inputs: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
@@ -88,7 +92,7 @@ def fitted(pieces: Iterable[Piece], inputs: Sequence[ModelInput], rule: BatchRul
             array = fit_shape(piece.arrays[value.name], value, rule, where, note)
             array = fit_type(array, value, where, note)
             if array.dtype.kind == "f" and np.isnan(np.min(array)):
-                sample = _nan_sample(array, first) if value.name in rule.batched else ""
+                sample = _nan_sample(array, first) if rule.has_batch(value.name, array) else ""
                 raise DataError(f"{where}{sample}: holds NaN; repair it or leave it out")
             arrays[value.name] = array
         result = replace(piece, arrays=arrays)
@@ -215,11 +219,12 @@ def too_few_text(rows: int, size: int) -> str:
     return f"the data have {rows} samples, the model takes {size} at once; give at least {size}"
 
 
-def _joinable(one: Mapping[str, Array], two: Mapping[str, Array], rule: BatchRule) -> bool:
+def _joinable(one: Feed, two: Feed, rule: BatchRule) -> bool:
     if one.keys() != two.keys():
         return False
     return all(
-        one[n].shape[1:] == two[n].shape[1:] if n in rule.batched else np.array_equal(one[n], two[n]) for n in one
+        array.shape[1:] == two[name].shape[1:] if rule.has_batch(name, array) else np.array_equal(array, two[name])
+        for name, array in one.items()
     )
 
 
@@ -227,6 +232,6 @@ def _join(parts: Sequence[Feed], rule: BatchRule) -> Feed:
     if len(parts) == 1:
         return parts[0]
     return {
-        name: np.concatenate([part[name] for part in parts]) if name in rule.batched else array
+        name: np.concatenate([part[name] for part in parts]) if rule.has_batch(name, array) else array
         for name, array in parts[0].items()
     }

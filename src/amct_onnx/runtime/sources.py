@@ -155,9 +155,11 @@ def _open(data: object, opener: Opener) -> Form:
     if is_paths(data):
         return opener.paths(data)
     try:
-        iterator = iter(data)  # type: ignore[call-overload]
+        iterator = None if isinstance(data, (bytes, bytearray, memoryview)) else iter(data)  # type: ignore[call-overload]
     except TypeError:
-        raise ArgumentTypeError(f"data: {type(data).__name__} cannot be read, give {_FORMS}") from None
+        iterator = None
+    if iterator is None:
+        raise ArgumentTypeError(f"data: {type(data).__name__} cannot be read, give {_FORMS}")
     return Form(items=((f"feed {index}", item) for index, item in enumerate(iterator)), count=_length(data))
 
 

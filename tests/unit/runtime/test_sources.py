@@ -373,6 +373,7 @@ def test_unknown_ranks_and_types_take_anything() -> None:
     anything = ModelInput(name="x", dtype="", shape=None, optional=False)
     (feed,) = open_data([numbers(2, 3, dtype="int16")], [anything])
     np.testing.assert_array_equal(feed["x"], numbers(2, 3, dtype="int16"), strict=True)
+    assert [feed["x"].shape for feed in open_data([np.float32(1), np.float32(2)], [anything], batch_size=2)] == [()] * 2
 
 
 def nan_at(sample: int) -> np.ndarray:
@@ -465,9 +466,12 @@ def test_arguments_that_cannot_be_used(options: dict[str, Any], kind: type[AmctE
         open_data(numbers(4, 3), X, **options)
 
 
-def test_other_objects_are_no_data() -> None:
-    with pytest.raises(ArgumentTypeError, match="data: int cannot be read, give a folder of images"):
-        open_data(5, X)
+@pytest.mark.parametrize(
+    ("data", "name"), [(5, "int"), (None, "NoneType"), (b"abc", "bytes"), (memoryview(b"a"), "mem")]
+)
+def test_other_objects_are_no_data(data: object, name: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=f"data: {name}.* cannot be read, give a folder of images"):
+        open_data(data, X)
 
 
 # Files
