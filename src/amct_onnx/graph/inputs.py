@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -11,13 +11,15 @@ import onnx_ir as ir
 class ModelInput:
     """One graph input. `dtype` is numpy's name of its type, "" if unknown; `shape` is None if the rank is unknown.
 
-    A dimension is None where it is dynamic. `optional`: it has a default value in the model.
+    A dimension is None where it is dynamic. `optional`: it has a default value in the model. `batch_name`: the name of
+    the first dimension where that is dynamic and has one, else "".
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
     optional: bool
+    batch_name: str = field(default="", compare=False)
 
 
 def model_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
@@ -28,4 +30,8 @@ def model_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
 def _describe(value: ir.Value) -> ModelInput:
     shape = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
     dtype = "" if value.dtype is None else value.dtype.numpy().name
-    return ModelInput(name=value.name or "", dtype=dtype, shape=shape, optional=value.is_initializer())
+    first = value.shape[0] if value.shape else None
+    batch_name = (first.value or "") if isinstance(first, ir.SymbolicDim) else ""
+    return ModelInput(
+        name=value.name or "", dtype=dtype, shape=shape, optional=value.is_initializer(), batch_name=batch_name
+    )

@@ -33,37 +33,56 @@ class Piece:
 class BatchRule:
     """Which inputs have the batch as their first dimension, and its size where the model fixes it.
 
-    An input that is not `batched`, beside others that are, is the same in each feed.
+    `loose` ones have a first dimension of another name, which may be the batch or, say, the length of a sequence: the
+    data decide. An input without a batch, beside others that have one, is the same in each feed.
     """
 
     batched: frozenset[str]
+    loose: frozenset[str]
     fixed: int | None
 
     @staticmethod
     def of(inputs: Sequence[ModelInput]) -> BatchRule:
         """The rule of a model. First dimensions that are all fixed and differ are no batch: no input is batched."""
         firsts = {value.name: None if value.shape is None else value.shape[0] for value in inputs if value.shape != ()}
-        needed = {firsts[value.name] for value in fed_by_position(inputs) if value.name in firsts}
-        if None in needed:
-            return BatchRule(batched=frozenset(name for name, first in firsts.items() if first is None), fixed=None)
-        fixed = next(iter(needed)) if len(needed) == 1 else None
-        return BatchRule(batched=frozenset(n for n, first in firsts.items() if first == fixed is not None), fixed=fixed)
+        needed = [value for value in fed_by_position(inputs) if value.name in firsts]
+        free = [value for value in needed if firsts[value.name] is None]
+        if free:
+            batched = [value for value in inputs if value.name in firsts and firsts[value.name] is None]
+            loose = {value.name for value in batched if value.batch_name not in ("", free[0].batch_name)}
+            strict = {value.name for value in batched} - loose
+            return BatchRule(batched=frozenset(strict), loose=frozenset(loose), fixed=None)
+        sizes = {firsts[value.name] for value in needed}
+        fixed = next(iter(sizes)) if len(sizes) == 1 else None
+        names = frozenset(name for name, first in firsts.items() if first == fixed is not None)
+        return BatchRule(batched=names, loose=frozenset(), fixed=fixed)
 
-    def has_batch(self, name: str, array: Array) -> bool:
-        """Whether the first dimension of this array is the batch; a number for an input of unknown rank has none."""
-        return name in self.batched and array.ndim > 0
+    def batched_in(self, lengths: Mapping[str, int]) -> frozenset[str]:
+        """The inputs that have the batch as first dimension, given the lengths of the first dimensions in the data."""
+        strict = {name for name in lengths if name in self.batched}
+        rows = {lengths[name] for name in strict}
+        return frozenset(strict | {name for name in lengths if name in self.loose and lengths[name] in rows})
+
+    def names(self, arrays: Feed) -> frozenset[str]:
+        """The inputs of a feed that have the batch as first dimension."""
+        return self.batched_in({name: array.shape[0] for name, array in arrays.items() if array.ndim})
 
     def rows(self, piece: Piece) -> int:
         """Samples in a piece that was checked; 1 where nothing is batched. Raises DataError if inputs disagree."""
-        counts = {name: array.shape[0] for name, array in piece.arrays.items() if self.has_batch(name, array)}
-        if len(set(counts.values())) > 1:
-            text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-            raise DataError(f"{piece.where}: the inputs have different numbers of samples: {text}")
-        return next(iter(counts.values()), 1)
+        return check_rows({name: piece.arrays[name].shape[0] for name in self.names(piece.arrays)}, piece.where)
 
     def cut(self, arrays: Feed, first: int, last: int) -> Feed:
         """The samples `first` to `last` - 1."""
-        return {name: array[first:last] if self.has_batch(name, array) else array for name, array in arrays.items()}
+        names = self.names(arrays)
+        return {name: array[first:last] if name in names else array for name, array in arrays.items()}
+
+
+def check_rows(counts: Mapping[str, int], where: str) -> int:
+    """The number of samples that all inputs have, 1 if there are none. Raises DataError if they disagree."""
+    if len(set(counts.values())) > 1:
+        text = ", ".join(f"{name!r} has {counts[name]}" for name in sorted(counts))
+        raise DataError(f"{where}: the inputs have different numbers of samples: {text}")
+    return next(iter(counts.values()), 1)
 
 
 def fed_by_position(inputs: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
@@ -92,7 +111,7 @@ def fitted(pieces: Iterable[Piece], inputs: Sequence[ModelInput], rule: BatchRul
             array = fit_shape(piece.arrays[value.name], value, rule, where, note)
             array = fit_type(array, value, where, note)
             if array.dtype.kind == "f" and np.isnan(np.min(array)):
-                sample = _nan_sample(array, first) if rule.has_batch(value.name, array) else ""
+                sample = _nan_sample(array, first) if value.name in rule.batched and array.ndim else ""
                 raise DataError(f"{where}{sample}: holds NaN; repair it or leave it out")
             arrays[value.name] = array
         result = replace(piece, arrays=arrays)
@@ -106,7 +125,7 @@ def fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, note
         raise DataError(f"{where}: is empty, its shape is {list(array.shape)}")
     if value.shape is None:
         return array
-    batched = value.name in rule.batched
+    batched = value.name in rule.batched | rule.loose
     wanted = (None, *value.shape[1:]) if batched else value.shape
     if agrees(array.shape, wanted):
         return array
@@ -220,10 +239,11 @@ def too_few_text(rows: int, size: int) -> str:
 
 
 def _joinable(one: Feed, two: Feed, rule: BatchRule) -> bool:
-    if one.keys() != two.keys():
+    names = rule.names(one)
+    if one.keys() != two.keys() or names != rule.names(two):
         return False
     return all(
-        array.shape[1:] == two[name].shape[1:] if rule.has_batch(name, array) else np.array_equal(array, two[name])
+        array.shape[1:] == two[name].shape[1:] if name in names else np.array_equal(array, two[name])
         for name, array in one.items()
     )
 
@@ -231,7 +251,8 @@ def _joinable(one: Feed, two: Feed, rule: BatchRule) -> bool:
 def _join(parts: Sequence[Feed], rule: BatchRule) -> Feed:
     if len(parts) == 1:
         return parts[0]
+    names = rule.names(parts[0])
     return {
-        name: np.concatenate([part[name] for part in parts]) if rule.has_batch(name, array) else array
+        name: np.concatenate([part[name] for part in parts]) if name in names else array
         for name, array in parts[0].items()
     }

@@ -18,6 +18,7 @@ from amct_onnx.runtime.batching import (
     Piece,
     agrees,
     at_most,
+    check_rows,
     default_batch,
     dropped_text,
     fitted,
@@ -184,12 +185,13 @@ def _from_tables(
     """Arrays whose sizes are known: cut into batches as they are read."""
     opener.check_complete(tables)
     whole, cut = {}, {}
+    batched = rule.batched_in({name: table.shape[0] for name, table in tables.items()})
     for value in opener.inputs:
         table = tables.get(value.name)
         if table is None:
             continue
         one_sample = value.shape is not None and agrees(table.shape, value.shape[1:])
-        if value.name not in rule.batched or one_sample:
+        if value.name not in batched or one_sample:
             whole[value.name] = _whole(table)
         else:
             cut[value.name] = table
@@ -209,11 +211,7 @@ def _whole(table: Table) -> Array:
 
 def _counts(cut: Mapping[str, Table], rule: BatchRule, batch_size: int | None, opener: Opener) -> tuple[int, int]:
     """Samples that are used, and samples in a batch."""
-    counts = {name: table.shape[0] for name, table in cut.items()}
-    if len(set(counts.values())) > 1:
-        text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-        raise DataError(f"the inputs have different numbers of samples: {text}")
-    rows = next(iter(counts.values()), 1)
+    rows = check_rows({name: table.shape[0] for name, table in cut.items()}, "data")
     rows = min(rows, opener.limit or rows)
     size = rule.fixed or batch_size or default_batch([table.shape[1:] for table in cut.values()])
     if rule.fixed is not None and cut and rows % size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,28 @@ def test_inputs_without_a_batch_are_the_same_in_each_feed() -> None:
     assert feeds[1]["ratio"].shape == ()
     assert sizes(feeds) == [3, 1]
     np.testing.assert_array_equal(feeds[1]["size"], size)
+
+
+def named(value: ModelInput, batch_name: str) -> ModelInput:
+    return replace(value, batch_name=batch_name)
+
+
+def test_dynamic_dimensions_of_another_name_may_be_no_batch() -> None:
+    inputs = [
+        named(free(4), "batch"),
+        named(free(name="positions", dtype="int64"), "length"),
+        named(free(name="y"), "n"),
+    ]
+    data, positions, y = numbers(5, 4), np.arange(9), numbers(5)
+    for form in ({"x": data, "positions": positions, "y": y}, [(data, positions, y)]):
+        feeds = list(open_data(form, inputs, batch_size=2))
+        assert sizes(feeds) == [2, 2, 1]
+        assert all(np.array_equal(feed["positions"], positions) for feed in feeds)
+        np.testing.assert_array_equal(joined(feeds, "y"), y)
+        with pytest.raises(
+            DataError, match="data: .*'positions' has 9, 'x' has 5|feed 0: .*'positions' has 9, 'x' has 5"
+        ):
+            open_data(form, [named(value, "batch") for value in inputs])
 
 
 def test_first_dimensions_that_differ_are_no_batch() -> None:
