@@ -104,6 +104,7 @@ def test_the_inputs_of_a_model() -> None:
         ModelInput(name="s", dtype="float32", shape=(), optional=False),
         ModelInput(name="w", dtype="float32", shape=(2,), optional=True),
     )
+    assert [value.batch_name for value in model_inputs(ir.serde.deserialize_model(model))] == ["N", "", "", "", ""]
 
 
 WANTED = (

@@ -328,9 +328,7 @@ def test_dynamic_dimensions_of_another_name_may_be_no_batch() -> None:
         assert sizes(feeds) == [2, 2, 1]
         assert all(np.array_equal(feed["positions"], positions) for feed in feeds)
         np.testing.assert_array_equal(joined(feeds, "y"), y)
-        with pytest.raises(
-            DataError, match="data: .*'positions' has 9, 'x' has 5|feed 0: .*'positions' has 9, 'x' has 5"
-        ):
+        with pytest.raises(DataError, match="different numbers of samples: 'positions' has 9, 'x' has 5"):
             open_data(form, [named(value, "batch") for value in inputs])
 
 
