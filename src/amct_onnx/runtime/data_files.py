@@ -142,7 +142,10 @@ class Opener:
         if kind == ".npz":
             raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
         if kind is not None:
-            return self._file_list(value, _files(place, kind), kind)
+            arrays = _files(place, kind)
+            if kind == ".npy" and len(arrays) == 1:  # all samples rather than one batch, which may be too large
+                return Form(tables={value.name: open_npy(arrays[0])})
+            return self._file_list(value, arrays, kind)
         files = find_images(place)
         if not files:
             raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")

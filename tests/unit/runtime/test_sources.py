@@ -545,6 +545,11 @@ def test_files_of_several_inputs_must_be_as_many(tmp_path: Path) -> None:
         open_data({"ids": ids, "mask": mask}, TOKENS)
 
 
+def test_the_only_array_of_a_folder_is_cut_into_batches(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, [numbers(70, 3)])
+    assert sizes(list(open_data(folder, X))) == [32, 32, 6]
+
+
 def test_bin_files_of_any_shape_and_type(tmp_path: Path) -> None:
     data = numbers(4, 3, 2, dtype="int32")
     folder = write_folder(tmp_path, list(data), "bin")
