@@ -7,6 +7,7 @@ whether a node is an integer kernel is decided by the types that it reads and wr
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor, constant_value
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
 
 
@@ -23,7 +25,7 @@ class FloatReason(str, Enum):
     """Why a node is computed in floats; the value completes "1 node ..."."""
 
     NO_KERNEL = "without an integer kernel in ONNX Runtime"
-    NOT_QUANTIZED = "without quantization around it"
+    NOT_QUANTIZED = "without any quantization around"
     WEIGHT_ONLY = "with an integer weight and a float input"
     WEIGHT = "with a weight that is computed at run time"
     CONSTANT = "with a constant that is not quantized"
@@ -32,7 +34,8 @@ class FloatReason(str, Enum):
     READERS = "with a float output that others than its quantization read"
     ACTIVATION = "with an activation that the range of its quantization does not cover"
     SCALES = "with another scale or zero point behind than in front, where the kernel needs the same"
-    INT8 = "with an int8 input: ONNX Runtime on x86 fuses it for a single reader only, uint8 for all"
+    OPSET = "of an opset that defines the operator for floats only"
+    INT8 = "with int8 around: ONNX Runtime on x86 fuses it for a single reader only, uint8 for all"
     UNKNOWN = "that ONNX Runtime did not fuse"
 
     def clause(self, count: int) -> str:
@@ -42,7 +45,7 @@ class FloatReason(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FloatNode:
-    """A node that is computed in floats; `name` is that of the optimised graph."""
+    """A node that is computed in floats; `name` is that of the optimised graph, which mostly is that of the model."""
 
     name: str
     op_type: str
@@ -74,7 +77,9 @@ _INTEGERS = _BYTES | {ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, i
 _LAYOUT = frozenset(
     {*("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "ReorderInput", "ReorderOutput")}
 )
-_NO_COMPUTATION = _LAYOUT | {*("Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "If", "Loop", "Scan")}
+_NO_COMPUTATION = _LAYOUT | {
+    *("Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "If", "Loop", "Scan", "Shape", "Size"),
+}
 _DYNAMIC = "DynamicQuantizeLinear"
 # Weights are dequantized inside; the activation is a float.
 _WEIGHT_ONLY = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
@@ -95,6 +100,8 @@ _SAME_GRID = frozenset(
         *_LAYOUT,
     }
 )
+# The first opset in which it takes bytes; older ones take floats only.
+_OPSET = {"MaxPool": 12}
 _INTERPOLATING = ("linear", "cubic")
 
 
@@ -104,7 +111,7 @@ def read_kernels(model: ir.Model) -> Kernels:
     Weights are read only to see whether products saturate, and at most until the first that does.
     """
     nodes = list(model.graph.all_nodes())
-    types = _Types(nodes)
+    types = _Types(nodes, default_opset(model))
     integer: Counter[str] = Counter()
     conversions: Counter[str] = Counter()
     stayed: list[FloatNode] = []
@@ -147,7 +154,13 @@ def _at_border(node: ir.Node) -> bool:
 
 
 def _name(node: ir.Node) -> str:
-    return node.name or next((value.name for value in node.outputs if value.name), "")
+    """The name of the node in the user's model, as far as ONNX Runtime has kept it."""
+    name = node.name or next((value.name for value in node.outputs if value.name), "")
+    return _ADDED_TO_NAME.sub("", name)
+
+
+# What ONNX Runtime appends when it changes the layout of a node.
+_ADDED_TO_NAME = re.compile(r"_nchwc$|_token_\d+$")
 
 
 # --- types of values
@@ -156,7 +169,8 @@ def _name(node: ir.Node) -> str:
 class _Types:
     """Types of the values of an optimised graph, as far as they can be derived; None where they cannot."""
 
-    def __init__(self, nodes: list[ir.Node]) -> None:
+    def __init__(self, nodes: list[ir.Node], opset: int) -> None:
+        self.opset = opset
         self._known: dict[ir.Value, ir.DataType | None] = {}
         for node in nodes:
             for index, value in enumerate(node.outputs):
@@ -256,7 +270,11 @@ def _reason(node: ir.Node, types: _Types) -> FloatReason:
     assert first is not None  # it is a DequantizeLinear
     if kind in _SAME_GRID and any(not _same_grid(first, reader) for reader in behind if reader is not None):
         return FloatReason.SCALES
-    if any(source is not None and types.of(source.inputs[0]) == ir.DataType.INT8 for source in sources):
+    if types.opset < _OPSET.get(kind, 0):
+        return FloatReason.OPSET
+    around = [source.inputs[0] for source in sources if source is not None]
+    around += [reader.outputs[0] for reader in behind if reader is not None]
+    if any(types.of(value) == ir.DataType.INT8 and constant_tensor(value) is None for value in around):
         return FloatReason.INT8
     return FloatReason.UNKNOWN
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 _LEAST_RUNS = 5
 _MOST_RUNS = 500
 # A model that takes this many seconds is run less often than _LEAST_RUNS.
-_LONG_RUN = 0.5
+_LONG_RUN = 0.2
 # Medians that differ by less are the same: a quiet machine repeats them to one or two percent.
 NOISE = 0.02
 
@@ -48,7 +48,7 @@ def measure_latency(
     """Median latencies of `before` and `after` for `feed`, within about `budget` seconds for both.
 
     The sessions take turns, and change places each turn, so that whatever else the machine does meets both. There are
-    at least five runs each, one to four if a run takes longer than half a second. Errors are those of ONNX Runtime.
+    at least five runs each, one to four if a run takes longer than 0.2 s. Errors are those of ONNX Runtime.
     """
     sessions = (before, after)
     for session in sessions:  # the first run allocates
