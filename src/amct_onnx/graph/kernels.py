@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor, constant_value
@@ -255,11 +254,9 @@ def _reason(node: ir.Node, types: _Types) -> FloatReason:
     if not from_bytes[0] and not behind:
         return FloatReason.NOT_QUANTIZED
     if not all(from_bytes):
-        return _input_reason(data, from_bytes)
+        return _input_reason(kind, data, from_bytes)
     if _activation(node):
         return FloatReason.ACTIVATION
-    if kind in _DATA and _weight_at_run_time(kind, sources):
-        return FloatReason.WEIGHT
     if kind not in _FLOAT_OUTPUT and not behind:
         return FloatReason.OUTPUT
     if kind == "Gemm" and not behind and _has_float_bias(node):
@@ -279,9 +276,11 @@ def _reason(node: ir.Node, types: _Types) -> FloatReason:
     return FloatReason.UNKNOWN
 
 
-def _input_reason(data: Sequence[ir.Value | None], from_bytes: Sequence[bool]) -> FloatReason:
+def _input_reason(kind: str, data: Sequence[ir.Value | None], from_bytes: Sequence[bool]) -> FloatReason:
     floats = (value for value, good in zip(data, from_bytes, strict=True) if not good)
-    return FloatReason.CONSTANT if any(constant_tensor(value) is not None for value in floats) else FloatReason.INPUT
+    if any(constant_tensor(value) is not None for value in floats):
+        return FloatReason.CONSTANT
+    return FloatReason.WEIGHT if kind == "Conv" and from_bytes[0] else FloatReason.INPUT
 
 
 def _has_float_bias(node: ir.Node) -> bool:
@@ -290,11 +289,6 @@ def _has_float_bias(node: ir.Node) -> bool:
 
 def _activation(node: ir.Node) -> bool:
     return node.op_type.startswith("Fused") or "activation" in node.attributes
-
-
-def _weight_at_run_time(kind: str, sources: list[ir.Node | None]) -> bool:
-    weight = sources[1] if kind in ("Conv", "Gemm") else None
-    return weight is not None and constant_tensor(weight.inputs[0]) is None
 
 
 def _same_grid(dequantize: ir.Node, quantize: ir.Node) -> bool:
@@ -361,4 +355,4 @@ def _is_saturable(node: ir.Node, types: _Types) -> bool:
     if types.of(weight) != ir.DataType.INT8 or types.of(activation) == ir.DataType.INT8:
         return False
     array = constant_value(weight)
-    return array is None or bool(np.abs(array.astype(np.int16)).max(initial=0) > _PAIR_LIMIT)
+    return array is None or bool(array.max(initial=0) > _PAIR_LIMIT or array.min(initial=0) < -_PAIR_LIMIT)
