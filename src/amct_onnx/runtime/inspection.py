@@ -30,6 +30,7 @@ _SHOWN_NAMES = 3
 _SHOWN_OPERATORS = 6
 _SHOWN_REASONS = 4
 _SHOWN_SLOW = 3
+_SHOWN_LETTERS = 40
 # Below this the fixed cost of a kernel, about a microsecond or two, weighs as much as what it computes.
 _SMALL_MODEL = 1e-3
 _SATURATION = (
@@ -128,6 +129,8 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
+    # Threads that wait busily for the next run of one session would slow down the other one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
@@ -199,11 +202,15 @@ def _reason_lines(kernels: Kernels) -> list[str]:
     """The commonest reasons, each with the first nodes that it holds for."""
     groups: dict[FloatReason, list[str]] = {}
     for node in kernels.stayed_float:
-        groups.setdefault(node.reason, []).append(f"{node.name} ({node.op_type})")
+        groups.setdefault(node.reason, []).append(f"{_tail(node.name)} ({node.op_type})")
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     lines = [f"  {reason.clause(len(names))}: {_listed(names, _SHOWN_NAMES)}" for reason, names in ordered]
     rest = len(lines) - _SHOWN_REASONS
     return lines[:_SHOWN_REASONS] + ([f"  and {_plural(rest, 'other reason')}"] if rest > 0 else [])
+
+
+def _tail(name: str) -> str:
+    return name if len(name) <= _SHOWN_LETTERS else f"...{name[-_SHOWN_LETTERS:]}"
 
 
 def _conversion_line(kernels: Kernels) -> str:

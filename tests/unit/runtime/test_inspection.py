@@ -359,6 +359,7 @@ def test_the_text_does_not_grow_with_the_model() -> None:
     short, longer = long(10), long(100)
     assert any("n0 (Tanh), n1 (Elu), n2 (Erf) and 97 more" in line for line in longer)
     assert max(map(len, (*short, *longer))) < 200
+    assert f"...{'a' * 40} (Tanh)" in "".join(inspected(quantized(f"[{'a' * 500}] y = Tanh (a)")).lines())
     assert len(longer) <= 15
 
 
