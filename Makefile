@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench accuracy auto large adaround qat clean
 
-$(STAMP): pyproject.toml setup.py src/amct_onnx/core/stats/_counting.c src/amct_onnx/runtime/_observer.c
+$(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@

@@ -10,10 +10,14 @@ from setuptools import Extension, setup
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-trapping-math", "-fno-math-errno"]
 
 
-def extension(folder: str, name: str) -> Extension:
+BLOCKS = "src/amct_onnx/core/stats/_blocks.h"
+
+
+def extension(folder: str, name: str, *headers: str) -> Extension:
     return Extension(
         f"amct_onnx.{folder.replace('/', '.')}.{name}",
         [f"src/amct_onnx/{folder}/{name}.c"],
+        depends=list(headers),
         extra_compile_args=FLAGS,
         py_limited_api=True,
         optional=True,
@@ -21,6 +25,10 @@ def extension(folder: str, name: str) -> Extension:
 
 
 setup(
-    ext_modules=[extension("core/stats", "_counting"), extension("runtime", "_observer")],
+    ext_modules=[
+        extension("core/stats", "_counting", BLOCKS),
+        extension("core/stats", "_tally", BLOCKS),
+        extension("runtime", "_observer"),
+    ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

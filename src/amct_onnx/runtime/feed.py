@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError
 from amct_onnx.runtime.calibration import check
 from amct_onnx.runtime.data import BatchFiles
-from amct_onnx.runtime.interrupts import deferred_signals
 from amct_onnx.runtime.observer_op import session_options
 from amct_onnx.runtime.session import QUIET, one_line
 
@@ -30,7 +33,7 @@ def feed(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int
     for index, files in enumerate(batches.files):
         arrays = batches.read(index)
         try:
-            with deferred_signals():
+            with _deferred_signals():
                 session.run(None, arrays)
         except Exception as reason:
             names = ", ".join(map(str, files))
@@ -38,3 +41,23 @@ def feed(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int
             raise DataError(text) from reason
         check(os.path.realpath(record_path))
         yield index + 1
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block: a Python handler could otherwise raise inside an operator."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, Any]] = []
+    handlers = {waiting: signal.getsignal(waiting) for waiting in (signal.SIGINT, signal.SIGTERM)}
+    deferred = {waiting: handler for waiting, handler in handlers.items() if callable(handler)}
+    for waiting in deferred:
+        signal.signal(waiting, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        for waiting, handler in deferred.items():
+            signal.signal(waiting, handler)
+    for number, frame in arrived[:1]:
+        deferred[signal.Signals(number)](number, frame)

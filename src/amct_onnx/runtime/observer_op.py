@@ -17,9 +17,11 @@ import numpy.typing as npt
 import onnxruntime
 
 from amct_onnx.core.stats.counting import threads_of
+from amct_onnx.core.stats.tally import compiled_function
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.graph.passes.observers import TASK_OPERATORS
 from amct_onnx.graph.passes.tallies import TALLY
+from amct_onnx.runtime import tallies
 from amct_onnx.runtime.calibration import observe
 
 _compiled: Any
@@ -51,6 +53,8 @@ def _compiled_library() -> str:
             raise KeyboardInterrupt  # _observer.c hands it to the code around the session
 
     _compiled.set_callback(body)
+    if compiled_function():
+        _compiled.set_tallies(tallies.addresses, compiled_function())
     return str(_compiled.__file__)
 
 

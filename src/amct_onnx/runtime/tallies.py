@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,51 +10,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.stats.histogram import DyadicHistogram
-from amct_onnx.errors import CalibrationError
+from amct_onnx.core.stats.tally import CompiledTally, Tally, new_tally
 
-
-class Tally:
-    """The histogram of one tensor, which may be shown from several threads at once.
-
-    What is wrong with a batch is kept in `error`; such a batch is not counted.
-    """
-
-    def __init__(self) -> None:
-        self.histogram, self.error = DyadicHistogram.empty(), ""
-        self.batches = 0
-        self._lock = threading.Lock()
-
-    def add(self, x: npt.NDArray[np.float32]) -> None:
-        """Count the elements of `x`, which is valid during the call only. Never raises, but for Ctrl-C."""
-        with self._lock:
-            try:
-                self.histogram = self.histogram.add(x)
-                self.batches += 1
-            except CalibrationError as error:
-                self.error = str(error)
-            except Exception as error:  # an exception that leaves an operator ends the process
-                self.error = f"{type(error).__name__}: {error}"
-
-
-_running: dict[int, Tally] = {}
+_running: dict[int, Tally | CompiledTally] = {}
+# The addresses of those that `_observer.c` may add to without Python.
+addresses: dict[int, int] = {}
 _numbers = itertools.count(1)
 
 
 @contextmanager
-def tallying(names: Sequence[str]) -> Iterator[dict[str, tuple[int, Tally]]]:
-    """A new tally, with its number, for each name; nodes of these numbers fill them while the block runs."""
-    tallies = {name: (next(_numbers), Tally()) for name in names}
+def tallying(names: Sequence[str], parts: int) -> Iterator[dict[str, tuple[int, Tally | CompiledTally]]]:
+    """A new tally, with its number, for each name; nodes of these numbers fill them while the block runs.
+
+    A session that has such nodes must be gone when the block ends. `parts` threads, 1 to 16, fill a tally at a time.
+    """
+    tallies = {name: (next(_numbers), new_tally(parts)) for name in names}
     _running.update(tallies.values())
+    addresses.update((number, tally.address) for number, tally in tallies.values() if isinstance(tally, CompiledTally))
     try:
         yield tallies
     finally:
         for number, _ in tallies.values():
-            del _running[number]
+            _running.pop(number)
+            addresses.pop(number, None)
 
 
 def show(x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
-    """Body of the operator; a number that is not in use is ignored."""
+    """Body of the operator where it is not counted in C; a number that is not in use is ignored."""
     tally = _running.get(int(attributes["input_index"]))
     if tally is not None:
         tally.add(x)

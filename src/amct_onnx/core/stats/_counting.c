@@ -4,31 +4,9 @@
  * buffer protocol; counting.py is the only caller and owns the arrays. Four interleaved sub-histograms keep runs of
  * equal values (zeros behind a Relu) from waiting for their own last store.
  */
-#define Py_LIMITED_API 0x030A0000
-#include <Python.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "_blocks.h"
 
-#define BLOCK 1024
 #define LANES 4
-#define MOST_PARTS 16
-
-#define INFINITY_KEY 0x7f800000
-
-static float float_of(int32_t key)
-{
-    float value;
-    key ^= (key >> 31) & INT32_MAX;
-    memcpy(&value, &key, sizeof value);
-    return value;
-}
-
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
-#define WIDEST_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDEST_VECTORS
-#endif
 
 WIDEST_VECTORS static int count_values(const float *x, Py_ssize_t n, float factor, int32_t low, int32_t size, int64_t *counts,
                         float *extremes)
@@ -45,13 +23,7 @@ WIDEST_VECTORS static int count_values(const float *x, Py_ssize_t n, float facto
         const float *block = x + start;
         const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
         int i;
-        for (i = 0; i < length; i++) {
-            int32_t key;
-            memcpy(&key, block + i, sizeof key);
-            key ^= (key >> 31) & INT32_MAX; /* integers in the order of the floats, NaN beyond the infinities */
-            smallest = key < smallest ? key : smallest;
-            largest = key > largest ? key : largest;
-        }
+        find_extremes(block, length, &smallest, &largest);
         if (size == 0)
             continue;
         for (i = 0; i < length; i++) {
@@ -99,11 +71,6 @@ static void count_part(void *data, size_t index)
                                   job->counts + i * job->size, job->extremes[i]);
 }
 
-/* What runs the parts: `run` calls task(data, i) for each i < count, on threads of its own. `_observer.c` has the same
- * declaration and lends ONNX Runtime's threads, which are warm and otherwise idle. */
-typedef struct Runner {
-    int (*run)(const struct Runner *, void (*task)(void *, size_t), void *data, size_t count);
-} Runner;
 
 static PyObject *count(PyObject *module, PyObject *args)
 {

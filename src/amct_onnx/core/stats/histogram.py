@@ -23,6 +23,9 @@ MAX_BINS = 1 << 14
 # Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
 _INDEX_BITS = 23
 _MIN_EXPONENT = -120
+# What is wrong with tensors that cannot be counted.
+EMPTY = "the tensor is empty: feed a batch in which every dimension is at least 1"
+NOT_FINITE = "the tensor holds NaN or Inf: check the model and the calibration data"
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +52,7 @@ def _index(x: float, exponent: int) -> int:
 def _flat(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     if flat.size == 0:
-        raise CalibrationError("the tensor is empty: feed a batch in which every dimension is at least 1")
+        raise CalibrationError(EMPTY)
     return flat
 
 
@@ -85,12 +88,20 @@ class DyadicHistogram:
     def _within(cls, flat: npt.NDArray[np.float32], minimum: float, maximum: float) -> Self:
         """Histogram of `flat`, whose extremes are known; the maximum is Inf if it holds NaN."""
         if not (math.isfinite(minimum) and math.isfinite(maximum)):
-            raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
+            raise CalibrationError(NOT_FINITE)
         minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
         exponent = _exponent(minimum, maximum)
         low, high = _index(minimum, exponent), _index(maximum, exponent)
         counts, _, _ = count_values(flat, exponent, low, high - low + 1)
         return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    @classmethod
+    def of_bins(cls, exponent: int, low: int, counts: npt.NDArray[np.int64], minimum: float, maximum: float) -> Self:
+        """Histogram of values with these extremes, counted in bins low, low+1, ... that are not too wide for them."""
+        minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
+        first, last = _index(minimum, exponent) - low, _index(maximum, exponent) - low
+        counts = counts[first : last + 1].copy()
+        return cls(exponent=exponent, low=low + first, counts=counts, minimum=minimum, maximum=maximum)
 
     def add(self, x: npt.NDArray[np.floating[Any]]) -> Self:
         """`self.merge(of(x))`, in a single pass over `x` as long as the bins keep their width.
