@@ -26,6 +26,12 @@ static float float_of(int32_t key)
 #define WIDEST_VECTORS
 #endif
 
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
 /* Widen [smallest, largest] to `n` values, as integers in the order of the floats: NaN lies beyond the infinities. */
 static inline void find_extremes(const float *x, Py_ssize_t n, int32_t *smallest, int32_t *largest)
 {

@@ -12,6 +12,7 @@
 #define INDEX_BITS 23
 #define MIN_EXPONENT (-120)
 #define SPREAD 16 /* bin 0 is counted in this many places in turn: rows of zeros would wait for their own last store */
+#define LINE 16   /* floats in a cache line */
 #define PER_THREAD (1 << 17)
 #define NOT_FINITE 1
 #define EMPTY 2
@@ -103,15 +104,23 @@ static int widen(Table *table, int32_t smallest, int32_t largest)
     return 0;
 }
 
-/* Count values that lie within the bins of a table. */
-WIDEST_VECTORS static void count_block(const float *x, int n, float factor, int32_t first, uint32_t *bins)
+/* Count BLOCK values that lie within the bins of a table, or `n` if fewer. Those at `next` are asked for meanwhile: it
+ * takes longer to get them from memory than to count them, and asking beyond their end is harmless. */
+WIDEST_VECTORS static void count_block(const float *x, int n, float factor, int32_t first, uint32_t *bins,
+                                       const float *next)
 {
     int32_t index[BLOCK];
-    for (int i = 0; i < n; i++) {
+    int i;
+    for (i = 0; i < n; i++) {
         const int32_t bin = (int32_t)(x[i] * factor);
         index[i] = bin == 0 ? MAX_BINS + (i & (SPREAD - 1)) : bin - first;
     }
-    for (int i = 0; i < n; i++)
+    for (i = 0; i + LINE <= n; i += LINE) {
+        PREFETCH(next + i);
+        for (int j = 0; j < LINE; j++)
+            bins[index[i + j]]++;
+    }
+    for (; i < n; i++)
         bins[index[i]]++;
 }
 
@@ -139,7 +148,8 @@ static int add_to_table(Table *table, const float *x, Py_ssize_t n)
         if (!wrong && table->filled + BLOCK > UINT32_MAX)
             wrong = flush_table(table);
         if (!wrong)
-            count_block(x + start, length, (float)ldexp(1.0, -table->exponent), table->first, table->recent);
+            count_block(x + start, length, (float)ldexp(1.0, -table->exponent), table->first, table->recent,
+                        x + (start + BLOCK < n ? start + BLOCK : start));
         table->filled += (uint64_t)length;
     }
     return wrong;
