@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -51,12 +51,17 @@ def collect_statistics(
     model, or for a tensor that is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is
     none; the number of the feed, from 1 on, is named.
     """
+    if not names:
+        return {}
     source, threads = iter(feeds), _threads()
     first = list(islice(source, min(threads, _MOST_WORKERS)))
     workers = max(1, len(first))
-    with _open(model, names, workers, threads // workers) as (session, tallies):
+    with (
+        _open(model, names, workers, threads // workers) as (session, tallies),
+        closing(_run(session, tallies, chain(first, source), workers)) as runs,
+    ):
         done = 0
-        for done, (feed, running) in enumerate(_run(session, tallies, chain(first, source), workers), 1):
+        for done, (feed, running) in enumerate(runs, 1):
             try:
                 suspect = running.result()
             except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
@@ -96,7 +101,7 @@ def _open(
 
 def _run(
     session: ort.InferenceSession, tallies: Mapping[str, Counter], feeds: Iterable[Feed], workers: int
-) -> Iterator[tuple[Feed, Future[bool]]]:
+) -> Generator[tuple[Feed, Future[bool]], None, None]:
     """Each feed and what becomes of its run: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
 
     def run(feed: Feed) -> bool:

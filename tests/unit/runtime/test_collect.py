@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from flow import build, normal, two_convs
 from half import to_half
 
+from amct_onnx.core.stats import tally
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import CalibrationError, DataError, ModelError
-from amct_onnx.runtime import observer_op
+from amct_onnx.runtime import collect, observer_op
 from amct_onnx.runtime import session as opening
 from amct_onnx.runtime.collect import collect_statistics
 
@@ -25,16 +27,17 @@ CPU = ["CPUExecutionProvider"]
 NAMES = ["y", "x", "r", "a"]
 
 
-@pytest.fixture(params=["compiled", "python"], autouse=True)
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs with the operators in C and with those of onnxruntime-extensions."""
-    if request.param == "python":
-        monkeypatch.setattr(observer_op, "_compiled", None)
-    elif observer_op._compiled is None:
+@pytest.fixture(params=["compiled", "compiled operator", "compiled tally", "python"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with operators and counting in C, with one of them, and with Python alone."""
+    if request.param != "python" and (observer_op._compiled is None or tally._tally is None):
         if os.environ.get("CI") == "true":
-            pytest.fail("the C extension was not built, and CI has a compiler")
-        pytest.skip("the C extension was not built")
-    return str(request.param)
+            pytest.fail("the C extensions were not built, and CI has a compiler")
+        pytest.skip("the C extensions were not built")
+    if request.param in ("compiled tally", "python"):
+        monkeypatch.setattr(observer_op, "_compiled", None)
+    if request.param in ("compiled operator", "python"):
+        monkeypatch.setattr(tally, "_tally", None)
 
 
 def expect(model: onnx.ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]]) -> dict[str, DyadicHistogram]:
@@ -97,6 +100,52 @@ def test_the_cut_into_batches_does_not_matter() -> None:
     assert {result["r"].total for result in results} == {12 * 4 * 36}
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, feeds = ir.from_proto(two_convs()), images(*[(9, 9)] * 7)
+    want = collect_statistics(model, NAMES, feeds)
+    monkeypatch.setattr(collect, "_threads", lambda: threads)
+    assert collect_statistics(model, NAMES, feeds) == want
+
+
+def test_every_batch_runs_once_and_few_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run_batch = collect.run_batch
+    monkeypatch.setattr(collect, "run_batch", lambda *args: (runs.append(1), run_batch(*args)))
+    done, ahead = [0], []
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for i, feed in enumerate(images(*[(3, 3)] * 40)):
+            ahead.append(i - done[-1])
+            yield feed
+
+    collect_statistics(ir.from_proto(two_convs()), ["r"], feeds(), progress=done.append)
+    assert done == list(range(41))
+    assert len(runs) == 40
+    assert max(ahead) <= collect._MOST_WORKERS + collect._AHEAD
+
+
+def test_tensors_of_a_model_with_a_function_and_a_subgraph() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        g (float[N] x, bool c) => (float[N] y) {
+            d = own.double (x)
+            b = If (c) <then_branch = t () => (float[N] p) { p = Add (d, d) },
+                        else_branch = e () => (float[N] q) { q = Neg (d) }>
+            y = Relu (b)
+        }
+        <domain: "own", opset_import: ["" : 17]> double (v) => (w) { w = Add (v, v) }""")
+    x = np.array([1, -2, 3], np.float32)
+    feeds = [{"x": x, "c": np.array(True)}, {"x": x, "c": np.array(False)}]
+    got = collect_statistics(ir.from_proto(model), ["d", "b", "y"], feeds)
+    assert got["d"] == DyadicHistogram.of(np.concatenate([2 * x, 2 * x]))
+    assert got["b"] == DyadicHistogram.of(np.concatenate([4 * x, -2 * x]))
+    assert got["y"] == DyadicHistogram.of(np.maximum(np.concatenate([4 * x, -2 * x]), 0))
+
+
+def test_no_tensor_needs_no_batch() -> None:
+    assert collect_statistics(ir.from_proto(two_convs()), [], []) == {}
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = ir.from_proto(two_convs())
     before = ir.to_proto(model).SerializeToString()
@@ -135,6 +184,15 @@ def test_bad_values_are_named_with_tensor_and_batch(value: float | None, message
     else:
         feeds[2]["x"][0, 0, 0, 0] = value
     with pytest.raises(CalibrationError, match=message):
+        collect_statistics(ir.from_proto(two_convs()), ["x", "r"], feeds)
+
+
+def test_the_first_of_several_wrong_batches_is_named() -> None:
+    """Batches run side by side, and the last one is the first to be ready."""
+    feeds = images((40, 40), (30, 30), (20, 20), (1, 1), (1, 1))
+    for feed in feeds[1:]:
+        feed["x"][..., 0] = np.nan
+    with pytest.raises(CalibrationError, match="Tensor x of batch 2"):
         collect_statistics(ir.from_proto(two_convs()), ["x", "r"], feeds)
 
 
