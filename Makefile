@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench accuracy auto large adaround qat clean
+.PHONY: demo test lint bench bench-flow accuracy auto large adaround qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/beside_peers.py $(ARGS)
+
+bench-flow: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
 
 accuracy: $(STAMP)

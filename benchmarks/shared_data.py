@@ -85,10 +85,12 @@ class SharedModel:
 _IMAGENET = {"calibration": "imagenet1000/calibration_label.txt", "test": "imagenet1000/test_label.txt"}
 _CIFAR10 = {"calibration": "cifar10/calibration/image_label.txt", "test": "cifar10/test/image_label.txt"}
 _TORCH_224 = partial(torch_style, resize=256, crop=224)
+_TF_160 = partial(tf_style, resize=183, crop=160)
 
 MODELS = {
     "mobilenetv2": SharedModel(file="mobilenetv2_tv1.onnx", input="input", prepare=_TORCH_224, **_IMAGENET),
     "squeezenet": SharedModel(file="squeezenet1.1.onnx", input="data", prepare=_TORCH_224, **_IMAGENET),
+    "mobilenetv1": SharedModel(file="mobilenetv1_0.5_160.onnx", input="input", prepare=_TF_160, **_IMAGENET),
     "resnet20": SharedModel(file="resnet20_cifar10.onnx", input="input", prepare=torch_style, **_CIFAR10),
     "resnet56": SharedModel(file="resnet56_cifar10.onnx", input="input", prepare=torch_style, **_CIFAR10),
 }

@@ -1,4 +1,4 @@
-"""`make bench`: what importing and calibrating cost, beside the float inference of the same images.
+"""`make bench-flow`: what importing and calibrating cost, beside the float inference of the same images.
 
 MobileNetV2 of the shared test data, IFMR on every layer, batches of 8. Every measurement is a process of its own; the
 float inference and the calibration take turns, and what is compared is their ratio, since machines are shared and
@@ -21,6 +21,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+from processes import peak_mebibytes
 
 MODEL, BATCH = "mobilenetv2", 8
 STEPS = ("create_quant_config", "quantize_model", "open session", "run batches", "save_model")
@@ -127,16 +128,6 @@ def measure_help() -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def peak_mebibytes() -> float | None:
-    """Peak resident memory of this process; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def in_process(what: str, count: int) -> dict[str, Any]:

@@ -84,20 +84,6 @@ def test_keyword_spotting(test_data: TestData, tmp_path: Path) -> None:
     assert hits[1] > hits[0] - 0.02
 
 
-def test_mobilenet_v1(test_data: TestData, tmp_path: Path) -> None:
-    data, prepare = test_data(), partial(shared.tf_style, resize=183, crop=160)
-    session = ort.InferenceSession(str(test_data("models", "mobilenetv1_0.5_160.onnx")), providers=CPU)
-    name = session.get_inputs()[0].name
-    parts = [("imagenet1000/calibration_label.txt", 16), ("imagenet1000/test_label.txt", 32)]
-    calibration, test = (
-        [x for x, _ in shared.batches(shared.spread(shared.read_labels(file, data), count), 16, prepare)]
-        for file, count in parts
-    )
-    flow = Flow(str(test_data("models", "mobilenetv1_0.5_160.onnx")), tmp_path).run(*({name: x} for x in calibration))
-    exact, simulated, _ = agreeing(flow, ({name: x} for x in test))
-    assert sqnr(exact, simulated) > MINIMUM_SQNR_FLOAT_DB["mobilenetv1"]
-
-
 def test_sentence_embedding(test_data: TestData, tmp_path: Path) -> None:
     def sentences(part: str, count: int) -> Feeds:
         pairs = np.load(test_data("text", "stsb", f"{part}.npz"))

@@ -1,0 +1,325 @@
+"""The tools that `make bench` compares, as data, and the script that runs one of them in its own interpreter.
+
+Each side turns a float model and the images of an .npy file [N, ...] into a quantized model. Images are read one at a
+time, so that no side has them all in memory unless it keeps them itself. The script needs numpy and that side's
+packages only. As documented by the tools:
+onnxruntime: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+nncf: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
+amd-quark: https://quark.docs.amd.com/latest/onnx/user_guide_config_description.html
+aimet-onnx: https://quic.github.io/aimet-pages/
+nvidia-modelopt: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processes import limit_memory, peak_mebibytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The float model, the images, and the folder that the quantized model goes to as its only .onnx file."""
+
+    model: Path
+    images: Path
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "model.onnx"
+
+    def scratch(self, name: str) -> Path:
+        """A file that is no result."""
+        (self.folder / "scratch").mkdir(exist_ok=True)
+        return self.folder / "scratch" / name
+
+    def session(self) -> Any:
+        """The float model in ONNX Runtime."""
+        import onnxruntime as ort
+
+        return ort.InferenceSession(str(self.model), providers=["CPUExecutionProvider"])
+
+    def input_name(self) -> str:
+        """Name of the only input."""
+        import onnx
+
+        graph = onnx.load(self.model, load_external_data=False).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        (name,) = (value.name for value in graph.input if value.name not in weights)
+        return str(name)
+
+
+class Feeds:
+    """The images as `{input: array [1, ...]}`, as often as they are asked for."""
+
+    def __init__(self, images: Path, name: str) -> None:
+        import numpy as np
+
+        self._np, self._images, self._name = np, images, name
+        self._count = np.load(images, mmap_mode="r").shape[0]
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(self._count):
+            # A mapping that stays open would count the pages that were read as memory of the process.
+            mapped = self._np.load(self._images, mmap_mode="r")
+            yield {self._name: self._np.array(mapped[index : index + 1])}
+
+
+class Reader:
+    """The images as a CalibrationDataReader of ONNX Runtime."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+        self.rewind()
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._iterator, None)
+
+    def rewind(self) -> None:
+        self._iterator = iter(self._feeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One setting of a side. `plain`: its min-max setting, which every run measures; others are for --all.
+
+    `opset` is the least that the scheme works with; the benchmark converts a model below it, outside of what it times.
+    """
+
+    name: str
+    run: Callable[[Job], None]
+    plain: bool = True
+    opset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A tool: `module` must be found for it to be installed, `distribution` tells its version."""
+
+    name: str
+    module: str
+    distribution: str
+    schemes: tuple[Scheme, ...]
+
+    def version(self) -> str | None:
+        """Its version in this interpreter; None if it is not installed."""
+        try:
+            if importlib.util.find_spec(self.module) is None:
+                return None
+            return importlib.metadata.version(self.distribution)
+        except (ImportError, ValueError):  # a parent package that is missing or breaks
+            return None
+
+
+# --- float inference, this tool
+
+
+def _float_inference(job: Job) -> None:
+    session = job.session()
+    for feed in Feeds(job.images, session.get_inputs()[0].name):
+        session.run(None, feed)
+
+
+def _amct_onnx(job: Job) -> None:
+    import amct_onnx
+
+    amct_onnx.quantize(str(job.model), str(job.images), target="onnxruntime").save(str(job.output.with_suffix("")))
+
+
+# --- peers
+
+
+def _onnxruntime(method: str = "MinMax", *, form: str = "QDQ", activation: str = "QInt8", per_channel: bool = False):  # type: ignore[no-untyped-def]
+    def run(job: Job) -> None:
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        prepared = job.scratch("prepared.onnx")
+        quant_pre_process(str(job.model), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(job.output),
+            Reader(Feeds(job.images, job.input_name())),
+            quant_format=QuantFormat[form],
+            per_channel=per_channel,
+            activation_type=QuantType[activation],
+            calibrate_method=CalibrationMethod[method],
+        )
+
+    return run
+
+
+def _nncf(**options: Any) -> Callable[[Job], None]:
+    def run(job: Job) -> None:
+        import nncf
+        import onnx
+
+        feeds = Feeds(job.images, job.input_name())
+        arguments: dict[str, Any] = {"subset_size": len(feeds)}
+        if options.get("mixed"):
+            arguments["preset"] = nncf.QuantizationPreset.MIXED
+        if not options.get("bias_correction", True):
+            arguments["advanced_parameters"] = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
+        onnx.save(nncf.quantize(onnx.load(job.model), nncf.Dataset(feeds), **arguments), job.output)
+
+    return run
+
+
+def _quark_plain(job: Job) -> None:
+    from quark.onnx import ModelQuantizer, QConfig
+    from quark.onnx.quantization.config.spec import CalibMethod, Int8Spec, QLayerConfig, QuantGranularity, UInt8Spec
+
+    weight = Int8Spec(calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)
+    activation = UInt8Spec(calibration_method=CalibMethod.MinMax)
+    config = QConfig(global_config=QLayerConfig(activation=activation, weight=weight))
+    reader = Reader(Feeds(job.images, job.input_name()))
+    ModelQuantizer(config).quantize_model(str(job.model), str(job.output), reader)
+
+
+def _quark_default(job: Job) -> None:
+    from quark.onnx import ModelQuantizer, QConfig
+
+    reader = Reader(Feeds(job.images, job.input_name()))
+    ModelQuantizer(QConfig.get_default_config("A8W8")).quantize_model(str(job.model), str(job.output), reader)
+
+
+def _aimet(scheme: str) -> Callable[[Job], None]:
+    def run(job: Job) -> None:
+        import onnx
+        from aimet_onnx import QuantizationSimModel
+
+        sim = QuantizationSimModel(onnx.load(job.model), quant_scheme=scheme, providers=["CPUExecutionProvider"])
+        sim.compute_encodings(Feeds(job.images, job.input_name()))
+        onnx.save(sim.to_onnx_qdq(), job.output)
+
+    return run
+
+
+def _modelopt(method: str) -> Callable[[Job], None]:
+    def run(job: Job) -> None:
+        import numpy as np
+        from modelopt.onnx.quantization import quantize
+
+        images = np.load(job.images, mmap_mode="r")
+        shape = "x".join(str(size) for size in (1, *images.shape[1:]))
+        quantize(
+            str(job.model),
+            calibration_data={job.input_name(): images},
+            calibration_method=method,
+            calibration_shapes=f"{job.input_name()}:{shape}",
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=str(job.output),
+        )
+
+    return run
+
+
+FLOOR = Side(
+    name="float inference",
+    module="onnxruntime",
+    distribution="onnxruntime",
+    schemes=(Scheme(name="batch 1", run=_float_inference),),
+)
+OURS = Side(
+    name="amct_onnx", module="amct_onnx", distribution="amct-onnx", schemes=(Scheme(name="default", run=_amct_onnx),)
+)
+PEERS = (
+    Side(
+        name="onnxruntime",
+        module="onnxruntime.quantization",
+        distribution="onnxruntime",
+        schemes=(
+            Scheme(name="min-max Q/DQ", run=_onnxruntime()),
+            Scheme(name="min-max Q/DQ per channel", run=_onnxruntime(activation="QUInt8", per_channel=True), opset=13),
+            Scheme(name="min-max QOperator", run=_onnxruntime(form="QOperator", activation="QUInt8")),
+            Scheme(
+                name="min-max QOperator per channel",
+                run=_onnxruntime(form="QOperator", activation="QUInt8", per_channel=True),
+                plain=False,
+                opset=13,
+            ),
+            Scheme(name="percentile", run=_onnxruntime("Percentile"), plain=False),
+            Scheme(name="entropy", run=_onnxruntime("Entropy"), plain=False),
+        ),
+    ),
+    Side(
+        name="nncf",
+        module="nncf",
+        distribution="nncf",
+        schemes=(
+            Scheme(name="min-max mixed", run=_nncf(mixed=True, bias_correction=False), opset=13),
+            Scheme(name="default", run=_nncf(), plain=False, opset=13),
+            Scheme(name="mixed", run=_nncf(mixed=True), plain=False, opset=13),
+        ),
+    ),
+    Side(
+        name="amd-quark",
+        module="quark.onnx",
+        distribution="amd-quark",
+        schemes=(
+            Scheme(name="min-max per channel", run=_quark_plain, opset=13),
+            Scheme(name="default (A8W8)", run=_quark_default, plain=False, opset=13),
+        ),
+    ),
+    Side(
+        name="aimet-onnx",
+        module="aimet_onnx",
+        distribution="aimet-onnx",
+        schemes=(
+            Scheme(name="min-max", run=_aimet("min_max"), opset=13),
+            Scheme(name="tf-enhanced", run=_aimet("tf_enhanced"), plain=False, opset=13),
+        ),
+    ),
+    Side(
+        name="nvidia-modelopt",
+        module="modelopt.onnx",
+        distribution="nvidia-modelopt",
+        schemes=(
+            Scheme(name="max", run=_modelopt("max"), opset=13),
+            Scheme(name="default (entropy)", run=_modelopt("entropy"), plain=False, opset=13),
+        ),
+    ),
+)
+SIDES = {side.name: side for side in (FLOOR, OURS, *PEERS)}
+
+
+def find_scheme(side: str, scheme: str) -> Scheme:
+    """The scheme with that name."""
+    return next(candidate for candidate in SIDES[side].schemes if candidate.name == scheme)
+
+
+def main() -> int:
+    """`--installed` prints the versions of the sides of this interpreter; otherwise one scheme runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--installed", action="store_true")
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--scheme")
+    for name in ("model", "images", "folder", "result"):
+        parser.add_argument(f"--{name}", type=Path)
+    args = parser.parse_args()
+    if args.installed:
+        print(json.dumps({side.name: version for side in SIDES.values() if (version := side.version()) is not None}))
+        return 0
+    limit_memory()
+    os.chdir(args.folder)  # some tools leave files where they are started
+    find_scheme(args.side, args.scheme).run(Job(model=args.model, images=args.images, folder=args.folder))
+    args.result.write_text(json.dumps({"peak": peak_mebibytes()}), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
