@@ -24,15 +24,16 @@ _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOA
 
 
 class ValueNames:
-    """The names of all values of a model, so that a new one can be unique.
+    """The names of all values of a model (or of one of its functions), so that a new one can be unique.
 
     A name in a subgraph hides the same name in the graphs around it, and a graph does not know what is around it: only
-    the whole model can tell whether a name is free. Build one for each pass; it learns of names given through it.
+    the whole model can tell whether a name is free. The body of a function is a scope of its own, which a model's names
+    leave out. Build one for each pass; it learns of names given through it.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, scope: ir.Model | ir.Function) -> None:
         self._taken: set[str] = set()
-        for graph in model.graphs():
+        for graph in scope.graphs() if isinstance(scope, ir.Model) else (scope.graph, *scope.subgraphs()):
             self._taken.update(value.name for value in graph.inputs if value.name)
             self._taken.update(graph.initializers)
             self._taken.update(value.name for node in graph for value in node.outputs if value.name)
