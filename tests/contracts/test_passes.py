@@ -27,6 +27,7 @@ from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
+from amct_onnx.graph.passes.raise_opset import raise_opset
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.runtime.observer_op import session_options
 
@@ -93,9 +94,15 @@ def _keep_and_take_float_weights(model: ir.Model) -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+def _raise_opset(model: ir.Model) -> None:
+    """One of these models is of opset 11; all others are above 13 and have to stay as they are."""
+    raise_opset(model, 13)
+
+
 PASSES: dict[str, Callable[[ir.Model], object]] = {
     "name_nodes": name_nodes,
     "lift_ir3": lift_ir3,
+    "raise_opset": _raise_opset,
     "fuse_affine_into_batch_norm": fuse_affine_into_batch_norm,
     "fuse_batch_norm_into_conv": fuse_batch_norm_into_conv,
     "all_fusions": _all_fusions,
@@ -179,6 +186,9 @@ def test_keeps_interface_and_header(apply: Callable[[ir.Model], object], awkward
     before, after = _round_trip(awkward.model), _after(apply, awkward.model)
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
+    if apply is _raise_opset:
+        for entry in before.opset_import:
+            entry.version = max(entry.version, 13) if entry.domain == "" else entry.version
     after.graph.CopyFrom(before.graph)
     assert after == before  # opset imports, functions, metadata, producer, documentation
 
