@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -72,18 +74,17 @@ def test_every_shared_model_with_its_own_data(test_data: TestData, tmp_path: Pat
 
 
 MODEL = """<ir_version: 8, opset_import: ["": 13]> g (float[N,3,8,8] x) => (float[N,2] y)
-    <float[4,3,3,3] w, float[4] b, float[4,2] g> {
+    {
     a = Conv<pads = [1, 1, 1, 1]>(x, w, b) c = Relu(a) d = GlobalAveragePool(c) e = Flatten(d) y = Gemm(e, g) }"""
 
 
 @pytest.fixture
 def model() -> ir.Model:
-    rng = np.random.default_rng(0)
-    model = ir.from_onnx_text(MODEL)
-    for value in list(model.graph.initializers.values()):
-        shape = tuple(int(n) for n in value.const_value.shape.numpy())
-        value.const_value = ir.tensor(rng.normal(size=shape).astype(np.float32), name=value.name)
-    return model
+    rng, model = np.random.default_rng(0), onnx.parser.parse_model(MODEL)
+    for name, shape in (("w", (4, 3, 3, 3)), ("b", (4,)), ("g", (4, 2))):
+        array = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.from_proto(model)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.core.calibrate.minmax import solve_minmax
 from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.plan import Decision, LayerRecord
 from amct_onnx.core.qdq_plan import QdqPlan, TensorGroup
@@ -165,6 +166,13 @@ class QuantizedModel:
         return readers
 
     @cached_property
+    def _clamped(self) -> frozenset[str]:
+        """The tensors of which a Relu or Clip is to go into the grid."""
+        nodes = {node.name: node for node in self.source.fused.graph}
+        clamps = self._plan.absorbed if self._rules.drops_clamps else {}
+        return frozenset(nodes[clamp].outputs[0].name or "" for clamp in clamps)
+
+    @cached_property
     def _values(self) -> Mapping[str, ir.Value]:
         return values_by_name(self.source.fused)
 
@@ -176,6 +184,9 @@ class QuantizedModel:
             grid = solve_activation(statistic, self.choice.activation(self._rules, readers))
         except ValueError as error:
             raise CalibrationError(f'Tensor "{group.tensors[0]}": {error}.') from error
+        widest = solve_minmax(statistic, grid.spec)
+        if self._clamped.intersection(group.tensors) and grid.scale > widest.scale:
+            grid = widest  # a grid that goes on behind a Clip would need a kernel for it
         return [(tensor, grid) for tensor in group.tensors]
 
     @cached_property
