@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from amct_onnx.errors import ArgumentError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ifmr:
@@ -39,7 +41,32 @@ class Mse:
     """The range of least squared error, by a search over both of its bounds."""
 
 
-ActivationSolver = Ifmr | Hfmg | MinMax | Mse
+@dataclass(frozen=True, kw_only=True)
+class Percentile:
+    """The range without the outermost elements: on each side it holds the fraction `percentile`, in (0.5, 1]."""
+
+    percentile: float = 0.99999
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.percentile <= 1:
+            raise ArgumentError(f"percentile must be within (0.5, 1], got {self.percentile}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """The range of least information lost (Kullback-Leibler), on a histogram of at most `num_of_bins` bins.
+
+    512 to 16384. A step is at least one bin, so more bins also let the range become smaller.
+    """
+
+    num_of_bins: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 512 <= self.num_of_bins <= 16384:
+            raise ArgumentError(f"num_of_bins must be within [512, 16384], got {self.num_of_bins}")
+
+
+ActivationSolver = Ifmr | Hfmg | MinMax | Mse | Percentile | Entropy
 
 
 @dataclass(frozen=True, kw_only=True)

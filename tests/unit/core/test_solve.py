@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from amct_onnx.core.calibrate.solve import solve_activation
-from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Hfmg, Ifmr, MinMax, Mse
+from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Entropy, Hfmg, Ifmr, MinMax, Mse, Percentile
 from amct_onnx.core.stats.histogram import DyadicHistogram
 
-SOLVERS = [Ifmr(), Hfmg(), MinMax(), Mse()]
+SOLVERS = [Ifmr(), Hfmg(), MinMax(), Mse(), Percentile(), Entropy()]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -8,12 +8,12 @@ range costs what it costs on average: a twelfth of the squared step.
 
 from __future__ import annotations
 
-import math
 from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.core.calibrate.percentile import largest_at
 from amct_onnx.core.qparams import FLT_EPSILON, QParams, asymmetric_from_range, symmetric_from_range
 from amct_onnx.core.settings import Ifmr
 from amct_onnx.core.spec import QSpec
@@ -28,8 +28,8 @@ def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
 
     Raises ValueError when no candidate gives a legal scale.
     """
-    low = min(0.0, -_top(stat, settings.min_percentile, negate=True))
-    high = max(0.0, _top(stat, settings.max_percentile, negate=False))
+    low = min(0.0, -largest_at(stat, settings.min_percentile, negate=True))
+    high = max(0.0, largest_at(stat, settings.max_percentile, negate=False))
     bounds = candidate_ratios(settings) * (max(high, -low) if spec.symmetric else high)
     if spec.symmetric:
         floors, scales = -bounds, bounds / (spec.qmax if high >= -low else -spec.qmin)
@@ -59,23 +59,6 @@ def candidate_ratios(settings: Ifmr) -> Array:
     """
     start, end, step = (Decimal(str(v)) for v in (settings.search_start, settings.search_end, settings.search_step))
     return np.asarray([float(start + i * step) for i in range(int((end - start) / step) + 1)])
-
-
-def _top(stat: DyadicHistogram, percentile: float, *, negate: bool) -> float:
-    """k-th largest element (of -x when `negate`), k = n - floor(percentile * n); exact for k = 1."""
-    n = stat.total
-    rank = 1 if abs(percentile - 1) < np.finfo(np.float32).eps else max(1, n - math.floor(percentile * n))
-    if rank == 1:
-        return -stat.minimum if negate else stat.maximum
-    lower, upper = stat.edges()
-    if negate:
-        lower, upper, counts = -upper, -lower, stat.counts
-    else:
-        lower, upper, counts = lower[::-1], upper[::-1], stat.counts[::-1]
-    reached = np.cumsum(counts)
-    bin_ = int(np.searchsorted(reached, rank))
-    inside = rank - (int(reached[bin_]) - int(counts[bin_])) - 0.5
-    return float(upper[bin_] - (upper[bin_] - lower[bin_]) * inside / counts[bin_])
 
 
 def _loss(x: Floats, weight: Floats, width: float, floor: float, bound: float, scale: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from amct_onnx.core.calibrate.entropy import solve_entropy
 from amct_onnx.core.calibrate.hfmg import solve_hfmg
 from amct_onnx.core.calibrate.ifmr import solve_ifmr
 from amct_onnx.core.calibrate.minmax import solve_minmax
 from amct_onnx.core.calibrate.mse import solve_mse
+from amct_onnx.core.calibrate.percentile import solve_percentile
 from amct_onnx.core.qparams import FLT_EPSILON, QParams
-from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Hfmg, Ifmr, MinMax
+from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Entropy, Hfmg, Ifmr, MinMax, Percentile
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.stats.histogram import DyadicHistogram
 
@@ -34,4 +36,8 @@ def _solve(stat: DyadicHistogram, spec: QSpec, solver: ActivationSolver) -> QPar
         return solve_ifmr(stat, spec, solver)
     if isinstance(solver, Hfmg):
         return solve_hfmg(stat, spec, solver)
+    if isinstance(solver, Percentile):
+        return solve_percentile(stat, spec, solver)
+    if isinstance(solver, Entropy):
+        return solve_entropy(stat, spec, solver)
     return solve_minmax(stat, spec) if isinstance(solver, MinMax) else solve_mse(stat, spec)

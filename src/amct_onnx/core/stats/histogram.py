@@ -166,6 +166,15 @@ class DyadicHistogram:
             counts[first - low : first - low + coarse.size] += coarse
         return type(self)(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
+    def coarsened(self, bins: int) -> Self:
+        """The same sample on bins so wide that there are at most `bins` (at least 2) of them."""
+        exponent = self.exponent
+        if self.counts.size:
+            while _index(self.maximum, exponent) - _index(self.minimum, exponent) >= bins:
+                exponent += 1
+        low, counts = self._coarsened(exponent)
+        return replace(self, exponent=exponent, low=low, counts=counts)
+
     def _coarsened(self, exponent: int) -> tuple[int, npt.NDArray[np.int64]]:
         shift = exponent - self.exponent
         if shift == 0:
