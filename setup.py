@@ -19,6 +19,7 @@ def extension(folder: str, name: str, *headers: str) -> Extension:
         [f"src/amct_onnx/{folder}/{name}.c"],
         depends=list(headers),
         extra_compile_args=FLAGS,
+        libraries=[] if sys.platform == "win32" else ["m"],
         py_limited_api=True,
         optional=True,
     )
