@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 from peers import FLOOR, OURS, SIDES, Scheme, Side
-from prepared import Case, MissingDataError
+from prepared import CONVERSION_ERRORS, Case, MissingDataError
 from processes import cpu_count, machine, run_process
 
 HERE = Path(__file__).resolve().parent
@@ -93,7 +93,10 @@ class Bench:
         """One scheme in a process of its own."""
         self.say(f"{case.name}: {entry.label}")
         folder, result = self.new_folder(), self.folder / f"{next(self._names)}.json"
-        model = case.at_opset(entry.scheme.opset, self.folder)
+        try:
+            model = case.at_opset(entry.scheme.opset, self.folder)
+        except CONVERSION_ERRORS as reason:
+            return Run(problem=f"needs opset {entry.scheme.opset}, and onnx cannot convert: {str(reason)[:200]}")
         command = [entry.python, str(HERE / "peers.py"), "--side", entry.side.name, "--scheme", entry.scheme.name]
         command += ["--model", str(model), "--images", str(images), "--folder", str(folder), "--result", str(result)]
         outcome = run_process(command, timeout=self.args.timeout)
@@ -146,7 +149,7 @@ def choose(found: Mapping[str, tuple[str, str]], *, everything: bool) -> list[En
 def report_speed(bench: Bench, case: Case, entries: Sequence[Entry]) -> None:
     """Print wall time and peak memory of each side beside the floor."""
     args = bench.args
-    images = bench.images(case, args.images)
+    images = bench.images(case, args.count)
     order = list(entries)
     rounds: list[dict[str, Run]] = []
     failed: dict[str, str] = {}
@@ -171,7 +174,7 @@ def report_speed(bench: Bench, case: Case, entries: Sequence[Entry]) -> None:
         if peaks[entry.label]:
             cells += [f"{max(peaks[entry.label]):.0f}", f"{max(peaks[entry.label]) - max(peaks[floor]):+.0f}"]
         rows.append((entry.label, cells))
-    print(f"\n{case.name}, {args.images} images: whole processes, rounds: {args.rounds}")
+    print(f"\n{case.name}, {args.count} images: whole processes, rounds: {args.rounds}")
     print(f"float inference takes {median(runs[floor].seconds for runs in rounds):.2f} s")
     print_table(["", "x float inference", "rounds", "peak MiB", "more than float"], rows)
     ours = [entry.label for entry in kept if entry.side is OURS]
@@ -286,7 +289,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=float, default=1800, help="seconds that one process may take")
     args = parser.parse_args(words)
     quick = args.quick
-    args.file, args.images = args.images, args.count or (4 if quick else 160)
+    args.count = args.count or (4 if quick else 160)
     args.rounds = args.rounds or (1 if quick else 5)
     args.calibration = args.calibration or (4 if quick else 32)
     args.latency_rounds = args.latency_rounds or (3 if quick else 100)
@@ -307,8 +310,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if absent:
         print(f"not installed: {', '.join(absent)}")
     try:
-        speed_case = Case.of(args.model or SPEED_MODEL, args.file)
-        latency_cases = [Case.of(name, args.file) for name in ([args.model] if args.model else LATENCY_MODELS)]
+        speed_case = Case.of(args.model or SPEED_MODEL, args.images)
+        latency_cases = [Case.of(name, args.images) for name in ([args.model] if args.model else LATENCY_MODELS)]
         with tempfile.TemporaryDirectory(prefix="bench_") as folder:
             bench = Bench(args, Path(folder))
             if "speed" in args.only:

@@ -2,12 +2,8 @@
 
 Each side turns a float model and the images of an .npy file [N, ...] into a quantized model. Images are read one at a
 time, so that no side has them all in memory unless it keeps them itself. The script needs numpy and that side's
-packages only. As documented by the tools:
-onnxruntime: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
-nncf: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
-amd-quark: https://quark.docs.amd.com/latest/onnx/user_guide_config_description.html
-aimet-onnx: https://quic.github.io/aimet-pages/
-nvidia-modelopt: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
+packages only. The settings are those that the documentation of each tool shows: onnxruntime.ai, docs.openvino.ai (for
+nncf), quark.docs.amd.com, quic.github.io/aimet-pages, nvidia.github.io/Model-Optimizer.
 """
 
 from __future__ import annotations
@@ -142,7 +138,9 @@ def _amct_onnx(job: Job) -> None:
 # --- peers
 
 
-def _onnxruntime(method: str = "MinMax", *, form: str = "QDQ", activation: str = "QInt8", per_channel: bool = False):  # type: ignore[no-untyped-def]
+def _onnxruntime(
+    method: str = "MinMax", *, form: str = "QDQ", activation: str = "QInt8", per_channel: bool = False
+) -> Callable[[Job], None]:
     def run(job: Job) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -13,6 +13,9 @@ from onnx import version_converter
 from shared_data import DATA, MODELS, FloatArray, batches, read_labels, spread
 
 
+CONVERSION_ERRORS = (RuntimeError, version_converter.ConvertError)  # the converter does not know all operators
+
+
 class MissingDataError(Exception):
     """There is no such model or there are no images for it."""
 
@@ -69,7 +72,7 @@ class Case:
             yield batch[0]
 
     def at_opset(self, opset: int, folder: Path) -> Path:
-        """The model, converted where its opset is lower; the converted one is in `folder`."""
+        """The model, converted where its opset is lower; the converted one is in `folder`. Raises CONVERSION_ERRORS."""
         model = onnx.load(self.model)
         if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) >= opset:
             return self.model

@@ -128,6 +128,16 @@ def test_a_model_is_converted_once_and_only_below_the_opset(tmp_path: Path) -> N
     assert case.at_opset(13, tmp_path) == converted
 
 
+def test_a_model_that_cannot_be_converted_is_a_remark(tmp_path: Path) -> None:
+    onnx.save(build("g (float[N] x) => (float[N] y) { y = Unheard (x) }", opset=11), tmp_path / "odd.onnx")
+    bench = beside_peers.Bench(beside_peers.parse_arguments(["--quick"]), tmp_path)
+    scheme = peers.find_scheme("onnxruntime", "min-max Q/DQ per channel")
+    entry = beside_peers.Entry(side=peers.SIDES["onnxruntime"], scheme=scheme, python=sys.executable)
+    run = bench.run(entry, Case(name="odd", model=tmp_path / "odd.onnx"), tmp_path / "images.npy")
+    assert run.model is None
+    assert str(run.problem).startswith("needs opset 13, and onnx cannot convert")
+
+
 def test_a_missing_model_or_image_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="needs --images"):
         Case.of(str(tmp_path / "net.onnx"), None)
