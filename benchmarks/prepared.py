@@ -12,7 +12,6 @@ from numpy.lib.format import open_memmap
 from onnx import version_converter
 from shared_data import DATA, MODELS, FloatArray, batches, read_labels, spread
 
-
 CONVERSION_ERRORS = (RuntimeError, version_converter.ConvertError)  # the converter does not know all operators
 
 
