@@ -20,6 +20,7 @@ import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import AmctError, ArgumentError, ConfigError, ModelError, StatisticsError
 from amct_onnx.runtime import collect
+from amct_onnx.workflow.choice import ALGORITHMS
 
 TestData = Callable[..., Path]
 
@@ -117,7 +118,7 @@ def test_other_targets_and_algorithms_take_no_second_pass(
     assert len(inferences) == 3
     found = {}
     for target in ("onnxruntime", "tensorrt", "openvino", "ascend"):
-        for algorithm in ("mse", "min_max", "ifmr", "hfmg"):
+        for algorithm in ALGORITHMS:
             other = result.to(target, algorithm=algorithm)
             other.save(tmp_path / target / algorithm / "m", inspect=False)
             found[target, algorithm] = text_of(other.model())

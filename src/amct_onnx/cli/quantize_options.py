@@ -12,7 +12,7 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 
 # The names behind these options; tests hold them to those of the layers that know them, which are heavy.
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
-ALGORITHMS = ("mse", "min_max", "ifmr", "hfmg")
+ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 

@@ -15,12 +15,14 @@ from amct_onnx.core.settings import (
     ActivationSettings,
     ActivationSolver,
     AdaRound,
+    Entropy,
     Hfmg,
     Ifmr,
     LayerSettings,
     MinMax,
     Mse,
     Nuq,
+    Percentile,
     Settings,
 )
 from amct_onnx.core.spec import QSpec
@@ -30,6 +32,8 @@ from amct_onnx.errors import ArgumentError, ArgumentTypeError, ConfigError
 ALGORITHMS: Mapping[str, type[ActivationSolver]] = {
     "mse": Mse,
     "min_max": MinMax,
+    "percentile": Percentile,
+    "entropy": Entropy,
     "ifmr": Ifmr,
     "hfmg": Hfmg,
 }

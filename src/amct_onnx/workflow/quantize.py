@@ -50,7 +50,7 @@ def quantize(
         these for each input; or the `Statistics` of an earlier call, and then nothing is run.
     target: onnxruntime, tensorrt, openvino or ascend.
     settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse (the default), min_max, ifmr, hfmg or a solver's settings, for all activations.
+    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
     reduce_range: weights of 7 bits, for x86 CPUs without VNNI, whose int8 kernels saturate otherwise.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
