@@ -34,8 +34,11 @@ class Model:
         """Open a model; a deploy model needs ``deployed``, since ONNX Runtime has no Ascend operators."""
         if not Path(path).is_file():
             raise SampleError(f"model not found: {path}; run from the sample folder or pass --model")
+        options = ort.SessionOptions()
+        # int8 products that overflow on x86 CPUs without VNNI are computed exactly there too.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         with explained(f"loading {path}", "check that it is a complete ONNX model", ORT_ERRORS):
-            self.session = amct.deployed_session(path) if deployed else ort.InferenceSession(path)
+            self.session = amct.deployed_session(path) if deployed else ort.InferenceSession(path, options)
         self.path = path
         inputs = self.session.get_inputs()
         shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
