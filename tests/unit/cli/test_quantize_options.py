@@ -1,0 +1,99 @@
+"""`amct_onnx quantize` as text: what is understood, and what a wrong command line is told (exit code 2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from amct_onnx.cli import quantize_options
+from amct_onnx.cli.options import parse
+from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.runtime.images import PRESETS
+from amct_onnx.workflow.choice import ALGORITHMS
+from amct_onnx.workflow.quantized import TARGETS
+
+BASE = ("quantize", "m.onnx", "--save_path", "out/m")
+
+
+def options(*words: str) -> QuantizeOptions:
+    parsed = parse([*BASE, *words])
+    assert isinstance(parsed, QuantizeOptions)
+    return parsed
+
+
+def test_the_names_are_those_of_the_layers_that_know_them() -> None:
+    assert set(quantize_options.TARGETS) == set(TARGETS)
+    assert set(quantize_options.ALGORITHMS) == set(ALGORITHMS)
+    assert set(quantize_options.PRESETS) == set(PRESETS)
+
+
+def test_what_is_not_given_is_left_to_quantize() -> None:
+    found = options("--data", "images/")
+    assert (found.model, found.data, found.targets, found.report) == ("m.onnx", "images/", ("onnxruntime",), True)
+    assert found.arguments == {
+        "settings": None,
+        "algorithm": None,
+        "skip_layers": (),
+        "reduce_range": False,
+        "images": None,
+        "batch_size": None,
+        "limit": None,
+        "shapes": None,
+        "dtypes": None,
+        "names": None,
+    }
+
+
+def test_what_is_given_is_handed_on() -> None:
+    found = options(
+        *("--data", "a=x.npy", "--data", "b=y.npy", "--target", "ascend, onnxruntime,ascend", "--no_report"),
+        *("--algorithm", "entropy", "--skip_layers", "c;d;", "--reduce_range", "--settings", "q.cfg"),
+        *("--batch_size", "2", "--limit=8", "--input_shape", "a:0:1,3;b:-1", "--data_types", "a:0:float32;b:int64"),
+        *("--names", "a:0=ids_a;b=mask", "--save_statistics", "s.npz"),
+    )
+    assert found.data == {"a": "x.npy", "b": "y.npy"}
+    assert found.targets == ("ascend", "onnxruntime")
+    assert (found.report, found.save_statistics) == (False, "s.npz")
+    assert found.arguments == {
+        "settings": "q.cfg",
+        "algorithm": "entropy",
+        "skip_layers": ("c", "d"),
+        "reduce_range": True,
+        "images": None,
+        "batch_size": 2,
+        "limit": 8,
+        "shapes": {"a:0": [1, 3], "b": [-1]},
+        "dtypes": {"a:0": "float32", "b": "int64"},
+        "names": {"a:0": "ids_a", "b": "mask"},
+    }
+
+
+def test_the_model_may_be_an_option() -> None:
+    named = parse(["quantize", "--model", "m.onnx", "--save_path", "out/m", "--data", "images/"])
+    assert named == options("--data", "images/")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "give either --data or --statistics"),
+        (("--data", "x", "--statistics", "s.npz"), "give either --data or --statistics"),
+        (("--statistics", "s.npz", "--save_statistics", "t.npz"), "delete one of them"),
+        (("--data", "x", "--model", "n.onnx"), "give one model"),
+        (("--data", "x", "--target", "cuda"), "'cuda' is unknown, use onnxruntime"),
+        (("--data", "x", "--algorithm", "magic"), "invalid choice: 'magic'"),
+        (("--data", "x", "--limit", "0"), "'0' is not a whole number greater than 0"),
+        (("--data", "x", "--data", "y"), "NAME=PATH"),
+        (("--data", "a=x", "--data", "a=y"), "'a' is given twice"),
+        (("--data", "x", "--names", "a"), "'a' is not NAME=VALUE"),
+        (("--data", "x", "--input_shape", "a"), "--input_shape"),
+        (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
+        (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
+    ],
+)
+def test_wrong_command_lines(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([*BASE, *words])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err.splitlines()[-1]
