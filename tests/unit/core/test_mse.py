@@ -171,6 +171,12 @@ def test_a_range_without_a_legal_scale_is_an_error(symmetric: bool) -> None:
         solve_mse(DyadicHistogram.of(np.float32([0.0, 3e38])), QSpec(symmetric=symmetric))
 
 
+def test_the_largest_legal_scale_is_not_passed() -> None:
+    """A step of 1.5 * 2^23 would hold both values exactly."""
+    stat = DyadicHistogram.of(np.float32([-1.5 * 2.0**23, 1.5 * 2.0**23]))
+    assert solve_mse(stat, QSpec(bits=2, symmetric=False)).scale[0] <= 1 / FLT_EPSILON
+
+
 @pytest.mark.parametrize(("symmetric", "zero_point"), [(False, -128), (True, 0)])
 def test_zeros_get_scale_one(symmetric: bool, zero_point: int) -> None:
     params = solve_mse(DyadicHistogram.of(np.zeros(9, np.float32)), QSpec(symmetric=symmetric))

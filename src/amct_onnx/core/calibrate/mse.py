@@ -46,14 +46,14 @@ def solve_mse(stat: DyadicHistogram, spec: QSpec) -> QParams:
     if max(stat.maximum, -stat.minimum) < FLT_EPSILON * (1 << spec.bits):  # zeros, or no finer scale is legal
         return widest
     above, below = _excess(stat, negate=False), _excess(stat, negate=True)
-    least = FLT_EPSILON / stat.width
+    least, most = FLT_EPSILON / stat.width, 1 / (FLT_EPSILON * stat.width)  # legal scales
     if spec.bits > _MOST_BITS:
         low, high = _best_range(above, below, stat.total, least, spec)
         return params_of_range(-low * stat.width, high * stat.width, spec)
     best, gain, zero = float(widest.scale[0]) / stat.width, 0.0, 0
     scales, ratio = best * np.concatenate(([1.0], _COARSE)), _RATIO
     for _ in range(1 + _PASSES):
-        found = _best_grid(np.maximum(scales, least), above, below, spec)
+        found = _best_grid(np.clip(scales, least, most), above, below, spec)
         if found[1] > gain * (1 + _EQUAL):
             best, gain, zero = found
         scales, ratio = best * _between(ratio), ratio ** (2.0 / (_AT_ONCE - 1))
