@@ -76,6 +76,11 @@ class ImageOptions:
         if self.fit != "crop" and self.resize is not None:
             raise ArgumentError(f"image option resize is for fit='crop', with {self.fit!r} give the size as crop")
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> ImageOptions:
+        """The preset `name` with other values for some options. Raises ArgumentError for an unknown name."""
+        return replace(_preset(name), **changes)
+
     @property
     def channels(self) -> int:
         return _COLORS[self.color]
@@ -162,7 +167,10 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
 def _chosen(images: ImageOptions | str | None, channels: int | None, dtype: str) -> ImageOptions:
     if isinstance(images, ImageOptions):
         return images
-    name = _guess(channels, dtype) if images is None else images
+    return _preset(_guess(channels, dtype) if images is None else images)
+
+
+def _preset(name: str) -> ImageOptions:
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRESETS)}, or ImageOptions"

@@ -265,3 +265,12 @@ def test_real_images_bit_for_bit(
         np.testing.assert_array_equal(
             prepared(file, model_input(*shape), preset, []), shared_data.load(file, oracle), strict=True
         )
+
+
+def test_a_preset_with_other_values() -> None:
+    assert ImageOptions.preset("torch") == PRESETS["torch"]
+    assert ImageOptions.preset("torch", crop=160) == replace(PRESETS["torch"], crop=160)
+    with pytest.raises(ArgumentError, match="did you mean 'torch'"):
+        ImageOptions.preset("troch")
+    with pytest.raises(ArgumentError, match="crop"):
+        ImageOptions.preset("torch", crop=0)
