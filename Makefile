@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m compileall -q src  # an editable installation is not compiled otherwise where Python may not write
 	touch $@
 
 demo: $(STAMP)

@@ -33,6 +33,7 @@ from amct_onnx.workflow.result import write_quantized
 from amct_onnx.workflow.source import FloatSource, merged, source_of, values_by_name
 
 ASCEND_NAME = "ascend"
+_LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be felt beside a calibration of two seconds
 TARGETS = (*QDQ_TARGETS, ASCEND_NAME)
 
 
@@ -145,7 +146,7 @@ class QuantizedModel:
             source = self.source.path
         else:
             source = ir.to_proto(self.source.model).SerializeToString()
-        return inspect_model(source, file, self.sample)
+        return inspect_model(source, file, self.sample, budget=_LATENCY_SECONDS)
 
     @property
     def _rules(self) -> QdqTarget:
