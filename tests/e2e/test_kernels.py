@@ -49,7 +49,6 @@ CASES = {
         {"QLinearConv": 1, "Reshape": 1, "MatMulIntegerToFloat": 1},
     ),
     "depth to space": (f"{CONV} y = DepthToSpace<blocksize = 2>(a)", {"QLinearConv": 1, "DepthToSpace": 1}),
-    "space to depth": (f"{CONV} y = SpaceToDepth<blocksize = 2>(a)", {"QLinearConv": 1, "SpaceToDepth": 1}),
     "split": (f"{CONV} b, c = Split<axis = 1>(a) y = Add(b, c)", {"QLinearConv": 1, "Split": 1, "QLinearAdd": 1}),
     "gemm": (f"{CONV} b = Flatten(a) y = Gemm(b, g, bias)", {"QLinearConv": 1, "Flatten": 1, "QGemm": 1}),
     "gemm chain": ("a = Flatten(x) b = Gemm(a, g, bias) c = Relu(b) y = Gemm(c, g3)", {"Flatten": 1, "QGemm": 2}),
