@@ -6,17 +6,19 @@ empty input, `__` in a name for a dot. Tests take the fixture `awkward` and run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 from opsets import newest_opset
-from qdq_cases import Case, make_case
+from qdq_cases import Case, make_case, why_refused
 
-from amct_onnx.targets.qdq_rules import QDQ_TARGETS
+from amct_onnx.core.qdq_target import QdqTarget
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS, TENSORRT
 
 _CHANNELS_IN, _CHANNELS = 4, 6
 _IR_VERSION = 10
@@ -390,14 +392,35 @@ def awkward(request: pytest.FixtureRequest) -> Awkward:
     return case
 
 
+def _pairs(*, refused: bool = False, targets: Sequence[QdqTarget] = tuple(QDQ_TARGETS.values())) -> list[Any]:
+    """Every awkward model with each of the targets that takes it, or (`refused`) that does not."""
+    return [
+        pytest.param((model, target), id=f"{model.name}-{target.name}")
+        for model in _MODELS
+        for target in targets
+        if (why_refused(model, target) is not None) == refused
+    ]
+
+
 # Made once: the tests of a case share its result.
 _MADE: dict[tuple[str, str], Case] = {}
 
 
-@pytest.fixture(params=QDQ_TARGETS, ids=str)
-def case(request: pytest.FixtureRequest, awkward: Awkward) -> Case:
-    """Every awkward model for every Q/DQ target."""
-    key = awkward.name, str(request.param)
-    if key not in _MADE:
-        _MADE[key] = make_case(awkward, QDQ_TARGETS[request.param])
-    return _MADE[key]
+@pytest.fixture(params=_pairs())
+def case(request: pytest.FixtureRequest) -> Case:
+    """Every model for every target that takes it."""
+    model, target = request.param
+    return _MADE.setdefault((model.name, target.name), make_case(model, target))
+
+
+@pytest.fixture(params=_pairs(targets=[TENSORRT]))
+def tensorrt_case(request: pytest.FixtureRequest) -> Case:
+    """Every model for TensorRT."""
+    return make_case(*request.param)
+
+
+@pytest.fixture(params=_pairs(refused=True))
+def refused_case(request: pytest.FixtureRequest) -> tuple[Case, str]:
+    """A model for a target that does not take it, and what the error says."""
+    model, target = request.param
+    return make_case(model, target), str(why_refused(model, target))

@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 from qdq_cases import Case
 from qdq_graph import array, dequantizers, producer_type, quantizers
 
 import amct_onnx
+from amct_onnx.errors import ModelError
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.naming import name_nodes
 
@@ -42,6 +44,12 @@ def test_it_computes_what_the_float_model_computes(case: Case) -> None:
         for expected, got in zip(run(case.model, feed), run(quantized, feed), strict=True):
             assert got.shape == expected.shape
             assert np.abs(got - expected).max() <= CLOSE * np.abs(expected).max()
+
+
+def test_what_cannot_be_quantized_is_refused_with_the_reason(refused_case: tuple[Case, str]) -> None:
+    case, reason = refused_case
+    with pytest.raises(ModelError, match=reason):
+        case.quantize().model()
 
 
 def test_names_shapes_and_metadata_stay(case: Case) -> None:

@@ -120,9 +120,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@pytest.mark.parametrize("case", ["tensorrt"], indirect=True)
-def test_models_of_every_kind_follow_the_rules(case: Case) -> None:
-    model = case.result.model()
+def test_models_of_every_kind_follow_the_rules(tensorrt_case: Case) -> None:
+    model = tensorrt_case.quantize().model()
     for rule in RULES:
         assert not list(rule(model)), rule.__name__
 

@@ -16,8 +16,8 @@ import amct_onnx
 from amct_onnx.runtime.saturation import saturates
 
 # OpenVINO's int8 kernels saturate on the same CPUs as those of ONNX Runtime: weights of 7 bits are exact on all.
-# Of 200 images so many may change sides between two runtimes that round sums of floats in different orders.
-MOST_CHANGED = 0.04
+# Of 200 images so many may change sides between two runtimes that round in different places.
+MOST_CHANGED = 0.06
 # Top-1 moves by less, since some change for the better.
 MOST_MOVED = 0.015
 INTEGER_LAYERS = {"Convolution", "FullyConnected", "Pooling", "Concatenation", "Reduce", "StridedSlice", "Pad"}

@@ -53,7 +53,7 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
     command.add_argument(
         "--reduce_range",
         action="store_true",
-        help="weights of 7 bits: exact on x86 CPUs without VNNI, whose int8 kernels saturate otherwise",
+        help="weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
     )
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")

@@ -15,9 +15,11 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from amct_onnx.core.weights.pairs import overflows
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
+from amct_onnx.graph.weights import kernel_rows
 
 
 class FloatReason(str, Enum):
@@ -343,7 +345,6 @@ _OPERANDS = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
     **dict.fromkeys(("MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"), (0, 1)),
 }
-_PAIR_LIMIT = 64  # 255 * (64 + 64) fits 16 bits
 
 
 def _is_saturable(node: ir.Node, types: _Types) -> bool:
@@ -355,4 +356,4 @@ def _is_saturable(node: ir.Node, types: _Types) -> bool:
     if types.of(weight) != ir.DataType.INT8 or types.of(activation) == ir.DataType.INT8:
         return False
     array = constant_value(weight)
-    return array is None or bool(array.max(initial=0) > _PAIR_LIMIT or array.min(initial=0) < -_PAIR_LIMIT)
+    return array is None or array.ndim < 2 or overflows(kernel_rows(node, array))

@@ -65,6 +65,29 @@ def rows_to_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
     return rows.reshape(shape)
 
 
+def weight_axis(node: ir.Node, rank: int) -> int:
+    """The axis of the output channels; for ConvTranspose one scale serves an index of it in every group."""
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
+
+
+def kernel_rows(node: ir.Node, weight: Array) -> Array:
+    """`weight` as rows of output channels, the input channels of one position next to each other."""
+    if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):
+        return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    axis = weight_axis(node, weight.ndim)
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def from_kernel_rows(node: ir.Node, rows: Array, shape: tuple[int, ...]) -> Array:
+    """Inverse of `kernel_rows` for a weight of `shape`."""
+    if node.op_type == "Conv":
+        turned = np.moveaxis(rows.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+    else:
+        axis = weight_axis(node, len(shape))
+        turned = np.moveaxis(rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :]), 0, axis)
+    return np.ascontiguousarray(turned)
+
+
 def channel_count(shape: tuple[int, ...], node: ir.Node) -> int:
     """Number of output channels of a weight of `shape`; 1 for layers quantized per tensor."""
     if node.op_type == "Conv":

@@ -28,10 +28,11 @@ from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
-from amct_onnx.graph.weights import weight_rows
+from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
 
 Array = npt.NDArray[Any]
-SolveWeight = Callable[[str, Array, QSpec], QParams]
+# The grid of a weight, and its integers where they are not simply the nearest.
+SolveWeight = Callable[[str, Array, QSpec], tuple[QParams, npt.NDArray[np.int8] | None]]
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
 _BIAS_LIMIT = 2.0**30
 
@@ -45,7 +46,8 @@ def lower_qdq(
 ) -> dict[str, QParams]:
     """Quantize `model` in place; `grids` has the grid of each tensor of the plan. Returns those of weights, by node.
 
-    `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n].
+    `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n], each in the order
+    in which kernels read it: the channels of an input position stand together.
 
     Raises ModelError for a weight without a grid, and for an opset that is too new for the target.
     """
@@ -102,17 +104,22 @@ class _Lowering:
         assert weight is not None  # the planner has looked
         assert source is not None  # a layer has an input
         data = self.grids[source.name or ""]
-        axis, rows = _channels(node, weight)
+        axis, rows = weight_axis(node, weight.ndim), kernel_rows(node, weight)
         bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
         try:
-            params = solve(node.name or "", rows, QSpec(bits=self.target.weight.bits, granularity=PerChannel(0)))
+            params, chosen = solve(
+                node.name or "", rows, QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
+            )
         except ValueError as error:
             raise ModelError(f'Layer "{node.name}": {error}. Correct the model or switch the layer off.') from error
         if bias is not None and self.target.int32_bias:
             params = _with_room_for_bias(params, data, bias)
         spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(axis))
         params = QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
-        integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
+        if chosen is None:
+            integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
+        else:
+            integers = ir.tensor(from_kernel_rows(node, chosen, weight.shape))
         self._dequantized(node, 1, integers, params.scale, axis)
         if bias is not None and self.target.int32_bias:
             scale = data.scale * params.scale
@@ -257,15 +264,6 @@ class _Lowering:
         self.model.graph.remove(quantizer, safe=True)
         if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
             self.model.graph.remove(dequantize, safe=True)
-
-
-def _channels(node: ir.Node, weight: Array) -> tuple[int, Array]:
-    """The axis of the output channels of a weight, and the weight as rows of them."""
-    if node.op_type == "Conv":
-        return 0, weight_rows(weight, node)
-    if node.op_type == "ConvTranspose":  # one scale for an index of axis 1, whatever the group
-        return 1, np.swapaxes(weight, 0, 1).reshape(weight.shape[1], -1)
-    return weight.ndim - 1, np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1)
 
 
 def _with_room_for_bias(params: QParams, data: QParams, bias: Array) -> QParams:

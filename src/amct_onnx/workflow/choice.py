@@ -27,6 +27,7 @@ from amct_onnx.core.settings import (
 )
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.core.weights.pairs import solve_pairs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, ConfigError
 
 ALGORITHMS: Mapping[str, type[ActivationSolver]] = {
@@ -37,7 +38,7 @@ ALGORITHMS: Mapping[str, type[ActivationSolver]] = {
     "ifmr": Ifmr,
     "hfmg": Hfmg,
 }
-_REDUCED_BITS = 7
+_SAFE_BITS = 7  # two such weights cannot overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class Choice:
     """The wishes for one result.
 
     settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
-    none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: weights use 7 bits,
-    so that no kernel that adds pairs of products in 16 bits saturates.
+    none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
+    overflows kernels that add pairs of products in 16 bits.
     """
 
     settings: Settings | None = None
@@ -73,11 +74,17 @@ class Choice:
             return None
         return next((self.settings.layers[name] for name in names if name in self.settings.layers), None)
 
-    def weight(self, name: str, rows: npt.NDArray[np.float32], spec: QSpec) -> QParams:
-        """The grid of the weight of layer `name`, as rows of output channels. Raises ValueError."""
+    def weight(
+        self, name: str, rows: npt.NDArray[np.float32], spec: QSpec
+    ) -> tuple[QParams, npt.NDArray[np.int8] | None]:
+        """The grid of the weight of layer `name`, as rows of output channels, and its integers where they are not the
+        nearest. Raises ValueError."""
         layer = self._layer((name,))
-        bits = min(spec.bits if layer is None else layer.weight.num_bits, _REDUCED_BITS if self.reduce_range else 8)
-        return solve_arq(rows, QSpec(bits=bits, granularity=spec.granularity))
+        bits = spec.bits if layer is None else layer.weight.num_bits
+        spec = QSpec(bits=bits, granularity=spec.granularity)
+        if self.reduce_range and bits > _SAFE_BITS:
+            return solve_pairs(rows, spec)
+        return solve_arq(rows, spec), None
 
     def check(self, target: str, *, integers: bool = True) -> None:
         """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""

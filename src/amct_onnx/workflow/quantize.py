@@ -52,7 +52,7 @@ def quantize(
     settings: Settings, or the path of a config.json or .cfg.
     algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
-    reduce_range: weights of 7 bits, for x86 CPUs without VNNI, whose int8 kernels saturate otherwise.
+    reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
