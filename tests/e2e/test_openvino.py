@@ -15,7 +15,7 @@ from shared_data import MODELS, batches, read_labels, spread
 import amct_onnx
 from amct_onnx.runtime.saturation import saturates
 
-# OpenVINO's int8 kernels saturate on the same CPUs as those of ONNX Runtime: weights of 7 bits are exact on all.
+# The int8 kernels of both saturate on the same CPUs, so there the range is reduced.
 # Of 200 images so many may change sides between two runtimes that round in different places.
 MOST_CHANGED = 0.06
 # Top-1 moves by less, since some change for the better.
