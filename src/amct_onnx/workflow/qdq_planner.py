@@ -24,7 +24,7 @@ from amct_onnx.graph.tensors import shape_of
 _CLAMPS = ("Relu", "Clip")
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
-_CONSTANT = "all its inputs are constant"
+_CONSTANT = "its data is constant"
 
 
 def plan_qdq(model: ir.Model, target: QdqTarget, *, off: Collection[str] = ()) -> QdqPlan:
@@ -62,7 +62,9 @@ class _Planner:
     def __post_init__(self) -> None:
         traits = {layer.name: layer for layer in candidates(self.model)}
         nodes = (node for node in self.model.graph if is_standard(node) and node.op_type in self.target.rules)
-        self.candidates = [self._candidate(node, traits.get(node.name or "")) for node in nodes]
+        self.candidates = [
+            self._candidate(node, traits.get(node.name or "")) for node in nodes if not _is_bookkeeping(node)
+        ]
 
     def _candidate(self, node: ir.Node, traits: LayerTraits | None) -> _Candidate:
         rule = self.target.rules[node.op_type]
@@ -238,6 +240,13 @@ class _Planner:
         for group in members.values():
             sources = tuple(value.name or "" for value in group if value not in moved)
             yield TensorGroup(tensors=tuple(value.name or "" for value in group), sources=sources)
+
+
+def _is_bookkeeping(node: ir.Node) -> bool:
+    """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
+    types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
+    variable = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
+    return not variable or any(t is not None and not t.is_floating_point() for t in types)
 
 
 def _is_scalar(value: ir.Value) -> bool:
