@@ -28,7 +28,8 @@ _ELEMENTS = 1 << 16  # of a part: three arrays of them stay in the cache
 _COARSE = 0.85
 _MOST_COARSE = 60  # down to a ratio of 6e-5
 _HALVINGS = 3
-_TRIED_ELEMENTS, _MOST_TRIED = 1 << 13, 64  # ratios tried for a row: so many elements in all
+_APART = 1 / 250  # ratios tried around the best
+_LEAST_TRIED, _MOST_TRIED, _TRIED_ELEMENTS = 6, 64, 1 << 11
 _SUMS = 1e-4  # relative error of the root of a sum of squares in float32
 _QUOTIENT = 2.0**-21  # relative error of w / s from four roundings in float32, with room
 
@@ -78,6 +79,8 @@ class _Search:
         self._steps = np.divide(rows, scale[:, None])
         self._least = FLT_EPSILON / scale.astype(np.float64)  # ratios of legal scales
         self._most = 1 / FLT_EPSILON / scale.astype(np.float64)
+        size = max(self._steps[block].size for block in blocks(rows.shape))
+        self._rooms = np.empty((2, size), np.float32)  # new arrays of this size would come from the system each time
         self._ratio = np.ones(scale.size)
         self._start = self._errors(self._steps, self._ratio)
         self._error = self._start.copy()
@@ -89,14 +92,13 @@ class _Search:
         rows = np.flatnonzero((self._start > 0) & (largest > 0.5))
         if rows.size:
             self._descend(rows)
-            some = slice(None) if rows.size == self._scale.size else rows
-            self._refine(some)
+            self._refine(slice(None) if rows.size == self._scale.size else rows)
         unsure = _QUOTIENT * np.sqrt(self._sums(self._steps.copy()))
         better = np.sqrt(self._error) * (1 + _SUMS) + unsure < np.sqrt(self._start) * (1 - _SUMS) - unsure
         return np.where(better, (self._scale * self._ratio).astype(np.float32), self._scale)
 
     def _descend(self, rows: npt.NDArray[np.intp]) -> None:
-        steps, length = (self._steps if rows.size == self._scale.size else self._steps[rows]), self._steps.shape[1]
+        steps, length = self._steps[rows], self._steps.shape[1]
         for power in range(1, _MOST_COARSE):
             ratio = np.full(rows.size, _COARSE**power)
             error = self._try(rows, steps, ratio)
@@ -113,10 +115,10 @@ class _Search:
             middle = self._ratio[rows]
             for sign in (1, -1):
                 self._try(rows, steps, middle * _COARSE ** (sign * 0.5**halving))
-        tried = min(_MOST_TRIED, _TRIED_ELEMENTS // steps.shape[1])
+        tried = max(_LEAST_TRIED, min(_MOST_TRIED, _TRIED_ELEMENTS // steps.shape[1]))
         middle = self._ratio[rows]
-        for factor in np.linspace(_COARSE, 1 / _COARSE, tried):
-            self._try(rows, steps, middle * factor)
+        for step in range(tried):
+            self._try(rows, steps, middle * (1 + _APART * (step - (tried - 1) / 2)))
 
     def _try(self, rows: slice | npt.NDArray[np.intp], steps: Floats, ratio: Doubles) -> Doubles:
         """Errors of `steps` = self._steps[rows] at these ratios; the best are kept."""
@@ -130,13 +132,13 @@ class _Search:
 
     def _errors(self, steps: Floats, ratio: Doubles) -> Doubles:
         inverse = (1 / ratio).astype(np.float32)[:, None]
-        low, high = np.float32(self._spec.qmin), np.float32(self._spec.qmax)
         total = np.zeros(ratio.size)
         for block in blocks(steps.shape):
-            exact = steps[block] * inverse[block[0]]
-            rounded = np.rint(exact)
-            np.minimum(rounded, high, out=rounded)
-            np.maximum(rounded, low, out=rounded)
+            part = steps[block]
+            exact, rounded = self._rooms[:, : part.size].reshape(2, *part.shape)
+            np.multiply(part, inverse[block[0]], out=exact)
+            np.rint(exact, out=rounded)
+            np.clip(rounded, self._spec.qmin, self._spec.qmax, out=rounded)
             rounded -= exact
             total[block[0]] += self._sums(rounded, block[1])
         return total * ratio**2
