@@ -27,6 +27,7 @@ from amct_onnx.core.settings import (
 )
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.core.weights.mse import solve_weight_mse
 from amct_onnx.core.weights.pairs import solve_pairs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, ConfigError
 
@@ -84,7 +85,7 @@ class Choice:
         spec = QSpec(bits=bits, granularity=spec.granularity)
         if self.reduce_range and bits > _SAFE_BITS:
             return solve_pairs(rows, spec)
-        return solve_arq(rows, spec), None
+        return (solve_weight_mse if layer is None else solve_arq)(rows, spec), None
 
     def check(self, target: str, *, integers: bool = True) -> None:
         """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""
