@@ -28,6 +28,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.core.products import LONGEST_SUM, digits, product_of_digits
 from amct_onnx.core.qparams import QParams, legal_scale
 from amct_onnx.core.settings import AdaRound
 from amct_onnx.core.spec import QSpec
@@ -38,8 +39,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-LONGEST_BLOCK = 4096  # with _DIGITS twice, sums of so many products stay below 2^53
-_DIGITS = 20
+LONGEST_BLOCK = LONGEST_SUM
 _ITERATIONS_PER_STEP = 20
 _LEARNING_RATE = 1e-3 * _ITERATIONS_PER_STEP  # AMCT's, for so many of its iterations at once
 _REGULARIZATION = 400.0  # times reg_param: the weight of the second term beside an error in units of nearest rounding's
@@ -133,19 +133,17 @@ class _Quadratic:
     def __init__(self, gram: Doubles, mean: Doubles) -> None:
         self._mean = mean[:, :, None, :] if mean.shape[1] > 1 else None
         self._matrix = gram if self._mean is None else gram - mean[..., :, None] * mean[..., None, :]
-        self._high, self._low, self._unit = _digits(self._matrix)
+        self._digits = digits(self._matrix)
         self.diagonal: Doubles = np.einsum("gbkk->gbk", gram)[:, :, None, :]
 
     def times(self, u: Doubles) -> Doubles:
         """u G, with u and G rounded to 20 bits: enough for a gradient."""
-        high, _, unit = _digits(u)
-        return self._with_means(u, (high @ self._high) * (unit * self._unit))
+        high, _, unit = digits(u)
+        return self._with_means(u, (high @ self._digits[0]) * (unit * self._digits[2]))
 
     def times_precisely(self, u: Doubles) -> Doubles:
         """u G, with u and G rounded to 40 bits."""
-        high, low, unit = _digits(u)
-        product = high @ self._high + (high @ self._low + low @ self._high) * 2.0**-_DIGITS
-        return self._with_means(u, product * (unit * self._unit))
+        return self._with_means(u, product_of_digits(digits(u), self._digits))
 
     def add_flips(self, product: Doubles, rows: tuple[npt.NDArray[np.int64], ...], steps: Doubles) -> None:
         """Bring product = u G up to date, in place, after u[group, block, row, column] changed by steps."""
@@ -159,16 +157,6 @@ class _Quadratic:
         if self._mean is not None:
             product += (u * self._mean).sum(axis=(1, 3), keepdims=True) * self._mean
         return product
-
-
-def _digits(x: Doubles) -> tuple[Doubles, Doubles, float]:
-    """(high, low, unit): x ~ (high + low * 2^-20) * unit, integers with |high| <= 2^20 and |low| <= 2^19."""
-    largest = max(float(x.max()), -float(x.min()))
-    power = int(np.frexp(largest)[1]) - _DIGITS
-    scaled = np.ldexp(x, -power)
-    high = np.rint(scaled)
-    scaled -= high
-    return high, np.rint(np.ldexp(scaled, _DIGITS)), 2.0**power
 
 
 class _Chunk:

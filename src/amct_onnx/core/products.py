@@ -1,0 +1,42 @@
+"""Matrix products that do not depend on the order of their sums, and so not on the threads of a BLAS library.
+
+A matrix is written as (high + low * 2^-20) * unit, with integers of 20 bits. Up to LONGEST_SUM products of them sum up
+exactly in float64, whatever the order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+Digits = tuple[Doubles, Doubles, float]
+
+_BITS = 20
+LONGEST_SUM = 4096  # two products of digits each, so many times, stay below 2^53
+
+
+def digits(x: Doubles) -> Digits:
+    """(high, low, unit): x ~ (high + low * 2^-20) * unit, integers with |high| <= 2^20 and |low| <= 2^19."""
+    largest = max(float(x.max()), -float(x.min()))
+    power = int(np.frexp(largest)[1]) - _BITS
+    scaled = np.ldexp(x, -power)
+    high = np.rint(scaled)
+    scaled -= high
+    return high, np.rint(np.ldexp(scaled, _BITS)), 2.0**power
+
+
+def product_of_digits(x: Digits, y: Digits) -> Doubles:
+    """x @ y to 40 bits of the largest entries; the sums are at most LONGEST_SUM long."""
+    result: Doubles = x[0] @ y[0] + (x[0] @ y[1] + x[1] @ y[0]) * 2.0**-_BITS
+    result *= x[2] * y[2]
+    return result
+
+
+def precise_product(x: Doubles, y: Doubles) -> Doubles:
+    """x [m, k] @ y [k, n] to 40 bits of the largest entries, for any k > 0."""
+    result = np.zeros((x.shape[0], y.shape[1]))
+    for start in range(0, x.shape[1], LONGEST_SUM):
+        part = slice(start, start + LONGEST_SUM)
+        result += product_of_digits(digits(x[:, part]), digits(y[part]))
+    return result

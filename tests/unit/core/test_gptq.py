@@ -1,0 +1,143 @@
+"""Second-order rounding: the paper's claims, its algorithm by the letter, and what never happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from amct_onnx.core.affine import quantize
+from amct_onnx.core.qparams import QParams
+from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.core.weights.arq import solve_arq
+from amct_onnx.core.weights.gptq import solve_gptq
+
+
+def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[np.ndarray, np.ndarray, QParams]:
+    """rows [C, n] with their scales, and the Gram matrix of correlated columns behind a ReLU."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(rows, length)).astype(np.float32)
+    mixing = np.eye(length) + 0.7 * np.eye(length, k=1) + 0.2 * rng.normal(size=(length, length))
+    columns = np.maximum(mixing @ rng.normal(size=(length, 4 * length)) + 0.3, 0)
+    gram = columns @ columns.T / columns.shape[1]
+    return weight, gram, solve_arq(weight, QSpec(bits=bits, granularity=PerChannel(0)))
+
+
+def output_errors(integers: np.ndarray, rows: np.ndarray, gram: np.ndarray, params: QParams) -> np.ndarray:
+    """Mean squared error of each row's output."""
+    u = integers * params.scale.astype(np.float64)[:, None] - rows
+    return np.asarray(((u @ gram) * u).sum(axis=1))
+
+
+def by_the_paper(rows: np.ndarray, gram: np.ndarray, params: QParams, damping: float) -> np.ndarray:
+    """OPTQ, algorithm 1, with the inverse."""
+    size = gram.shape[0]
+    damped = gram + damping * np.diagonal(gram).mean() * np.eye(size)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    rest = rows.astype(np.float64) / params.scale[:, None]
+    integers = np.empty_like(rest)
+    for k in range(size):
+        integers[:, k] = np.clip(np.rint(rest[:, k]), params.spec.qmin, params.spec.qmax)
+        rest[:, k:] -= ((rest[:, k] - integers[:, k]) / upper[k, k])[:, None] * upper[k, k:]
+    return integers
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("by_diagonal", [False, True])
+def test_it_is_worse_than_nearest_on_weights_and_better_on_outputs(bits: int, by_diagonal: bool) -> None:
+    rows, gram, params = layer(1, bits=bits)
+    nearest, found = quantize(rows, params), solve_gptq(rows, gram, params, by_diagonal=by_diagonal)
+    on_weights = [np.square(q * params.scale[:, None] - rows).sum() for q in (nearest, found)]
+    on_outputs = [output_errors(q, rows, gram, params).sum() for q in (nearest, found)]
+    assert on_weights[1] > 1.1 * on_weights[0]
+    assert on_outputs[1] < 0.6 * on_outputs[0]
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.3])
+@pytest.mark.parametrize("block", [1, 7, 128])
+def test_it_is_the_algorithm_of_the_paper_without_the_inverse(damping: float, block: int) -> None:
+    rows, gram, params = layer(2)
+    found, expected = (
+        solve_gptq(rows, gram, params, damping=damping, block=block),
+        by_the_paper(rows, gram, params, damping),
+    )
+    nearest = quantize(rows, params)
+    kept = output_errors(expected, rows, gram, params) >= output_errors(nearest, rows, gram, params)
+    assert kept.sum() < 4
+    assert found.tolist() == np.where(kept[:, None], nearest, expected).tolist()
+
+
+@given(st.integers(0, 1000), st.integers(2, 8), st.booleans())
+def test_no_row_is_worse_than_nearest_and_all_stay_on_the_grid(seed: int, bits: int, by_diagonal: bool) -> None:
+    rows, gram, extremes = layer(seed, rows=6, length=9, bits=bits)
+    params = QParams(scale=0.6 * extremes.scale, zero_point=extremes.zero_point, spec=extremes.spec)  # clips
+    found = solve_gptq(rows, gram, params, by_diagonal=by_diagonal)
+    nearest = output_errors(quantize(rows, params), rows, gram, params)
+    assert (output_errors(found, rows, gram, params) <= nearest * (1 + 1e-9)).all()
+    assert found.min() >= params.spec.qmin
+    assert found.max() <= params.spec.qmax
+
+
+@given(st.integers(0, 1000), st.booleans(), st.floats(0, 1))
+def test_without_correlation_it_rounds_to_nearest(seed: int, by_diagonal: bool, damping: float) -> None:
+    rows, gram, params = layer(seed, rows=5, length=9)
+    found = solve_gptq(rows, np.diag(np.diagonal(gram)), params, by_diagonal=by_diagonal, damping=damping)
+    assert found.tolist() == quantize(rows, params).tolist()
+
+
+def test_the_order_of_columns_is_that_of_the_diagonal() -> None:
+    """Columns that are in descending order already are taken as they come; any other order gives the same integers."""
+    rows, gram, params = layer(3)
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    rows, gram = rows[:, order], gram[np.ix_(order, order)]
+    expected = solve_gptq(rows, gram, params)
+    shuffled = np.random.default_rng(0).permutation(order.size)
+    found = solve_gptq(rows[:, shuffled], gram[np.ix_(shuffled, shuffled)], params, by_diagonal=True)
+    assert found.tolist() == expected[:, shuffled].tolist()
+
+
+def test_columns_that_are_always_zero_are_rounded_to_nearest_and_change_nothing() -> None:
+    rows, gram, params = layer(4)
+    dead = [0, 7, 39]
+    gram[dead] = 0
+    gram[:, dead] = 0
+    alive = np.setdiff1d(np.arange(40), dead)
+    for damping in (0.0, 0.01):
+        found = solve_gptq(rows, gram, params, damping=damping)
+        assert found[:, dead].tolist() == quantize(rows, params)[:, dead].tolist()
+    few = solve_gptq(rows[:, alive], gram[np.ix_(alive, alive)], params, damping=0.0)
+    assert few.tolist() == solve_gptq(rows, gram, params, damping=0.0)[:, alive].tolist()
+    assert solve_gptq(rows, np.zeros((40, 40)), params).tolist() == quantize(rows, params).tolist()
+
+
+def test_threads_do_not_change_the_result() -> None:
+    rows, gram, params = layer(5, rows=64, length=300)
+    found = []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(solve_gptq(rows, gram, params).tobytes())
+    assert len(set(found)) == 1
+
+
+def test_one_scale_serves_all_rows() -> None:
+    rows, gram, _ = layer(6)
+    one = solve_arq(rows, QSpec(bits=4))
+    each = QParams(scale=np.repeat(one.scale, 24), zero_point=np.zeros(24, np.int32), spec=one.spec)
+    assert solve_gptq(rows, gram, one).tolist() == solve_gptq(rows, gram, each).tolist()
+
+
+def test_what_cannot_be_rounded_is_an_error() -> None:
+    rows, gram, params = layer(7)
+    with pytest.raises(ValueError, match="do not fit a Gram matrix"):
+        solve_gptq(rows[:, 1:], gram, params)
+    with pytest.raises(ValueError, match="scales do not fit"):
+        solve_gptq(rows[1:], gram, params)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        solve_gptq(rows, gram * np.inf, params)
+    with pytest.raises(ValueError, match="more damping"):
+        solve_gptq(rows, np.ones((40, 40)), params, damping=0.0)
+    asymmetric = QParams(scale=np.float32(1), zero_point=np.int32(3), spec=QSpec(symmetric=False))
+    with pytest.raises(ValueError, match="zero point 0"):
+        solve_gptq(rows, gram, asymmetric)
