@@ -15,7 +15,8 @@ def bias_correction(
 ) -> npt.NDArray[np.float64]:
     """What to add to the bias, float64[C]: (rows - rounded_rows) E[x], for rows [C, n] and means E[x] [n].
 
-    Of a grouped Conv: the rows and means of one group. Raises ValueError where shapes do not fit or values are not finite.
+    Of a grouped Conv: the rows and means of one group. Raises ValueError where shapes do not fit or a value is not
+    finite.
     """
     if rows.shape != rounded_rows.shape or rows.ndim != 2 or means.shape != rows.shape[1:]:
         raise ValueError(f"rows {rows.shape}, rounded rows {rounded_rows.shape} and means {means.shape} do not fit")

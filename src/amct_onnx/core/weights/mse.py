@@ -30,6 +30,7 @@ _MOST_COARSE = 60  # down to a ratio of 6e-5
 _HALVINGS = 3
 _APART = 1 / 250  # ratios tried around the best
 _LEAST_TRIED, _MOST_TRIED, _TRIED_ELEMENTS = 6, 64, 1 << 11
+_SMOOTH_BITS = 6  # up to so many, trying more ratios of a long row gains nothing
 _SUMS = 1e-4  # relative error of the root of a sum of squares in float32
 _QUOTIENT = 2.0**-21  # relative error of w / s from four roundings in float32, with room
 
@@ -115,7 +116,8 @@ class _Search:
             middle = self._ratio[rows]
             for sign in (1, -1):
                 self._try(rows, steps, middle * _COARSE ** (sign * 0.5**halving))
-        tried = max(_LEAST_TRIED, min(_MOST_TRIED, _TRIED_ELEMENTS // steps.shape[1]))
+        least = _LEAST_TRIED if self._spec.bits > _SMOOTH_BITS else 0
+        tried = max(least, min(_MOST_TRIED, _TRIED_ELEMENTS // steps.shape[1]))
         middle = self._ratio[rows]
         for step in range(tried):
             self._try(rows, steps, middle * (1 + _APART * (step - (tried - 1) / 2)))
