@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow accuracy auto large adaround qat clean
+.PHONY: demo test lint bench bench-flow accuracy agreement auto large adaround qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ bench-flow: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
 
 accuracy: $(STAMP)
+	$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+agreement: $(STAMP)
 	$(BIN)/python benchmarks/agreement.py
 
 auto: $(STAMP)

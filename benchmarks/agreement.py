@@ -1,4 +1,4 @@
-"""`make accuracy`: what quantization costs on real models, and whether deploy and fake-quant models agree.
+"""`make agreement`: what quantization costs on real models, and whether deploy and fake-quant models agree.
 
 Each model is calibrated on images of the calibration part. Then the float model, the fake-quant model (by ONNX Runtime)
 and the deploy model (by `deployed_session`, in integers) classify the test part.

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import FLOOR, OURS, SIDES, Scheme, Side
+from peers import FLOOR, OURS, PEERS, SIDES, Scheme, Side
 from prepared import CONVERSION_ERRORS, Case, MissingDataError
 from processes import cpu_count, machine, run_process
 
@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def is_peer(self) -> bool:
-        return self.side not in (FLOOR, OURS)
+        return self.side in PEERS
 
 
 @dataclass(frozen=True, kw_only=True)

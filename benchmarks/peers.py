@@ -1,7 +1,8 @@
-"""The tools that `make bench` compares, as data, and the script that runs one of them in its own interpreter.
+"""The tools that `make bench` and `make accuracy` compare, as data, and a script that runs one in its own interpreter.
 
-Each side turns a float model and the images of an .npy file [N, ...] into a quantized model. Images are read one at a
-time, so that no side has them all in memory unless it keeps them itself. The script needs numpy and that side's
+Each side turns a float model and the images of an .npy file [N, ...] into a quantized model; a model of several inputs
+has an .npz file with an array for each. Images are read one at a time, so that no side has them all in memory unless it
+keeps them itself. The script needs numpy and that side's
 packages only. The settings are those that the documentation of each tool shows: onnxruntime.ai, docs.openvino.ai (for
 nncf), quark.docs.amd.com, quic.github.io/aimet-pages, nvidia.github.io/Model-Optimizer.
 """
@@ -45,6 +46,10 @@ class Job:
 
         return ort.InferenceSession(str(self.model), providers=["CPUExecutionProvider"])
 
+    def feeds(self) -> Feeds:
+        """The images, one at a time."""
+        return Feeds(self.images, "" if self.images.suffix == ".npz" else self.input_name())
+
     def input_name(self) -> str:
         """Name of the only input."""
         import onnx
@@ -56,19 +61,27 @@ class Job:
 
 
 class Feeds:
-    """The images as `{input: array [1, ...]}`, as often as they are asked for."""
+    """The images as `{input: array [1, ...]}`, as often as they are asked for; an .npz file has the names of inputs."""
 
     def __init__(self, images: Path, name: str) -> None:
         import numpy as np
 
         self._np, self._images, self._name = np, images, name
-        self._count = np.load(images, mmap_mode="r").shape[0]
+        self.arrays: dict[str, Any] = {}
+        if images.suffix == ".npz":
+            with np.load(images) as stored:
+                self.arrays = dict(stored)
+        first = next(iter(self.arrays.values())) if self.arrays else np.load(images, mmap_mode="r")
+        self._count = len(first)
 
     def __len__(self) -> int:
         return int(self._count)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for index in range(self._count):
+            if self.arrays:
+                yield {name: array[index : index + 1] for name, array in self.arrays.items()}
+                continue
             # A mapping that stays open would count the pages that were read as memory of the process.
             mapped = self._np.load(self._images, mmap_mode="r")
             yield {self._name: self._np.array(mapped[index : index + 1])}
@@ -125,14 +138,28 @@ class Side:
 
 def _float_inference(job: Job) -> None:
     session = job.session()
-    for feed in Feeds(job.images, session.get_inputs()[0].name):
+    for feed in job.feeds():
         session.run(None, feed)
 
 
-def _amct_onnx(job: Job) -> None:
-    import amct_onnx
+def _amct_onnx(**options: Any) -> Callable[[Job], None]:
+    def run(job: Job) -> None:
+        import amct_onnx
 
-    amct_onnx.quantize(str(job.model), str(job.images), target="onnxruntime").save(str(job.output.with_suffix("")))
+        amct_onnx.quantize(str(job.model), str(job.images), **options).save(str(job.output.with_suffix("")))
+
+    return run
+
+
+def _ascend(**options: Any) -> Callable[[Job], None]:
+    def run(job: Job) -> None:
+        import amct_onnx
+
+        result = amct_onnx.quantize(str(job.model), str(job.images), target="ascend", **options)
+        result.save(str(job.scratch("ascend")))
+        job.scratch("ascend_deploy_model.onnx").rename(job.output)
+
+    return run
 
 
 # --- peers
@@ -150,7 +177,7 @@ def _onnxruntime(
         quantize_static(
             str(prepared),
             str(job.output),
-            Reader(Feeds(job.images, job.input_name())),
+            Reader(job.feeds()),
             quant_format=QuantFormat[form],
             per_channel=per_channel,
             activation_type=QuantType[activation],
@@ -165,7 +192,7 @@ def _nncf(**options: Any) -> Callable[[Job], None]:
         import nncf
         import onnx
 
-        feeds = Feeds(job.images, job.input_name())
+        feeds = job.feeds()
         arguments: dict[str, Any] = {"subset_size": len(feeds)}
         if options.get("mixed"):
             arguments["preset"] = nncf.QuantizationPreset.MIXED
@@ -183,14 +210,14 @@ def _quark_plain(job: Job) -> None:
     weight = Int8Spec(calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)
     activation = UInt8Spec(calibration_method=CalibMethod.MinMax)
     config = QConfig(global_config=QLayerConfig(activation=activation, weight=weight))
-    reader = Reader(Feeds(job.images, job.input_name()))
+    reader = Reader(job.feeds())
     ModelQuantizer(config).quantize_model(str(job.model), str(job.output), reader)
 
 
 def _quark_default(job: Job) -> None:
     from quark.onnx import ModelQuantizer, QConfig
 
-    reader = Reader(Feeds(job.images, job.input_name()))
+    reader = Reader(job.feeds())
     ModelQuantizer(QConfig.get_default_config("A8W8")).quantize_model(str(job.model), str(job.output), reader)
 
 
@@ -200,7 +227,7 @@ def _aimet(scheme: str) -> Callable[[Job], None]:
         from aimet_onnx import QuantizationSimModel
 
         sim = QuantizationSimModel(onnx.load(job.model), quant_scheme=scheme, providers=["CPUExecutionProvider"])
-        sim.compute_encodings(Feeds(job.images, job.input_name()))
+        sim.compute_encodings(job.feeds())
         onnx.save(sim.to_onnx_qdq(), job.output)
 
     return run
@@ -211,13 +238,13 @@ def _modelopt(method: str) -> Callable[[Job], None]:
         import numpy as np
         from modelopt.onnx.quantization import quantize
 
-        images = np.load(job.images, mmap_mode="r")
-        shape = "x".join(str(size) for size in (1, *images.shape[1:]))
+        arrays = job.feeds().arrays or {job.input_name(): np.load(job.images, mmap_mode="r")}
+        shapes = {name: "x".join(str(size) for size in (1, *array.shape[1:])) for name, array in arrays.items()}
         quantize(
             str(job.model),
-            calibration_data={job.input_name(): images},
+            calibration_data=arrays,
             calibration_method=method,
-            calibration_shapes=f"{job.input_name()}:{shape}",
+            calibration_shapes=",".join(f"{name}:{shape}" for name, shape in shapes.items()),
             calibration_eps=["cpu"],
             high_precision_dtype="fp32",
             output_path=str(job.output),
@@ -233,7 +260,17 @@ FLOOR = Side(
     schemes=(Scheme(name="batch 1", run=_float_inference),),
 )
 OURS = Side(
-    name="amct_onnx", module="amct_onnx", distribution="amct-onnx", schemes=(Scheme(name="default", run=_amct_onnx),)
+    name="amct_onnx", module="amct_onnx", distribution="amct-onnx", schemes=(Scheme(name="default", run=_amct_onnx()),)
+)
+# Deploy models, which only `deployed_session` runs: for accuracy, not for latency.
+ASCEND = Side(
+    name="amct_onnx ascend",
+    module="amct_onnx",
+    distribution="amct-onnx",
+    schemes=(
+        Scheme(name="default", run=_ascend()),
+        Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_ascend(algorithm="ifmr")),
+    ),
 )
 PEERS = (
     Side(
@@ -297,14 +334,14 @@ SIDES = {side.name: side for side in (FLOOR, OURS, *PEERS)}
 
 def find_scheme(side: str, scheme: str) -> Scheme:
     """The scheme with that name."""
-    return next(candidate for candidate in SIDES[side].schemes if candidate.name == scheme)
+    return next(candidate for candidate in (SIDES | {ASCEND.name: ASCEND})[side].schemes if candidate.name == scheme)
 
 
 def main() -> int:
     """`--installed` prints the versions of the sides of this interpreter; otherwise one scheme runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--installed", action="store_true")
-    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--side", choices=[*SIDES, ASCEND.name])
     parser.add_argument("--scheme")
     for name in ("model", "images", "folder", "result"):
         parser.add_argument(f"--{name}", type=Path)
