@@ -91,7 +91,7 @@ def mean_average_precision(found: Sequence[Boxes], truth: Sequence[Boxes]) -> fl
     Precision is made monotonous and read at 101 recalls; a box takes the best free true box of its class. COCO's
     areas and crowds are left out: the labels do not have them.
     """
-    classes = np.unique(np.concatenate([boxes.classes for boxes in truth])) if truth else np.empty(0)
+    classes = np.unique(np.concatenate([boxes.classes for boxes in truth])) if len(truth) else np.empty(0)
     if not len(classes):
         return 0.0
     return 100 * float(np.mean([_class_precision(found, truth, kind) for kind in classes]))

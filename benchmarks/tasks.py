@@ -226,26 +226,27 @@ class SuperResolution(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Sentences(Task):
-    """Pairs of sentences; both of each calibration pair are samples."""
+    """Pairs of sentences; both of each calibration pair are samples, unless they occur in the test as well."""
 
-    def write_calibration(self, path: Path, count: int) -> int:
-        with np.load(DATA / "text/stsb/calibration.npz") as stored:
+    def _pairs(self, part: str) -> tuple[Array, Array, Array]:
+        """Token ids and masks, int64 [pairs, 2, length], and scores [pairs]."""
+        with np.load(DATA / f"text/stsb/{part}.npz") as stored:
             ids, mask = (
-                np.stack([stored[f"{kind}_a"], stored[f"{kind}_b"]], axis=1).reshape(-1, stored[f"{kind}_a"].shape[1])
+                np.stack([stored[f"{kind}_a"], stored[f"{kind}_b"]], axis=1).astype(np.int64)
                 for kind in ("ids", "mask")
             )
-        ids, mask = (array[:count].astype(np.int64) for array in (ids, mask))
-        np.savez(path, input_ids=ids, attention_mask=mask)
-        return len(ids)
+            return ids, mask, stored["score"]
+
+    def write_calibration(self, path: Path, count: int) -> int:
+        tested = {sentence.tobytes() for pair in self._pairs("test")[0] for sentence in pair}
+        ids, mask = (array.reshape(-1, array.shape[2]) for array in self._pairs("calibration")[:2])
+        new = [k for k, sentence in enumerate(ids) if sentence.tobytes() not in tested][:count]
+        np.savez(path, input_ids=ids[new], attention_mask=mask[new])
+        return len(new)
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, float]]:
-        with np.load(DATA / "text/stsb/test.npz") as stored:
-            arrays = dict(stored)
-        for k in range(len(arrays["score"][:most])):
-            ids, mask = (
-                np.stack([arrays[f"{kind}_{side}"][k] for side in "ab"]).astype(np.int64) for kind in ("ids", "mask")
-            )
-            yield {"input_ids": ids, "attention_mask": mask}, float(arrays["score"][k])
+        for ids, mask, score in list(zip(*self._pairs("test"), strict=True))[:most]:
+            yield {"input_ids": ids, "attention_mask": mask}, float(score)
 
 
 def _coco() -> list[Path]:

@@ -1,0 +1,148 @@
+"""`make accuracy`: its measures against brute force and known cases, and a quick run on a real model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import accuracy
+import detection
+import measures
+import numpy as np
+import peers
+import pytest
+import tasks
+from detection import Boxes
+from hypothesis import given
+from hypothesis import strategies as st
+from measures import Figure, paired_difference
+
+values = st.lists(st.integers(-5, 5), min_size=2, max_size=30)
+
+
+def boxes(*rows: tuple[float, float, float, float, int, float]) -> Boxes:
+    table = np.array(rows, float).reshape(-1, 6)
+    return Boxes(corners=table[:, :4], classes=table[:, 4].astype(int), scores=table[:, 5])
+
+
+def samples(feed: tasks.Feed) -> list[bytes]:
+    """What each sample of a batch consists of."""
+    return [b"".join(array[k].tobytes() for array in feed.values()) for k in range(len(next(iter(feed.values()))))]
+
+
+@given(values)
+def test_ranks_are_means_over_equal_values(numbers: list[int]) -> None:
+    expected = [sum(o < n for o in numbers) + (sum(o == n for o in numbers) - 1) / 2 for n in numbers]
+    np.testing.assert_allclose(measures.ranks(np.array(numbers)), expected)
+
+
+@given(values)
+def test_spearman_sees_order_only(numbers: list[int]) -> None:
+    array = np.array(numbers, float)
+    if len(set(numbers)) > 1:
+        assert measures.spearman(array, np.exp(array)) == pytest.approx(1)
+        assert measures.spearman(array, -(array**3)) == pytest.approx(-1)
+    else:
+        assert measures.spearman(array, array) == 0
+
+
+def test_interval_is_that_of_the_normal_approximation() -> None:
+    random = np.random.default_rng(3)
+    first, second = random.random(2000) < 0.8, random.random(2000) < 0.7
+    figures = [Figure(of=measures.percentage, items=(hits,)) for hits in (first, second)]
+    found = paired_difference(*figures)
+    spread = 196 * np.std(first.astype(float) - second) / np.sqrt(2000)
+    assert found.value == pytest.approx(100 * (first.mean() - second.mean()))
+    assert found.high - found.value == pytest.approx(spread, rel=0.15)
+    assert found.value - found.low == pytest.approx(spread, rel=0.15)
+    assert not found.is_noise
+    assert found == paired_difference(*figures)
+
+
+def test_a_constant_difference_has_no_width_because_samples_are_paired() -> None:
+    noisy = np.random.default_rng(1).normal(size=50)
+    figures = [Figure(of=measures.average, items=(noisy + shift,)) for shift in (1.0, 0.0)]
+    found = paired_difference(*figures, resamples=50)
+    assert (found.low, found.high) == (pytest.approx(1), pytest.approx(1))
+    assert paired_difference(figures[0], figures[0], resamples=50).is_noise
+
+
+def test_yolox_output_becomes_the_boxes_that_it_was_made_of() -> None:
+    """A 416 pixel input has 52 * 52 + 26 * 26 + 13 * 13 cells; the second cell of the last grid's third row is set."""
+    output = np.zeros((3549, 85))
+    output[52 * 52 + 26 * 26 + 2 * 13 + 1] = [0.5, 0.25, np.log(2), np.log(3), 0.9, *([0.1] * 7), 0.8, *([0.1] * 72)]
+    found = detection.decode(output, 416)
+    np.testing.assert_allclose(found.corners, [[48 - 32, 72 - 48, 48 + 32, 72 + 48]])
+    assert found.classes.tolist() == [7]
+    np.testing.assert_allclose(found.scores, [0.72])
+
+
+def test_suppression_is_by_class_and_keeps_the_best() -> None:
+    corners = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [20, 0, 30, 10]], float)
+    assert detection.suppress(corners, np.array([1, 1, 2, 1])).tolist() == [0, 2, 3]
+
+
+def test_average_precision_of_known_cases() -> None:
+    truth = [boxes((0, 0, 10, 10, 1, 1), (20, 20, 30, 30, 1, 1)), boxes((0, 0, 10, 10, 2, 1))]
+    score = detection.mean_average_precision
+    assert score(truth, truth) == pytest.approx(100)
+    assert score([boxes(), boxes()], truth) == 0
+    # Class 1: one of two, so 51 of 101 recalls have precision 1. Class 2: a better wrong box halves the precision.
+    found = [boxes((0, 0, 10, 10, 1, 0.9)), boxes((50, 50, 60, 60, 2, 0.9), (0, 0, 10, 10, 2, 0.5))]
+    assert score(found, truth) == pytest.approx(100 * (51 / 101 + 1 / 2) / 2)
+    # An IoU of 0.72 passes 5 of 10 thresholds; a second box on the same object is wrong.
+    loose = [boxes((0, 0, 10, 7.2, 2, 0.9), (0, 0, 10, 7.2, 2, 0.8))]
+    assert score(loose, truth[1:]) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_calibration_and_test_share_no_sample(test_data: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    test_data("images")
+    test_data("text")
+    task = tasks.TASKS[name]
+    path = tmp_path / f"calibration{task.suffix}"
+    count = task.write_calibration(path, 30)
+    feeds = list(peers.Feeds(path, next(iter(next(task.test(1))[0]))))
+    assert 20 < len(feeds) == count <= 30
+    tested = [feed for feed, _ in task.test(20)]
+    assert tested[0].keys() == feeds[0].keys()
+    assert all(tested[0][key].dtype == feeds[0][key].dtype for key in feeds[0])
+    seen = {sample for feed in feeds for sample in samples(feed)}
+    assert len(seen) > 20
+    assert seen.isdisjoint(sample for feed in tested for sample in samples(feed))
+
+
+def test_quick_run_prints_a_row_for_every_side(
+    test_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_data("models", "resnet20_cifar10.onnx")
+    monkeypatch.delenv("AMCT_PEERS", raising=False)
+    assert accuracy.main(["--quick", "--models", "resnet20", "--peers", "onnxruntime"]) == 0
+    out = capsys.readouterr().out
+    assert "session.x64quantprecision=1" in out
+    table = out[out.index("resnet20: 4 calibration samples, 6 test items") :].splitlines()[1:]
+    rows = {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line) for line in table)}
+    assert [cell for cell in next(iter(rows.values())) if cell] == [
+        "top-1",
+        "drop",
+        "top-5",
+        "agree",
+        "dB",
+        "int8 %",
+        "s",
+    ]
+    for label in ("amct_onnx, default", "onnxruntime, min-max QOperator"):
+        assert float(rows[label][4]) > 10
+        assert 90 <= float(rows[label][5]) <= 100
+    for label in ("amct_onnx ascend, default", "amct_onnx ascend, AMCT's recipe (IFMR + ARQ)"):
+        assert float(rows[label][4]) > 10
+    assert "amct_onnx, default - best peer, onnxruntime" in out
+
+
+def test_missing_data_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "DATA", tmp_path)
+    assert accuracy.main(["--quick"]) == 1
+    assert "[ERROR] no such model" in capsys.readouterr().err
