@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import onnxruntime as ort
 from beside_peers import Bench, Entry, Run, choose, find_sides, print_table
@@ -30,7 +31,7 @@ from amct_onnx.runtime.inspection import inspect_model
 
 FLOAT = "float"
 WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
-# Of these, intervals are shown against float; the others are beside the peers only.
+# Intervals against float are shown for these; all figures have them beside the peers.
 DROPS = ("top-1", "Spearman")
 EXPLANATION = """\
 int8 models run with session.x64quantprecision=1: exact sums, where a CPU without VNNI would saturate.
@@ -218,7 +219,7 @@ def _differences(first: Row, second: Row, names: Sequence[str], resamples: int) 
 class _Tee(io.StringIO):
     """Keeps what is printed, and prints it."""
 
-    def __init__(self, shown: io.TextIOBase) -> None:
+    def __init__(self, shown: TextIO) -> None:
         super().__init__()
         self._shown = shown
 
@@ -289,7 +290,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"[ERROR] no such model: {missing[0]}; set AMCT_TEST_DATA", file=sys.stderr)
         return 1
     os.environ.setdefault("AMCT_LOG_LEVEL", "ERROR")
-    tee = _Tee(sys.stdout)  # type: ignore[arg-type]
+    tee = _Tee(sys.stdout)
     with contextlib.redirect_stdout(tee):
         run_all(args, words)
     if args.write:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 FloatArray = NDArray[np.float32]
+T = TypeVar("T")
 DATA = Path(os.environ.get("AMCT_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared")
 _MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
@@ -103,10 +105,10 @@ def read_labels(list_file: str, data: Path = DATA) -> list[Labelled]:
     return [Labelled(path.parent / name, int(label)) for name, label in lines]
 
 
-def spread(images: Sequence[Labelled], count: int) -> list[Labelled]:
-    """`count` images at equal distances: the lists are sorted by class."""
-    chosen = np.linspace(0, len(images), min(count, len(images)), endpoint=False).astype(int)
-    return [images[i] for i in chosen]
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` items at equal distances: the lists of images are sorted by class."""
+    chosen = np.linspace(0, len(items), min(count, len(items)), endpoint=False).astype(int)
+    return [items[i] for i in chosen]
 
 
 def load(path: Path, prepare: Callable[[Image.Image], FloatArray]) -> FloatArray:

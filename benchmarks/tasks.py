@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from detection import Boxes, decode, mean_average_precision, read_truth
@@ -17,6 +17,7 @@ from prepared import Case
 from shared_data import DATA, MODELS, Labelled, letterbox, load, luminance, read_labels, spread
 
 Feed = dict[str, Array]
+T = TypeVar("T")
 SQNR = "dB"
 COCO_CALIBRATION = 28
 _SR_SCALE, _SR_SIZE, _SR_BORDER = 3, 224, 8
@@ -160,7 +161,7 @@ class Classification(Task):
     def test(self, most: int | None) -> Iterator[tuple[Feed, int]]:
         model = MODELS[self.name]
         images = read_labels(model.test, DATA)
-        for image in images if most is None else spread(images, most):
+        for image in _capped(images, most):
             yield {model.input: load(image.path, model.prepare)[None]}, image.label
 
 
@@ -180,7 +181,7 @@ class Keywords(Task):
         return min(count, len(samples))
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, int]]:
-        for sample, label in list(zip(*self._part(test=True), strict=True))[:most]:
+        for sample, label in _capped(list(zip(*self._part(test=True), strict=True)), most):
             yield {"input": sample[None]}, int(label)
 
 
@@ -195,7 +196,7 @@ class Detection(Task):
         return len(pictures)
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, Boxes]]:
-        for path in _coco()[COCO_CALIBRATION:][:most]:
+        for path in _capped(_coco()[COCO_CALIBRATION:], most):
             with Image.open(path) as image:
                 width, height = image.size
                 pixels = letterbox(image.convert("RGB"), size=_YOLOX_SIZE)
@@ -214,7 +215,7 @@ class SuperResolution(Task):
         return len(images)
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, Enlarged]]:
-        for path in _coco()[COCO_CALIBRATION:][:most]:
+        for path in _capped(_coco()[COCO_CALIBRATION:], most):
             with Image.open(path) as image:
                 y = image.convert("YCbCr").split()[0]
             width, height = (min(side // _SR_SCALE, _SR_SIZE) for side in y.size)
@@ -245,8 +246,13 @@ class Sentences(Task):
         return len(new)
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, float]]:
-        for ids, mask, score in list(zip(*self._pairs("test"), strict=True))[:most]:
+        for ids, mask, score in _capped(list(zip(*self._pairs("test"), strict=True)), most):
             yield {"input_ids": ids, "attention_mask": mask}, float(score)
+
+
+def _capped(items: Sequence[T], most: int | None) -> list[T]:
+    """All, or `most` at equal distances: some sets are sorted by class or origin."""
+    return spread(items, len(items) if most is None else most)
 
 
 def _coco() -> list[Path]:
