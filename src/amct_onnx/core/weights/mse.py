@@ -96,7 +96,8 @@ class _Search:
             self._refine(slice(None) if rows.size == self._scale.size else rows)
         unsure = _QUOTIENT * np.sqrt(self._sums(self._steps.copy()))
         better = np.sqrt(self._error) * (1 + _SUMS) + unsure < np.sqrt(self._start) * (1 - _SUMS) - unsure
-        return np.where(better, (self._scale * self._ratio).astype(np.float32), self._scale)
+        found = np.clip((self._scale * self._ratio).astype(np.float32), FLT_EPSILON, 1 / FLT_EPSILON)
+        return np.where(better, found, self._scale)
 
     def _descend(self, rows: npt.NDArray[np.intp]) -> None:
         steps, length = self._steps[rows], self._steps.shape[1]
