@@ -58,6 +58,8 @@ def open_exact(path: Path, *, ascend: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")
+    # A dozen sessions take turns: threads that spin after a run would take the processors from the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if ascend:
         return deployed_session(path, options)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
