@@ -38,6 +38,7 @@ int8 models run with session.x64quantprecision=1: exact sums, where a CPU withou
 dB: SQNR of the model's outputs against float. int8 %: integer kernels among all kernels that compute, in the graph as
 ONNX Runtime optimises it. s: wall time of the whole process. drop: against float.
 [low, high]: 95 % of {resamples} paired bootstrap resamples of the test items; "noise" where it holds zero.
+Peers whose per-channel grids need opset 13 get the model converted to it; on the file as it is they may do worse.
 Ascend's deploy models run in `deployed_session`; no int8 % is given for them.
 """
 
