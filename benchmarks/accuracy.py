@@ -292,7 +292,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if missing:
         print(f"[ERROR] no such model: {missing[0]}; set AMCT_TEST_DATA", file=sys.stderr)
         return 1
-    os.environ.setdefault("AMCT_LOG_LEVEL", "ERROR")
     tee = _Tee(sys.stdout)
     with contextlib.redirect_stdout(tee):
         run_all(args, words)
@@ -302,4 +301,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("AMCT_LOG_LEVEL", "ERROR")
     sys.exit(main())
