@@ -17,6 +17,7 @@ import amct_onnx
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.naming import name_nodes
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 
 # The largest error of an output, relative to its largest magnitude: a few steps of 8 bits through a few layers.
 CLOSE = 0.15
@@ -106,3 +107,30 @@ def test_dequantizers_of_weights_are_not_shared_between_nodes(case: Case) -> Non
     model = case.result.model()
     weights = [node for node in dequantizers(model) if node.inputs[0].is_initializer()]
     assert all(len(node.outputs[0].uses()) == 1 for node in weights)
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_weights_keep_their_values_where_a_bias_makes_the_steps_wider(reduce_range: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight = (rng.normal(size=(2, 64, 1, 1)) * [[[[1e-5]]], [[[1.0]]]]).astype(np.float32)
+    model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 13]> g (float[N,64,1,1] x) => (float[N,2,1,1] y)
+        <float[2,64,1,1] w = {0}, float[2] b = {300, 1}> { y = Conv(x, w, b) }""".replace(
+        "w = {0}", f"w = {{{', '.join(map(repr, weight.ravel().tolist()))}}}"
+    ))  # fmt: skip
+    data = rng.normal(size=(8, 64, 1, 1)).astype(np.float32)
+    result = amct_onnx.quantize(model, data, reduce_range=reduce_range)
+    (node,) = (node for node in dequantizers(result.model()) if node.inputs[0].dtype == ir.DataType.INT8)
+    integers, scale = array(node.inputs[0]), array(node.inputs[1]).reshape(2, 1, 1, 1)
+    assert scale[0] > 10 * np.abs(weight[0]).max() / 127  # the bias did that
+    assert np.abs(integers * scale - weight).max(axis=(1, 2, 3)).tolist() <= (scale.ravel() / 2 * 1.001).tolist()
+
+
+@pytest.mark.parametrize("target", QDQ_TARGETS)
+def test_a_constant_that_is_reshaped_in_the_graph_is_a_tensor_like_others(target: str) -> None:
+    model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 13]> g (float[N,1,4,4] x) => (float[N,2,4,4] y)
+        <float[2,1,1,1] w = {1, -2}, float[2] k = {3, 1}, int64[4] s = {1, 2, 1, 1}> {
+        c = Reshape(k, s) a = Conv(x, w) y = Add(a, c) }""")
+    data = np.random.default_rng(0).normal(size=(4, 1, 4, 4)).astype(np.float32)
+    (got,) = run(ir.to_proto(amct_onnx.quantize(model, data, target=target).model()), {"x": data})
+    (expected,) = run(ir.to_proto(model), {"x": data})
+    assert np.abs(got - expected).max() <= CLOSE * np.abs(expected).max()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -32,6 +32,17 @@ class Statistics:
             raise StatisticsError("Statistics of different tensors cannot be merged: use one version of amct_onnx.")
         tensors = {name: own.merge(other.tensors[name]) for name, own in self.tensors.items()}
         return Statistics(tensors=tensors, samples=self.samples + other.samples, digest=self.digest)
+
+    def of(self, names: Iterable[str]) -> DyadicHistogram:
+        """The histogram of several tensors together. Raises StatisticsError for one that was not observed."""
+        histogram = DyadicHistogram.empty()
+        for name in names:
+            if name not in self.tensors:
+                raise StatisticsError(
+                    f'Tensor "{name}" was not observed by this calibration: call quantize with these settings and data.'
+                )
+            histogram = histogram.merge(self.tensors[name])
+        return histogram
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Statistics) and (

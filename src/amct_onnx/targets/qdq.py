@@ -32,7 +32,7 @@ from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
 
 Array = npt.NDArray[Any]
 # The grid of a weight, and its integers where they are not simply the nearest.
-SolveWeight = Callable[[str, Array, QSpec], tuple[QParams, npt.NDArray[np.int8] | None]]
+SolveWeight = Callable[[str, Array, QSpec, Array], tuple[QParams, npt.NDArray[np.int8] | None]]
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
 _BIAS_LIMIT = 2.0**30
 
@@ -47,7 +47,7 @@ def lower_qdq(
     """Quantize `model` in place; `grids` has the grid of each tensor of the plan. Returns those of weights, by node.
 
     `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n], each in the order
-    in which kernels read it: the channels of an input position stand together.
+    in which kernels read it (the channels of an input position stand together), and the least scale of each row.
 
     Raises ModelError for a weight without a grid, and for an opset that is too new for the target.
     """
@@ -106,15 +106,14 @@ class _Lowering:
         data = self.grids[source.name or ""]
         axis, rows = weight_axis(node, weight.ndim), kernel_rows(node, weight)
         bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+        bound = bias is not None and self.target.int32_bias
+        least = _least_scale(data, bias) if bias is not None and bound else np.zeros(len(rows), np.float32)
+        spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
         try:
-            params, chosen = solve(
-                node.name or "", rows, QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
-            )
+            params, chosen = solve(node.name or "", rows, spec, least)
         except ValueError as error:
             raise ModelError(f'Layer "{node.name}": {error}. Correct the model or switch the layer off.') from error
-        if bias is not None and self.target.int32_bias:
-            params = _with_room_for_bias(params, data, bias)
-        spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(axis))
+        spec = QSpec(bits=params.spec.bits, granularity=PerChannel(axis))
         params = QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
         if chosen is None:
             integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
@@ -266,11 +265,10 @@ class _Lowering:
             self.model.graph.remove(dequantize, safe=True)
 
 
-def _with_room_for_bias(params: QParams, data: QParams, bias: Array) -> QParams:
-    """`params` with wider steps where the bias would leave int32: channels whose weights are next to nothing."""
-    needed = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
-    scale = np.maximum(params.scale, needed.astype(np.float32))
-    return QParams(scale=scale, zero_point=params.zero_point, spec=params.spec)
+def _least_scale(data: QParams, bias: Array) -> Array:
+    """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing."""
+    least = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
+    return least.astype(np.float32)
 
 
 def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,16 +76,17 @@ class Choice:
         return next((self.settings.layers[name] for name in names if name in self.settings.layers), None)
 
     def weight(
-        self, name: str, rows: npt.NDArray[np.float32], spec: QSpec
+        self, name: str, rows: npt.NDArray[np.float32], spec: QSpec, least: npt.NDArray[np.float32]
     ) -> tuple[QParams, npt.NDArray[np.int8] | None]:
         """The grid of the weight of layer `name`, as rows of output channels, and its integers where they are not the
-        nearest. Raises ValueError."""
+        nearest; no scale is below `least`, float32[C]. Raises ValueError."""
         layer = self._layer((name,))
         bits = spec.bits if layer is None else layer.weight.num_bits
         spec = QSpec(bits=bits, granularity=spec.granularity)
         if self.reduce_range and bits > _SAFE_BITS:
-            return solve_pairs(rows, spec)
-        return (solve_weight_mse if layer is None else solve_arq)(rows, spec), None
+            return solve_pairs(rows, spec, least)
+        params = (solve_weight_mse if layer is None else solve_arq)(rows, spec)
+        return replace(params, scale=np.maximum(params.scale, least)), None
 
     def check(self, target: str, *, integers: bool = True) -> None:
         """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""

@@ -27,7 +27,7 @@ from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.planner import decide
 from amct_onnx.workflow.prepare import prepare_records
 from amct_onnx.workflow.result import FactoredModel, assemble
-from amct_onnx.workflow.source import FloatSource, merged, source_of
+from amct_onnx.workflow.source import FloatSource, source_of
 
 _RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
 
@@ -81,7 +81,7 @@ def _solve(observer: Observer, values: Sequence[ir.Value], choice: Choice, stati
     """The fields of a record for an observer whose factors come from what `values` held."""
     assert isinstance(observer.task, ActivationSettings)  # `check` refused what needs others
     solver = choice.algorithm or (Mse() if choice.settings is None else observer.task.solver)
-    statistic = merged(statistics, dict.fromkeys(source_of(value).name or "" for value in values))
+    statistic = statistics.of(dict.fromkeys(source_of(value).name or "" for value in values))
     try:
         params = solve_activation(statistic, replace(observer.task, solver=solver))
     except ValueError as error:

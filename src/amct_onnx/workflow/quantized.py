@@ -30,7 +30,7 @@ from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.result import write_quantized
-from amct_onnx.workflow.source import FloatSource, merged, source_of, values_by_name
+from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
 
 ASCEND_NAME = "ascend"
 _LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be felt beside a calibration of two seconds
@@ -179,7 +179,7 @@ class QuantizedModel:
 
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
         names = dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources)
-        statistic = merged(self.statistics, names)
+        statistic = self.statistics.of(names)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
         try:
             grid = solve_activation(statistic, self.choice.activation(self._rules, readers))

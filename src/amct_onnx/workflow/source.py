@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import onnx_ir as ir
 
 from amct_onnx.core.plan import GraphFacts
 from amct_onnx.core.settings import Settings
-from amct_onnx.core.statistics import Statistics
-from amct_onnx.core.stats.histogram import DyadicHistogram
-from amct_onnx.errors import ArgumentTypeError, ModelFileError, StatisticsError
+from amct_onnx.errors import ArgumentTypeError, ModelFileError
 from amct_onnx.formats.config_json import read_config
 from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.onnx_file import load_model
@@ -106,19 +103,7 @@ def source_of(value: ir.Value) -> ir.Value:
     """The tensor whose elements `value` has, behind operators that only move them."""
     while (node := value.producer()) is not None and is_standard(node) and node.op_type in _MOVES:
         source = node.inputs[0]
-        if source is None or value is not node.outputs[0]:
+        if source is None or value is not node.outputs[0] or constant_tensor(source) is not None:
             break
         value = source
     return value
-
-
-def merged(statistics: Statistics, names: Collection[str]) -> DyadicHistogram:
-    """The statistic of several tensors together. Raises StatisticsError for one that was not observed."""
-    statistic = DyadicHistogram.empty()
-    for name in names:
-        if name not in statistics.tensors:
-            raise StatisticsError(
-                f'Tensor "{name}" was not observed by this calibration: call quantize with these settings and the data.'
-            )
-        statistic = statistic.merge(statistics.tensors[name])
-    return statistic

@@ -22,17 +22,20 @@ _ELEMENTS = 1 << 16
 _RATIOS = (1.0, 0.8, 0.9, 1.1, 1.2, 1.35, 1.5, 1.75, 2.02)
 
 
-def solve_pairs(rows: npt.NDArray[np.float32], spec: QSpec) -> tuple[QParams, npt.NDArray[np.int8]]:
+def solve_pairs(
+    rows: npt.NDArray[np.float32], spec: QSpec, least: npt.NDArray[np.float32]
+) -> tuple[QParams, npt.NDArray[np.int8]]:
     """Scale of each row of a weight [C, n], and its integers int8[C, n], of which no neighbours (2k, 2k + 1) overflow.
 
-    `rows` are in the order in which the kernel reads them. Raises ValueError like `solve_arq`.
+    `rows` are in the order in which the kernel reads them; no scale is below `least`, float32[C]. Raises ValueError
+    like `solve_arq`.
     """
     widest = solve_arq(rows, spec)
     scale, integers = np.empty_like(widest.scale), np.empty(rows.shape, np.int8)
     step = max(1, _ELEMENTS // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        scale[part], integers[part] = _solve(rows[part].astype(np.float32), widest.scale[part], spec)
+        scale[part], integers[part] = _solve(rows[part].astype(np.float32), widest.scale[part], least[part], spec)
     return QParams(scale=scale, zero_point=widest.zero_point, spec=spec), integers
 
 
@@ -43,12 +46,12 @@ def overflows(rows: npt.NDArray[np.int8]) -> bool:
 
 
 def _solve(
-    rows: npt.NDArray[np.float32], widest: npt.NDArray[np.float32], spec: QSpec
+    rows: npt.NDArray[np.float32], widest: npt.NDArray[np.float32], lower: npt.NDArray[np.float32], spec: QSpec
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     least = np.full(len(rows), np.inf)
     scale, integers = widest.copy(), np.zeros(rows.shape, np.int8)
     for ratio in _RATIOS:
-        tried = widest * np.float32(ratio)
+        tried = np.maximum(widest * np.float32(ratio), lower)
         found = np.clip(np.rint(rows / tried[:, None]), spec.qmin, spec.qmax)
         _part_pairs(found)
         error = found * tried[:, None]
