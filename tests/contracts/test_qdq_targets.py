@@ -103,6 +103,14 @@ def test_a_bias_that_int32_cannot_hold_makes_the_steps_of_its_channel_wider() ->
     assert np.abs(got - expected).max() <= CLOSE * np.abs(expected).max()
 
 
+def test_no_initializer_is_left_that_nobody_reads(case: Case) -> None:
+    def unread(model: ir.Model) -> set[str | None]:
+        values = model.graph.initializers.values()
+        return {value.name for value in values if not value.uses() and not value.is_graph_output()}
+
+    assert unread(case.result.model()) <= unread(ir.from_proto(case.model))
+
+
 def test_dequantizers_of_weights_are_not_shared_between_nodes(case: Case) -> None:
     model = case.result.model()
     weights = [node for node in dequantizers(model) if node.inputs[0].is_initializer()]

@@ -41,6 +41,10 @@ CASES = {
         f"{CONV} b = Conv(a, w) c = Concat<axis = 1>(a, b) y = Conv(c, w8)",
         {"QLinearConv": 3, "QLinearConcat": 1},
     ),
+    "concatenation of unlike tensors": (
+        f"{CONV} b = Relu(a) c = Conv(x, w) d = Concat<axis = 1>(b, c) y = Conv(d, w8)",
+        {"QLinearConv": 3, "QLinearConcat": 1, "Clip": 1},
+    ),
     "resize": (f"{CONV} y = Resize<mode = \"nearest\">(a, , scales)", {"QLinearConv": 1, "Resize": 1}),
     "pad": (f"{CONV} b = Pad(a, pads) y = Conv(b, w)", {"QLinearConv": 2, "Pad": 1}),
     "slice": (f"{CONV} b = Slice(a, starts, ends) y = Conv(b, w)", {"QLinearConv": 2, "Slice": 1}),

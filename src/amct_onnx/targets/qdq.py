@@ -23,7 +23,7 @@ from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_from_range
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
 from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -237,6 +237,7 @@ class _Lowering:
             dequantize = self._node("DequantizeLinear", [stored, scale, zero_point], f"{owner}.dequantize", output)
             self.model.graph.insert_before(node, dequantize)
             node.replace_input_with(index, output)
+            remove_unused((value,))
 
     def _constant_grid(self, array: Array) -> QParams:
         spec, low, high = self.target.activation, min(0.0, float(array.min())), max(0.0, float(array.max()))
