@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -25,13 +26,16 @@ def open_session(path: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    # Threads that wait busily for the next run of one model would slow down the one whose turn it is.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def measure(files: dict[str, str], images: Path, rounds: int, threads: int) -> dict[str, dict[str, Any]]:
     """Of each model, by label (`FLOAT` is among them), what was measured, or the problem.
 
-    A turn runs a model twice and times the second run: by then the threads of the model before have stopped spinning.
+    A turn runs a model twice and times the second run, when its weights are in the caches. The order is drawn anew in
+    each round, the same in every measurement, so that no model always follows the same other one.
     """
     data = np.load(images, mmap_mode="r")
     sessions: dict[str, ort.InferenceSession] = {}
@@ -47,10 +51,11 @@ def measure(files: dict[str, str], images: Path, rounds: int, threads: int) -> d
             results[label] = {"problem": "does not run: " + " ".join(str(reason).split())[:200]}
     seconds: dict[str, list[float]] = {label: [] for label in sessions}
     power = {label: Power() for label in sessions}
-    order = list(sessions)
+    order, chance = list(sessions), random.Random(0)
     for turn in range(rounds):
         image = np.array(data[turn % len(data)][None])
         outputs = {}
+        chance.shuffle(order)
         for label in order:
             session = sessions[label]
             feed = {session.get_inputs()[0].name: image}
@@ -60,7 +65,6 @@ def measure(files: dict[str, str], images: Path, rounds: int, threads: int) -> d
             seconds[label].append(time.perf_counter() - start)
         for label, output in outputs.items():
             power[label].add(outputs[FLOAT], output)
-        order = order[1:] + order[:1]
     for label in sessions:
         kernels = inspect_model(files[FLOAT], files[label], threads=threads).kernels
         results[label] = {
