@@ -48,13 +48,15 @@ class Choice:
 
     settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
     none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
-    overflows kernels that add pairs of products in 16 bits.
+    overflows kernels that add pairs of products in 16 bits. wide: layers whose activations get 16 bits, where target
+    ascend has that for them; other targets do not.
     """
 
     settings: Settings | None = None
     algorithm: ActivationSolver | None = None
     skip_layers: tuple[str, ...] = ()
     reduce_range: bool = False
+    wide: tuple[str, ...] = ()
 
     def off(self) -> frozenset[str]:
         """The nodes that stay in float."""

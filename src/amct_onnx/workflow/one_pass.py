@@ -74,6 +74,9 @@ def _settings(source: FloatSource, choice: Choice) -> Settings:
         name: replace(entry, quant_enable=entry.quant_enable and name not in off)
         for name, entry in settings.layers.items()
     }
+    for name in choice.wide:
+        if name in layers and facts.layers[name].supports_int16:
+            layers[name] = replace(layers[name], activation=replace(layers[name].activation, num_bits=16))
     return replace(settings, layers=MappingProxyType(layers))
 
 

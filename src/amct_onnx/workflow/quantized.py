@@ -14,6 +14,7 @@ import onnx_ir as ir
 from amct_onnx.core.calibrate.minmax import solve_minmax
 from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.plan import Decision, LayerRecord
+from amct_onnx.core.precision import MixedPrecision
 from amct_onnx.core.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.core.qparams import QParams
@@ -29,7 +30,7 @@ from amct_onnx.targets.qdq_rules import ONNXRUNTIME, QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
-from amct_onnx.workflow.result import write_quantized
+from amct_onnx.workflow.result import FactoredModel, write_quantized
 from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
 
 ASCEND_NAME = "ascend"
@@ -58,7 +59,8 @@ class QuantizedModel:
     """A model quantized for `target`, from the statistics of one calibration, which serve every target.
 
     Everything else is computed from these on first use. `assumptions`: what was assumed of the calibration data.
-    `sample`: one sample of it, to measure with; None where there was no data.
+    `sample`: one sample of it, to measure with; None where there was no data. `precision`: the search that chose which
+    layers are quantized, None if there was none.
     """
 
     source: FloatSource
@@ -67,6 +69,7 @@ class QuantizedModel:
     statistics: Statistics
     assumptions: tuple[str, ...] = ()
     sample: Mapping[str, npt.NDArray[Any]] | None = None
+    precision: MixedPrecision | None = None
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)
@@ -93,7 +96,8 @@ class QuantizedModel:
             reduce_range=self.choice.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
             nodes=self.source.facts.nodes,
         )
-        result = replace(self, target=check_target(target or self.target), choice=choice)
+        choice = replace(choice, wide=self.choice.wide)
+        result = replace(self, target=check_target(target or self.target), choice=choice, precision=None)
         result.solve()
         return result
 
@@ -147,6 +151,21 @@ class QuantizedModel:
         else:
             source = ir.to_proto(self.source.model).SerializeToString()
         return inspect_model(source, file, self.sample, budget=_LATENCY_SECONDS)
+
+    @property
+    def plan(self) -> QdqPlan:
+        """What is quantized for a Q/DQ target."""
+        return self._plan
+
+    @property
+    def factored(self) -> FactoredModel:
+        """Layers and factors for target ascend."""
+        return self._ascend.model
+
+    @property
+    def lowered(self) -> ir.Model:
+        """The model of a Q/DQ target, not to be changed."""
+        return self._lowered[0]
 
     @property
     def _rules(self) -> QdqTarget:

@@ -42,10 +42,12 @@ class FloatSource:
 
     @classmethod
     def open(cls, model: Any) -> FloatSource:
-        """From a path, an `onnx.ModelProto` or an `onnx_ir.Model`, which stays as it is.
+        """From a path, an `onnx.ModelProto` or an `onnx_ir.Model`, which stays as it is; or what `open` gave before.
 
         Raises ArgumentTypeError, FileMissingError, ModelFileError, ModelError.
         """
+        if isinstance(model, cls):
+            return model
         path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         if isinstance(model, ir.Model):
             opened = model.clone()
