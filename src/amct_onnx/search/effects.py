@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
@@ -92,7 +93,8 @@ def sensitivity(
 class Effects:
     """Noise over signal of each unit and float output.
 
-    constants, tensors: from the two kinds of its roundings, float64[units, outputs]. together: all at once, float64[outputs]. operations: of each unit, multiplications.
+    constants, tensors: from the two kinds of its roundings, float64[units, outputs]. together: all at once,
+    float64[outputs]. operations: what each unit costs, in multiplications.
     """
 
     target: str
@@ -154,8 +156,8 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
     for number, sample in enumerate(samples):
         clean = probe.clean(sample)
         signal += [power(clean[name]) for name in probe.outputs]
-        noise += side_by_side(lambda change, clean=clean: probe.noise(clean, change), changes)
-        shares += side_by_side(lambda unit, clean=clean: _local(probe, clean, unit), units)
+        noise += side_by_side(partial(probe.noise, clean), changes)
+        shares += side_by_side(partial(_local, probe, clean), units)
         (progress or silent)("sensitivity", (number + 1) / len(samples))
     if not np.isfinite(noise).all() or not np.isfinite(signal).all():
         raise DataError("The outputs of the model for the samples hold NaN or Inf, so that effects cannot be compared.")

@@ -24,6 +24,7 @@ from amct_onnx.search.parts import Part, Wish, cost, greedy_path
 from amct_onnx.search.samples import Feed
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
+from amct_onnx.workflow.units import wide_layers
 
 # Called with an onnxruntime.InferenceSession; gives a number, higher is better.
 Evaluator = Callable[[Any], float]
@@ -103,17 +104,19 @@ def search_mixed(
 
 def _path(quantized: QuantizedModel, effects: Effects) -> tuple[list[frozenset[Wish]], dict[Wish, float]]:
     """The sets of wishes to choose from, each of which has all of the one before it; and the price of each wish."""
-    ascend = quantized.target == ASCEND_NAME
-    parts, prices = [], {}
+    wide = wide_layers(quantized)
+    parts: list[Part] = []
+    prices: dict[Wish, float] = {}
     for unit, operations, constants, tensors in zip(
         effects.units, effects.operations, effects.constants, effects.tensors, strict=True
     ):
         if unit.nodes:
             prices["float", unit.name] = _PRICES["float"] * operations
             parts.append(Part(noise=float(constants.mean()), cures=(frozenset([("float", unit.name)]),)))
-        cures = [frozenset(("float", holder) for holder in unit.holders)] if unit.holders else []
-        traits = quantized.source.facts.layers.get(unit.name)
-        if ascend and traits is not None and traits.supports_int16:
+        cures: list[frozenset[Wish]] = []
+        if unit.holders:
+            cures.append(frozenset(("float", holder) for holder in unit.holders))
+        if unit.name in wide:
             prices["int16", unit.name] = _PRICES["int16"] * operations
             cures.append(frozenset([("int16", unit.name)]))
         parts.append(Part(noise=float(tensors.mean()), cures=tuple(cures)))

@@ -1,4 +1,4 @@
-"""`quantize` as users call it: what `workflow.quantize` does, and a search for mixed precision where one is asked for."""
+"""`quantize` as users call it: that of `workflow`, and a search for mixed precision where one is asked for."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def quantize(
         return quantize_once(model, data, **options, **forms)
     check_target(target)
     if isinstance(data, Statistics):
-        raise ArgumentError(
-            "A search for mixed precision runs samples: give the data themselves, not their statistics."
-        )
+        raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
     source = FloatSource.open(model)
     inputs = model_inputs(source.fused)
     opened = open_data(data, inputs, **forms)

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.change import Change
+from amct_onnx.core.plan import QuantizedLayer
 from amct_onnx.core.qdq_plan import QdqPlan
 from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.core.settings import Settings
+from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.qdq import GridConstant, grid_constant
 from amct_onnx.graph.tensors import shape_of
+from amct_onnx.targets.lowering import integer_bias
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 from amct_onnx.workflow.prepare import fuse_model
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
@@ -176,7 +179,7 @@ class _QdqUnits:
         """The node whose kernel gives a tensor: that in front of a clamp which it takes in."""
         node = value.producer()
         if node is not None and node.name in self._plan.absorbed:
-            return self._nodes[self._plan.absorbed[node.name]]
+            return self._nodes[self._plan.absorbed[node.name or ""]]
         return node
 
     def _tensors(self) -> dict[str, list[str]]:
@@ -227,6 +230,24 @@ class _QdqUnits:
                 elif maker is not None and maker.name in self._layers:  # a move of several units' tensors
                     waiting.append(maker)
         return tuple(unit for unit in found if unit != name)
+
+
+def wide_layers(quantized: QuantizedModel) -> frozenset[str]:
+    """The quantized layers whose activations may have 16 bits: their type has that, and their sums stay in int32."""
+    if quantized.target != ASCEND_NAME:
+        return frozenset()
+    able = [name for name, traits in quantized.source.facts.supported.items() if traits.supports_int16]
+    factored = replace(quantized, choice=replace(quantized.choice, wide=tuple(able))).factored
+    nodes = {node.name: node for node in factored.model.graph}
+    return frozenset(layer.name for layer in factored.layers if layer.name in able and _fits(nodes[layer.name], layer))
+
+
+def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:
+    try:
+        integer_bias(node, layer)
+    except ModelError:
+        return False
+    return True
 
 
 def operations(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
