@@ -18,8 +18,8 @@ PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """`data`: a path, or one for each input. `statistics`: a file that takes the place of data. `arguments`: what is
-    handed on to `quantize` as it is.
+    """`data`: a path, or one for each input. `statistics`: a file that takes the place of data. `evaluator`: a script.
+    `arguments`: what is handed on to `quantize` as it is.
     """
 
     model: str
@@ -29,13 +29,33 @@ class QuantizeOptions:
     save_statistics: str | None
     targets: tuple[str, ...]
     report: bool
+    evaluator: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SensitivityOptions:
+    """`data`: a path, or one for each input. `arguments`: what is handed on to `sensitivity` as it is."""
+
+    model: str
+    data: str | Mapping[str, str]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_sensitivity_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """Declare the options of the command `sensitivity`."""
+    _add_model(command)
+    command.add_argument(
+        "--target", default="onnxruntime", choices=TARGETS, metavar="NAME", help=f"one of {', '.join(TARGETS)}"
+    )
+    command.add_argument("--samples", type=positive, metavar="N", help="samples that effects are measured with (4)")
+    _add_choices(command)
+    _add_data(command.add_argument_group("data"), positive)
+
+
 def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """Declare the options on the parser of the command."""
-    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
-    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+    """Declare the options of the command `quantize`."""
+    _add_model(command)
     command.add_argument(
         "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
     )
@@ -45,6 +65,29 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         metavar="NAMES",
         help=f"where the model will run: {', '.join(TARGETS)}; several with commas, from one calibration",
     )
+    _add_choices(command)
+    command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
+    mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
+    mixed.add_argument(
+        "--min_sqnr", type=float, metavar="DB", help="least signal-to-noise ratio of the outputs, on samples held out"
+    )
+    mixed.add_argument("--max_drop", type=float, metavar="X", help="what may be lost of what --evaluator says of float")
+    mixed.add_argument("--target_accuracy", type=float, metavar="X", help="the least that --evaluator may say")
+    mixed.add_argument(
+        "--evaluator", metavar="FILE", help="a Python script with evaluate(session), a number; higher is better"
+    )
+    data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
+    _add_data(data, positive)
+    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
+    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
+    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _add_choices(command: argparse.ArgumentParser) -> None:
     command.add_argument("--settings", metavar="FILE", help="settings of layers: a config.json or a .cfg file")
     command.add_argument(
         "--algorithm", choices=ALGORITHMS, metavar="NAME", help=f"of activations: {', '.join(ALGORITHMS)}"
@@ -55,16 +98,15 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         action="store_true",
         help="weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
     )
-    command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
-    data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
+
+
+def _add_data(data: argparse._ArgumentGroup, positive: Callable[[str], int]) -> None:
     data.add_argument(
         "--data",
         metavar="PATH",
         action="append",
         help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
     )
-    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
-    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
     data.add_argument(
         "--images", choices=PRESETS, metavar="PRESET", help=f"how images are prepared: {', '.join(PRESETS)}"
     )
@@ -81,8 +123,7 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
 
 def read_quantize_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> QuantizeOptions:
     """The options of a parsed command line; a wrong one ends in `command.error`."""
-    if (namespace.model is None) == (namespace.model_option is None):
-        command.error("give one model: amct_onnx quantize model.onnx ...")
+    model = _model(namespace, command)
     if (namespace.data is None) == (namespace.statistics is None):
         command.error("give either --data or --statistics")
     if namespace.statistics is not None and namespace.save_statistics is not None:
@@ -91,6 +132,49 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
     for target in targets:
         if target not in TARGETS:
             command.error(f"--target: {target!r} is unknown, use {', '.join(TARGETS)}")
+    goals = [name for name in ("min_sqnr", "max_drop", "target_accuracy") if getattr(namespace, name) is not None]
+    if len(goals) > 1:
+        command.error(f"{' and '.join(f'--{name}' for name in goals)} are different targets, give one of them")
+    if (goals in (["max_drop"], ["target_accuracy"])) != (namespace.evaluator is not None):
+        command.error("--max_drop and --target_accuracy go with --evaluator; --min_sqnr needs none")
+    if goals and len(targets) > 1:
+        command.error(f"--{goals[0]} searches for one target, give one")
+    if goals and namespace.statistics is not None:
+        command.error(f"--{goals[0]} runs samples, give --data in the place of --statistics")
+    return QuantizeOptions(
+        model=model,
+        save_path=namespace.save_path,
+        data=None if namespace.data is None else _data(namespace.data, command),
+        statistics=namespace.statistics,
+        save_statistics=namespace.save_statistics,
+        targets=targets,
+        report=not namespace.no_report,
+        evaluator=namespace.evaluator,
+        arguments=_arguments(namespace, command) | {name: getattr(namespace, name) for name in goals},
+    )
+
+
+def read_sensitivity_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> SensitivityOptions:
+    """The options of a parsed command line; a wrong one ends in `command.error`."""
+    model = _model(namespace, command)
+    if namespace.data is None:
+        command.error("give --data, to calibrate and to measure with")
+    samples = {} if namespace.samples is None else {"samples": namespace.samples}
+    return SensitivityOptions(
+        model=model,
+        data=_data(namespace.data, command),
+        arguments=_arguments(namespace, command) | {"target": namespace.target} | samples,
+    )
+
+
+def _model(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> str:
+    if (namespace.model is None) == (namespace.model_option is None):
+        command.error(f"give one model: {command.prog} model.onnx ...")
+    return str(namespace.model or namespace.model_option)
+
+
+def _arguments(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> dict[str, Any]:
+    """What `quantize` and `sensitivity` are both told."""
     try:
         shapes = parse_shapes(namespace.input_shape) if namespace.input_shape is not None else None
     except AmctError as reason:
@@ -101,7 +185,7 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
             check_data_type(dtype)
         except AmctError as reason:
             command.error(f"--data_types: {reason}")
-    arguments = {
+    return {
         "settings": namespace.settings,
         "algorithm": namespace.algorithm,
         "skip_layers": tuple(part.strip() for part in split_list(namespace.skip_layers or "") if part.strip()),
@@ -113,16 +197,6 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         "dtypes": dtypes,
         "names": _pairs(namespace.names, "=", "--names", command),
     }
-    return QuantizeOptions(
-        model=namespace.model or namespace.model_option,
-        save_path=namespace.save_path,
-        data=None if namespace.data is None else _data(namespace.data, command),
-        statistics=namespace.statistics,
-        save_statistics=namespace.save_statistics,
-        targets=targets,
-        report=not namespace.no_report,
-        arguments=arguments,
-    )
 
 
 def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:
