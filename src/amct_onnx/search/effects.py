@@ -56,7 +56,7 @@ def sensitivity(
     and `data` give the samples; without data it is the one sample that the model keeps. The other arguments are those
     of `quantize`. Errors are added up by their powers, as if those of two tensors had nothing to do with each other.
 
-    Raises what `quantize` raises, and ModelError for a model without float outputs.
+    Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
     """
     if samples < 1:
         raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
@@ -142,10 +142,13 @@ class Effects:
 def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Progress | None = None) -> Effects:
     """Run `samples` through the float model, with the roundings of each unit in turn and with all of them.
 
-    Raises ModelError for a model without float outputs, DataError for samples that it cannot run.
+    Raises ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that
+    it cannot run.
     """
     found = units_of(quantized)
     units = found.units
+    if not any(unit.nodes for unit in units):
+        raise ModelError(f"{quantized.source.name} has no layer that is quantized for target {quantized.target}.")
     probe = _open(found, samples)
     if not probe.outputs:
         raise ModelError(f"{quantized.source.name} has no float output that the effect of a layer could be seen in.")

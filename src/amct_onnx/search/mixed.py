@@ -92,7 +92,8 @@ def search_mixed(
     warning is logged. `samples`: a few, for the effects of layers.
     """
     search = _Search(quantized, goal, progress or silent, most)
-    if not search.try_wishes(frozenset(), 0.0):
+    enough = search.try_wishes(frozenset(), 0.0)
+    if not enough and any(decision.quantized for decision in quantized.decisions):
         effects = measure(quantized, samples, progress=progress)
         search.nodes = {unit.name: unit.nodes for unit in effects.units}
         search.bisect(*_path(quantized, effects))

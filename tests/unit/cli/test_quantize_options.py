@@ -6,7 +6,7 @@ import pytest
 
 from amct_onnx.cli import quantize_options
 from amct_onnx.cli.options import parse
-from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
 from amct_onnx.runtime.images import PRESETS
 from amct_onnx.workflow.choice import ALGORITHMS
 from amct_onnx.workflow.quantized import TARGETS
@@ -67,6 +67,27 @@ def test_what_is_given_is_handed_on() -> None:
     }
 
 
+def test_a_target_of_accuracy_is_handed_on() -> None:
+    found = options("--data", "x", "--min_sqnr", "20")
+    assert (found.arguments["min_sqnr"], found.evaluator) == (20.0, None)
+    found = options("--data", "x", "--max_drop", "0.5", "--evaluator", "e.py")
+    assert (found.arguments["max_drop"], found.evaluator) == (0.5, "e.py")
+    assert "min_sqnr" not in found.arguments
+
+
+def test_the_options_of_sensitivity() -> None:
+    found = parse(["sensitivity", "m.onnx", "--data", "x", "--target", "ascend", "--samples", "2", "--limit", "8"])
+    assert isinstance(found, SensitivityOptions)
+    assert (found.model, found.data) == ("m.onnx", "x")
+    assert (found.arguments["target"], found.arguments["samples"], found.arguments["limit"]) == ("ascend", 2, 8)
+
+
+def test_sensitivity_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["sensitivity", "m.onnx"])
+    assert "give --data" in capsys.readouterr().err
+
+
 def test_the_model_may_be_an_option() -> None:
     named = parse(["quantize", "--model", "m.onnx", "--save_path", "out/m", "--data", "images/"])
     assert named == options("--data", "images/")
@@ -87,6 +108,11 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--names", "a"), "'a' is not NAME=VALUE"),
         (("--data", "x", "--input_shape", "a"), "--input_shape"),
         (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
+        (("--data", "x", "--max_drop", "1"), "--min_sqnr needs none"),
+        (("--data", "x", "--evaluator", "e.py"), "go with --evaluator"),
+        (("--data", "x", "--min_sqnr", "9", "--max_drop", "1", "--evaluator", "e.py"), "give one of them"),
+        (("--data", "x", "--min_sqnr", "9", "--target", "ascend,onnxruntime"), "searches for one target"),
+        (("--statistics", "s.npz", "--min_sqnr", "9"), "give --data in the place of --statistics"),
         (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
     ],
 )
