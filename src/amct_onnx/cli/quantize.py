@@ -28,6 +28,8 @@ def run_quantize(options: QuantizeOptions) -> None:
             result = amct_onnx.quantize(options.model, data, evaluator=evaluator, **arguments)
     for assumption in result.assumptions:
         _log.info("Assumed: %s.", assumption)
+    for step in result.steps:
+        _log.info("%s%s", str(step)[:1].upper(), str(step)[1:])
     for line in str(result.precision).splitlines() if result.precision is not None else ():
         _log.info("%s", line)
     if options.save_statistics is not None:

@@ -13,6 +13,7 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 # The names behind these options; tests hold them to those of the layers that know them, which are heavy.
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
+EFFORTS = ("fast", "default", "best")
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 
@@ -66,6 +67,12 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         help=f"where the model will run: {', '.join(TARGETS)}; several with commas, from one calibration",
     )
     _add_choices(command)
+    command.add_argument(
+        "--effort",
+        choices=EFFORTS,
+        default="default",
+        help="spent on accuracy: fast (one look at the data), default (about twice the time) or best (minutes)",
+    )
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
     mixed.add_argument(
@@ -150,7 +157,9 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         targets=targets,
         report=not namespace.no_report,
         evaluator=namespace.evaluator,
-        arguments=_arguments(namespace, command) | {name: getattr(namespace, name) for name in goals},
+        arguments=_arguments(namespace, command)
+        | {"effort": namespace.effort}
+        | {name: getattr(namespace, name) for name in goals},
     )
 
 

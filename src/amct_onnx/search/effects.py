@@ -84,6 +84,7 @@ def sensitivity(
         algorithm=algorithm,
         skip_layers=skip_layers,
         reduce_range=reduce_range,
+        effort="fast",
         progress=progress,
     )
     return measure(quantized, kept.kept, progress=progress).sensitivity()

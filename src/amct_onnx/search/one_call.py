@@ -9,6 +9,7 @@ from typing import Any
 
 from amct_onnx.core.settings import ActivationSolver, Settings
 from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.tuning import Effort
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.runtime.images import ImageOptions
@@ -33,6 +34,7 @@ def quantize(
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
+    effort: Effort = "default",
     images: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -56,6 +58,10 @@ def quantize(
     algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
+    effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
+        (equalization of channels, GPTQ, biases) of which each step is kept if it helps on samples held out of it; in
+        about twice the time. best: more of it, in minutes. `steps` of the result tells what was tried and what it
+        brought. With `settings`, what they say is done and no recipe.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -79,6 +85,7 @@ def quantize(
         "algorithm": algorithm,
         "skip_layers": skip_layers,
         "reduce_range": reduce_range,
+        "effort": effort,
         "progress": progress,
     }
     forms: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,17 @@ import numpy.typing as npt
 
 from amct_onnx.core.settings import ActivationSolver, Settings
 from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.tuning import Effort, check_effort
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.images import ImageOptions
-from amct_onnx.runtime.sources import DataSource, open_data
+from amct_onnx.runtime.sources import open_data
 from amct_onnx.workflow.choice import make_choice
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
+from amct_onnx.workflow.recipe import PLANS, Front, Recipe
 from amct_onnx.workflow.source import FloatSource
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -34,6 +36,7 @@ def quantize(
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
+    effort: Effort = "default",
     images: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -53,6 +56,8 @@ def quantize(
     algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
+    effort: fast (ranges and scales by least squares, no more), default (a short recipe, of which each step is kept if
+        it helps: `workflow.recipe`) or best (minutes). With `settings` the recipe is left out.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -60,6 +65,7 @@ def quantize(
     Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
     check_target(target)
+    plan = PLANS[check_effort(effort)]
     source = FloatSource.open(model)
     choice = make_choice(
         settings=source.read_settings(settings),
@@ -68,9 +74,9 @@ def quantize(
         reduce_range=reduce_range,
         nodes=source.facts.nodes,
     )
-    digest = model_digest(source.fused)
     if isinstance(data, Statistics):
-        if data.digest != digest:
+        source = source.equalized(data.factors)
+        if data.digest != model_digest(source.fused):
             raise StatisticsError("The statistics belong to another model: calibrate this one with data.")
         result = QuantizedModel(source=source, target=target, choice=choice, statistics=data)
         result.solve()
@@ -90,32 +96,41 @@ def quantize(
         dtypes=dtypes,
         names=names,
     )
-    watched = _Watched(opened, inputs, progress or silent)
+    told = progress or silent
+    front = Front(iter(opened), inputs, plan)
+    recipe = Recipe(source=source, target=target, choice=choice, effort=effort, samples=front.samples, progress=told)
+    source = recipe.equalize()
+    watched = _Watched(front, opened.total, inputs, told)
     tensors = collect_statistics(source.fused, observed, watched)
+    statistics = Statistics(
+        tensors=tensors, samples=watched.samples, digest=model_digest(source.fused), factors=source.factors
+    )
     result = QuantizedModel(
         source=source,
         target=target,
         choice=choice,
-        statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest),
+        statistics=statistics,
         assumptions=tuple(opened.assumptions),
         sample=watched.first,
     )
     result.solve()
-    return result
+    return recipe.tune(result)
 
 
 class _Watched:
-    """The feeds of a data source; keeps the first sample, counts the samples and shows progress."""
+    """Feeds, `total` of them if that is known; keeps the first sample, counts the samples and shows progress."""
 
-    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], progress: Progress) -> None:
-        self._source, self._progress = source, progress
+    def __init__(
+        self, feeds: Iterable[Feed], total: int | None, inputs: Sequence[ModelInput], progress: Progress
+    ) -> None:
+        self._feeds, self._total, self._progress = feeds, total, progress
         self._open = all(value.shape and value.shape[0] is None for value in inputs)  # batches of 1 will do
         self.first: Feed | None = None
         self.samples = 0
 
     def __iter__(self) -> Iterator[Feed]:
-        total = self._source.total
-        for number, feed in enumerate(self._source):
+        total = self._total
+        for number, feed in enumerate(self._feeds):
             if self.first is None:
                 self.first = {name: np.array(array[:1] if self._open else array) for name, array in feed.items()}
             yield feed

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.plan import GraphFacts
 from amct_onnx.core.settings import Settings
-from amct_onnx.errors import ArgumentTypeError, ModelFileError
+from amct_onnx.errors import ArgumentTypeError, ModelFileError, StatisticsError
 from amct_onnx.formats.config_json import read_config
 from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.onnx_file import load_model
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.passes.equalize import equalize_channels
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
@@ -33,12 +37,15 @@ class FloatSource:
     """A float model before anything is done to it, and with its batch normalizations fused.
 
     `model` has names on all nodes. `path` is its file, None for one in memory. Both models are not to be changed.
+    `fusions`: the nodes that fused ones stand for, as JSON. `factors`: by what channels of `fused` were divided.
     """
 
     model: ir.Model
     fused: ir.Model
     facts: GraphFacts
     path: str | None
+    fusions: str = "{}"
+    factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, model: Any) -> FloatSource:
@@ -65,8 +72,24 @@ class FloatSource:
         facts = graph_facts(opened, ASCEND)
         fused = opened.clone()
         fuse_model(fused, Settings())
-        fused.metadata_props.pop(FUSIONS_KEY, None)
-        return cls(model=opened, fused=fused, facts=facts, path=path)
+        fusions = fused.metadata_props.pop(FUSIONS_KEY, "{}")
+        return cls(model=opened, fused=fused, facts=facts, path=path, fusions=fusions)
+
+    @property
+    def start(self) -> ir.Model:
+        """What target ascend begins with: the model as it was, unless channels were divided."""
+        return self.fused if self.factors else self.model
+
+    def equalized(self, factors: Mapping[str, npt.NDArray[np.float32]]) -> FloatSource:
+        """This model with the channels of some tensors divided by factors. Raises StatisticsError where they misfit."""
+        if not factors:
+            return self
+        fused = self.fused.clone()
+        try:
+            equalize_channels(fused, factors)
+        except (KeyError, ValueError) as error:
+            raise StatisticsError("The factors of equalization belong to another model: calibrate this one.") from error
+        return replace(self, fused=fused, factors={**self.factors, **factors})
 
     @property
     def name(self) -> str:

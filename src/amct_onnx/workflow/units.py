@@ -72,7 +72,7 @@ def _ascend_units(quantized: QuantizedModel) -> Units:
     """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""
     factored, source = quantized.factored, quantized.source
     settings = quantized.choice.settings or Settings()
-    model = source.model.clone()
+    model = source.start.clone()
     if settings.do_fusion:
         fuse_model(model, settings)
     normalize_layers(model, frozenset(layer.name for layer in factored.layers))

@@ -7,6 +7,7 @@ import pytest
 from amct_onnx.cli import quantize_options
 from amct_onnx.cli.options import parse
 from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
+from amct_onnx.core.tuning import EFFORTS
 from amct_onnx.runtime.images import PRESETS
 from amct_onnx.workflow.choice import ALGORITHMS
 from amct_onnx.workflow.quantized import TARGETS
@@ -24,6 +25,7 @@ def test_the_names_are_those_of_the_layers_that_know_them() -> None:
     assert set(quantize_options.TARGETS) == set(TARGETS)
     assert set(quantize_options.ALGORITHMS) == set(ALGORITHMS)
     assert set(quantize_options.PRESETS) == set(PRESETS)
+    assert quantize_options.EFFORTS == EFFORTS
 
 
 def test_what_is_not_given_is_left_to_quantize() -> None:
@@ -34,6 +36,7 @@ def test_what_is_not_given_is_left_to_quantize() -> None:
         "algorithm": None,
         "skip_layers": (),
         "reduce_range": False,
+        "effort": "default",
         "images": None,
         "batch_size": None,
         "limit": None,
@@ -48,7 +51,7 @@ def test_what_is_given_is_handed_on() -> None:
         *("--data", "a=x.npy", "--data", "b=y.npy", "--target", "ascend, onnxruntime,ascend", "--no_report"),
         *("--algorithm", "entropy", "--skip_layers", "c;d;", "--reduce_range", "--settings", "q.cfg"),
         *("--batch_size", "2", "--limit=8", "--input_shape", "a:0:1,3;b:-1", "--data_types", "a:0:float32;b:int64"),
-        *("--names", "a:0=ids_a;b=mask", "--save_statistics", "s.npz"),
+        *("--names", "a:0=ids_a;b=mask", "--save_statistics", "s.npz", "--effort", "best"),
     )
     assert found.data == {"a": "x.npy", "b": "y.npy"}
     assert found.targets == ("ascend", "onnxruntime")
@@ -58,6 +61,7 @@ def test_what_is_given_is_handed_on() -> None:
         "algorithm": "entropy",
         "skip_layers": ("c", "d"),
         "reduce_range": True,
+        "effort": "best",
         "images": None,
         "batch_size": 2,
         "limit": 8,
