@@ -45,7 +45,7 @@ Feed = Mapping[str, npt.NDArray[Any]]
 
 MEMORY = 256 << 20
 # Columns that a layer of n inputs takes of all feeds.
-_COLUMNS_OF_AN_INPUT, _LEAST_COLUMNS = 8, 512
+_COLUMNS_OF_AN_INPUT, _LEAST_COLUMNS = 4, 256
 
 
 def collect_moments(
