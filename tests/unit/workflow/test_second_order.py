@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -19,7 +22,7 @@ from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, output_rows_shape
 from amct_onnx.runtime import grams
 from amct_onnx.workflow import second_order
-from amct_onnx.workflow.second_order import Method, round_weights
+from amct_onnx.workflow.second_order import Method, RoundedWeights, round_weights
 
 SETTINGS = AdaRound(num_iteration=2000)
 TOLERANCE = 1e-4  # float32 sums of ONNX Runtime, and 20 bits of the largest input
@@ -40,11 +43,12 @@ def outputs(kind: Kind, weight: np.ndarray, feeds: list[dict[str, np.ndarray]], 
     return np.concatenate(found, axis=2).astype(np.float64)
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize(("method", "blocks"), [("gptq", False), ("gptq", True), ("adaround", False)])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 def test_worse_on_weights_better_on_outputs_and_the_mean_is_kept(
-    kind: Kind, bits: int, method: Method, blocks: bool, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, bits: int, method: Method, blocks: bool, corrected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks:
         monkeypatch.setattr(second_order, "_LONGEST", 5)
@@ -53,7 +57,8 @@ def test_worse_on_weights_better_on_outputs_and_the_mean_is_kept(
     model, feeds = ir.from_proto(proto), feeds_of(kind)
     node = model.graph.node(0)
     rows, grid = kernel_rows(node, weight), grid_of(node, weight, bits)
-    found = round_weights(model, ["layer"], feeds, {"layer": grid}, method=method, settings=SETTINGS)
+    layers, chosen = ["layer"], ["layer"] if corrected else []
+    found = round_weights(model, layers, feeds, {"layer": grid}, method=method, settings=SETTINGS, corrected=chosen)
     integers, corrections = found.integers["layer"], found.corrections["layer"]
     assert integers.shape == rows.shape
     assert integers.min() >= grid.spec.qmin
@@ -62,14 +67,15 @@ def test_worse_on_weights_better_on_outputs_and_the_mean_is_kept(
     exact = outputs(kind, weight, feeds, groups)
     got = [outputs(kind, from_kernel_rows(node, dequantize(q, grid), weight.shape), feeds, groups) for q in
            (quantize(rows, grid), integers)]  # fmt: skip
-    nearest, learned = (np.square(y - exact).sum() for y in got)
+    lost = [(exact - y).mean(axis=2, keepdims=True) if corrected else np.zeros(1) for y in got]
+    nearest, learned = (np.square(y + mean - exact).sum() for y, mean in zip(got, lost, strict=True))
     on_weights = [np.square(dequantize(q, grid) - rows).sum() for q in (quantize(rows, grid), integers)]
     assert on_weights[1] >= on_weights[0]
     if not blocks:  # between blocks nothing is known
         assert learned <= nearest * (1 + TOLERANCE)
         assert learned < 0.95 * nearest or groups * count <= 6
-    lost = (exact - got[1]).mean(axis=2).reshape(-1)
-    np.testing.assert_allclose(corrections, lost, atol=TOLERANCE)
+    np.testing.assert_allclose(corrections, (exact - got[1]).mean(axis=2).reshape(-1), atol=TOLERANCE)
+    assert found.grids["layer"].scale.tolist() == grid.scale.tolist()
 
 
 def network() -> ir.Model:
@@ -115,6 +121,46 @@ def test_neither_threads_nor_memory_change_a_bit(method: Method, monkeypatch: py
         monkeypatch.setattr(second_order, "processors", lambda threads=threads: threads)
         with threadpool_limits(threads, user_api="blas"):
             assert run(1) == want
+
+
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+@pytest.mark.parametrize("name", ["conv", "grouped", "depthwise", "transpose_grouped", "matmul_3d"])
+def test_of_several_scales_a_channel_takes_the_one_that_costs_it_least(name: str, method: Method) -> None:
+    kind = KINDS[name]
+    proto, _, weight = model_of(kind)
+    model, feeds = ir.from_proto(proto), feeds_of(kind)
+    node, ratios = model.graph.node(0), (0.93, 1.0, 1.07)
+    grid, groups = grid_of(node, weight, 4), output_rows_shape(weight.shape, node)[0]
+
+    def errors(found: RoundedWeights) -> np.ndarray:
+        """Of each row of integers."""
+        rounded = dequantize(found.integers["layer"], found.grids["layer"])
+        y = outputs(kind, from_kernel_rows(node, rounded, weight.shape), feeds, groups) - exact
+        squares = np.square(y).sum(axis=2)
+        return squares.reshape(-1) if node.op_type == "Conv" else squares.sum(axis=0)
+
+    exact = outputs(kind, weight, feeds, groups)
+    run = partial(round_weights, model, ["layer"], feeds, method=method, settings=SETTINGS)
+    alone = [run({"layer": replace(grid, scale=grid.scale * np.float32(ratio))}) for ratio in ratios]
+    together = run({"layer": grid}, ratios=ratios)
+    least = np.min([errors(found) for found in alone], axis=0)
+    np.testing.assert_allclose(errors(together), least, rtol=1e-3)
+    chosen = together.grids["layer"].scale / grid.scale
+    assert len(set(np.round(chosen, 3))) > 1
+    assert set(np.round(chosen, 3)) <= set(np.float32(ratios))
+
+
+def test_inputs_that_never_vary_leave_nothing_to_round_by() -> None:
+    """With corrected biases whatever the integers are, the outputs are exact; without, rounding goes by the means."""
+    feeds = [{"x": np.full((2, 6, 9, 9), 0.3, np.float32)} for _ in range(3)]
+    model = ir.from_proto(build("g (float[N,6,9,9] x) => (float[N,4,9,9] y) { [layer] y = Conv (x, w) }",
+                                w=normal(1, 4, 6, 1, 1)))  # fmt: skip
+    rows = normal(1, 4, 6)
+    grid = solve_arq(rows, QSpec(bits=4, granularity=PerChannel(0)))
+    found = round_weights(model, ["layer"], feeds, {"layer": grid}, corrected=["layer"])
+    assert found.integers["layer"].tolist() == quantize(rows, grid).tolist()
+    plain = round_weights(model, ["layer"], feeds, {"layer": grid})
+    assert np.abs(plain.corrections["layer"]).max() < np.abs(found.corrections["layer"]).max()
 
 
 def test_weights_as_the_lowering_reads_them() -> None:
