@@ -83,7 +83,7 @@ def test_a_layer_whose_weight_is_hopeless_goes_to_float_alone(images: np.ndarray
     result = amct_onnx.quantize(model, images, target=target, evaluator=judge, target_accuracy=25, reduce_range=True)
     precision = result.precision
     assert precision is not None
-    assert precision.evaluations[0].value < 15
+    assert precision.evaluations[0].value < 20
     assert precision.met
     assert precision.result.float_layers == (HOPELESS,)
     assert precision.result.wide_layers == ()
@@ -98,7 +98,7 @@ def test_a_hopeless_activation_gets_int16_where_the_target_has_it(images: np.nda
     result = amct_onnx.quantize(model, images, target="ascend", min_sqnr=25)
     precision = result.precision
     assert precision is not None
-    assert precision.evaluations[0].value < 15
+    assert precision.evaluations[0].value < 20
     assert (precision.result.float_layers, precision.result.wide_layers) == ((), (HOPELESS,))
     assert precision.met
     assert Counting(model, images)(session_of(result)) >= 24  # on data that calibrated as well

@@ -41,7 +41,8 @@ class QdqTarget:
     QuantizeLinear stands behind both; `drops_clamps`: they are left out, since the grid has their effect. int32_bias:
     biases are int32 behind a DequantizeLinear, else float32. minimum_opset, maximum_opset: versions of the default
     domain whose QuantizeLinear and DequantizeLinear the target has. beyond: the domain of those in later models, "" for
-    none.
+    none. rounds_floats: operators whose float weight the target rounds by itself where a DequantizeLinear stands in
+    front of the node and a QuantizeLinear behind it; those that are to stay in float are set apart from the latter.
     """
 
     name: str
@@ -55,3 +56,4 @@ class QdqTarget:
     minimum_opset: int = 13
     maximum_opset: int = 27
     beyond: str = ""
+    rounds_floats: frozenset[str] = frozenset()

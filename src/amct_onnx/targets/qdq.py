@@ -4,7 +4,9 @@ Before                   After
 x -> Conv(w, b) -> y     x -> Q -> DQ -> Conv(DQ(w_int), DQ(b_int)) -> Q -> DQ -> y
 
 A tensor has one Q and one DQ, whoever reads it; a group of tensors has one scale and one zero point. Weights are stored
-as integers, per output channel, and biases as int32 with scale_x * scale_w where the target wants that.
+as integers, per output channel, and biases as int32 with scale_x * scale_w where the target wants that. ONNX Runtime
+gives float layers between DQ and Q int8 weights of its own, one scale for all channels: a Concat of one tensor, which
+it neither removes nor sees through, keeps the Q away from them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from amct_onnx.core.tuning import WeightGrid
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
 from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
-from amct_onnx.graph.passes.fusion import absorb
+from amct_onnx.graph.passes.fusion import absorb, is_op
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
@@ -174,8 +176,10 @@ class _Lowering:
         scale, zero_point = self._scale(group)
         integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
         restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
+        fence = [self._fence(value)] if self._is_rounded(value) else []
+        source = fence[0].outputs[0] if fence else value
         nodes = [
-            self._node("QuantizeLinear", [value, scale, zero_point], f"{tensor}.quantize", integers),
+            self._node("QuantizeLinear", [source, scale, zero_point], f"{tensor}.quantize", integers),
             self._node("DequantizeLinear", [integers, scale, zero_point], f"{tensor}.dequantize", restored),
         ]
         clamp = self.clamps.get(tensor, (spec.qmin, spec.qmax))
@@ -185,10 +189,11 @@ class _Lowering:
         readers = [
             (use.node, use.idx)
             for use in value.uses()
-            if use.node is not nodes[0]
+            if use.node not in (nodes[0], *fence)
             and (tensor in self.plan.integer or (use.node.name or "", use.idx) in self.plan.reads)
         ]
         producer = value.producer()
+        nodes = [*fence, *nodes]
         if producer is None:
             graph.insert_before(graph[0], nodes)
         else:
@@ -201,6 +206,27 @@ class _Lowering:
             for index, output in enumerate(graph.outputs):
                 if output is value:
                     graph.outputs[index] = restored
+
+    def _is_rounded(self, value: ir.Value) -> bool:
+        """Whether the target would round the weight of the float layer that makes a tensor which is quantized."""
+        node = value.producer()
+        if node is not None and is_op(node, *self.target.absorbs):
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node is None or node.name in self.plan.layers or not is_op(node, *self.target.rounds_floats):
+            return False
+        source = node.inputs[0]
+        while source is not None and (maker := source.producer()) is not None:
+            if maker.op_type == "DequantizeLinear" or source.name in self.plan.integer:
+                return True
+            rule = self.target.rules.get(maker.op_type)
+            if rule is None or rule.output != "same":
+                return False
+            source = maker.inputs[0]
+        return False
+
+    def _fence(self, value: ir.Value) -> ir.Node:
+        output = ir.val(self.names.new(f"{value.name}.float"), dtype=ir.DataType.FLOAT, shape=value.shape)
+        return ir.node("Concat", [value], {"axis": 0}, name=f"{value.name}.fence", outputs=[output])
 
     def _integer_clamp(self, tensor: str, integers: ir.Value, clamp: tuple[int, int]) -> ir.Node:
         """A Clip on the integers of `tensor`."""

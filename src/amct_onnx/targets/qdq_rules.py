@@ -37,6 +37,7 @@ ONNXRUNTIME = QdqTarget(
     drops_clamps=True,
     beyond="com.microsoft",
     int32_bias=True,
+    rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
 )
 
 # What runs in u8 in OpenVINO's CPU plugin (tests/e2e/test_openvino.py). It reads Q/DQ as FakeQuantize, fuses clamps
