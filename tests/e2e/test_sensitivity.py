@@ -13,6 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from half import to_half
 
 import amct_onnx
 from amct_onnx.cli.main import main
@@ -182,3 +183,16 @@ def test_the_command(model: ir.Model, images: np.ndarray, tmp_path: Path, capsys
     assert main(words) == 0
     expected = amct_onnx.sensitivity(tmp_path / "m.onnx", images, samples=2)
     assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_layers_of_float16(model: ir.Model, images: np.ndarray) -> None:
+    half = ir.from_proto(to_half(ir.to_proto(model)))
+    data = images.astype(np.float16)
+    found = amct_onnx.sensitivity(half, data, target="ascend", samples=len(images))
+    result = amct_onnx.quantize(half, data, target="ascend")
+    (exact,), (got,) = (
+        s.run(None, {"x": data}) for s in (open_session(half.clone(), None), open_deployed(result.model()))
+    )
+    exact, got = exact.astype(np.float64), got.astype(np.float64)
+    assert {layer.layer for layer in found.layers} >= set(LAYERS)
+    assert found.sqnr == pytest.approx(decibel(((got - exact) ** 2).sum() / (exact**2).sum()), abs=CLOSE_DB)

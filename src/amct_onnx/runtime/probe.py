@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from amct_onnx.core.affine import fake_quantize
 from amct_onnx.core.change import Change
+from amct_onnx.core.qparams import QParams
 from amct_onnx.errors import DataError, ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.segments import Segment, cut_model, cut_tensors
@@ -79,7 +80,7 @@ class Probe:
             found = self._step(number, clean, tensors, change)
             for name in (value.name or "" for value in segment.outputs):
                 if name in change.tensors:
-                    found[name] = fake_quantize(found.get(name, clean[name]), change.tensors[name])
+                    found[name] = _rounded(found.get(name, clean[name]), change.tensors[name])
             tensors.update(found)
             if until and until in found:
                 break
@@ -110,11 +111,15 @@ class Probe:
             grid = change.reads.get((segment.lead, edge.index))
             touched |= grid is not None or edge.tensor in tensors
             if grid is not None:
-                edges[edge.name] = fake_quantize(edges[edge.name], grid)
+                edges[edge.name] = _rounded(edges[edge.name], grid)
         if not touched:
             return {}
         others = {name: tensors.get(name, clean[name]) for name in segment.inputs}
         return _run(session, segment, edges, others)
+
+
+def _rounded(array: Array, grid: QParams) -> Array:
+    return fake_quantize(array, grid).astype(array.dtype, copy=False)
 
 
 def _distance(first: Array, second: Array) -> float:

@@ -22,6 +22,7 @@ from amct_onnx.runtime.session import open_session
 from amct_onnx.search.effects import Effects, measure
 from amct_onnx.search.parts import Part, Wish, cost, greedy_path
 from amct_onnx.search.samples import Feed
+from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
 from amct_onnx.workflow.units import wide_layers
@@ -131,7 +132,7 @@ class _Search:
     progress: Progress
     most: int
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    models: list[QuantizedModel] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     known: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
@@ -155,7 +156,7 @@ class _Search:
         if key not in self.known:
             value = _number(self.goal.evaluate(_session(model)))
             self.known[key] = met = value >= self.goal.required
-            self.models.append(model)
+            self.choices.append(model.choice)  # and not the model, which holds its weights
             self.evaluations.append(
                 Evaluation(
                     float_layers=_lost(self.quantized, model),
@@ -199,7 +200,7 @@ class _Search:
             evaluations=tuple(self.evaluations),
             chosen=chosen,
         )
-        return replace(self.models[chosen], precision=precision)
+        return replace(self.quantized, choice=self.choices[chosen], precision=precision)
 
 
 def _session(model: QuantizedModel) -> Any:

@@ -13,10 +13,12 @@ from amct_onnx.core.tuning import Effort
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.runtime.images import ImageOptions
+from amct_onnx.runtime.saturation import saturates
 from amct_onnx.runtime.sources import open_data
 from amct_onnx.search.effects import SAMPLES
 from amct_onnx.search.mixed import Evaluator, Goal, search_mixed
 from amct_onnx.search.samples import Samples
+from amct_onnx.targets.qdq_rules import ONNXRUNTIME
 from amct_onnx.workflow.progress import Progress
 from amct_onnx.workflow.quantize import quantize as quantize_once
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
@@ -107,7 +109,10 @@ def quantize(
     most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
     samples = Samples(opened, inputs, most=most, hold_out=hold_out)
     quantized = quantize_once(source, samples, **options)
-    quantized = replace(quantized, assumptions=(*opened.assumptions, *quantized.assumptions, *samples.notes))
+    notes = [*opened.assumptions, *quantized.assumptions, *samples.notes]
+    if target == ONNXRUNTIME.name and not reduce_range and saturates():
+        notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
+    quantized = replace(quantized, assumptions=tuple(dict.fromkeys(notes)))
     if min_sqnr is not None:
         goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr)
     else:
