@@ -63,6 +63,11 @@ class Choice:
         """Whether a recipe may change the model: whoever gives settings gets what they say."""
         return self.settings is None
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the ranges of activations are left to the tool."""
+        return self.settings is None and self.algorithm is None
+
     def off(self) -> frozenset[str]:
         """The nodes that stay in float."""
         layers = self.settings.layers if self.settings is not None else {}

@@ -15,7 +15,7 @@ from amct_onnx.core.tuning import Effort, check_effort
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.runtime.collect import collect_statistics
+from amct_onnx.runtime.collect import ChannelRanges, collect_statistics
 from amct_onnx.runtime.images import ImageOptions
 from amct_onnx.runtime.sources import open_data
 from amct_onnx.workflow.choice import make_choice
@@ -101,9 +101,14 @@ def quantize(
     recipe = Recipe(source=source, target=target, choice=choice, effort=effort, samples=front.samples, progress=told)
     source = recipe.equalize()
     watched = _Watched(front, opened.total, inputs, told)
-    tensors = collect_statistics(source.fused, observed, watched)
+    channels = ChannelRanges(source.product_channels())
+    tensors = collect_statistics(source.fused, observed, watched, channels=channels)
     statistics = Statistics(
-        tensors=tensors, samples=watched.samples, digest=model_digest(source.fused), factors=source.factors
+        tensors=tensors,
+        samples=watched.samples,
+        digest=model_digest(source.fused),
+        factors=source.factors,
+        channels=channels.found,
     )
     result = QuantizedModel(
         source=source,

@@ -35,6 +35,7 @@ from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.result import FactoredModel, write_quantized
+from amct_onnx.workflow.smoothing import Smoothed, smooth_model
 from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
 
 Floats = npt.NDArray[np.float32]
@@ -126,7 +127,12 @@ class QuantizedModel:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What happens to each node that the target could quantize, and why where it stays in float."""
-        return self._ascend.decisions if self.target == ASCEND_NAME else self._plan.decisions
+        return self._ascend.decisions if self.target == ASCEND_NAME else self._qdq_decisions
+
+    @property
+    def _qdq_decisions(self) -> tuple[Decision, ...]:
+        nodes = self.source.facts.nodes  # without those that smoothing has added
+        return tuple(decision for decision in self._plan.decisions if decision.layer in nodes)
 
     @cached_property
     def activations(self) -> Mapping[str, QParams]:
@@ -197,15 +203,22 @@ class QuantizedModel:
         return QDQ_TARGETS[self.target]
 
     @cached_property
+    def _smoothed(self) -> Smoothed:
+        """The fused model, with outlier channels smoothed where the user leaves the ranges of activations to us."""
+        plan = plan_qdq(self.source.fused, self._rules, off=self.choice.off())
+        channels = self.statistics.channels if self.choice.is_default else {}
+        return smooth_model(self.source.fused, plan, channels)
+
+    @cached_property
     def _plan(self) -> QdqPlan:
         self.choice.check(self.target)
-        return plan_qdq(self.source.fused, self._rules, off=self.choice.off())
+        return plan_qdq(self._smoothed.model, self._rules, off=self.choice.off())
 
     @cached_property
     def _readers(self) -> Mapping[str, Sequence[str]]:
         """For each tensor the layers that read it as input 0."""
         readers: dict[str, list[str]] = {}
-        for node in self.source.fused.graph:
+        for node in self._smoothed.model.graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
                 readers.setdefault(node.inputs[0].name, []).append(node.name or "")
         return readers
@@ -213,13 +226,13 @@ class QuantizedModel:
     @cached_property
     def _clamped(self) -> frozenset[str]:
         """The tensors of which a Relu or Clip is to go into the grid."""
-        nodes = {node.name: node for node in self.source.fused.graph}
+        nodes = {node.name: node for node in self._smoothed.model.graph}
         clamps = self._plan.absorbed if self._rules.drops_clamps else {}
         return frozenset(nodes[clamp].outputs[0].name or "" for clamp in clamps)
 
     @cached_property
     def _values(self) -> Mapping[str, ir.Value]:
-        return values_by_name(self.source.fused)
+        return values_by_name(self._smoothed.model)
 
     def grid_of_range(self, low: float, high: float) -> QParams:
         """The grid of a Q/DQ target's activations from `low` <= 0 to `high` >= 0."""
@@ -237,6 +250,8 @@ class QuantizedModel:
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
         if (known := self.tuning.ranges.get(group.tensors[0])) is not None:
             return [(tensor, self.grid_of_range(*known)) for tensor in group.tensors]
+        if (smooth := self._smoothed.grid(group.tensors[0], self._rules.activation)) is not None:
+            return [(group.tensors[0], smooth)]
         statistic = self._statistic(group)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
         try:
@@ -250,7 +265,7 @@ class QuantizedModel:
 
     @cached_property
     def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
-        model, rules = self.source.fused.clone(), self._rules
+        model, rules = self._smoothed.model.clone(), self._rules
         if default_opset(model) < rules.minimum_opset:
             raise_opset(model, rules.minimum_opset)
         return model, lower_qdq(model, self._plan, rules, self.activations, self._weight)
