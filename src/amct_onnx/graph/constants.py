@@ -129,7 +129,7 @@ def _register(graph: ir.Graph, name: str, array: Data) -> ir.Value:
 
 
 def _assign(value: ir.Value, array: Data) -> None:
-    if isinstance(array, np.ndarray | np.generic):  # first of all: to ask for a protocol takes long
+    if isinstance(array, np.ndarray) or not isinstance(array, ir.TensorProtocol):  # to ask for a protocol takes long
         array = ir.Tensor(np.array(array, order="C"))  # a copy: nobody else can change it later
     tensor = renamed(array, value.name)
     value.const_value = tensor
