@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
 from amct_onnx.workflow.recipe import PLANS, Front, Recipe
 from amct_onnx.workflow.source import FloatSource
+from amct_onnx.workflow.weight_only import check_weight_only, quantize_weights
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -37,6 +39,8 @@ def quantize(
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
     effort: Effort = "default",
+    weight_only: int | None = None,
+    block_size: int = 32,
     images: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -58,6 +62,9 @@ def quantize(
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     effort: fast (ranges and scales by least squares, no more), default (a short recipe, of which each step is kept if
         it helps: `workflow.recipe`) or best (minutes). With `settings` the recipe is left out.
+    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
+        of two from 16 on), activations stay in float; for target onnxruntime. Weights are rounded by GPTQ, or to
+        nearest where data is None. Padding counts as data: give batches of samples of equal length.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -66,6 +73,18 @@ def quantize(
     """
     check_target(target)
     plan = PLANS[check_effort(effort)]
+    if weight_only is not None:
+        check_weight_only(weight_only, block_size, target, data)
+    opened = partial(
+        open_data,
+        data,
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+    )
     source = FloatSource.open(model)
     choice = make_choice(
         settings=source.read_settings(settings),
@@ -74,6 +93,11 @@ def quantize(
         reduce_range=reduce_range,
         nodes=source.facts.nodes,
     )
+    if weight_only is not None:
+        feeds = None if data is None else opened(model_inputs(source.fused))
+        return quantize_weights(
+            source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
+        )
     if isinstance(data, Statistics):
         source = source.equalized(data.factors)
         if data.digest != model_digest(source.fused):
@@ -86,21 +110,11 @@ def quantize(
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
-    opened = open_data(
-        data,
-        inputs,
-        images=images,
-        batch_size=batch_size,
-        limit=limit,
-        shapes=shapes,
-        dtypes=dtypes,
-        names=names,
-    )
-    told = progress or silent
-    front = Front(iter(opened), inputs, plan)
+    feeds, told = opened(inputs), progress or silent
+    front = Front(iter(feeds), inputs, plan)
     recipe = Recipe(source=source, target=target, choice=choice, effort=effort, samples=front.samples, progress=told)
     source = recipe.equalize()
-    watched = _Watched(front, opened.total, inputs, told)
+    watched = _Watched(front, feeds.total, inputs, told)
     channels = ChannelRanges(source.product_channels())
     tensors = collect_statistics(source.fused, observed, watched, channels=channels)
     statistics = Statistics(
@@ -115,7 +129,7 @@ def quantize(
         target=target,
         choice=choice,
         statistics=statistics,
-        assumptions=tuple(opened.assumptions),
+        assumptions=tuple(feeds.assumptions),
         sample=watched.first,
     )
     result.solve()
