@@ -14,6 +14,7 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
 EFFORTS = ("fast", "default", "best")
+_LEAST_BLOCK, _BLOCK = 16, 32
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 
@@ -73,6 +74,16 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         default="default",
         help="spent on accuracy: fast (one look at the data), default (about twice the time) or best (minutes)",
     )
+    command.add_argument(
+        "--weight_only",
+        type=int,
+        choices=(4, 8),
+        metavar="BITS",
+        help="4 or 8 bits for the weights of matrix products, activations in float; rounded to nearest without --data",
+    )
+    command.add_argument(
+        "--block_size", type=positive, metavar="N", help="weights that share a scale: a power of two from 16 on, or 32"
+    )
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
     mixed.add_argument(
@@ -131,7 +142,9 @@ def _add_data(data: argparse._ArgumentGroup, positive: Callable[[str], int]) -> 
 def read_quantize_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> QuantizeOptions:
     """The options of a parsed command line; a wrong one ends in `command.error`."""
     model = _model(namespace, command)
-    if (namespace.data is None) == (namespace.statistics is None):
+    _check_weight_only(namespace, command)
+    without_data = namespace.weight_only is not None and namespace.data is None
+    if not without_data and (namespace.data is None) == (namespace.statistics is None):
         command.error("give either --data or --statistics")
     if namespace.statistics is not None and namespace.save_statistics is not None:
         command.error("--save_statistics would copy --statistics: delete one of them")
@@ -159,6 +172,7 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         evaluator=namespace.evaluator,
         arguments=_arguments(namespace, command)
         | {"effort": namespace.effort}
+        | _weight_only(namespace)
         | {name: getattr(namespace, name) for name in goals},
     )
 
@@ -206,6 +220,26 @@ def _arguments(namespace: argparse.Namespace, command: argparse.ArgumentParser) 
         "dtypes": dtypes,
         "names": _pairs(namespace.names, "=", "--names", command),
     }
+
+
+def _weight_only(namespace: argparse.Namespace) -> dict[str, int]:
+    if namespace.weight_only is None:
+        return {}
+    return {"weight_only": namespace.weight_only, "block_size": namespace.block_size or _BLOCK}
+
+
+def _check_weight_only(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    if namespace.weight_only is None:
+        if namespace.block_size is not None:
+            command.error("--block_size belongs to --weight_only: give that too")
+        return
+    if namespace.statistics is not None or namespace.save_statistics is not None:
+        command.error("--weight_only has no statistics of activations: delete --statistics and --save_statistics")
+    if namespace.target != TARGETS[0]:
+        command.error(f"--weight_only needs --target {TARGETS[0]}")
+    size = namespace.block_size
+    if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
+        command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
 
 
 def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:
