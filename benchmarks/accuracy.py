@@ -8,50 +8,44 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import os
+import pickle
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import onnxruntime as ort
-from beside_peers import Bench, Entry, Run, choose, find_sides, print_table
-from measures import RESAMPLES, Figure, paired_difference
+from accuracy_report import LIKENESS, Row, report
+from beside_peers import Bench, Entry, Run, choose, find_sides
+from coverage import Coverage, read_coverage
+from kept import Kept, digest
+from measures import RESAMPLES, Array
 from peers import ASCEND, FLOOR, OURS, PEERS
 from processes import machine
-from tasks import SQNR, TASKS, Tally, Task
+from tasks import SQNR, TASKS, Feed, Tally, Task
 
 from amct_onnx import deployed_session
-from amct_onnx.runtime.inspection import inspect_model
 
-FLOAT = "float"
 WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
-# Intervals against float are shown for these; all figures have them beside the peers.
-DROPS = ("top-1", "Spearman")
 EXPLANATION = """\
 int8 models run with session.x64quantprecision=1: exact sums, where a CPU without VNNI would saturate.
-dB: SQNR of the model's outputs against float. int8 %: integer kernels among all kernels that compute, in the graph as
-ONNX Runtime optimises it. s: wall time of the whole process. drop: against float.
-[low, high]: 95 % of {resamples} paired bootstrap resamples of the test items; "noise" where it holds zero.
+dB: SQNR of the model's outputs against float. drop: against float. s: wall time of the whole process; *: of an earlier
+run on this machine. layers %: Conv, Gemm and MatMul that the file quantizes, input and weight. int8 %: integer kernels
+among all kernels that compute, in the graph as ONNX Runtime optimises it.
+[low, high]: 95 % of {resamples} paired bootstrap resamples of the test items. "noise": it holds zero.
+"best peer": the one with the most of that figure in this very test, so chosen in its favour; "of like int8 %": among
+those whose int8 % is at most {likeness} points below this tool's.
 Peers whose per-channel grids need opset 13 get the model converted to it; on the file as it is they may do worse.
-Ascend's deploy models run in `deployed_session`; no int8 % is given for them.
+Ascend's deploy models run in `deployed_session`; no % is given for them. The data has no model for segmentation.
 """
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """What was measured of one quantized model; `figures` is empty where there is a problem."""
-
-    entry: Entry
-    seconds: float
-    coverage: float | None
-    figures: Mapping[str, Figure]
-    problem: str | None = None
 
 
 def open_exact(path: Path, *, ascend: bool = False) -> ort.InferenceSession:
@@ -68,155 +62,125 @@ def open_exact(path: Path, *, ascend: bool = False) -> ort.InferenceSession:
 
 def one_line(reason: Exception) -> str:
     """The text of an exception for a table."""
-    return "does not run: " + " ".join(str(reason).split())[:200]
+    return "does not run: " + " ".join(str(reason).split())
 
 
-def coverage(float_model: Path, quantized: Path) -> float | None:
-    """Integer kernels in percent of those that compute anything."""
-    kernels = inspect_model(str(float_model), str(quantized)).kernels
-    integer, floating = sum(kernels.integer.values()), sum(kernels.floating.values())
-    return 100 * integer / (integer + floating) if integer + floating else None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Test:
+    """The test items of a task, all in memory, and what the float model makes of them."""
+
+    task: Task
+    items: Sequence[tuple[Feed, Any]]
+    exact: Sequence[Array]
+
+    @classmethod
+    def of(cls, task: Task, most: int | None) -> Test:
+        items = list(task.test(most))
+        session = open_exact(task.case.model)
+        return cls(task=task, items=items, exact=[session.run(None, feed)[0] for feed, _ in items])
+
+    def digest(self) -> str:
+        """What results depend on besides the tested model."""
+        found = hashlib.sha256(f"{ort.__version__} {self.task.name}".encode())
+        for (_, truth), output in zip(self.items, self.exact, strict=True):
+            found.update(pickle.dumps(truth))
+            found.update(output.tobytes())
+        return found.hexdigest()
+
+    def float_tally(self) -> Tally:
+        tally = self.task.tally()
+        for (_, truth), output in zip(self.items, self.exact, strict=True):
+            tally.add(output, output, truth)
+        return tally
+
+    def tally(self, path: Path, *, ascend: bool = False) -> Tally:
+        """What the outputs of this model add up to."""
+        session, tally = open_exact(path, ascend=ascend), self.task.tally()
+        names = [value.name for value in session.get_inputs()]
+        for (feed, truth), output in zip(self.items, self.exact, strict=True):
+            # Some tools rename inputs; their order stays.
+            named = feed if set(names) == feed.keys() else dict(zip(names, feed.values(), strict=True))
+            tally.add(output, session.run(None, named)[0], truth)
+        return tally
 
 
-def evaluate(
-    task: Task, models: Mapping[Entry, Path], most: int | None
-) -> tuple[dict[Entry, Tally], Tally, dict[Entry, str]]:
-    """Run every model on every test item: what each adds up to, what float does, and what did not run."""
-    reference = open_exact(task.case.model)
-    sessions, problems = {}, {}
-    for entry, path in models.items():
+def evaluate(test: Test, runs: Mapping[Entry, Run], kept: Kept | None) -> dict[Entry, Tally | str]:
+    """Each model's tally, or why there is none. The models take turns, so that one session at a time is open."""
+    found: dict[Entry, Tally | str] = {}
+    digest = "" if kept is None else test.digest()
+    for entry, run in runs.items():
+        if run.model is None:
+            found[entry] = str(run.problem)
+            continue
+        make = partial(test.tally, run.model, ascend=entry.side is ASCEND)
         try:
-            sessions[entry] = open_exact(path, ascend=entry.side is ASCEND)
+            found[entry] = kept.tally(run.model, digest, make) if kept and kept.holds(run.model) else make()
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            problems[entry] = one_line(reason)
-    own, tallies = task.tally(), {entry: task.tally() for entry in sessions}
-    for feed, truth in task.test(most):
-        exact = reference.run(None, feed)[0]
-        own.add(exact, exact, truth)
-        for entry, session in list(sessions.items()):
-            try:
-                # Some tools rename inputs; their order stays.
-                named = dict(zip((value.name for value in session.get_inputs()), feed.values(), strict=True))
-                tallies[entry].add(exact, session.run(None, feed if named.keys() == feed.keys() else named)[0], truth)
-            except Exception as reason:
-                problems[entry] = one_line(reason)
-                del sessions[entry]
-    return tallies, own, problems
+            found[entry] = one_line(reason)
+    return found
 
 
-def measure(bench: Bench, task: Task, entries: Sequence[Entry]) -> None:
-    """Print the table of one model."""
+def measure(bench: Bench, task: Task, entries: Mapping[Entry, str]) -> None:
+    """Print the table of one model; `entries` has the version of each."""
     args = bench.args
     images = bench.folder / f"{task.name}_calibration{task.suffix}"
     count = task.write_calibration(images, args.calibration)
-    runs = {entry: bench.run(entry, task.case, images) for entry in entries}
+    kept = None if args.keep is None else Kept(args.keep)
+    limits = {entry: min(count, *_limits(entry, task)) for entry in entries}
+    runs = run_entries(bench, task, images, entries, limits, kept)
     images.unlink()
-    models = {entry: run.model for entry, run in runs.items() if run.model is not None}
     bench.say(f"{task.name}: test")
-    tallies, own, problems = evaluate(task, models, args.test)
+    test = Test.of(task, args.test)
+    tallies = evaluate(test, runs, kept)
     bench.hush()
-    reference = own.figures()
-    rows = [
-        _row(task, entry, run, tallies[entry].figures() if entry in tallies else {}, problems.get(entry))
-        for entry, run in runs.items()
-    ]
-    items = len(reference[SQNR].items[0])
-    print(f"\n{task.name}: {count} calibration samples, {items} test items")
-    report(reference, rows, args.resamples)
-    _forget(runs)
-
-
-def _forget(runs: Mapping[Entry, Run]) -> None:
-    """Delete the quantized models."""
-    for run in runs.values():
-        if run.model is not None:
+    rows = []
+    for entry, run in runs.items():
+        tally, share = tallies[entry], Coverage()
+        if isinstance(tally, Tally) and run.model is not None and entry.side is not ASCEND:
+            share = read_coverage(task.case.model, run.model)
+        rows.append(
+            Row(
+                entry=entry,
+                label=entry.label + (f" ({limits[entry]} samples)" if limits[entry] < count else ""),
+                seconds=run.seconds,
+                kept=run.kept,
+                coverage=share,
+                figures=tally.figures() if isinstance(tally, Tally) else {},
+                problem=None if isinstance(tally, Tally) else tally,
+            )
+        )
+        if run.model is not None and not (kept and kept.holds(run.model)):
             run.model.unlink()
+    reference = test.float_tally().figures()
+    print(f"\n{task.name}: {count} calibration samples, {len(reference[SQNR].items[0])} test items")
+    report(reference, rows, args.resamples)
 
 
-def _row(task: Task, entry: Entry, run: Run, figures: Mapping[str, Figure], problem: str | None) -> Row:
-    problem = run.problem or problem
-    share = None
-    if problem is None and run.model is not None and entry.side is not ASCEND:
-        share = coverage(task.case.model, run.model)
-    return Row(
-        entry=entry,
-        seconds=run.seconds,
-        coverage=share,
-        figures=figures if problem is None else {},
-        problem=problem,
-    )
+def _limits(entry: Entry, task: Task) -> list[int]:
+    """How many samples the entry may have at most."""
+    limits = [entry.scheme.most, task.fitting if entry.scheme.hoards else None]
+    return [limit for limit in limits if limit is not None] or [sys.maxsize]
 
 
-def report(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int) -> None:
-    """Print the figures of all models, then this tool beside the best peers."""
-    names = list(reference)
-    main = names[0]
-    shown = [main in DROPS and resamples > 0, *([False] * (len(names) - 1))]
-    header = ["", *(cell for name, drop in zip(names, shown, strict=True) for cell in _headings(name, drop))]
-    lines: list[tuple[str, Sequence[str] | str]] = []
-    cells = [cell for name, drop in zip(names, shown, strict=True) for cell in _float_cells(name, reference, drop)]
-    lines.append((FLOAT, [*cells, "", ""]))
-    for row in rows:
-        if row.problem is not None:
-            lines.append((row.entry.label, row.problem))
-            continue
-        cells = []
-        for name, drop in zip(names, shown, strict=True):
-            cells.append(f"{row.figures[name].value:.2f}")
-            if drop:
-                found = paired_difference(reference[name], row.figures[name], resamples=resamples)
-                cells.append(f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
-        cells.append("" if row.coverage is None else f"{row.coverage:.0f}")
-        lines.append((row.entry.label, [*cells, f"{row.seconds:.1f}"]))
-    print_table([*header, "int8 %", "s"], lines)
-    sound = [row for row in rows if row.problem is None]
-    for row in sound:
-        if row.entry.side is OURS:
-            for line in beside_peers(row, [peer for peer in sound if peer.entry.is_peer], names, resamples):
-                print(line)
-    ascend = [row for row in sound if row.entry.side is ASCEND]
-    for row in ascend[:-1]:
-        print(f"{row.entry.label} - {ascend[-1].entry.label}: {_differences(row, ascend[-1], names, resamples)}")
-
-
-def _headings(name: str, drop: bool) -> list[str]:
-    return [name, "drop"] if drop else [name]
-
-
-def _float_cells(name: str, reference: Mapping[str, Figure], drop: bool) -> list[str]:
-    value = "" if name in (SQNR, "agree") else f"{reference[name].value:.2f}"
-    return [value, ""] if drop else [value]
-
-
-def beside_peers(row: Row, peers: Sequence[Row], names: Sequence[str], resamples: int) -> Iterator[str]:
-    """Of each figure a line: this tool beside the peer that has the most of it, and the best of at least its coverage.
-
-    The best peer is chosen by the test itself, in its favour.
-    """
-    wide = [peer for peer in peers if (peer.coverage or 0) >= (row.coverage or 0)]
-    for name in names:
-        told = None
-        for group, rivals in (("best peer", peers), ("best peer of no less int8 %", wide)):
-            if not rivals:
-                continue
-            best = max(rivals, key=lambda peer: peer.figures[name].value)
-            if best is not told:
-                yield f"{row.entry.label} - {group}, {best.entry.label}: {_differences(row, best, [name], resamples)}"
-            told = best
-
-
-def _differences(first: Row, second: Row, names: Sequence[str], resamples: int) -> str:
-    """`first - second` in each figure, with intervals where the figure has them."""
-    parts = []
-    for name in names:
-        mine, theirs = first.figures[name], second.figures[name]
-        if not (mine.resampled and theirs.resampled and resamples):
-            parts.append(f"{name} {mine.value - theirs.value:+.2f} (no interval)")
-            continue
-        found = paired_difference(mine, theirs, resamples=resamples)
-        noise = ", noise" if found.is_noise else ""
-        parts.append(f"{name} {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]{noise}")
-    return "; ".join(parts)
+def run_entries(
+    bench: Bench,
+    task: Task,
+    images: Path,
+    entries: Mapping[Entry, str],
+    limits: Mapping[Entry, int],
+    kept: Kept | None,
+) -> dict[Entry, Run]:
+    """Run all entries, each with at most that many samples; peers only where there is no kept run."""
+    inputs = {} if kept is None else {"model": digest(task.case.model), "calibration": digest(images)}
+    runs = {}
+    for entry, version in entries.items():
+        make = partial(bench.run, entry, task.case, images, limits[entry])
+        if kept is None or not entry.is_peer:
+            runs[entry] = make()
+        else:
+            about = inputs | {"version": version, "samples": str(limits[entry]), "machine": machine()}
+            runs[entry] = kept.run(entry, about, make)
+    return runs
 
 
 class _Tee(io.StringIO):
@@ -232,13 +196,18 @@ class _Tee(io.StringIO):
         return super().write(text)
 
 
-def chosen_entries(args: argparse.Namespace, found: Mapping[str, tuple[str, str]]) -> list[Entry]:
-    """This tool for both targets, then the peers that the options leave."""
+def chosen_entries(args: argparse.Namespace, found: Mapping[str, tuple[str, str]]) -> dict[Entry, str]:
+    """This tool for both targets, then the peers that the options leave; each with its version."""
     entries = [entry for entry in choose(found, everything=not args.plain) if entry.side is not FLOOR]
     ours = [entry for entry in entries if not entry.is_peer]
-    ours += [Entry(side=ASCEND, scheme=scheme, python=found[OURS.name][0]) for scheme in ASCEND.schemes]
+    ours += [
+        Entry(side=ASCEND, scheme=scheme, python=found[OURS.name][0])
+        for scheme in ASCEND.schemes
+        if scheme.plain or not args.plain
+    ]
     peers = [entry for entry in entries if entry.is_peer and (args.peers is None or entry.side.name in args.peers)]
-    return [*ours, *(peer for peer in peers if not any(word in peer.scheme.name for word in args.without))]
+    chosen = [*ours, *(peer for peer in peers if not any(word in peer.scheme.name for word in args.without))]
+    return {entry: found[OURS.name if entry.side is ASCEND else entry.side.name][1] for entry in chosen}
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -250,11 +219,17 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--models", nargs="+", choices=TASKS, default=list(TASKS), help="which models (all)")
     add("--peers", nargs="*", choices=[side.name for side in PEERS], help="which peers (all that are installed)")
-    add("--plain", action="store_true", help="the min-max settings of the peers only")
+    add("--plain", action="store_true", help="the default of this tool and the min-max settings of the peers only")
     add("--without", nargs="+", default=[], metavar="WORD", help="leave out settings of peers whose name contains it")
     add("--calibration", type=int, help="most calibration samples (160)")
     add("--test", type=int, help="most test items (all)")
     add("--quick", action="store_true", help="few samples: whether it works, not what it says")
+    add(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the models of peers, and take those that are there from the same calibration data",
+    )
     add("--timeout", type=float, default=1800, help="seconds that one process may take")
     add("--write", action="store_true", help=f"write {WRITTEN.name} in docs as printed")
     args = parser.parse_args(words)
@@ -262,6 +237,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     args.test = args.test or (6 if args.quick else None)
     args.resamples = 20 if args.quick else RESAMPLES
     args.plain = args.plain or args.quick
+    args.keep = args.keep and args.keep.resolve()
     return args
 
 
@@ -275,7 +251,7 @@ def run_all(args: argparse.Namespace, words: Sequence[str]) -> None:
     absent = [side.name for side in PEERS if side.name not in found]
     if absent:
         print(f"not installed: {', '.join(absent)}")
-    print(EXPLANATION.format(resamples=args.resamples), end="")
+    print(EXPLANATION.format(resamples=args.resamples, likeness=LIKENESS), end="")
     entries = chosen_entries(args, found)
     with tempfile.TemporaryDirectory(prefix="accuracy_") as folder:
         for name in args.models:

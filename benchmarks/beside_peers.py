@@ -55,12 +55,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Seconds and MiB of one process, the model that it wrote, or why there is none."""
+    """Seconds and MiB of one process, the model that it wrote, or why there is none; `kept`: of an earlier run."""
 
     seconds: float = math.nan
     peak: float | None = None
     model: Path | None = None
     problem: str | None = None
+    kept: bool = False
 
 
 class Bench:
@@ -89,8 +90,8 @@ class Bench:
         """Delete that file."""
         self._images.pop((case.name, count, False)).unlink()
 
-    def run(self, entry: Entry, case: Case, images: Path) -> Run:
-        """One scheme in a process of its own."""
+    def run(self, entry: Entry, case: Case, images: Path, most: int | None = None) -> Run:
+        """One scheme in a process of its own, with at most `most` of the images."""
         self.say(f"{case.name}: {entry.label}")
         folder, result = self.new_folder(), self.folder / f"{next(self._names)}.json"
         try:
@@ -99,9 +100,11 @@ class Bench:
             return Run(problem=f"needs opset {entry.scheme.opset}, and onnx cannot convert: {str(reason)[:200]}")
         command = [entry.python, str(HERE / "peers.py"), "--side", entry.side.name, "--scheme", entry.scheme.name]
         command += ["--model", str(model), "--images", str(images), "--folder", str(folder), "--result", str(result)]
+        most = entry.scheme.most if most is None else most
+        command += [] if most is None else ["--most", str(most)]
         outcome = run_process(command, timeout=self.args.timeout)
         if outcome.problem is not None:
-            return Run(problem=outcome.problem)
+            return Run(seconds=outcome.seconds, problem=outcome.problem)
         found = sorted(folder.glob("*.onnx"))
         if entry.side is not FLOOR and len(found) != 1:
             return Run(problem=f"wrote {len(found)} models")
@@ -177,7 +180,7 @@ def report_speed(bench: Bench, case: Case, entries: Sequence[Entry]) -> None:
     print(f"\n{case.name}, {args.count} images: whole processes, rounds: {args.rounds}")
     print(f"float inference takes {median(runs[floor].seconds for runs in rounds):.2f} s")
     print_table(["", "x float inference", "rounds", "peak MiB", "more than float"], rows)
-    ours = [entry.label for entry in kept if entry.side is OURS]
+    ours = [entry.label for entry in kept if entry.side is OURS and entry.scheme.plain]
     rivals = {e.label: median(ratios[e.label]) for e in kept if e.is_peer and e.scheme.plain}
     if ours and rivals:
         best = min(rivals, key=rivals.__getitem__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Figure:
-    """`of(*items)`, where each array of `items` has one element (or row) for each test item, in the order of the test.
+    """`of(counts, *items)`: the figure over the test items, each taken as often as `counts` says.
 
+    counts: float64 [r, n]; each array of `items` has n elements, in the order of the test; the result is float64 [r].
     `resampled`: whether intervals are wanted; some figures are too slow for a thousand of them.
     """
 
-    of: Callable[..., float]
+    of: Callable[..., Array]
     items: tuple[Array, ...]
     resampled: bool = True
 
     @property
     def value(self) -> float:
-        return self.of(*self.items)
-
-    def at(self, index: NDArray[np.intp]) -> float:
-        """The figure over these test items."""
-        return self.of(*(array[index] for array in self.items))
+        return float(self.of(np.ones((1, len(self.items[0]))), *self.items)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +56,36 @@ def paired_difference(first: Figure, second: Figure, *, resamples: int = RESAMPL
     count = len(first.items[0])
     if len(second.items[0]) != count:
         raise ValueError(f"pairs of {count} and {len(second.items[0])} test items")
-    random = np.random.default_rng(SEED)
-    found = np.empty(resamples)
-    for turn in range(resamples):
-        index = random.integers(0, count, count)
-        found[turn] = first.at(index) - second.at(index)
-    low, high = np.percentile(found, _COVERED)
+    drawn = resampled_counts(count, resamples)
+    low, high = np.percentile(first.of(drawn, *first.items) - second.of(drawn, *second.items), _COVERED)
     return Interval(value=first.value - second.value, low=float(low), high=float(high))
 
 
-def percentage(hits: Array) -> float:
-    """Share of true elements in percent."""
-    return 100 * float(np.mean(hits))
+@lru_cache(maxsize=1)
+def resampled_counts(count: int, resamples: int) -> Array:
+    """How often each of `count` items is in each resample: float64 [resamples, count], whose rows add up to `count`."""
+    random = np.random.default_rng(SEED)
+    drawn = np.empty((resamples, count))
+    for row in drawn:
+        row[:] = np.bincount(random.integers(0, count, count), minlength=count)
+    drawn.setflags(write=False)
+    return drawn
 
 
-def average(values: Array) -> float:
+def average(counts: Array, values: Array) -> Array:
     """The mean."""
-    return float(np.mean(values))
+    return np.asarray(counts @ values.astype(np.float64) / counts.sum(axis=1))
 
 
-def decibel(signal: Array, noise: Array) -> float:
+def percentage(counts: Array, hits: Array) -> Array:
+    """Share of true elements in percent."""
+    return 100 * average(counts, hits)
+
+
+def decibel(counts: Array, signal: Array, noise: Array) -> Array:
     """Signal to noise ratio of powers that are summed up first; inf without any noise."""
-    total = float(np.sum(noise))
-    return float("inf") if total == 0 else 10 * float(np.log10(float(np.sum(signal)) / total))
+    with np.errstate(divide="ignore"):
+        return np.asarray(10 * np.log10(counts @ signal / (counts @ noise)))
 
 
 def powers(reference: Array, got: Array) -> tuple[float, float]:
@@ -89,18 +94,25 @@ def powers(reference: Array, got: Array) -> tuple[float, float]:
     return float(np.sum(np.square(exact))), float(np.sum(np.square(exact - got)))
 
 
-def ranks(values: Array) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts + 1) / 2)[inverse.reshape(-1)], np.float64)
+def ranks(counts: Array, values: Array) -> Array:
+    """Ranks of the values from 0, in each resample [r, n]; equal ones, and copies of one, share the mean of theirs."""
+    _, groups = np.unique(values, return_inverse=True)
+    groups = groups.reshape(-1)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    sizes = np.add.reduceat(counts[:, order], starts, axis=1)
+    return np.asarray((np.cumsum(sizes, axis=1) - (sizes + 1) / 2)[:, groups])
 
 
-def spearman(first: Array, second: Array) -> float:
+def spearman(counts: Array, first: Array, second: Array) -> Array:
     """Spearman's rank correlation; 0 where one side is constant."""
-    a, b = (side - side.mean() for side in (ranks(first), ranks(second)))
-    scale = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
-    return float(np.sum(a * b)) / scale if scale > 0 else 0.0
+    total = counts.sum(axis=1, keepdims=True)
+    a, b = (
+        rank - (counts * rank).sum(axis=1, keepdims=True) / total
+        for rank in map(partial(ranks, counts), (first, second))
+    )
+    scale = np.sqrt((counts * a * a).sum(axis=1) * (counts * b * b).sum(axis=1))
+    return np.asarray((counts * a * b).sum(axis=1) / np.where(scale > 0, scale, 1))
 
 
 def psnr(exact: Array, got: Array) -> float:

@@ -2,9 +2,9 @@
 
 Each side turns a float model and the images of an .npy file [N, ...] into a quantized model; a model of several inputs
 has an .npz file with an array for each. Images are read one at a time, so that no side has them all in memory unless it
-keeps them itself. The script needs numpy and that side's
-packages only. The settings are those that the documentation of each tool shows: onnxruntime.ai, docs.openvino.ai (for
-nncf), quark.docs.amd.com, quic.github.io/aimet-pages, nvidia.github.io/Model-Optimizer.
+keeps them itself. The script needs numpy and that side's packages only. The settings are those that the documentation
+of each tool shows: onnxruntime.ai, docs.openvino.ai (for nncf), quark.docs.amd.com, quic.github.io/aimet-pages,
+nvidia.github.io/Model-Optimizer.
 """
 
 from __future__ import annotations
@@ -15,90 +15,13 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import Job, Reader
 from processes import limit_memory, peak_mebibytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """The float model, the images, and the folder that the quantized model goes to as its only .onnx file."""
-
-    model: Path
-    images: Path
-    folder: Path
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "model.onnx"
-
-    def scratch(self, name: str) -> Path:
-        """A file that is no result."""
-        (self.folder / "scratch").mkdir(exist_ok=True)
-        return self.folder / "scratch" / name
-
-    def session(self) -> Any:
-        """The float model in ONNX Runtime."""
-        import onnxruntime as ort
-
-        return ort.InferenceSession(str(self.model), providers=["CPUExecutionProvider"])
-
-    def feeds(self) -> Feeds:
-        """The images, one at a time."""
-        return Feeds(self.images, "" if self.images.suffix == ".npz" else self.input_name())
-
-    def input_name(self) -> str:
-        """Name of the only input."""
-        import onnx
-
-        graph = onnx.load(self.model, load_external_data=False).graph
-        weights = {tensor.name for tensor in graph.initializer}
-        (name,) = (value.name for value in graph.input if value.name not in weights)
-        return str(name)
-
-
-class Feeds:
-    """The images as `{input: array [1, ...]}`, as often as they are asked for; an .npz file has the names of inputs."""
-
-    def __init__(self, images: Path, name: str) -> None:
-        import numpy as np
-
-        self._np, self._images, self._name = np, images, name
-        self.arrays: dict[str, Any] = {}
-        if images.suffix == ".npz":
-            with np.load(images) as stored:
-                self.arrays = dict(stored)
-        first = next(iter(self.arrays.values())) if self.arrays else np.load(images, mmap_mode="r")
-        self._count = len(first)
-
-    def __len__(self) -> int:
-        return int(self._count)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for index in range(self._count):
-            if self.arrays:
-                yield {name: array[index : index + 1] for name, array in self.arrays.items()}
-                continue
-            # A mapping that stays open would count the pages that were read as memory of the process.
-            mapped = self._np.load(self._images, mmap_mode="r")
-            yield {self._name: self._np.array(mapped[index : index + 1])}
-
-
-class Reader:
-    """The images as a CalibrationDataReader of ONNX Runtime."""
-
-    def __init__(self, feeds: Feeds) -> None:
-        self._feeds = feeds
-        self.rewind()
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._iterator, None)
-
-    def rewind(self) -> None:
-        self._iterator = iter(self._feeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +29,15 @@ class Scheme:
     """One setting of a side. `plain`: its min-max setting, which every run measures; others are for --all.
 
     `opset` is the least that the scheme works with; the benchmark converts a model below it, outside of what it times.
+    `most`: images that its time allows. `hoards`: it keeps all tensors of all images in memory.
     """
 
     name: str
     run: Callable[[Job], None]
     plain: bool = True
     opset: int = 0
+    most: int | None = None
+    hoards: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,20 +124,30 @@ def _nncf(**options: Any) -> Callable[[Job], None]:
             arguments["preset"] = nncf.QuantizationPreset.MIXED
         if not options.get("bias_correction", True):
             arguments["advanced_parameters"] = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
+        if options.get("accurate"):
+            arguments["fast_bias_correction"] = False
         onnx.save(nncf.quantize(onnx.load(job.model), nncf.Dataset(feeds), **arguments), job.output)
 
     return run
 
 
-def _quark_plain(job: Job) -> None:
-    from quark.onnx import ModelQuantizer, QConfig
-    from quark.onnx.quantization.config.spec import CalibMethod, Int8Spec, QLayerConfig, QuantGranularity, UInt8Spec
+def _quark(method: str, *, learned: bool = False) -> Callable[[Job], None]:
+    """uint8 activations and int8 weights per channel."""
 
-    weight = Int8Spec(calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)
-    activation = UInt8Spec(calibration_method=CalibMethod.MinMax)
-    config = QConfig(global_config=QLayerConfig(activation=activation, weight=weight))
-    reader = Reader(job.feeds())
-    ModelQuantizer(config).quantize_model(str(job.model), str(job.output), reader)
+    def run(job: Job) -> None:
+        from quark.onnx import ModelQuantizer, QConfig
+        from quark.onnx.quantization.config.algorithm import AdaRoundConfig
+        from quark.onnx.quantization.config.spec import CalibMethod, Int8Spec, QLayerConfig, QuantGranularity, UInt8Spec
+
+        weight = Int8Spec(calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)
+        activation = UInt8Spec(calibration_method=CalibMethod[method])
+        feeds = job.feeds()
+        adaround = AdaRoundConfig(data_size=len(feeds), batch_size=2, early_stop=True)  # as in quark's own presets
+        algorithms = [adaround] if learned else None
+        config = QConfig(global_config=QLayerConfig(activation=activation, weight=weight), algo_config=algorithms)
+        ModelQuantizer(config).quantize_model(str(job.model), str(job.output), Reader(feeds))
+
+    return run
 
 
 def _quark_default(job: Job) -> None:
@@ -221,12 +157,23 @@ def _quark_default(job: Job) -> None:
     ModelQuantizer(QConfig.get_default_config("A8W8")).quantize_model(str(job.model), str(job.output), reader)
 
 
-def _aimet(scheme: str) -> Callable[[Job], None]:
+def _aimet(scheme: str, *, equalized: bool = False, learned: int | None = None) -> Callable[[Job], None]:
+    """`learned`: weights by AdaRound on that many images."""
+
     def run(job: Job) -> None:
         import onnx
-        from aimet_onnx import QuantizationSimModel
+        from aimet_onnx import QuantizationSimModel, apply_adaround
+        from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
+        from aimet_onnx.cross_layer_equalization import equalize_model
 
-        sim = QuantizationSimModel(onnx.load(job.model), quant_scheme=scheme, providers=["CPUExecutionProvider"])
+        model = onnx.load(job.model)
+        if equalized:
+            equalize_model(model)
+        else:
+            fold_all_batch_norms_to_weight(model)
+        sim = QuantizationSimModel(model, quant_scheme=scheme, providers=["CPUExecutionProvider"])
+        if learned is not None:
+            apply_adaround(sim, list(job.feeds(learned)))
         sim.compute_encodings(job.feeds())
         onnx.save(sim.to_onnx_qdq(), job.output)
 
@@ -235,10 +182,9 @@ def _aimet(scheme: str) -> Callable[[Job], None]:
 
 def _modelopt(method: str) -> Callable[[Job], None]:
     def run(job: Job) -> None:
-        import numpy as np
         from modelopt.onnx.quantization import quantize
 
-        arrays = job.feeds().arrays or {job.input_name(): np.load(job.images, mmap_mode="r")}
+        arrays = job.feeds().arrays()
         shapes = {name: "x".join(str(size) for size in (1, *array.shape[1:])) for name, array in arrays.items()}
         quantize(
             str(job.model),
@@ -260,7 +206,14 @@ FLOOR = Side(
     schemes=(Scheme(name="batch 1", run=_float_inference),),
 )
 OURS = Side(
-    name="amct_onnx", module="amct_onnx", distribution="amct-onnx", schemes=(Scheme(name="default", run=_amct_onnx()),)
+    name="amct_onnx",
+    module="amct_onnx",
+    distribution="amct-onnx",
+    schemes=(
+        Scheme(name="fast", run=_amct_onnx(effort="fast"), plain=False),
+        Scheme(name="default", run=_amct_onnx()),
+        Scheme(name="best", run=_amct_onnx(effort="best"), plain=False),
+    ),
 )
 # Deploy models, which only `deployed_session` runs: for accuracy, not for latency.
 ASCEND = Side(
@@ -268,7 +221,9 @@ ASCEND = Side(
     module="amct_onnx",
     distribution="amct-onnx",
     schemes=(
+        Scheme(name="fast", run=_ascend(effort="fast"), plain=False),
         Scheme(name="default", run=_ascend()),
+        Scheme(name="best", run=_ascend(effort="best"), plain=False),
         Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_ascend(algorithm="ifmr")),
     ),
 )
@@ -287,8 +242,20 @@ PEERS = (
                 plain=False,
                 opset=13,
             ),
-            Scheme(name="percentile", run=_onnxruntime("Percentile"), plain=False),
-            Scheme(name="entropy", run=_onnxruntime("Entropy"), plain=False),
+            Scheme(
+                name="percentile per channel",
+                run=_onnxruntime("Percentile", activation="QUInt8", per_channel=True),
+                plain=False,
+                opset=13,
+                hoards=True,
+            ),
+            Scheme(
+                name="entropy per channel",
+                run=_onnxruntime("Entropy", activation="QUInt8", per_channel=True),
+                plain=False,
+                opset=13,
+                hoards=True,
+            ),
         ),
     ),
     Side(
@@ -299,6 +266,7 @@ PEERS = (
             Scheme(name="min-max mixed", run=_nncf(mixed=True, bias_correction=False), opset=13),
             Scheme(name="default", run=_nncf(), plain=False, opset=13),
             Scheme(name="mixed", run=_nncf(mixed=True), plain=False, opset=13),
+            Scheme(name="mixed, accurate bias correction", run=_nncf(mixed=True, accurate=True), plain=False, opset=13),
         ),
     ),
     Side(
@@ -306,8 +274,10 @@ PEERS = (
         module="quark.onnx",
         distribution="amd-quark",
         schemes=(
-            Scheme(name="min-max per channel", run=_quark_plain, opset=13),
+            Scheme(name="min-max per channel", run=_quark("MinMax"), opset=13),
             Scheme(name="default (A8W8)", run=_quark_default, plain=False, opset=13),
+            Scheme(name="percentile per channel", run=_quark("Percentile"), plain=False, opset=13),
+            Scheme(name="AdaRound", run=_quark("Percentile", learned=True), plain=False, opset=13, most=32),
         ),
     ),
     Side(
@@ -317,6 +287,8 @@ PEERS = (
         schemes=(
             Scheme(name="min-max", run=_aimet("min_max"), opset=13),
             Scheme(name="tf-enhanced", run=_aimet("tf_enhanced"), plain=False, opset=13),
+            Scheme(name="equalization, tf-enhanced", run=_aimet("tf_enhanced", equalized=True), plain=False, opset=13),
+            Scheme(name="AdaRound on 32, tf-enhanced", run=_aimet("tf_enhanced", learned=32), plain=False, opset=13),
         ),
     ),
     Side(
@@ -345,13 +317,15 @@ def main() -> int:
     parser.add_argument("--scheme")
     for name in ("model", "images", "folder", "result"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--most", type=int, help="images that may be used (all)")
     args = parser.parse_args()
     if args.installed:
         print(json.dumps({side.name: version for side in SIDES.values() if (version := side.version()) is not None}))
         return 0
     limit_memory()
     os.chdir(args.folder)  # some tools leave files where they are started
-    find_scheme(args.side, args.scheme).run(Job(model=args.model, images=args.images, folder=args.folder))
+    job = Job(model=args.model, images=args.images, folder=args.folder, most=args.most)
+    find_scheme(args.side, args.scheme).run(job)
     args.result.write_text(json.dumps({"peak": peak_mebibytes()}), encoding="utf-8")
     return 0
 

@@ -22,6 +22,7 @@ SQNR = "dB"
 COCO_CALIBRATION = 28
 _SR_SCALE, _SR_SIZE, _SR_BORDER = 3, 224, 8
 _YOLOX_SIZE = 416
+_LARGE = ("mobilenetv2", "squeezenet", "mobilenetv1")  # their tensors are tens of megabytes for each image
 
 
 class Tally(ABC):
@@ -81,7 +82,11 @@ class Detections(Tally):
     def own(self) -> dict[str, Figure]:
         items = np.empty((2, len(self._found)), object)
         items[0, :], items[1, :] = self._found, self._truth
-        return {"mAP50-95": Figure(of=mean_average_precision, items=(items[0], items[1]), resampled=False)}
+        return {"mAP50-95": Figure(of=_average_precision, items=(items[0], items[1]), resampled=False)}
+
+
+def _average_precision(_: Array, found: Array, truth: Array) -> Array:
+    return np.array([mean_average_precision(found, truth)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,18 +128,22 @@ class Similarities(Tally):
         return {"Spearman": Figure(of=_spearman_percent, items=(cosines, scores))}
 
 
-def _spearman_percent(cosines: Array, scores: Array) -> float:
-    return 100 * spearman(cosines, scores)
+def _spearman_percent(counts: Array, cosines: Array, scores: Array) -> Array:
+    return 100 * spearman(counts, cosines, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A model, what it is calibrated with and what it is tested on."""
+    """A model, what it is calibrated with and what it is tested on.
+
+    `fitting`: samples whose tensors, all of the model, fit in a few gigabytes together; None for any number.
+    """
 
     name: str
     file: str
     tally: type[Tally]
     suffix: str = field(default=".npy")
+    fitting: int | None = None
 
     @property
     def case(self) -> Case:
@@ -264,9 +273,14 @@ def _labels(picture: Path) -> Path:
 
 
 TASKS: dict[str, Task] = {
-    **{name: Classification(name=name, file=model.file, tally=Classes) for name, model in MODELS.items()},
+    **{
+        name: Classification(name=name, file=model.file, tally=Classes, fitting=32 if name in _LARGE else None)
+        for name, model in MODELS.items()
+    },
     "kws": Keywords(name="kws", file="kws_dscnn_mlperftiny.onnx", tally=Classes),
     "yolox_nano": Detection(name="yolox_nano", file="yolox_nano.onnx", tally=Detections),
-    "super_resolution": SuperResolution(name="super_resolution", file="super_resolution_10.onnx", tally=Enlargements),
+    "super_resolution": SuperResolution(
+        name="super_resolution", file="super_resolution_10.onnx", tally=Enlargements, fitting=32
+    ),
     "minilm": Sentences(name="minilm", file="minilm_l6.onnx", tally=Similarities, suffix=".npz"),
 }

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import accuracy
 import detection
+import jobs
 import measures
 import numpy as np
-import peers
 import pytest
 import tasks
 from detection import Boxes
@@ -34,17 +34,42 @@ def samples(feed: tasks.Feed) -> list[bytes]:
 @given(values)
 def test_ranks_are_means_over_equal_values(numbers: list[int]) -> None:
     expected = [sum(o < n for o in numbers) + (sum(o == n for o in numbers) - 1) / 2 for n in numbers]
-    np.testing.assert_allclose(measures.ranks(np.array(numbers)), expected)
+    once = np.ones((1, len(numbers)))
+    np.testing.assert_allclose(measures.ranks(once, np.array(numbers)), [expected])
 
 
 @given(values)
 def test_spearman_sees_order_only(numbers: list[int]) -> None:
-    array = np.array(numbers, float)
+    array, once = np.array(numbers, float), np.ones((1, len(numbers)))
     if len(set(numbers)) > 1:
-        assert measures.spearman(array, np.exp(array)) == pytest.approx(1)
-        assert measures.spearman(array, -(array**3)) == pytest.approx(-1)
+        assert measures.spearman(once, array, np.exp(array)) == pytest.approx(1)
+        assert measures.spearman(once, array, -(array**3)) == pytest.approx(-1)
     else:
-        assert measures.spearman(array, array) == 0
+        assert measures.spearman(once, array, array) == 0
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=20))
+def test_a_figure_of_counted_items_is_that_of_the_repeated_items(rows: list[tuple[int, int, int]]) -> None:
+    """An item with the count 2 is the same as two such items."""
+    first, second, counts = np.array([*rows, (0, 1, 1)], float).T
+    repeated = [np.repeat(array, counts.astype(int)) for array in (first, second)]
+    once = np.ones((1, len(repeated[0])))
+    for of, many in ((measures.spearman, 2), (measures.average, 1), (measures.percentage, 1)):
+        expected = of(once, *repeated[:many])
+        np.testing.assert_allclose(of(counts[None], *(first, second)[:many]), expected, atol=1e-12)
+    powers = (np.square(first) + 1, second)
+    np.testing.assert_allclose(
+        measures.decibel(counts[None], *powers),
+        measures.decibel(once, *(np.repeat(array, counts.astype(int)) for array in powers)),
+    )
+
+
+def test_resamples_draw_as_many_items_as_there_are_each_as_likely() -> None:
+    drawn = measures.resampled_counts(50, 400)
+    assert (drawn.sum(axis=1) == 50).all()
+    np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=6 / np.sqrt(400))
+    # Of a binomial with n = 50 and p = 1 / 50.
+    assert drawn.var() == pytest.approx(49 / 50, rel=0.1)
 
 
 def test_interval_is_that_of_the_normal_approximation() -> None:
@@ -103,7 +128,7 @@ def test_calibration_and_test_share_no_sample(test_data: Callable[..., Path], tm
     task = tasks.TASKS[name]
     path = tmp_path / f"calibration{task.suffix}"
     count = task.write_calibration(path, 30)
-    feeds = list(peers.Feeds(path, next(iter(next(task.test(1))[0]))))
+    feeds = list(jobs.Feeds(path, next(iter(next(task.test(1))[0]))))
     assert 20 < len(feeds) == count <= 30
     tested = [feed for feed, _ in task.test(20)]
     assert tested[0].keys() == feeds[0].keys()
@@ -129,15 +154,19 @@ def test_quick_run_prints_a_row_for_every_side(
         "top-5",
         "agree",
         "dB",
+        "layers %",
         "int8 %",
         "s",
     ]
     for label in ("amct_onnx, default", "onnxruntime, min-max QOperator"):
         assert float(rows[label][4]) > 10
-        assert 90 <= float(rows[label][5]) <= 100
+        assert rows[label][5] == "100"
+        assert 90 <= float(rows[label][6]) <= 100
     for label in ("amct_onnx ascend, default", "amct_onnx ascend, AMCT's recipe (IFMR + ARQ)"):
         assert float(rows[label][4]) > 10
-    assert "amct_onnx, default - best peer, onnxruntime" in out
+    assert "amct_onnx, default: top-1 drops by more than 0.3 beyond the interval: " in out
+    assert "amct_onnx, default - best peer of like int8 %, onnxruntime" in out
+    assert "amct_onnx ascend, default - AMCT's recipe (IFMR + ARQ): dB " in out
 
 
 def test_missing_data_is_an_error(

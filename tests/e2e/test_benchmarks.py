@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import beside_peers
+import jobs
 import numpy as np
 import onnx
 import peers
@@ -112,10 +113,10 @@ def test_images_start_again_where_there_are_fewer(tmp_path: Path) -> None:
     case = Case.of(str(tmp_path / "net.onnx"), tmp_path / "images.npy")
     case.write_images(tmp_path / "more.npy", 5)
     np.testing.assert_array_equal(np.load(tmp_path / "more.npy"), images[[0, 1, 2, 0, 1]])
-    feeds = peers.Feeds(tmp_path / "more.npy", "x")
+    feeds = jobs.Feeds(tmp_path / "more.npy", "x")
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in feeds]), images[[0, 1, 2, 0, 1]])
-    reader = peers.Reader(feeds)
+    reader = jobs.Reader(feeds)
     assert sum(1 for _ in iter(reader.get_next, None)) == len(feeds) == 5
 
 
