@@ -56,9 +56,13 @@ def paired_difference(first: Figure, second: Figure, *, resamples: int = RESAMPL
     count = len(first.items[0])
     if len(second.items[0]) != count:
         raise ValueError(f"pairs of {count} and {len(second.items[0])} test items")
-    drawn = resampled_counts(count, resamples)
-    low, high = np.percentile(first.of(drawn, *first.items) - second.of(drawn, *second.items), _COVERED)
+    low, high = np.percentile(_resampled(first, resamples) - _resampled(second, resamples), _COVERED)
     return Interval(value=first.value - second.value, low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=256)  # the same figures are compared with several others
+def _resampled(figure: Figure, resamples: int) -> Array:
+    return figure.of(resampled_counts(len(figure.items[0]), resamples), *figure.items)
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +88,7 @@ def percentage(counts: Array, hits: Array) -> Array:
 
 def decibel(counts: Array, signal: Array, noise: Array) -> Array:
     """Signal to noise ratio of powers that are summed up first; inf without any noise."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(10 * np.log10(counts @ signal / (counts @ noise)))
 
 

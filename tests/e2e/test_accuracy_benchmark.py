@@ -11,9 +11,15 @@ import detection
 import jobs
 import measures
 import numpy as np
+import onnx_ir as ir
+import peers
 import pytest
 import tasks
+from accuracy_report import Row, beside_peers
+from beside_peers import Entry
+from coverage import Coverage, quantized_layers
 from detection import Boxes
+from flow import build
 from hypothesis import given
 from hypothesis import strategies as st
 from measures import Figure, paired_difference
@@ -136,6 +142,48 @@ def test_calibration_and_test_share_no_sample(test_data: Callable[..., Path], tm
     seen = {sample for feed in feeds for sample in samples(feed)}
     assert len(seen) > 20
     assert seen.isdisjoint(sample for feed in tested for sample in samples(feed))
+
+
+def test_layers_are_quantized_whose_input_and_weight_are() -> None:
+    """The first MatMul reads integers through a Reshape, the second one's weight is in floats, the third is integer."""
+    model = build(
+        """g (int8[2, 2] a, int8[2, 2] w, float[2, 2] f) => (float[2, 2] y) <float s = {0.5}, int64[2] shape = {2, 2}> {
+            da = DequantizeLinear (a, s)
+            dw = DequantizeLinear (w, s)
+            moved = Reshape (da, shape)
+            first = MatMul (moved, dw)
+            second = MatMul (da, f)
+            third = MatMulInteger (a, w)
+            last = Cast <to = 1> (third)
+            part = Add (first, second)
+            y = Add (part, last)
+        }"""
+    )
+    assert quantized_layers(ir.from_proto(model)) == pytest.approx(200 / 3)
+    assert quantized_layers(ir.from_proto(build("g (float[N] x) => (float[N] y) { y = Relu (x) }"))) is None
+
+
+def test_verdicts_are_beside_the_best_peer_of_like_coverage_and_beside_the_best_of_all() -> None:
+    """One has the most of all and few integer kernels, another the most of those with as many as this tool."""
+    random = np.random.default_rng(0)
+    noise = random.random(400) + 1
+
+    def row(label: str, factor: float, hits: float, kernels: float) -> Row:
+        figures = {
+            "agree": Figure(of=measures.percentage, items=(np.arange(400) < 400 * hits,)),
+            "dB": Figure(of=measures.decibel, items=(np.full(400, 100.0), noise / factor)),
+        }
+        share = Coverage(layers=100, kernels=kernels)
+        entry = Entry(side=peers.OURS, scheme=peers.OURS.schemes[0], python="")
+        return Row(entry=entry, label=label, seconds=1, kept=False, coverage=share, figures=figures)
+
+    own = row("own", 2, 0.9, 98)
+    rivals = [row("narrow", 4, 0.9, 20), row("like", 1, 0.8, 90), row("worse", 0.5, 0.7, 100)]
+    lines = list(beside_peers(own, rivals, own.figures, 200))
+    assert lines[0].startswith("own - best peer of like int8 %, like: dB +3.01 [+3.01, +3.01] ahead")
+    assert lines[1].startswith("own - best peer, narrow: dB -3.01 [-3.01, -3.01] behind")
+    assert re.fullmatch(r"own - best peer of like int8 %, like: agree \+10\.00 \[.*\] ahead", lines[2])
+    assert lines[3:] == ["own - best peer, narrow: agree +0.00 [+0.00, +0.00] noise"]
 
 
 def test_quick_run_prints_a_row_for_every_side(
