@@ -38,11 +38,11 @@ WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
 EXPLANATION = """\
 int8 models run with session.x64quantprecision=1: exact sums, where a CPU without VNNI would saturate.
 dB: SQNR of the model's outputs against float. drop: against float. s: wall time of the whole process; *: of an earlier
-run on this machine. layers %: Conv, Gemm and MatMul that the file quantizes, input and weight. int8 %: integer kernels
-among all kernels that compute, in the graph as ONNX Runtime optimises it.
+run on this machine. layers %: Conv, Gemm and MatMul that the file quantizes, the input with one scale, and the weight.
+int8 %: integer kernels among all kernels that compute, in the graph as ONNX Runtime optimises it.
 [low, high]: 95 % of {resamples} paired bootstrap resamples of the test items. "noise": it holds zero.
-"best peer": the one with the most of that figure in this very test, so chosen in its favour; "of like int8 %": among
-those whose int8 % is at most {likeness} points below this tool's.
+"best peer": the one with the most of that figure in this very test, so chosen in its favour; "of like coverage": among
+those of no less layers %, or whose int8 % is at most {likeness} points below this tool's.
 Peers whose per-channel grids need opset 13 get the model converted to it; on the file as it is they may do worse.
 Ascend's deploy models run in `deployed_session`; no % is given for them. The data has no model for segmentation.
 """

@@ -15,7 +15,7 @@ FLOAT = "float"
 # Intervals against float are shown for these; all figures have them beside the peers.
 DROPS = ("top-1", "Spearman")
 ALLOWED = 0.3  # points of top-1 that a default may lose beyond the interval
-LIKENESS = 10  # points of int8 %: ONNX Runtime fuses a node more or less of networks that are quantized alike
+LIKENESS = 10  # points of int8 %: of networks that are quantized alike, ONNX Runtime fuses a few nodes more or less
 _LONGEST = 110
 
 
@@ -70,23 +70,29 @@ def _of_float(name: str, reference: Mapping[str, Figure]) -> str:
 def beside_peers(row: Row, peers: Sequence[Row], reference: Mapping[str, Figure], resamples: int) -> Iterator[str]:
     """Whether top-1 drops by more than is allowed; then this tool beside the best peers, in the figures that tell most.
 
-    A best peer is chosen among those of about its share of integer kernels or more; and among all, where it is another.
+    A best peer is chosen among those that quantize about as much or more; and among all, where it is another.
     """
     if "top-1" in reference and resamples:
         drop = paired_difference(reference["top-1"], row.figures["top-1"], resamples=resamples)
         yes = "no" if drop.low <= ALLOWED else "YES"
         yield f"{row.label}: top-1 drops by more than {ALLOWED} beyond the interval: {yes}"
-    alike = [peer for peer in peers if (peer.coverage.kernels or 0) >= (row.coverage.kernels or 0) - LIKENESS]
+    alike = [peer for peer in peers if _covers(peer.coverage, row.coverage)]
     main = "agree" if "agree" in reference else next(iter(reference))
     for name in (SQNR, main):
         told = None
-        for group, rivals in (("best peer of like int8 %", alike), ("best peer", peers)):
+        for group, rivals in (("best peer of like coverage", alike), ("best peer", peers)):
             if rivals:
                 best = max(rivals, key=lambda peer: peer.figures[name].value)
                 if best is not told:
                     text, verdict = _difference(row.figures[name], best.figures[name], resamples)
                     yield f"{row.label} - {group}, {best.label}: {name} {text} {verdict}"
                 told = best
+
+
+def _covers(theirs: Coverage, own: Coverage) -> bool:
+    """Whether a peer quantizes about as much or more, in its file or in what ONNX Runtime makes of it."""
+    kernels = (theirs.kernels or 0) >= (own.kernels or 0) - LIKENESS
+    return kernels or (theirs.layers or 0) >= (own.layers or 0) > 0
 
 
 def _difference(first: Figure, second: Figure, resamples: int) -> tuple[str, str]:

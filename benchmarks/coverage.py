@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.runtime.inspection import inspect_model
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -33,22 +34,32 @@ def read_coverage(float_model: Path, quantized: Path) -> Coverage:
 
 
 def quantized_layers(model: ir.Model) -> float | None:
-    """Layers in percent that are integer operators, or whose input and weight both come from a DequantizeLinear."""
+    """Layers in percent that are integer operators, or whose input and weight both come from a DequantizeLinear.
+
+    An input with a scale for each channel does not count: no sum over channels can be done in integers then.
+    """
     done = total = 0
     for node in model.graph.all_nodes():
         if node.op_type in _INTEGER_LAYERS:
             done, total = done + 1, total + 1
         elif node.op_type in _LAYERS:
-            done, total = done + all(map(_dequantized, node.inputs[:2])), total + 1
+            source, weight = map(_dequantize, node.inputs[:2])
+            done, total = done + (source is not None and weight is not None and _one_scale(source)), total + 1
     return _share(done, total)
 
 
-def _dequantized(value: ir.Value | None) -> bool:
+def _dequantize(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that the value comes from."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in _MOVES:
         value = node.inputs[0]
         node = None if value is None else value.producer()
-    return node is not None and node.op_type == "DequantizeLinear"
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _one_scale(node: ir.Node) -> bool:
+    scale = constant_tensor(node.inputs[1])
+    return scale is not None and scale.size == 1
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -145,9 +145,12 @@ def test_calibration_and_test_share_no_sample(test_data: Callable[..., Path], tm
 
 
 def test_layers_are_quantized_whose_input_and_weight_are() -> None:
-    """The first MatMul reads integers through a Reshape, the second one's weight is in floats, the third is integer."""
+    """The first MatMul reads integers through a Reshape, the second one's weight is in floats, the third is integer,
+    and the input of the fourth has two scales.
+    """
     model = build(
-        """g (int8[2, 2] a, int8[2, 2] w, float[2, 2] f) => (float[2, 2] y) <float s = {0.5}, int64[2] shape = {2, 2}> {
+        """g (int8[2, 2] a, int8[2, 2] w, float[2, 2] f) => (float[2, 2] y)
+            <float s = {0.5}, float[2] t = {1, 2}, int64[2] shape = {2, 2}> {
             da = DequantizeLinear (a, s)
             dw = DequantizeLinear (w, s)
             moved = Reshape (da, shape)
@@ -155,11 +158,12 @@ def test_layers_are_quantized_whose_input_and_weight_are() -> None:
             second = MatMul (da, f)
             third = MatMulInteger (a, w)
             last = Cast <to = 1> (third)
-            part = Add (first, second)
-            y = Add (part, last)
+            channels = DequantizeLinear <axis = 1> (a, t)
+            fourth = MatMul (channels, dw)
+            y = Sum (first, second, last, fourth)
         }"""
     )
-    assert quantized_layers(ir.from_proto(model)) == pytest.approx(200 / 3)
+    assert quantized_layers(ir.from_proto(model)) == 50
     assert quantized_layers(ir.from_proto(build("g (float[N] x) => (float[N] y) { y = Relu (x) }"))) is None
 
 
@@ -168,22 +172,25 @@ def test_verdicts_are_beside_the_best_peer_of_like_coverage_and_beside_the_best_
     random = np.random.default_rng(0)
     noise = random.random(400) + 1
 
-    def row(label: str, factor: float, hits: float, kernels: float) -> Row:
+    def row(label: str, factor: float, hits: float, kernels: float, layers: float = 50) -> Row:
         figures = {
             "agree": Figure(of=measures.percentage, items=(np.arange(400) < 400 * hits,)),
             "dB": Figure(of=measures.decibel, items=(np.full(400, 100.0), noise / factor)),
         }
-        share = Coverage(layers=100, kernels=kernels)
+        share = Coverage(layers=layers, kernels=kernels)
         entry = Entry(side=peers.OURS, scheme=peers.OURS.schemes[0], python="")
         return Row(entry=entry, label=label, seconds=1, kept=False, coverage=share, figures=figures)
 
-    own = row("own", 2, 0.9, 98)
+    own = row("own", 2, 0.9, 98, layers=100)
     rivals = [row("narrow", 4, 0.9, 20), row("like", 1, 0.8, 90), row("worse", 0.5, 0.7, 100)]
     lines = list(beside_peers(own, rivals, own.figures, 200))
-    assert lines[0].startswith("own - best peer of like int8 %, like: dB +3.01 [+3.01, +3.01] ahead")
+    assert lines[0].startswith("own - best peer of like coverage, like: dB +3.01 [+3.01, +3.01] ahead")
     assert lines[1].startswith("own - best peer, narrow: dB -3.01 [-3.01, -3.01] behind")
-    assert re.fullmatch(r"own - best peer of like int8 %, like: agree \+10\.00 \[.*\] ahead", lines[2])
+    assert re.fullmatch(r"own - best peer of like coverage, like: agree \+10\.00 \[.*\] ahead", lines[2])
     assert lines[3:] == ["own - best peer, narrow: agree +0.00 [+0.00, +0.00] noise"]
+    unfused = row("unfused", 1.5, 0.9, 20, layers=100)
+    lines = list(beside_peers(own, [*rivals, unfused], own.figures, 200))
+    assert lines[0].startswith("own - best peer of like coverage, unfused: dB +1.25")
 
 
 def test_quick_run_prints_a_row_for_every_side(
@@ -213,7 +220,7 @@ def test_quick_run_prints_a_row_for_every_side(
     for label in ("amct_onnx ascend, default", "amct_onnx ascend, AMCT's recipe (IFMR + ARQ)"):
         assert float(rows[label][4]) > 10
     assert "amct_onnx, default: top-1 drops by more than 0.3 beyond the interval: " in out
-    assert "amct_onnx, default - best peer of like int8 %, onnxruntime" in out
+    assert "amct_onnx, default - best peer of like coverage, onnxruntime" in out
     assert "amct_onnx ascend, default - AMCT's recipe (IFMR + ARQ): dB " in out
 
 
