@@ -21,7 +21,7 @@ from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.runtime import collect
 from amct_onnx.runtime.deployed import open_deployed
-from amct_onnx.runtime.probe import signal_and_noise
+from amct_onnx.runtime.judge import Judge
 from amct_onnx.runtime.session import open_session
 from amct_onnx.runtime.sources import open_data
 
@@ -171,7 +171,7 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()
     session = open_deployed(lowered) if target == "ascend" else open_session(lowered, None, session_options)
-    effect = signal_and_noise(ort.InferenceSession(str(path)), session, samples)
+    effect = Judge(ir.load(path), samples).noise_of(session)
     assert found.sqnr == pytest.approx(decibel(effect), abs=TOGETHER_DB)
     assert len(str(found).splitlines()) <= 15
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ Tensors = Mapping[str, Array]
 Constants = Mapping[str, Mapping[int, Array]]
 T = TypeVar("T")
 R = TypeVar("R")
-_FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)")
+FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)")
 _MOST_WORKERS = 4  # runs side by side at most: each has tensors of its own
 
 
@@ -189,24 +189,6 @@ def _learn_types(model: ir.Model, feed: Tensors) -> dict[str, tuple[int, ...]]:
         value.type = ir.TensorType(_TYPES[match[1]])
         value.shape = ir.Shape([None] * found[value.name or ""].ndim)
     return {name: array.shape for name, array in {**feed, **found}.items()}
-
-
-def signal_and_noise(exact: ort.InferenceSession, other: ort.InferenceSession, feeds: Iterable[Tensors]) -> float:
-    """Power of the difference of two models' outputs over that of the first one's: the mean over its float outputs.
-
-    Outputs that are zero throughout count as 1. Raises DataError for a feed that one of them cannot run.
-    """
-    places = [place for place, value in enumerate(exact.get_outputs()) if value.type in _FLOAT_TYPES]
-    powers = np.zeros((2, len(places)))
-    for feed in feeds:
-        try:
-            found, rival = exact.run(None, dict(feed)), other.run(None, dict(feed))
-        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            raise DataError(f"ONNX Runtime cannot run the models with a sample: {one_line(reason)}") from reason
-        for column, place in enumerate(places):
-            powers[:, column] += power(found[place]), _distance(rival[place], found[place])
-    ratio: float = (powers[1] / np.where(powers[0] > 0, powers[0], 1.0)).mean() if places else 0.0
-    return float(ratio)
 
 
 def power(array: Array) -> float:

@@ -17,7 +17,7 @@ from amct_onnx.core.precision import Evaluation, MixedPrecision
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.errors import ArgumentTypeError
 from amct_onnx.runtime.deployed import open_deployed
-from amct_onnx.runtime.probe import signal_and_noise
+from amct_onnx.runtime.judge import Judge
 from amct_onnx.runtime.session import open_session
 from amct_onnx.search.effects import Effects, measure
 from amct_onnx.search.parts import Part, Wish, cost, greedy_path
@@ -61,10 +61,10 @@ class Goal:
     @classmethod
     def of_sqnr(cls, quantized: QuantizedModel, samples: Sequence[Feed], least: float) -> Goal:
         """The signal-to-noise ratio of the outputs for `samples`, in dB."""
-        session = open_session(quantized.source.model.clone(), None)
+        judge = Judge(quantized.source.model.clone(), samples)
 
         def sqnr(candidate: Any) -> float:
-            return decibel(signal_and_noise(session, candidate, samples))
+            return decibel(judge.noise_of(candidate))
 
         return cls(measure="SQNR in dB", evaluate=sqnr, reference=math.inf, required=least)
 

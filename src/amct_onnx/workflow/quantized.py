@@ -194,6 +194,11 @@ class QuantizedModel:
         return self._ascend.model
 
     @property
+    def network(self) -> ir.Model:
+        """The float model that is lowered, not to be changed: fused, equalized and smoothed as far as that helps."""
+        return self.source.fused if self.target == ASCEND_NAME else self._smoothed.model
+
+    @property
     def lowered(self) -> ir.Model:
         """The model of a Q/DQ target, not to be changed."""
         return self._lowered[0]

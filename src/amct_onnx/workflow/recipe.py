@@ -157,32 +157,39 @@ class Recipe:
         return replace(result, steps=tuple(self.steps))
 
     def _round(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
-        grids = dict(result.weights)
-        plain = replace(result, tuning=replace(result.tuning, weights={}))
-        _ = plain.weights
-        params = {layer: plain.weight_params(layer) for layer in grids}
-        for method in self.plan.rounding if grids else ():
-            try:
-                found = round_weights(
-                    plain.source.fused, list(grids), self.fit, params, method=method, progress=self.progress
-                )
-            except CalibrationError as error:
-                self.steps.append(Step(name=method, before=decibel(least), after=None, kept=False, reason=str(error)))
-                continue
-            for corrected in (False, True):
+        layers = list(result.weights)
+        params = {layer: result.weight_params(layer) for layer in layers}
+        biased = _with_bias(result)
+        for method in self.plan.rounding if layers else ():
+            for corrected in (biased, frozenset[str]()) if biased else (biased,):
+                name = f"rounding by {method}{', biases corrected' if corrected else ''}"
+                try:
+                    found = round_weights(
+                        result.network,
+                        layers,
+                        self.fit,
+                        params,
+                        method=method,
+                        corrected=corrected,
+                        progress=self.progress,
+                    )
+                except CalibrationError as error:
+                    self.steps.append(Step(name=name, before=decibel(least), after=None, kept=False, reason=str(error)))
+                    break
                 weights = {
                     layer: WeightGrid(
                         params=params[layer],
                         integers=integers,
-                        correction=found.corrections[layer] if corrected else None,
+                        correction=found.corrections[layer] if layer in corrected else None,
                     )
                     for layer, integers in found.integers.items()
                 }
-                candidate = replace(plain, tuning=replace(result.tuning, weights=weights))
+                candidate = replace(result, tuning=replace(result.tuning, weights=weights))
                 ratio = self._ratio(candidate)
-                self._note(f"rounding by {method}{', biases corrected' if corrected else ''}", least, ratio)
+                self._note(name, least, ratio)
                 if ratio < least:
                     result, least = candidate, ratio
+                    break
         return result, least
 
     def _choose_ranges(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
@@ -219,6 +226,17 @@ class Recipe:
         if result.target == ASCEND_NAME:
             return self._judge.noise_of_deployed(result.model())
         return self._judge.noise(result.lowered)
+
+
+def _with_bias(result: QuantizedModel) -> frozenset[str]:
+    """The quantized layers whose bias can make up for something; target ascend takes it as it is there."""
+    found = []
+    for node in result.network.graph:
+        if node.name in result.weights and node.op_type in ("Conv", "Gemm"):
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if bias is not None or result.target != ASCEND_NAME:
+                found.append(node.name)
+    return frozenset(found)
 
 
 def _factors(groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strength: float) -> dict[str, Floats]:
