@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow accuracy agreement auto mixed large adaround transformers qat clean
+.PHONY: demo test lint bench bench-flow accuracy agreement auto mixed large adaround rounding transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,8 @@ adaround: $(STAMP)
 
 transformers: $(STAMP)
 	$(BIN)/python benchmarks/transformer_models.py $(ARGS)
+rounding: $(STAMP)
+	$(BIN)/python benchmarks/rounding.py $(ARGS)
 
 qat: $(STAMP)
 	$(BIN)/python benchmarks/qat.py

@@ -235,7 +235,7 @@ def _with_bias(result: QuantizedModel) -> frozenset[str]:
         if node.name in result.weights and node.op_type in ("Conv", "Gemm"):
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             if bias is not None or result.target != ASCEND_NAME:
-                found.append(node.name)
+                found.append(node.name or "")
     return frozenset(found)
 
 
