@@ -51,6 +51,7 @@ adaround: $(STAMP)
 
 transformers: $(STAMP)
 	$(BIN)/python benchmarks/transformer_models.py $(ARGS)
+
 rounding: $(STAMP)
 	$(BIN)/python benchmarks/rounding.py $(ARGS)
 
