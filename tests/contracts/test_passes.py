@@ -22,6 +22,7 @@ from amct_onnx.graph.constants import ValueNames, constant_tensor, lift_ir3
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes.balance import balance_layers
+from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.float_weights import keep_float_weight, take_float_weights
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
@@ -67,6 +68,17 @@ def _smooth_all(model: ir.Model) -> None:
         return
     found = product_inputs(model)
     smooth_inputs(model, {name: np.geomspace(0.1, 10, t.channels, dtype=np.float32) for name, t in found.items()})
+
+
+def _equalize_all(model: ir.Model) -> None:
+    """By powers of two, so that nothing is rounded, and once: a second time the factors would be others."""
+    name_nodes(model)
+    if model.metadata_props.get("equalized"):
+        return
+    groups = [group for group in channel_groups(model) if group.ceiling == np.inf]
+    equalize_channels(model, {g.key: 2.0 ** -(np.arange(g.channels) % 5).astype(np.float32) for g in groups})
+    if groups:
+        model.metadata_props["equalized"] = "yes"
 
 
 def _observers(layers: list[str], record_path: str) -> list[Observer]:
@@ -119,6 +131,7 @@ PASSES: dict[str, Callable[[ir.Model], object]] = {
     "normalize_layers": _normalize_all,
     "balance_layers": _balance_all,
     "smooth_inputs": _smooth_all,
+    "equalize_channels": _equalize_all,
     "insert_and_remove_observers": _observe_and_remove,
     "keep_and_take_float_weights": _keep_and_take_float_weights,
 }

@@ -137,6 +137,8 @@ def _solve(
     means = moments.mean.reshape(shape[0], -1)[:, : shape[2]]
     used = _covariances(moments) if layer in wishes.corrected else moments
     integers, scale = np.empty(rows.shape, np.int8), np.broadcast_to(grid.scale, rows.shape[:1])
+    if grid.scale.size != scale.size and wishes.ratios != (1.0,):
+        raise CalibrationError(f'Layer "{layer}" has one scale for all channels, which cannot choose a ratio each.')
     chosen, least = scale, np.full(rows.shape[0], np.inf)
     try:
         for ratio in wishes.ratios:
@@ -155,7 +157,8 @@ def _solve(
         correction = bias_correction(grouped, _by_groups(node, rounded, shape), means)
     except ValueError as error:
         raise CalibrationError(f'Layer "{layer}" cannot be rounded: {error}.') from error
-    return integers, replace(grid, scale=np.reshape(chosen, grid.scale.shape)), correction.reshape(-1)
+    own = grid.scale.size == chosen.size  # one scale for all rows stays as it is
+    return integers, replace(grid, scale=chosen) if own else grid, correction.reshape(-1)
 
 
 def _covariances(moments: SecondMoments) -> SecondMoments:

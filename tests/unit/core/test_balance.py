@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from amct_onnx.core.balance import dmq_factors, has_outliers, smooth_factors
+from amct_onnx.core.balance import dmq_factors, equalizing_factors, has_outliers, smooth_factors
 from amct_onnx.core.qparams import FLT_EPSILON
 
 ROUNDING = 1e-6  # float32
@@ -74,3 +75,24 @@ def test_smoothing_brings_channels_together() -> None:
 def test_silence_is_left_alone(a: list[float]) -> None:
     assert smooth_factors(a).tolist() == [1.0] * len(a)
     assert not has_outliers(a)
+
+
+@given(arrays(np.float32, (3, 6), elements=st.floats(0, 1e4, width=32)), st.floats(0, 1))
+def test_equalizing_factors_lie_between_the_least_and_one(magnitudes: np.ndarray, strength: float) -> None:
+    factors = equalizing_factors(list(magnitudes), strength=strength)
+    assert factors.dtype == np.float32
+    assert factors.max() == 1
+    assert factors.min() >= np.float32(1 / 64)
+
+
+def test_with_full_strength_one_tensor_gets_one_range() -> None:
+    magnitude = np.array([8, 4, 2, 1], np.float32)
+    np.testing.assert_allclose(magnitude / equalizing_factors([magnitude], strength=1.0), 8)
+    np.testing.assert_allclose(magnitude / equalizing_factors([magnitude], strength=0.0), magnitude)
+
+
+@given(arrays(np.float32, 6, elements=st.floats(0, 6, width=32)), st.floats(0, 1))
+def test_behind_a_ceiling_no_channel_loses_what_was_seen(magnitude: np.ndarray, strength: float) -> None:
+    factors = equalizing_factors([magnitude], strength=strength, ceiling=6.0)
+    assert factors.max() <= 1
+    assert (6.0 * factors >= np.minimum(magnitude, 6.0) * (1 - 1e-6)).all()
