@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.qdq_target import QdqTarget
+from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import (
     ActivationSettings,
     ActivationSolver,
@@ -88,17 +90,28 @@ class Choice:
         return next((self.settings.layers[name] for name in names if name in self.settings.layers), None)
 
     def weight(
-        self, name: str, rows: npt.NDArray[np.float32], spec: QSpec, least: npt.NDArray[np.float32]
+        self,
+        name: str,
+        rows: npt.NDArray[np.float32],
+        spec: QSpec,
+        least: npt.NDArray[np.float32],
+        known: dict[bytes, QParams],
     ) -> WeightGrid:
         """The grid of the weight of layer `name`, as rows of output channels, and its integers where they are not the
-        nearest; no scale is below `least`, float32[C]. Raises ValueError."""
+        nearest; no scale is below `least`, float32[C]. Raises ValueError.
+
+        known: grids that were found before by this choice, by digest of the weight; new ones are added.
+        """
         layer = self._layer((name,))
         bits = spec.bits if layer is None else layer.weight.num_bits
         spec = QSpec(bits=bits, granularity=spec.granularity)
         if self.reduce_range and bits > _SAFE_BITS:
             params, integers = solve_pairs(rows, spec, least)
             return WeightGrid(params=params, integers=integers)
-        params = (solve_weight_mse if layer is None else solve_arq)(rows, spec)
+        key = hashlib.blake2b(np.ascontiguousarray(rows).data, salt=bits.to_bytes(1, "big")).digest()
+        if key not in known:
+            known[key] = (solve_weight_mse if layer is None else solve_arq)(rows, spec)
+        params = known[key]
         return WeightGrid(params=replace(params, scale=np.maximum(params.scale, least)))
 
     def check(self, target: str, *, integers: bool = True) -> None:

@@ -114,7 +114,16 @@ def quantize(
         )
     feeds, told = opened(inputs), progress or silent
     front = Front(iter(feeds), inputs, plan)
-    recipe = Recipe(source=source, target=target, choice=choice, effort=effort, samples=front.samples, progress=told)
+    recipe = Recipe(
+        source=source,
+        target=target,
+        choice=choice,
+        effort=effort,
+        plan=front.plan,
+        samples=front.samples,
+        observed=observed,
+        progress=told,
+    )
     source = recipe.equalize()
     watched = _Watched(front, feeds.total, inputs, told)
     channels = ChannelRanges(source.product_channels())
@@ -133,6 +142,7 @@ def quantize(
         statistics=statistics,
         assumptions=tuple(feeds.assumptions),
         sample=watched.first,
+        known=recipe.known,
     )
     result.solve()
     return recipe.tune(result)

@@ -65,10 +65,10 @@ class SavedModel:
 class QuantizedModel:
     """A model quantized for `target`, from the statistics of one calibration, which serve every target.
 
-    Everything else is computed from these on first use. `tuning`: what the recipe has found beyond them, `steps`: what
-    it tried. `assumptions`: what was assumed of the calibration data.
+    Everything else is computed from these on first use. `assumptions`: what was assumed of the calibration data.
     `sample`: one sample of it, to measure with; None where there was no data. `precision`: the search that chose which
-    layers are quantized, None if there was none.
+    layers are quantized, None if there was none. `tuning`: what the recipe has found beyond the statistics, `steps`:
+    what it tried. `known`: grids of weights, so that no model of the same choice solves them again.
     """
 
     source: FloatSource
@@ -80,7 +80,7 @@ class QuantizedModel:
     precision: MixedPrecision | None = None
     tuning: Tuning = field(default_factory=Tuning)
     steps: tuple[Step, ...] = ()
-    solved: dict[tuple[str, bytes], WeightGrid] = field(default_factory=dict)
+    known: dict[bytes, QParams] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)
@@ -115,7 +115,7 @@ class QuantizedModel:
             choice=choice,
             precision=None,
             tuning=self.tuning if same else replace(self.tuning, ranges={}),
-            solved={},
+            known={},
         )
         result.solve()
         return result
@@ -149,7 +149,7 @@ class QuantizedModel:
         if self.target == ASCEND_NAME:
             return self._ascend.weights[layer]
         _ = self._lowered
-        return next(grid.params for (name, _), grid in self.solved.items() if name == layer)
+        return self._rounded[layer]
 
     @property
     def records(self) -> Mapping[str, LayerRecord]:
@@ -277,11 +277,14 @@ class QuantizedModel:
 
     def _weight(self, name: str, rows: Floats, spec: QSpec, least: Floats) -> WeightGrid:
         """The grid of a weight, as `lower_qdq` asks for it, with the integers that were found for it."""
-        key = (name, least.tobytes())
-        if key not in self.solved:
-            self.solved[key] = self.choice.weight(name, rows, spec, least)
-        grid = self.solved[key]
+        grid = self.choice.weight(name, rows, spec, least, self.known)
+        self._rounded[name] = grid.params
         return grid if grid.integers is not None else self.tuning.weight(name, grid.params) or grid
+
+    @cached_property
+    def _rounded(self) -> dict[str, QParams]:
+        """The grids of weights as `tuning` wants them; complete after lowering."""
+        return {}
 
     @cached_property
     def _ascend(self) -> AscendResult:

@@ -1,13 +1,13 @@
 """The recipe of `quantize`: a few steps against the error of quantization, each kept only where it helps.
 
-The first samples of the data are kept. Every other one of them serves to fit, the rest judge: a step is kept if it
-raises the signal-to-noise ratio of the outputs on samples that it has not seen. `STEPS` says what each effort tries.
+The first samples of the data are kept. Two of three serve to fit, the others judge: a step is kept if it raises the
+signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` says what each effort tries.
 
 1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
-   network: of tensors that nothing clips, whose function stays, then of those behind a Clip.
-2. Rounding of weights by GPTQ from the Gram matrices of their inputs; then biases that make up for what rounding does
-   to the mean of a layer's outputs. "best" tries AdaRound as well.
-3. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
+   network: of all tensors, or only of those that nothing clips, whose function stays.
+2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
+3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
+   of a layer's outputs, or without. "best" tries AdaRound as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.balance import equalizing_factors
+from amct_onnx.core.qparams import QParams
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
 from amct_onnx.core.tuning import Effort, Step, WeightGrid
@@ -43,30 +44,45 @@ Feed = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
+_SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an effort tries: samples that are kept, of at most so many bytes; strengths of equalization without and with
-    a Clip; methods of rounding; on how many samples ranges are chosen by what they cost."""
+    """What an effort tries.
+
+    samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
+    so many are for a first quantization. strengths: of equalization without and with a Clip. rounding: methods.
+    ranges: on so many samples it is measured what ranges cost.
+    """
 
     samples: int
     memory: int
-    linear: tuple[float, ...]
-    clamped: tuple[float, ...]
+    judges: int
+    quick: int
+    strengths: tuple[tuple[float, float], ...]
     rounding: tuple[Method, ...]
     ranges: int
 
+    def for_samples_of(self, size: int) -> Plan:
+        """The plan for samples of so many bytes: more of them if they are small."""
+        if size > _SMALL:
+            return self
+        return replace(self, samples=self.samples * _MORE, quick=self.quick * _MORE, ranges=self.ranges * _MORE)
+
 
 PLANS: Mapping[Effort, Plan] = {
-    "fast": Plan(samples=0, memory=0, linear=(), clamped=(), rounding=(), ranges=0),
-    "default": Plan(samples=32, memory=24 << 20, linear=(0.5,), clamped=(0.25,), rounding=("gptq",), ranges=0),
+    "fast": Plan(samples=0, memory=0, judges=0, quick=0, strengths=(), rounding=(), ranges=0),
+    "default": Plan(
+        samples=24, memory=24 << 20, judges=3, quick=8, strengths=((0.5, 0.25),), rounding=("gptq",), ranges=0
+    ),
     "best": Plan(
         samples=96,
         memory=96 << 20,
-        linear=(0.5, 0.75),
-        clamped=(0.25, 0.4),
+        judges=3,
+        quick=32,
+        strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
         rounding=("gptq", "adaround"),
         ranges=24,
     ),
@@ -76,18 +92,22 @@ PLANS: Mapping[Effort, Plan] = {
 class Front:
     """The first samples of `feeds`, which iterating gives before the others.
 
-    A sample is a feed of one row where the model leaves the batch open, else a whole feed.
+    A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
+    size.
     """
 
     def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
         rows = all(value.shape and value.shape[0] is None for value in inputs)
         self.samples: list[Feed] = []
+        self.plan = plan
         read: list[Feed] = []
         size = 0
-        while len(self.samples) < plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
-            read.append(feed)
+        while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
             count = min(len(array) for array in feed.values()) if rows else 1
-            for index in range(min(count, plan.samples - len(self.samples))):
+            if not read:
+                self.plan = plan.for_samples_of(sum(array.nbytes for array in feed.values()) // max(1, count))
+            read.append(feed)
+            for index in range(min(count, self.plan.samples - len(self.samples))):
                 kept = {name: np.array(array[index : index + 1] if rows else array) for name, array in feed.items()}
                 self.samples.append(kept)
                 size += sum(array.nbytes for array in kept.values())
@@ -105,14 +125,18 @@ class Recipe:
     target: str
     choice: Choice
     effort: Effort
+    plan: Plan
     samples: Sequence[Feed]
+    observed: Sequence[str]
     progress: Progress
 
     def __post_init__(self) -> None:
         self.steps: list[Step] = []
-        self.plan = PLANS[self.effort]
-        self.fit, self.judges = list(self.samples[::2]), list(self.samples[1::2])
-        self._observed = self.source.observed()
+        self.judges = list(self.samples[:: self.plan.judges]) if self.plan.judges else []
+        self.fit = (
+            [sample for index, sample in enumerate(self.samples) if index % self.plan.judges] if self.judges else []
+        )
+        self.known: dict[bytes, QParams] = {}
 
     @property
     def tries(self) -> bool:
@@ -122,29 +146,33 @@ class Recipe:
     def equalize(self) -> FloatSource:
         """The model with channels equalized as far as that helps a first quantization, from the samples alone."""
         groups = channel_groups(self.source.fused) if self.tries else ()
-        tries = [(False, self.plan.linear), (True, self.plan.clamped)]
-        groups = tuple(group for group in groups if tries[group.ceiling < np.inf][1])
-        if not groups:
+        if not groups or not self.plan.strengths:
             return self.source
         maxima = channel_maxima(self.source.fused, [n for group in groups for n in group.measured], self.fit)
-        best, least = self.source, None
-        for clamped, strengths in tries:
-            chosen = [group for group in groups if (group.ceiling < np.inf) == clamped]
-            if not chosen:
+        best, least = self.source, self._ratio(self._quick(self.source))
+        for name, chosen, strength in self._equalizations(groups):
+            factors = _factors(chosen, maxima, strength)
+            if not factors:
                 continue
-            least = self._ratio(self._quick(best)) if least is None else least
-            start = best
-            for strength in strengths:
-                factors = _factors(chosen, maxima, strength)
-                if not factors:
-                    continue
-                candidate = start.equalized(factors)
-                ratio = self._ratio(self._quick(candidate))
-                what = "channels behind a Clip" if clamped else "channels"
-                self._note(f"equalization of {what}, strength {strength}", least, ratio)
-                if ratio < least:
-                    best, least = candidate, ratio
+            candidate = self.source.equalized(factors)
+            ratio = self._ratio(self._quick(candidate))
+            self._note(f"equalization of {name}", least, ratio)
+            if ratio < least:
+                best, least = candidate, ratio
+                if self.effort == "default":
+                    break
         return best
+
+    def _equalizations(
+        self, groups: Sequence[ChannelGroup]
+    ) -> Iterator[tuple[str, list[ChannelGroup], tuple[float, float]]]:
+        """What is tried, as words, groups and the two strengths; the most promising first."""
+        free = [group for group in groups if group.ceiling == np.inf]
+        if len(free) < len(groups):
+            for strength in self.plan.strengths:
+                yield f"channels, strengths {strength[0]} and {strength[1]} behind a Clip", list(groups), strength
+        for power in dict.fromkeys(strength[0] for strength in self.plan.strengths) if free else ():
+            yield f"channels that nothing clips, strength {power}", free, (power, 0.0)
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
         """`result` with those of the later steps that help."""
@@ -212,10 +240,14 @@ class Recipe:
 
     def _quick(self, source: FloatSource) -> QuantizedModel:
         """A quantized model of `source` from the samples to fit."""
-        tensors = collect_statistics(source.fused, self._observed, self.fit)
+        tensors = collect_statistics(source.fused, self.observed, self.fit[: self.plan.quick])
         digest = model_digest(source.fused)
-        statistics = Statistics(tensors=tensors, samples=len(self.fit), digest=digest, factors=source.factors)
-        return QuantizedModel(source=source, target=self.target, choice=self.choice, statistics=statistics)
+        statistics = Statistics(
+            tensors=tensors, samples=len(self.fit[: self.plan.quick]), digest=digest, factors=source.factors
+        )
+        return QuantizedModel(
+            source=source, target=self.target, choice=self.choice, statistics=statistics, known=self.known
+        )
 
     @cached_property
     def _judge(self) -> Judge:
@@ -239,13 +271,15 @@ def _with_bias(result: QuantizedModel) -> frozenset[str]:
     return frozenset(found)
 
 
-def _factors(groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strength: float) -> dict[str, Floats]:
+def _factors(
+    groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strengths: tuple[float, float]
+) -> dict[str, Floats]:
     """The factors of each group that has some."""
     found = {}
     for group in groups:
         magnitudes = [maxima[name] for name in group.measured if name in maxima]
         if magnitudes and all(magnitude.size == group.channels for magnitude in magnitudes):
-            factors = equalizing_factors(magnitudes, strength=strength, ceiling=group.ceiling)
+            factors = equalizing_factors(magnitudes, strength=strengths[group.ceiling < np.inf], ceiling=group.ceiling)
             if (factors != 1).any():
                 found[group.key] = factors
     return found
