@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from amct_onnx.core.settings import ActivationSolver, Settings
@@ -135,7 +136,7 @@ def _wants_search(
     goals = {"max_drop": max_drop, "target_accuracy": target_accuracy, "min_sqnr": min_sqnr}
     given = [name for name, value in goals.items() if value is not None]
     for name in given:
-        if isinstance(goals[name], bool) or not isinstance(goals[name], int | float):
+        if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
             raise ArgumentTypeError(f"{name} must be a number, got {type(goals[name]).__name__}")
         if goals[name] != goals[name]:
             raise ArgumentError(f"{name} is NaN: give a number.")
