@@ -1,0 +1,141 @@
+"""The recipe: what it keeps of the data, that it keeps only what helps, and that its result is what it judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import amct_onnx
+from amct_onnx.core.tuning import EFFORTS
+from amct_onnx.errors import ArgumentError, StatisticsError
+from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.naming import name_nodes
+from amct_onnx.runtime.judge import Judge
+from amct_onnx.workflow.quantized import QuantizedModel
+from amct_onnx.workflow.recipe import PLANS, Front
+
+# Channels of the first tensor differ by up to a thousand times, which the second convolution makes up for: per-tensor
+# quantization loses the small ones.
+UNEVEN = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w, b)
+    r = Relu(a)
+    c = Conv(r, v, d)
+    s = Relu(c)
+    y = Conv(s, u)
+}"""
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    random = np.random.default_rng(0)
+    spread = np.geomspace(1, 1000, 16).astype(np.float32)
+    arrays = {
+        "w": random.standard_normal((16, 3, 3, 3)) * spread[:, None, None, None],
+        "b": random.standard_normal(16) * spread,
+        "v": random.standard_normal((16, 16, 1, 1)) / spread[None, :, None, None],
+        "d": random.standard_normal(16),
+        "u": random.standard_normal((4, 16, 1, 1)),
+    }
+    model = ir.from_onnx_text(UNEVEN)
+    for name, array in arrays.items():
+        value = ir.Value(name=name, const_value=ir.tensor(array.astype(np.float32), name=name))
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, old in enumerate(node.inputs):
+                if old is not None and old.name == name:
+                    node.replace_input_with(index, value)
+    name_nodes(model)
+    return model
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((48, 3, 8, 8)).astype(np.float32)
+
+
+def noise(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images])
+    return judge.noise_of_deployed(result.model()) if result.target == "ascend" else judge.noise(result.model())
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "ascend"])
+def test_more_effort_leaves_less_error_on_samples_that_were_not_seen(
+    model: ir.Model, images: np.ndarray, target: str
+) -> None:
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    results = {effort: amct_onnx.quantize(model, images, target=target, effort=effort) for effort in EFFORTS}
+    errors = {effort: noise(model, result, unseen) for effort, result in results.items()}
+    assert errors["default"] < 0.5 * errors["fast"]
+    assert errors["best"] < 1.1 * errors["default"]  # it was chosen by other samples than these
+    assert results["fast"].steps == ()
+
+
+def test_every_step_says_what_it_brought_and_is_kept_only_if_that_is_something(
+    model: ir.Model, images: np.ndarray
+) -> None:
+    steps = amct_onnx.quantize(model, images, effort="best").steps
+    assert {step.name.split(" ")[0] for step in steps} >= {"equalization", "rounding"}
+    for step in steps:
+        assert step.after is not None
+        assert step.kept == (step.after > step.before)
+        assert f"{step.before:.2f} -> {step.after:.2f} dB" in str(step)
+
+
+def test_the_float_function_stays(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images)
+    assert result.source.factors
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images[:4]])
+    assert judge.noise(result.source.fused.clone()) < 1e-10
+
+
+def test_the_same_data_give_the_same_bytes(model: ir.Model, images: np.ndarray) -> None:
+    first, second = (amct_onnx.quantize(model, images, batch_size=size).model() for size in (1, 8))
+    assert ir.to_proto(first).SerializeToString(deterministic=True) == ir.to_proto(second).SerializeToString(
+        deterministic=True
+    )
+
+
+def test_statistics_carry_the_factors_of_their_model(
+    model: ir.Model, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    result = amct_onnx.quantize(model, images)
+    path = tmp_path_factory.mktemp("s") / "s.npz"
+    amct_onnx.save_statistics(result.statistics, path)
+    loaded = amct_onnx.load_statistics(path)
+    assert loaded == result.statistics
+    again = amct_onnx.quantize(model, loaded)
+    assert {name: grid.scale.tolist() for name, grid in again.activations.items()} == {
+        name: grid.scale.tolist() for name, grid in result.activations.items()
+    }
+    fast = amct_onnx.quantize(model, images, effort="fast").statistics
+    assert not fast.factors
+    with pytest.raises(StatisticsError, match=r"different models|differently equalized"):
+        loaded.merge(fast)
+
+
+def test_other_targets_keep_what_was_found(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images)
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    for target in ("openvino", "ascend"):
+        fast = amct_onnx.quantize(model, images, target=target, effort="fast")
+        assert noise(model, result.to(target), unseen) < 0.5 * noise(model, fast, unseen)
+
+
+def test_with_settings_or_few_samples_there_is_no_recipe(model: ir.Model, images: np.ndarray) -> None:
+    assert amct_onnx.quantize(model, images[:3]).steps == ()
+    fast = amct_onnx.quantize(model, images[:3], effort="fast")
+    assert ir.to_proto(fast.model()) == ir.to_proto(amct_onnx.quantize(model, images[:3]).model())
+
+
+def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:
+    with pytest.raises(ArgumentError, match="'high' is unknown, use one of fast, default, best"):
+        amct_onnx.quantize(model, images, effort="high")
+
+
+def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) -> None:
+    feeds = [{"x": np.full((5, 3, 8, 8), number, np.float32)} for number in range(40)]
+    front = Front(iter(feeds), model_inputs(model), PLANS["default"])
+    assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
+    assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
+    assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
