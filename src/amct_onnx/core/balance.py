@@ -1,4 +1,7 @@
-"""DMQ: factors that move the range of an activation's channels into the weight (spec section 6.5, SmoothQuant)."""
+"""Factors that move the range of an activation's channels into the weight: DMQ (spec section 6.5) and SmoothQuant.
+
+Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", 2022.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,26 @@ def dmq_factors(activation: npt.ArrayLike, weight: npt.ArrayLike, strength: floa
             f"weight {w[channel]:.3g}; take dmq_balancer away from this layer"
         )
     return rounded
+
+
+def has_outliers(activation: npt.ArrayLike, ratio: float = 4.0) -> bool:
+    """Whether the channel of the largest magnitude is more than `ratio` times that of the median; activation: [C]."""
+    a = np.asarray(activation, np.float64)
+    return bool(a.size and a.max() > ratio * np.median(a))
+
+
+def smooth_factors(activation: npt.ArrayLike, strength: float = 0.7) -> Floats:
+    """float32[C], powers of the channels' magnitudes: the activation's channel c is to be divided by f[c].
+
+    activation: [C], the largest magnitude of each input channel, finite and >= 0. strength m in [0, 1]: f = a^m, in
+    units of its geometric mean. The paper divides by w^(1-m) as well, the largest weight of a channel; where weights
+    have a scale for each output, that was measured to lose more than it gains. A channel that is nearly silent counts
+    as a thousandth of the loudest one, so that factors stay within 1000.
+    """
+    a = np.asarray(activation, np.float64)
+    top = float(a.max()) if a.size else 0.0
+    if top < FLT_EPSILON:
+        return np.ones(a.shape, np.float32)
+    logs = strength * np.log(np.maximum(a / top, 1e-3))
+    factors: Floats = np.exp(logs - logs.mean()).astype(np.float32)
+    return factors

@@ -56,6 +56,11 @@ class Choice:
     skip_layers: tuple[str, ...] = ()
     reduce_range: bool = False
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the ranges of activations are left to the tool."""
+        return self.settings is None and self.algorithm is None
+
     def off(self) -> frozenset[str]:
         """The nodes that stay in float."""
         layers = self.settings.layers if self.settings is not None else {}

@@ -14,7 +14,7 @@ from amct_onnx.core.statistics import Statistics
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.runtime.collect import collect_statistics
+from amct_onnx.runtime.collect import ChannelRanges, collect_statistics
 from amct_onnx.runtime.images import ImageOptions
 from amct_onnx.runtime.sources import DataSource, open_data
 from amct_onnx.workflow.choice import make_choice
@@ -91,12 +91,13 @@ def quantize(
         names=names,
     )
     watched = _Watched(opened, inputs, progress or silent)
-    tensors = collect_statistics(source.fused, observed, watched)
+    channels = ChannelRanges(source.product_channels())
+    tensors = collect_statistics(source.fused, observed, watched, channels=channels)
     result = QuantizedModel(
         source=source,
         target=target,
         choice=choice,
-        statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest),
+        statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest, channels=channels.found),
         assumptions=tuple(opened.assumptions),
         sample=watched.first,
     )

@@ -30,6 +30,7 @@ from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.result import write_quantized
+from amct_onnx.workflow.smoothing import Smoothed, smooth_model
 from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
 
 ASCEND_NAME = "ascend"
@@ -104,7 +105,12 @@ class QuantizedModel:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What happens to each node that the target could quantize, and why where it stays in float."""
-        return self._ascend.decisions if self.target == ASCEND_NAME else self._plan.decisions
+        return self._ascend.decisions if self.target == ASCEND_NAME else self._qdq_decisions
+
+    @property
+    def _qdq_decisions(self) -> tuple[Decision, ...]:
+        nodes = self.source.facts.nodes  # without those that smoothing has added
+        return tuple(decision for decision in self._plan.decisions if decision.layer in nodes)
 
     @cached_property
     def activations(self) -> Mapping[str, QParams]:
@@ -153,15 +159,22 @@ class QuantizedModel:
         return QDQ_TARGETS[self.target]
 
     @cached_property
+    def _smoothed(self) -> Smoothed:
+        """The fused model, with outlier channels smoothed where the user leaves the ranges of activations to us."""
+        plan = plan_qdq(self.source.fused, self._rules, off=self.choice.off())
+        channels = self.statistics.channels if self.choice.is_default else {}
+        return smooth_model(self.source.fused, plan, channels)
+
+    @cached_property
     def _plan(self) -> QdqPlan:
         self.choice.check(self.target)
-        return plan_qdq(self.source.fused, self._rules, off=self.choice.off())
+        return plan_qdq(self._smoothed.model, self._rules, off=self.choice.off())
 
     @cached_property
     def _readers(self) -> Mapping[str, Sequence[str]]:
         """For each tensor the layers that read it as input 0."""
         readers: dict[str, list[str]] = {}
-        for node in self.source.fused.graph:
+        for node in self._smoothed.model.graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
                 readers.setdefault(node.inputs[0].name, []).append(node.name or "")
         return readers
@@ -169,15 +182,18 @@ class QuantizedModel:
     @cached_property
     def _clamped(self) -> frozenset[str]:
         """The tensors of which a Relu or Clip is to go into the grid."""
-        nodes = {node.name: node for node in self.source.fused.graph}
+        nodes = {node.name: node for node in self._smoothed.model.graph}
         clamps = self._plan.absorbed if self._rules.drops_clamps else {}
         return frozenset(nodes[clamp].outputs[0].name or "" for clamp in clamps)
 
     @cached_property
     def _values(self) -> Mapping[str, ir.Value]:
-        return values_by_name(self.source.fused)
+        return values_by_name(self._smoothed.model)
 
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
+        known = self._smoothed.grid(group.tensors[0], self._rules.activation)
+        if known is not None:
+            return [(group.tensors[0], known)]
         names = dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources)
         statistic = self.statistics.of(names)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
@@ -192,7 +208,7 @@ class QuantizedModel:
 
     @cached_property
     def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
-        model, rules = self.source.fused.clone(), self._rules
+        model, rules = self._smoothed.model.clone(), self._rules
         if default_opset(model) < rules.minimum_opset:
             raise_opset(model, rules.minimum_opset)
         return model, lower_qdq(model, self._plan, rules, self.activations, self.choice.weight)

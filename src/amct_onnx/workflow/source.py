@@ -17,6 +17,7 @@ from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.onnx_file import load_model
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
@@ -91,6 +92,15 @@ class FloatSource:
         values = values_by_name(self.fused)
         sources = (source_of(values[name]) for name in wanted if name in values)
         return tuple(dict.fromkeys(value.name or "" for value in sources if constant_tensor(value) is None))
+
+    def product_channels(self) -> dict[str, int]:
+        """The tensors whose channels may have to be smoothed, with the number of channels."""
+        values = values_by_name(self.fused)
+        return {
+            name: tensor.channels
+            for name, tensor in product_inputs(self.fused).items()
+            if values[name].dtype in (None, ir.DataType.FLOAT)
+        }
 
 
 def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
