@@ -13,17 +13,28 @@ Doubles = npt.NDArray[np.float64]
 Digits = tuple[Doubles, Doubles, float]
 
 _BITS = 20
+_LEAST_POWER = -1000  # 2^1000 is a number
 LONGEST_SUM = 4096  # two products of digits each, so many times, stay below 2^53
 
 
 def digits(x: Doubles) -> Digits:
     """(high, low, unit): x ~ (high + low * 2^-20) * unit, integers with |high| <= 2^20 and |low| <= 2^19."""
-    largest = max(float(x.max()), -float(x.min()))
-    power = int(np.frexp(largest)[1]) - _BITS
-    scaled = np.ldexp(x, -power)
+    scaled, unit = _scaled(x)
     high = np.rint(scaled)
     scaled -= high
-    return high, np.rint(np.ldexp(scaled, _BITS)), 2.0**power
+    return high, np.rint(scaled * 2.0**_BITS), unit
+
+
+def leading_digits(x: Doubles) -> tuple[Doubles, float]:
+    """(high, unit) of `digits`: x to 20 bits of its largest entries."""
+    scaled, unit = _scaled(x)
+    return np.rint(scaled, out=scaled), unit
+
+
+def _scaled(x: Doubles) -> tuple[Doubles, float]:
+    largest = max(float(x.max()), -float(x.min()))
+    power = max(int(np.frexp(largest)[1]) - _BITS, _LEAST_POWER)
+    return x * 2.0**-power, 2.0**power  # exact, and many times faster than numpy's ldexp
 
 
 def product_of_digits(x: Digits, y: Digits) -> Doubles:
