@@ -44,10 +44,20 @@ def product_of_digits(x: Digits, y: Digits) -> Doubles:
     return result
 
 
+def square_of_digits(x: Digits) -> Doubles:
+    """x.T @ x, as `product_of_digits` gives it, in half the time; x may be a stack of matrices."""
+    turned = x[0].swapaxes(-1, -2)
+    result: Doubles = turned @ x[0]
+    mixed = turned @ x[1]
+    result += (mixed + mixed.swapaxes(-1, -2)) * 2.0**-_BITS
+    result *= x[2] * x[2]
+    return result
+
+
 def precise_product(x: Doubles, y: Doubles) -> Doubles:
-    """x [m, k] @ y [k, n] to 40 bits of the largest entries, for any k > 0."""
-    result = np.zeros((x.shape[0], y.shape[1]))
-    for start in range(0, x.shape[1], LONGEST_SUM):
+    """x [..., m, k] @ y [..., k, n] to 40 bits of the largest entries (of all matrices of a stack), for any k > 0."""
+    result = np.zeros((*x.shape[:-1], y.shape[-1]))
+    for start in range(0, x.shape[-1], LONGEST_SUM):
         part = slice(start, start + LONGEST_SUM)
-        result += product_of_digits(digits(x[:, part]), digits(y[part]))
+        result += product_of_digits(digits(x[..., part]), digits(y[..., part, :]))
     return result

@@ -80,9 +80,10 @@ def collect_moments(
     nodes = {node.name: node for node in copy.graph}
     jobs = [_job(nodes.get(layer), layer, min(longest, LONGEST_SUM), len(feeds)) for layer in layers]
     for chunk in _chunks(jobs, memory):
-        for name, total in _collect(copy, chunk, feeds).items():
+        totals = _collect(copy, chunk, feeds)
+        for name in list(totals):
             try:
-                yield name, total.solve()
+                yield name, totals.pop(name).solve()
             except ValueError as error:
                 raise CalibrationError(f'Layer "{name}": {error}.') from error
 

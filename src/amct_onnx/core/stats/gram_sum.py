@@ -56,8 +56,10 @@ class GramSum:
             self._sum += integers.sum(axis=2) * unit
 
     def solve(self) -> SecondMoments:
-        """Means of values and products. Raises ValueError without columns."""
+        """Means of values and products; nothing may be added later. Raises ValueError without columns."""
         self.multiply()
         if not self._count:
             raise ValueError("no column was seen: the tensor is empty")
-        return SecondMoments(columns=self._count, mean=self._sum / self._count, gram=self._gram / self._count)
+        self._sum /= self._count
+        self._gram /= self._count
+        return SecondMoments(columns=self._count, mean=self._sum, gram=self._gram)
