@@ -26,15 +26,23 @@ _GOLDEN = (5**0.5 - 1) / 2
 _CHUNK = 1 << 21  # elements of one piece of columns, so that temporary arrays stay around 16 MiB
 
 
-def sample_columns(x: Floats, task: LayerColumns, limit: int) -> Iterator[Floats]:
+def sample_columns(
+    x: Floats, task: LayerColumns, limit: int, *, start: int = 0, channels_last: bool = False
+) -> Iterator[Floats]:
     """Pieces float32[U, B, n] of at most `limit` columns of the input `x`, U blocks of B = task.block entries.
+
+    start: how many columns of like tensors were taken before, so that other places are taken now. channels_last: the
+    columns of a Conv are in the order of `graph/weights.kernel_rows`: kernel positions, then input channels.
 
     Raises ValueError when `x` does not have the shape that the layer reads.
     """
     gather = _matrix_columns if task.op_type in ("Gemm", "MatMul") else _convolution_columns
-    for found in gather(x, task, limit):
+    area = prod(task.kernel) if channels_last and task.op_type == "Conv" else 1
+    for found in gather(x, task, limit, start):
         columns = found
         groups, length, count = columns.shape
+        if area > 1:
+            columns = columns.reshape(groups, -1, area, count).swapaxes(1, 2).reshape(groups, length, count)
         blocks = -(-length // task.block)
         if blocks * task.block != length:
             filled = np.zeros((groups, blocks * task.block, count), np.float32)
@@ -43,14 +51,14 @@ def sample_columns(x: Floats, task: LayerColumns, limit: int) -> Iterator[Floats
         yield columns.reshape(groups * blocks, task.block, count)
 
 
-def spread_evenly(total: int, limit: int) -> Indices:
-    """At most `limit` of 0..total-1, ascending: all, or a golden-ratio sequence."""
+def spread_evenly(total: int, limit: int, start: int = 0) -> Indices:
+    """At most `limit` of 0..total-1, ascending: all, or a golden-ratio sequence behind its first `start` numbers."""
     if total <= limit:
         return np.arange(total)
-    return np.unique((np.arange(1, limit + 1) * _GOLDEN % 1.0 * total).astype(np.int64))
+    return np.unique((np.arange(start + 1, start + limit + 1) * _GOLDEN % 1.0 * total).astype(np.int64))
 
 
-def _matrix_columns(x: Floats, task: LayerColumns, limit: int) -> Iterator[Floats]:
+def _matrix_columns(x: Floats, task: LayerColumns, limit: int, start: int) -> Iterator[Floats]:
     """Rows of a Gemm or MatMul's first operand. A weight [G, K, N] with G > 1 has one group a matrix."""
     rows = x[None] if x.ndim == 1 else x
     length, groups = rows.shape[-1], task.groups
@@ -61,7 +69,7 @@ def _matrix_columns(x: Floats, task: LayerColumns, limit: int) -> Iterator[Float
             raise ValueError(f"a tensor of shape {list(x.shape)} does not go with {groups} matrices")
         rows = np.moveaxis(rows, -3, 0)
     rows = rows.reshape(groups, -1, length)
-    chosen = spread_evenly(rows.shape[1], limit)
+    chosen = spread_evenly(rows.shape[1], limit, start)
     for part in _pieces(chosen, groups * length):
         yield np.ascontiguousarray(rows[:, part].transpose(0, 2, 1))
 
@@ -72,14 +80,14 @@ def _pieces(chosen: Indices, column: int) -> Iterator[Indices]:
         yield chosen[start : start + size]
 
 
-def _convolution_columns(x: Floats, task: LayerColumns, limit: int) -> Iterator[Floats]:
+def _convolution_columns(x: Floats, task: LayerColumns, limit: int, start: int) -> Iterator[Floats]:
     rank = len(task.kernel)
     if x.ndim != rank + 2 or x.shape[1] % task.groups:
         raise ValueError(f"a tensor of shape {list(x.shape)} is no input of a {rank}-D {task.op_type}")
     samples, channels, *sizes = x.shape
     outputs, begins = output_geometry(tuple(sizes), task)
     flat = x.reshape(samples, channels, -1)
-    chosen = spread_evenly(samples * prod(outputs), limit)
+    chosen = spread_evenly(samples * prod(outputs), limit, start)
     for part in _pieces(chosen, channels * prod(task.kernel)):
         sample, *position = np.unravel_index(part, (samples, *outputs))
         index, inside = _input_index(position, begins, tuple(sizes), task)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import onnx_ir as ir
@@ -29,9 +29,11 @@ from amct_onnx.runtime.session import QUIET, SessionError, one_line, open_sessio
 from amct_onnx.runtime.tallies import tallying
 
 Feed = Mapping[str, npt.NDArray[Any]]
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 # Batches that run side by side at most: the activations of each are in memory.
-_MOST_WORKERS = 4
+MOST_WORKERS = 4
 # Batches that are read ahead of those that run.
 _AHEAD = 2
 
@@ -72,12 +74,12 @@ def collect_statistics(
     """
     if not names:
         return {}
-    source, threads = iter(feeds), _threads()
-    first = list(islice(source, min(threads, _MOST_WORKERS)))
+    source, threads = iter(feeds), processors()
+    first = list(islice(source, min(threads, MOST_WORKERS)))
     workers = max(1, len(first))
     with (
         _open(model, names, workers, threads // workers, channels) as (session, tallies),
-        closing(_run(session, tallies, chain(first, source), workers, channels)) as runs,
+        closing(run_side_by_side(_counting(session, tallies, channels), chain(first, source), workers)) as runs,
     ):
         done = 0
         for done, (feed, running) in enumerate(runs, 1):
@@ -120,14 +122,10 @@ def _open(
         yield session, {name: tally for name, (_, tally) in tallies.items()}
 
 
-def _run(
-    session: ort.InferenceSession,
-    tallies: Mapping[str, Counter],
-    feeds: Iterable[Feed],
-    workers: int,
-    channels: ChannelRanges | None,
-) -> Generator[tuple[Feed, Future[bool]], None, None]:
-    """Each feed and what becomes of its run: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
+def _counting(
+    session: ort.InferenceSession, tallies: Mapping[str, Counter], channels: ChannelRanges | None
+) -> Callable[[Feed], bool]:
+    """Runs a feed: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
 
     def run(feed: Feed) -> bool:
         outputs = run_batch(session, feed)
@@ -137,11 +135,18 @@ def _run(
             channels.add(outputs[len(tallies) :])
         return False
 
+    return run
+
+
+def run_side_by_side(
+    run: Callable[[Item], Outcome], items: Iterable[Item], workers: int
+) -> Generator[tuple[Item, Future[Outcome]], None, None]:
+    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="amct_collect")
-    waiting: deque[tuple[Feed, Future[bool]]] = deque()
+    waiting: deque[tuple[Item, Future[Outcome]]] = deque()
     try:
-        for feed in feeds:
-            waiting.append((feed, pool.submit(run, feed)))
+        for item in items:
+            waiting.append((item, pool.submit(run, item)))
             if len(waiting) >= workers + _AHEAD:
                 yield waiting.popleft()
         while waiting:
@@ -159,5 +164,6 @@ def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> No
                 raise CalibrationError(f"Tensor {name} of batch {number}: {tally.wrong}")
 
 
-def _threads() -> int:
+def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from amct_onnx.core.affine import quantize
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.core.weights.arq import solve_arq
-from amct_onnx.core.weights.gptq import solve_gptq
+from amct_onnx.core.weights.gptq import solve_gptq, solve_gptq_groups
 
 
 def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[np.ndarray, np.ndarray, QParams]:
@@ -85,6 +85,38 @@ def test_without_correlation_it_rounds_to_nearest(seed: int, by_diagonal: bool, 
     rows, gram, params = layer(seed, rows=5, length=9)
     found = solve_gptq(rows, np.diag(np.diagonal(gram)), params, by_diagonal=by_diagonal, damping=damping)
     assert found.tolist() == quantize(rows, params).tolist()
+
+
+@pytest.mark.parametrize("by_diagonal", [False, True])
+@pytest.mark.parametrize(("groups", "rows", "length"), [(50, 1, 9), (3, 8, 150), (2, 5, 1)])
+def test_groups_are_rounded_as_if_each_were_alone(groups: int, rows: int, length: int, by_diagonal: bool) -> None:
+    cases = [layer(seed, rows=rows, length=length) for seed in range(groups)]
+    cases[1] = (cases[1][0], np.zeros_like(cases[1][1]), cases[1][2])  # one of them never sees anything
+    weights, grams, scales = (
+        np.stack([rows for rows, _, _ in cases]),
+        np.stack([gram * 10.0 ** (i % 7) for i, (_, gram, _) in enumerate(cases)]),
+        np.stack([params.scale for _, _, params in cases]),
+    )
+    found = solve_gptq_groups(weights, grams, scales, cases[0][2].spec, by_diagonal=by_diagonal)
+    for i, (weight, _, params) in enumerate(cases):
+        assert found[i].tolist() == solve_gptq(weight, grams[i], params, by_diagonal=by_diagonal).tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_it_is_near_to_the_best_of_all_roundings(bits: int) -> None:
+    """All 2^8 ways to round a row down or up are tried: most of what nearest costs beyond the best is gone."""
+    totals = np.zeros(3)
+    for seed in range(30):
+        rows, gram, params = layer(seed, rows=4, length=8, bits=bits)
+        steps = rows.astype(np.float64) / params.scale[:, None]
+        choices = np.stack(np.meshgrid(*[[0, 1]] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
+        every = np.clip(np.floor(steps)[:, None] + choices, params.spec.qmin, params.spec.qmax)
+        u = (every - steps[:, None]) * params.scale[:, None, None]
+        totals[0] += ((u @ gram) * u).sum(axis=2).min(axis=1).sum()
+        totals[1] += output_errors(solve_gptq(rows, gram, params), rows, gram, params).sum()
+        totals[2] += output_errors(quantize(rows, params), rows, gram, params).sum()
+    best, found, nearest = totals
+    assert found - best < 0.3 * (nearest - best)
 
 
 def test_the_order_of_columns_is_that_of_the_diagonal() -> None:

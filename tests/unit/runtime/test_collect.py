@@ -104,7 +104,7 @@ def test_the_cut_into_batches_does_not_matter() -> None:
 def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, feeds = ir.from_proto(two_convs()), images(*[(9, 9)] * 7)
     want = collect_statistics(model, NAMES, feeds)
-    monkeypatch.setattr(collect, "_threads", lambda: threads)
+    monkeypatch.setattr(collect, "processors", lambda: threads)
     assert collect_statistics(model, NAMES, feeds) == want
 
 
@@ -122,7 +122,7 @@ def test_every_batch_runs_once_and_few_are_read_ahead(monkeypatch: pytest.Monkey
     collect_statistics(ir.from_proto(two_convs()), ["r"], feeds(), progress=done.append)
     assert done == list(range(41))
     assert len(runs) == 40
-    assert max(ahead) <= collect._MOST_WORKERS + collect._AHEAD
+    assert max(ahead) <= collect.MOST_WORKERS + collect._AHEAD
 
 
 def test_tensors_of_a_model_with_a_function_and_a_subgraph() -> None:

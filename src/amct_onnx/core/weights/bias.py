@@ -13,17 +13,17 @@ import numpy.typing as npt
 def bias_correction(
     rows: npt.NDArray[np.floating], rounded_rows: npt.NDArray[np.floating], means: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """What to add to the bias, float64[C]: (rows - rounded_rows) E[x], for rows [C, n] and means E[x] [n].
+    """What to add to the bias, float64[..., C]: (rows - rounded_rows) E[x], for rows [..., C, n] and means [..., n].
 
-    Of a grouped Conv: the rows and means of one group. Raises ValueError where shapes do not fit or a value is not
-    finite.
+    The axes in front are those of groups, with columns of their own. Raises ValueError where shapes do not fit or a
+    value is not finite.
     """
-    if rows.shape != rounded_rows.shape or rows.ndim != 2 or means.shape != rows.shape[1:]:
+    if rows.shape != rounded_rows.shape or rows.ndim < 2 or means.shape != (*rows.shape[:-2], rows.shape[-1]):
         raise ValueError(f"rows {rows.shape}, rounded rows {rounded_rows.shape} and means {means.shape} do not fit")
     if not all(np.isfinite(values).all() for values in (rows, rounded_rows, means)):
         raise ValueError("the rows or the means hold NaN or Inf")
     lost = rows.astype(np.float64)
     lost -= rounded_rows
-    lost *= means
-    correction: npt.NDArray[np.float64] = lost.sum(axis=1)  # numpy's sum, not BLAS: the order is fixed
+    lost *= means[..., None, :]
+    correction: npt.NDArray[np.float64] = lost.sum(axis=-1)  # numpy's sum, not BLAS: the order is fixed
     return correction

@@ -19,13 +19,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.products import precise_product
+from amct_onnx.core.products import digits, precise_product, square_of_digits
 from amct_onnx.core.qparams import QParams
+from amct_onnx.core.spec import QSpec
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 _CHUNK = 1 << 20  # weights rounded at a time
+_GROUP_CHUNK = 1 << 20  # entries of Gram matrices at a time, where there are groups
 
 
 def solve_gptq(
@@ -39,93 +41,154 @@ def solve_gptq(
 ) -> npt.NDArray[np.int8]:
     """Integers [C, n] of `rows` [C, n] on the grid of `params`, one scale for each row or for all.
 
-    gram: [n, n] = E[x x^T] of the columns that meet the rows; of a grouped Conv, rows and gram of one group. A column
-    that is always zero is rounded to nearest. damping: what is added to the diagonal of gram, as a share of its mean.
-    block: how many columns are rounded before the others hear of it; it changes the time, and the result by rounding of
-    float64 only. by_diagonal: columns of larger mean square first, not those of lower index (the paper's act-order).
-
-    Raises ValueError where shapes do not fit, values are not finite, the grid is not that of symmetric int8, or gram
-    with its damping is not positive definite.
+    gram: [n, n] = E[x x^T] of the columns that meet the rows. The rest is that of `solve_gptq_groups`; raises
+    ValueError like it, and for a grid that is not that of symmetric int8.
     """
-    _check(rows, gram, params)
-    diagonal = np.diagonal(gram)
-    order = np.argsort(-diagonal, kind="stable") if by_diagonal else np.arange(diagonal.size)
-    gram = gram[np.ix_(order, order)]
-    factor = _unit_factor(_damped(gram, damping), block)
-    scale = np.broadcast_to(params.scale.astype(np.float64), rows.shape[:1])[:, None]
-    result = np.empty(rows.shape, np.int8)
-    step = max(1, _CHUNK // rows.shape[1])
-    for start in range(0, rows.shape[0], step):
-        part = slice(start, start + step)
-        steps = (rows[part].astype(np.float64) / scale[part]).T[order]
-        nearest = np.clip(np.rint(steps), params.spec.qmin, params.spec.qmax)
-        moved = _feed_forward(steps, factor, params, block)
-        # v G v - u G u = (v + u) G (v - u), with the errors u of nearest and v of moved.
-        gain = precise_product(gram, moved + nearest - 2 * steps) * (nearest - moved)
-        better = gain.sum(axis=0) > 0
-        result[part, order] = np.where(better, moved, nearest).T
-    return result
-
-
-def _check(rows: Floats, gram: Doubles, params: QParams) -> None:
-    if rows.ndim != 2 or rows.size == 0 or gram.shape != (rows.shape[1], rows.shape[1]):
+    if rows.ndim != 2 or gram.ndim != 2:
         raise ValueError(f"rows of shape {rows.shape} do not fit a Gram matrix of shape {gram.shape}")
     if params.scale.size not in (1, rows.shape[0]):
         raise ValueError(f"{params.scale.size} scales do not fit {rows.shape[0]} rows")
-    if params.zero_point.any() or params.spec.bits > 8:
+    if params.zero_point.any():
+        raise ValueError("the grid must have zero point 0 and at most 8 bits")
+    scale = np.broadcast_to(params.scale, rows.shape[:1])[None]
+    found: npt.NDArray[np.int8] = solve_gptq_groups(
+        rows[None], gram[None], scale, params.spec, damping=damping, block=block, by_diagonal=by_diagonal
+    )[0]
+    return found
+
+
+def solve_gptq_groups(
+    rows: Floats,
+    gram: Doubles,
+    scale: Floats,
+    spec: QSpec,
+    *,
+    damping: float = 0.01,
+    block: int = 128,
+    by_diagonal: bool = False,
+) -> npt.NDArray[np.int8]:
+    """Integers [G, R, n] of `rows` [G, R, n] of G groups, each with a Gram matrix of its own, such as a depthwise Conv.
+
+    gram: [G, n, n]. scale: [G, R]. A column that is always zero is rounded to nearest. damping: what is added to the
+    diagonal of gram, as a share of its mean. block: how many columns are rounded before the others hear of it; it
+    changes the time, and the result by rounding of float64 only. by_diagonal: columns of larger mean square first, not
+    those of lower index (the paper's act-order).
+
+    Raises ValueError where shapes do not fit, values are not finite, the grid has more than 8 bits, or gram with its
+    damping is not positive definite.
+    """
+    _check(rows, gram, scale, spec)
+    groups, count, length = rows.shape
+    result = np.empty(rows.shape, np.int8)
+    many, some = max(1, _GROUP_CHUNK // length**2), max(1, _CHUNK // length)
+    for group in range(0, groups, many):
+        some_groups = slice(group, group + many)
+        solver = _Solver(gram[some_groups], spec, damping, block, by_diagonal)
+        step = max(1, some // len(solver.order))
+        for start in range(0, count, step):
+            part = (some_groups, slice(start, start + step))
+            result[part] = solver.solve(rows[part], scale[part])
+    return result
+
+
+def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
+    if rows.size == 0 or gram.shape != (rows.shape[0], rows.shape[2], rows.shape[2]):
+        raise ValueError(f"rows of shape {rows.shape} do not fit a Gram matrix of shape {gram.shape}")
+    if scale.shape != rows.shape[:2]:
+        raise ValueError(f"{scale.size} scales do not fit rows of shape {rows.shape}")
+    if spec.bits > 8:
         raise ValueError("the grid must have zero point 0 and at most 8 bits")
     if not (np.isfinite(rows).all() and np.isfinite(gram).all()):
         raise ValueError("the rows or the Gram matrix hold NaN or Inf")
 
 
-def _damped(gram: Doubles, damping: float) -> Doubles:
-    """gram with a larger diagonal, in units of its mean."""
-    diagonal = np.diagonal(gram)
-    mean = float(diagonal.mean())
-    if mean <= 0:
-        return np.eye(diagonal.size)
-    damped: Doubles = gram / mean
-    damped[np.diag_indices_from(damped)] += np.where(diagonal == 0, 1.0, damping)
+class _Solver:
+    """Rounds rows of some groups. `order` [G, n]: the columns of each group in the order in which they are rounded."""
+
+    def __init__(self, gram: Doubles, spec: QSpec, damping: float, block: int, by_diagonal: bool) -> None:
+        diagonal = np.diagonal(gram, axis1=1, axis2=2)
+        mean = diagonal.mean(axis=1)
+        alive = mean > 0
+        # In units of their mean, so that all matrices of the stack are of the same size.
+        scaled = gram / np.where(alive, mean, 1.0)[:, None, None]
+        if by_diagonal:
+            self.order = np.argsort(-diagonal, axis=1, kind="stable")
+            scaled = np.take_along_axis(scaled, self.order[:, None, :], axis=2)
+            scaled = np.take_along_axis(scaled, self.order[:, :, None], axis=1)
+        else:
+            self.order = np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
+        self._by_diagonal, self._block, self._spec, self._gram = by_diagonal, block, spec, scaled
+        self._factor = _unit_factor(_damped(scaled, alive, damping), block)
+
+    def solve(self, rows: Floats, scale: Floats) -> Doubles:
+        """Integers of rows [G, R, n]."""
+        steps = (rows.astype(np.float64) / scale.astype(np.float64)[..., None]).swapaxes(1, 2)
+        steps = np.take_along_axis(steps, self.order[..., None], axis=1) if self._by_diagonal else steps.copy()
+        nearest = np.clip(np.rint(steps), self._spec.qmin, self._spec.qmax)
+        moved = _feed_forward(steps, self._factor, self._spec, self._block)
+        # v G v - u G u = (v + u) G (v - u), with the errors u of nearest and v of moved.
+        gain = precise_product(self._gram, moved + nearest - 2 * steps) * (nearest - moved)
+        chosen: Doubles = np.where(gain.sum(axis=1, keepdims=True) > 0, moved, nearest)
+        if self._by_diagonal:
+            integers = np.empty_like(chosen)
+            np.put_along_axis(integers, self.order[..., None], chosen, axis=1)
+            chosen = integers
+        turned: Doubles = chosen.swapaxes(1, 2)
+        return turned
+
+
+def _damped(gram: Doubles, alive: npt.NDArray[np.bool_], damping: float) -> Doubles:
+    """Matrices whose diagonals have mean 1, with larger diagonals; those that are not `alive` become the identity."""
+    damped = np.where(alive[:, None, None], gram, 0.0)
+    index = np.arange(gram.shape[1])
+    damped[:, index, index] += np.where(damped[:, index, index] == 0, 1.0, damping)
     return damped
 
 
 def _unit_factor(matrix: Doubles, block: int) -> Doubles:
     """R of matrix = R D R^T: unit diagonal, zeros below it. It is L of L D L^T for the reversed matrix, reversed."""
-    work = matrix[::-1, ::-1].copy()
-    size = work.shape[0]
+    work = matrix[:, ::-1, ::-1].copy()
+    size = work.shape[1]
     for start in range(0, size, block):
-        panel = work[start:, start : start + block].T.copy()  # transposed: a column lies in one piece
-        width = panel.shape[0]
+        panel = work[:, start:, start : start + block].swapaxes(1, 2).copy()  # a column lies in one piece
+        width = panel.shape[1]
         roots = np.sqrt(_eliminate(panel))
-        work[start:, start : start + block] = panel.T
-        rest = panel[:, width:] * roots[:, None]
+        work[:, start:, start : start + block] = panel.swapaxes(1, 2)
+        rest = panel[..., width:] * roots[..., None]
         if rest.size:
-            work[start + width :, start + width :] -= precise_product(rest.T, rest)
-    factor: Doubles = np.tril(work)[::-1, ::-1]
+            work[:, start + width :, start + width :] -= square_of_digits(digits(rest))
+    factor: Doubles = np.tril(work)[:, ::-1, ::-1]
     return factor
 
 
 def _eliminate(panel: Doubles) -> Doubles:
-    """Columns of L into `panel` [width, m], which holds as many columns of a symmetric matrix; the diagonal of D."""
-    pivots = np.empty(panel.shape[0])
-    for k in range(panel.shape[0]):
-        pivots[k] = pivot = panel[k, k]
-        if not pivot > 0:
+    """Columns of L into `panel` [G, width, m], which holds as many columns of symmetric matrices; D [G, width]."""
+    width = panel.shape[1]
+    pivots, room = np.empty(panel.shape[:2]), np.empty_like(panel)  # a new array for each step would take longer
+    for k in range(width):
+        pivot = panel[:, k, k].copy()
+        if not (pivot > 0).all():
             raise ValueError("the Gram matrix is not positive definite: use more damping")
-        below = panel[k, k + 1 : panel.shape[0]].copy()
-        panel[k, k:] /= pivot
-        panel[k + 1 :, k:] -= below[:, None] * panel[k, k:]
+        pivots[:, k] = pivot
+        below, change = panel[:, k, k + 1 : width, None].copy(), room[:, k + 1 :, k:]
+        panel[:, k, k:] /= pivot[:, None]
+        panel[:, k + 1 :, k:] -= np.multiply(below, panel[:, None, k, k:], out=change)
     return pivots
 
 
-def _feed_forward(steps: Doubles, factor: Doubles, params: QParams, block: int) -> Doubles:
-    """Integers of columns [n, C], in units of the scales."""
+def _feed_forward(steps: Doubles, factor: Doubles, spec: QSpec, block: int) -> Doubles:
+    """Integers of columns [G, n, R], in units of the scales."""
     wanted, integers = steps.copy(), np.empty_like(steps)
-    for start in range(0, steps.shape[0], block):
-        end = min(start + block, steps.shape[0])
+    groups, length, count = steps.shape
+    room = np.empty((groups, min(block, length), count))
+    for start in range(0, length, block):
+        end = min(start + block, length)
         for k in range(start, end):
-            integers[k] = np.clip(np.rint(wanted[k]), params.spec.qmin, params.spec.qmax)
-            wanted[k + 1 : end] += factor[k, k + 1 : end, None] * (steps[k] - integers[k])
-        if end < steps.shape[0]:
-            wanted[end:] += precise_product(factor[start:end, end:].T, steps[start:end] - integers[start:end])
+            integers[:, k] = np.clip(np.rint(wanted[:, k]), spec.qmin, spec.qmax)
+            error = steps[:, k] - integers[:, k]
+            change = room[:, : end - k - 1]
+            wanted[:, k + 1 : end] += np.multiply(factor[:, k, k + 1 : end, None], error[:, None], out=change)
+        if end < length:
+            error = steps[:, start:end] - integers[:, start:end]
+            wanted[:, end:] += precise_product(factor[:, start:end, end:].swapaxes(1, 2), error)
     return integers
