@@ -84,30 +84,43 @@ def learn_rounding(
     moments: SecondMoments,
     settings: AdaRound,
     advance: Callable[[float], None] = lambda share: None,
+    *,
+    shift: Doubles | None = None,
 ) -> LearnedRounding:
     """Integers within the spec's range for `weight` [G, R, K]: G groups with columns of their own, R rows of length K.
 
-    scale: [G, R]. moments: of the columns, G groups of blocks of B entries, the last one filled up with zeros.
-    advance: called with the share of this layer's work that was done since the last call. What it raises ends the work.
+    scale: [G, R], or [G, R, K] where blocks of columns have scales of their own. shift: None, or [G, R, K] in integers,
+    what is added to the ratios of weights and scales first (a zero point). moments: of the columns, G groups of blocks
+    of B entries, the last one filled up with zeros. advance: called with the share of this layer's work that was done
+    since the last call. What it raises ends the work.
     """
     groups, rows, length = weight.shape
     width = moments.mean.shape[-1]
     blocks = moments.mean.shape[0] // groups
-    filled = np.zeros((groups, rows, blocks * width))
-    filled[..., :length] = weight.astype(np.float64) / scale[..., None].astype(np.float64)
-    ratio = filled.reshape(groups, rows, blocks, width).transpose(0, 2, 1, 3)
+    by_column = scale.ndim == 3
+    unit = scale.max(axis=2) if by_column else scale
+
+    def cut(values: Doubles) -> Doubles:
+        filled = np.zeros((groups, rows, blocks * width))
+        filled[..., :length] = values
+        parts: Doubles = filled.reshape(groups, rows, blocks, width).transpose(0, 2, 1, 3)
+        return parts
+
+    steps = scale.astype(np.float64) if by_column else scale[..., None].astype(np.float64)
+    ratio = cut(weight.astype(np.float64) / steps + (0 if shift is None else shift))
+    factors = cut(steps / unit[..., None]) if by_column else None
     integers = np.empty((groups, blocks, rows, width))
     nearest, learned = np.empty((groups, rows)), np.empty((groups, rows))
     gram = moments.gram.reshape(groups, blocks, width, width)
     mean = moments.mean.reshape(groups, blocks, width)
     for part, some in _chunks(groups, rows, blocks * width):
-        quadratic = _Quadratic(gram[part], mean[part])
+        quadratic = _Quadratic(gram[part], mean[part], None if factors is None else factors[part, :, some])
         share = ratio[part, :, some].size / ratio.size
         chunk = _Chunk(ratio[part, :, some], spec, quadratic)
         integers[part, :, some] = chunk.learn(settings, _scaled(advance, share))
         nearest[part, some], learned[part, some] = chunk.nearest_error, chunk.learned_error
     rounded = integers.transpose(0, 2, 1, 3).reshape(groups, rows, -1)[..., :length]
-    squares = scale.astype(np.float64) ** 2
+    squares = unit.astype(np.float64) ** 2
     return LearnedRounding(integers=rounded.astype(np.int32), nearest=nearest * squares, learned=learned * squares)
 
 
@@ -125,33 +138,44 @@ def _chunks(groups: int, rows: int, length: int) -> Iterator[tuple[slice, slice]
 
 
 class _Quadratic:
-    """u G u^T for rows u float64[G, blocks, R, B] of any number of groups.
+    """u S G S u^T for rows u float64[G, blocks, R, B] of any number of groups.
 
-    G has the blocks' matrices on its diagonal. Between blocks only the product of the means is known and used.
+    G has the blocks' matrices on its diagonal. Between blocks only the product of the means is known and used. S is
+    diagonal, with the scales of each row's columns in units of that of the row: None where they are 1.
     """
 
-    def __init__(self, gram: Doubles, mean: Doubles) -> None:
+    def __init__(self, gram: Doubles, mean: Doubles, scales: Doubles | None = None) -> None:
         self._mean = mean[:, :, None, :] if mean.shape[1] > 1 else None
         self._matrix = gram if self._mean is None else gram - mean[..., :, None] * mean[..., None, :]
-        self._digits = digits(self._matrix)
+        self._digits, self._scales = digits(self._matrix), scales
         self.diagonal: Doubles = np.einsum("gbkk->gbk", gram)[:, :, None, :]
+        if scales is not None:
+            self.diagonal = self.diagonal * scales**2
 
     def times(self, u: Doubles) -> Doubles:
-        """u G, with u and G rounded to 20 bits: enough for a gradient."""
+        """u S G S, with u S and G rounded to 20 bits: enough for a gradient."""
+        u = self._scaled(u)
         high, _, unit = digits(u)
-        return self._with_means(u, (high @ self._digits[0]) * (unit * self._digits[2]))
+        return self._scaled(self._with_means(u, (high @ self._digits[0]) * (unit * self._digits[2])))
 
     def times_precisely(self, u: Doubles) -> Doubles:
-        """u G, with u and G rounded to 40 bits."""
-        return self._with_means(u, product_of_digits(digits(u), self._digits))
+        """u S G S, with u S and G rounded to 40 bits."""
+        u = self._scaled(u)
+        return self._scaled(self._with_means(u, product_of_digits(digits(u), self._digits)))
 
     def add_flips(self, product: Doubles, rows: tuple[npt.NDArray[np.int64], ...], steps: Doubles) -> None:
-        """Bring product = u G up to date, in place, after u[group, block, row, column] changed by steps."""
+        """Bring product = u S G S up to date, in place, after u[group, block, row, column] changed by steps."""
         group, block, row, column = rows
-        product[group, block, row] += steps[:, None] * self._matrix[group, block, column]
+        if self._scales is not None:
+            steps = steps * self._scales[rows]
+        change = steps[:, None] * self._matrix[group, block, column]
+        product[group, block, row] += change if self._scales is None else change * self._scales[group, block, row]
         if self._mean is not None:
-            moved = steps * self._mean[group, block, 0, column]
-            product[group, :, row] += moved[:, None, None] * self._mean[group, :, 0]
+            moved = (steps * self._mean[group, block, 0, column])[:, None, None] * self._mean[group, :, 0]
+            product[group, :, row] += moved if self._scales is None else moved * self._scales[group, :, row]
+
+    def _scaled(self, u: Doubles) -> Doubles:
+        return u if self._scales is None else u * self._scales
 
     def _with_means(self, u: Doubles, product: Doubles) -> Doubles:
         if self._mean is not None:

@@ -10,11 +10,16 @@ Cholesky factor of the inverse of G. Chee et al., "QuIP: 2-Bit Quantization of L
 
 So no inverse is needed, and u_j is the plain error of column j.
 
+Where blocks of columns have scales of their own (`core/weights/block_grid.py`), the same is done in units of weights.
+
 Rounding to nearest may be better for a row, for instance where values are clipped; then the row keeps it. Results do
 not depend on the number of threads: large products are those of `core/products`, all else is elementwise.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +27,13 @@ import numpy.typing as npt
 from amct_onnx.core.products import digits, precise_product, square_of_digits
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
+from amct_onnx.core.weights.block_grid import BlockGrid
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+
+# Values of some columns (positions in the order of rounding), float64[G, R] or [G, n, R], on the grid.
+_ToGrid = Callable[[int | slice, Doubles], Doubles]
 
 _CHUNK = 1 << 20  # weights rounded at a time
 _GROUP_CHUNK = 1 << 20  # entries of Gram matrices at a time, where there are groups
@@ -83,12 +92,58 @@ def solve_gptq_groups(
     many, some = max(1, _GROUP_CHUNK // length**2), max(1, _CHUNK // length)
     for group in range(0, groups, many):
         some_groups = slice(group, group + many)
-        solver = _Solver(gram[some_groups], spec, damping, block, by_diagonal)
+        solver = _Solver(gram[some_groups], damping, block, by_diagonal)
         step = max(1, some // len(solver.order))
         for start in range(0, count, step):
             part = (some_groups, slice(start, start + step))
-            result[part] = solver.solve(rows[part], scale[part])
+            steps = rows[part].astype(np.float64) / scale[part].astype(np.float64)[..., None]
+            result[part] = solver.solve(steps.swapaxes(1, 2), partial(_to_integers, spec)).swapaxes(1, 2)
     return result
+
+
+def solve_gptq_blocks(
+    rows: Floats,
+    gram: Doubles,
+    grid: BlockGrid,
+    *,
+    start: int = 0,
+    damping: float = 0.01,
+    block: int = 128,
+    by_diagonal: bool = False,
+) -> npt.NDArray[np.uint8]:
+    """Integers uint8[C, n] of `rows` [C, n] on a grid with a scale for each block of columns.
+
+    gram: [n, n]. start: the column of the grid that the first one of `rows` is. The rest is that of
+    `solve_gptq_groups`. Raises ValueError where shapes do not fit, values are not finite or gram with its damping is
+    not positive definite.
+    """
+    count, length = rows.shape
+    if gram.shape != (length, length) or len(grid.scale) != count or start + length > grid.scale.shape[1] * grid.block:
+        raise ValueError(f"rows of shape {rows.shape} fit no Gram matrix of shape {gram.shape} or no such grid")
+    if not (np.isfinite(rows).all() and np.isfinite(gram).all()):
+        raise ValueError("the rows or the Gram matrix hold NaN or Inf")
+    solver = _Solver(gram[None], damping, block, by_diagonal)
+    result = np.empty(rows.shape, np.uint8)
+    step = max(1, _CHUNK // length)
+    scales, zero_points = grid.columns(length, start)
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        scale, zero_point = (array[part].T[solver.order[0]][None] for array in (scales, zero_points))
+
+        def to_grid(
+            k: int | slice, values: Doubles, scale: Doubles = scale, zero_point: Doubles = zero_point
+        ) -> Doubles:
+            zero = zero_point[:, k]
+            steps: Doubles = np.clip(np.rint(values / scale[:, k]), -zero, grid.qmax - zero)
+            return steps * scale[:, k]
+
+        moved = solver.solve(rows[part].T.astype(np.float64)[None], to_grid)[0]
+        result[part] = np.rint(moved.T / scales[part] + zero_points[part]).astype(np.uint8)
+    return result
+
+
+def _to_integers(spec: QSpec, k: int | slice, steps: Doubles) -> Doubles:
+    return np.clip(np.rint(steps), spec.qmin, spec.qmax)
 
 
 def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
@@ -105,7 +160,7 @@ def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
 class _Solver:
     """Rounds rows of some groups. `order` [G, n]: the columns of each group in the order in which they are rounded."""
 
-    def __init__(self, gram: Doubles, spec: QSpec, damping: float, block: int, by_diagonal: bool) -> None:
+    def __init__(self, gram: Doubles, damping: float, block: int, by_diagonal: bool) -> None:
         diagonal = np.diagonal(gram, axis1=1, axis2=2)
         mean = diagonal.mean(axis=1)
         alive = mean > 0
@@ -117,24 +172,22 @@ class _Solver:
             scaled = np.take_along_axis(scaled, self.order[:, :, None], axis=1)
         else:
             self.order = np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
-        self._by_diagonal, self._block, self._spec, self._gram = by_diagonal, block, spec, scaled
+        self._by_diagonal, self._block, self._gram = by_diagonal, block, scaled
         self._factor = _unit_factor(_damped(scaled, alive, damping), block)
 
-    def solve(self, rows: Floats, scale: Floats) -> Doubles:
-        """Integers of rows [G, R, n]."""
-        steps = (rows.astype(np.float64) / scale.astype(np.float64)[..., None]).swapaxes(1, 2)
-        steps = np.take_along_axis(steps, self.order[..., None], axis=1) if self._by_diagonal else steps.copy()
-        nearest = np.clip(np.rint(steps), self._spec.qmin, self._spec.qmax)
-        moved = _feed_forward(steps, self._factor, self._spec, self._block)
+    def solve(self, columns: Doubles, to_grid: _ToGrid) -> Doubles:
+        """Columns [G, n, R] of rows, rounded to the grid."""
+        if self._by_diagonal:
+            columns = np.take_along_axis(columns, self.order[..., None], axis=1)
+        nearest = to_grid(slice(None), columns)
+        moved = _feed_forward(columns, self._factor, to_grid, self._block)
         # v G v - u G u = (v + u) G (v - u), with the errors u of nearest and v of moved.
-        gain = precise_product(self._gram, moved + nearest - 2 * steps) * (nearest - moved)
+        gain = precise_product(self._gram, moved + nearest - 2 * columns) * (nearest - moved)
         chosen: Doubles = np.where(gain.sum(axis=1, keepdims=True) > 0, moved, nearest)
         if self._by_diagonal:
-            integers = np.empty_like(chosen)
-            np.put_along_axis(integers, self.order[..., None], chosen, axis=1)
-            chosen = integers
-        turned: Doubles = chosen.swapaxes(1, 2)
-        return turned
+            in_order, chosen = chosen, np.empty_like(chosen)
+            np.put_along_axis(chosen, self.order[..., None], in_order, axis=1)
+        return chosen
 
 
 def _damped(gram: Doubles, alive: npt.NDArray[np.bool_], damping: float) -> Doubles:
@@ -176,19 +229,19 @@ def _eliminate(panel: Doubles) -> Doubles:
     return pivots
 
 
-def _feed_forward(steps: Doubles, factor: Doubles, spec: QSpec, block: int) -> Doubles:
-    """Integers of columns [G, n, R], in units of the scales."""
-    wanted, integers = steps.copy(), np.empty_like(steps)
-    groups, length, count = steps.shape
+def _feed_forward(columns: Doubles, factor: Doubles, to_grid: _ToGrid, block: int) -> Doubles:
+    """Columns [G, n, R] rounded one after the other."""
+    wanted, found = columns.copy(), np.empty_like(columns)
+    groups, length, count = columns.shape
     room = np.empty((groups, min(block, length), count))
     for start in range(0, length, block):
         end = min(start + block, length)
         for k in range(start, end):
-            integers[:, k] = np.clip(np.rint(wanted[:, k]), spec.qmin, spec.qmax)
-            error = steps[:, k] - integers[:, k]
+            found[:, k] = to_grid(k, wanted[:, k])
+            error = columns[:, k] - found[:, k]
             change = room[:, : end - k - 1]
             wanted[:, k + 1 : end] += np.multiply(factor[:, k, k + 1 : end, None], error[:, None], out=change)
         if end < length:
-            error = steps[:, start:end] - integers[:, start:end]
+            error = columns[:, start:end] - found[:, start:end]
             wanted[:, end:] += precise_product(factor[:, start:end, end:].swapaxes(1, 2), error)
-    return integers
+    return found
