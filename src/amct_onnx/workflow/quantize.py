@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from amct_onnx.workflow.choice import make_choice
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
 from amct_onnx.workflow.source import FloatSource
+from amct_onnx.workflow.weight_only import check_weight_only, quantize_weights
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -34,6 +36,8 @@ def quantize(
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
+    weight_only: int | None = None,
+    block_size: int = 32,
     images: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -53,6 +57,9 @@ def quantize(
     algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
+    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
+        of two from 16 on), activations stay in float; for target onnxruntime. Weights are rounded by GPTQ, or to
+        nearest where data is None. Padding counts as data: give batches of samples of equal length.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -60,6 +67,18 @@ def quantize(
     Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
     check_target(target)
+    if weight_only is not None:
+        check_weight_only(weight_only, block_size, target, data)
+    opened = partial(
+        open_data,
+        data,
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+    )
     source = FloatSource.open(model)
     choice = make_choice(
         settings=source.read_settings(settings),
@@ -68,6 +87,11 @@ def quantize(
         reduce_range=reduce_range,
         nodes=source.facts.nodes,
     )
+    if weight_only is not None:
+        feeds = None if data is None else opened(model_inputs(source.fused))
+        return quantize_weights(
+            source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
+        )
     digest = model_digest(source.fused)
     if isinstance(data, Statistics):
         if data.digest != digest:
@@ -80,17 +104,8 @@ def quantize(
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
-    opened = open_data(
-        data,
-        inputs,
-        images=images,
-        batch_size=batch_size,
-        limit=limit,
-        shapes=shapes,
-        dtypes=dtypes,
-        names=names,
-    )
-    watched = _Watched(opened, inputs, progress or silent)
+    feeds = opened(inputs)
+    watched = _Watched(feeds, inputs, progress or silent)
     channels = ChannelRanges(source.product_channels())
     tensors = collect_statistics(source.fused, observed, watched, channels=channels)
     result = QuantizedModel(
@@ -98,7 +113,7 @@ def quantize(
         target=target,
         choice=choice,
         statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest, channels=channels.found),
-        assumptions=tuple(opened.assumptions),
+        assumptions=tuple(feeds.assumptions),
         sample=watched.first,
     )
     result.solve()

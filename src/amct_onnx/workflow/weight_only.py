@@ -32,6 +32,7 @@ from amct_onnx.graph.weights import kernel_rows
 from amct_onnx.runtime.blas import one_blas_thread
 from amct_onnx.runtime.collect import processors, run_side_by_side
 from amct_onnx.runtime.grams import collect_moments
+from amct_onnx.runtime.sources import DataSource
 from amct_onnx.targets.nbits import BlockWeight, lower_nbits
 from amct_onnx.targets.qdq_rules import ONNXRUNTIME
 from amct_onnx.workflow.choice import Choice
@@ -82,14 +83,16 @@ class WeightOnlyModel(QuantizedModel):
         return model, {}
 
 
-def check_weight_only(bits: Any, block_size: Any, target: str) -> None:
-    """Raise ArgumentError for what ONNX Runtime's MatMulNBits does not have."""
+def check_weight_only(bits: Any, block_size: Any, target: str, data: object) -> None:
+    """Raise ArgumentError for what ONNX Runtime's MatMulNBits does not have, and for statistics instead of data."""
     if target != ONNXRUNTIME.name:
         raise ArgumentError(f"weight_only needs target {ONNXRUNTIME.name}, got {target}: leave one of them out.")
     if bits not in _BITS:
         raise ArgumentError(f"weight_only={bits!r} bits: use 4 or 8.")
     if not isinstance(block_size, int) or block_size < _LEAST_BLOCK or block_size & (block_size - 1):
         raise ArgumentError(f"block_size={block_size!r} is no power of two from {_LEAST_BLOCK} on, such as 32.")
+    if isinstance(data, Statistics):
+        raise ArgumentError("weight_only cannot use statistics of activations: give data, or None.")
 
 
 def quantize_weights(
@@ -118,13 +121,14 @@ def quantize_weights(
     normalize_layers(model, frozenset(layers))
     rows = {node.name or "": node for node in model.graph}
     grid = partial(solve_block_grid, block=block_size, bits=bits, symmetric=symmetric)
-    samples, blocks = 0, {}
+    samples, blocks, sample = 0, {}, None
     if feeds is None or rounding == "nearest":
         for done, layer in enumerate(layers, 1):
             blocks[layer] = _nearest(layer, _rows(rows[layer]), grid)
             progress("rounding", done / len(layers))
     else:
         kept, samples = _kept(feeds)
+        sample = kept[0] if kept else None
         learned = (settings or AdaRound()) if rounding == "adaround" else None
         for layer, block in _by_second_order(model, layers, kept, grid, learned, progress):
             blocks[layer] = block
@@ -134,6 +138,8 @@ def quantize_weights(
         target=ONNXRUNTIME.name,
         choice=choice,
         statistics=Statistics(tensors={}, samples=samples, digest=digest),
+        assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
+        sample=sample,
         blocks={layer: blocks[layer] for layer in layers},
     )
 
