@@ -28,6 +28,7 @@ from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
 from amct_onnx.graph.passes.raise_opset import raise_opset
+from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.runtime.calibration import finish
 from amct_onnx.runtime.observer_op import session_options
 
@@ -57,6 +58,15 @@ def _balance_all(model: ir.Model) -> None:
     nodes = {node.name: node for node in model.graph}
     chosen = [t for t in candidates(model) if t.reason is None and t.supports_balancing and t.name in nodes]
     balance_layers(model, {t.name: np.geomspace(0.01, 100, t.input_channels, dtype=np.float32) for t in chosen})
+
+
+def _smooth_all(model: ir.Model) -> None:
+    """Smoothed once: a second time the factors would be others."""
+    name_nodes(model)
+    if any("smooth" in (node.name or "") for node in model.graph):
+        return
+    found = product_inputs(model)
+    smooth_inputs(model, {name: np.geomspace(0.1, 10, t.channels, dtype=np.float32) for name, t in found.items()})
 
 
 def _observers(layers: list[str], record_path: str) -> list[Observer]:
@@ -108,6 +118,7 @@ PASSES: dict[str, Callable[[ir.Model], object]] = {
     "all_fusions": _all_fusions,
     "normalize_layers": _normalize_all,
     "balance_layers": _balance_all,
+    "smooth_inputs": _smooth_all,
     "insert_and_remove_observers": _observe_and_remove,
     "keep_and_take_float_weights": _keep_and_take_float_weights,
 }

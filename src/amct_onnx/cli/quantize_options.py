@@ -13,6 +13,7 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 # The names behind these options; tests hold them to those of the layers that know them, which are heavy.
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
+_LEAST_BLOCK = 16
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 
@@ -55,6 +56,16 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         action="store_true",
         help="weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
     )
+    command.add_argument(
+        "--weight_only",
+        type=int,
+        choices=(4, 8),
+        metavar="BITS",
+        help="4 or 8 bits for the weights of matrix products, activations in float; rounded to nearest without --data",
+    )
+    command.add_argument(
+        "--block_size", type=positive, metavar="N", help="weights that share a scale: a power of two from 16 on, or 32"
+    )
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
     data.add_argument(
@@ -83,7 +94,9 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
     """The options of a parsed command line; a wrong one ends in `command.error`."""
     if (namespace.model is None) == (namespace.model_option is None):
         command.error("give one model: amct_onnx quantize model.onnx ...")
-    if (namespace.data is None) == (namespace.statistics is None):
+    _check_weight_only(namespace, command)
+    without_data = namespace.weight_only is not None and namespace.data is None
+    if not without_data and (namespace.data is None) == (namespace.statistics is None):
         command.error("give either --data or --statistics")
     if namespace.statistics is not None and namespace.save_statistics is not None:
         command.error("--save_statistics would copy --statistics: delete one of them")
@@ -113,6 +126,9 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         "dtypes": dtypes,
         "names": _pairs(namespace.names, "=", "--names", command),
     }
+    if namespace.weight_only is not None:
+        arguments["weight_only"] = namespace.weight_only
+        arguments["block_size"] = 32 if namespace.block_size is None else namespace.block_size
     return QuantizeOptions(
         model=namespace.model or namespace.model_option,
         save_path=namespace.save_path,
@@ -123,6 +139,20 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         report=not namespace.no_report,
         arguments=arguments,
     )
+
+
+def _check_weight_only(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    if namespace.weight_only is None:
+        if namespace.block_size is not None:
+            command.error("--block_size belongs to --weight_only: give that too")
+        return
+    if namespace.statistics is not None or namespace.save_statistics is not None:
+        command.error("--weight_only has no statistics of activations: delete --statistics and --save_statistics")
+    if namespace.target != TARGETS[0]:
+        command.error(f"--weight_only needs --target {TARGETS[0]}")
+    size = namespace.block_size
+    if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
+        command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
 
 
 def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:

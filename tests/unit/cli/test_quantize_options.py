@@ -67,6 +67,13 @@ def test_what_is_given_is_handed_on() -> None:
     }
 
 
+def test_weights_alone_need_no_data() -> None:
+    assert options("--weight_only", "4").data is None
+    found = options("--weight_only", "8", "--block_size", "64", "--data", "x")
+    assert found.data == "x"
+    assert (found.arguments["weight_only"], found.arguments["block_size"]) == (8, 64)
+
+
 def test_the_model_may_be_an_option() -> None:
     named = parse(["quantize", "--model", "m.onnx", "--save_path", "out/m", "--data", "images/"])
     assert named == options("--data", "images/")
@@ -87,6 +94,11 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--names", "a"), "'a' is not NAME=VALUE"),
         (("--data", "x", "--input_shape", "a"), "--input_shape"),
         (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
+        (("--data", "x", "--weight_only", "3"), "invalid choice: 3"),
+        (("--weight_only", "4", "--block_size", "24"), "24 is no power of two from 16 on"),
+        (("--data", "x", "--block_size", "32"), "belongs to --weight_only"),
+        (("--weight_only", "4", "--statistics", "s.npz"), "no statistics of activations"),
+        (("--weight_only", "4", "--target", "openvino"), "needs --target onnxruntime"),
         (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
     ],
 )

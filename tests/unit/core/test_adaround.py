@@ -236,3 +236,31 @@ def test_progress_adds_up_to_one_and_stops_the_work() -> None:
 
     with pytest.raises(InterruptedError):
         learn_rounding(weight, scale, INT8, moments_of(columns), QUICK, interrupt)
+
+
+def test_one_scale_for_all_columns_is_that_of_the_row() -> None:
+    weight, scale, columns = layer(21, groups=2)
+    spread = np.broadcast_to(scale[..., None], weight.shape)
+    moments = moments_of(columns, blocks=2)
+    by_row = learn_rounding(weight, scale, INT8, moments, QUICK)
+    by_column = learn_rounding(weight, spread, INT8, moments, QUICK)
+    assert np.array_equal(by_column.integers, by_row.integers)
+    np.testing.assert_allclose(by_column.learned, by_row.learned, rtol=ERROR_TOLERANCE)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_columns_with_scales_and_zero_points_of_their_own(blocks: int) -> None:
+    weight, _, columns = layer(22, rows=12)
+    rng = np.random.default_rng(22)
+    scale = (np.abs(weight).max() / rng.uniform(3, 12, weight.shape)).astype(np.float32)
+    shift = rng.integers(-3, 4, weight.shape).astype(np.float64)
+    spec = QSpec(bits=5)
+    found = learn_rounding(weight, scale, spec, moments_of(columns, blocks), QUICK, shift=shift)
+    ratio = weight.astype(np.float64) / scale + shift
+    nearest = np.clip(np.rint(ratio), spec.qmin, spec.qmax)
+    assert (np.abs(found.integers - ratio) < 1).all()
+    got, plain = (np.square(((q - shift) * scale - weight) @ columns).mean(axis=2) for q in (found.integers, nearest))
+    if blocks == 1:  # with several, only the means between them are known
+        np.testing.assert_allclose(found.learned, got, rtol=ERROR_TOLERANCE)
+        np.testing.assert_allclose(found.nearest, plain, rtol=ERROR_TOLERANCE)
+    assert got.sum() < 0.7 * plain.sum()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_onnx.core.balance import dmq_factors
+from amct_onnx.core.balance import dmq_factors, has_outliers, smooth_factors
 from amct_onnx.core.qparams import FLT_EPSILON
 
 ROUNDING = 1e-6  # float32
@@ -52,3 +52,25 @@ def test_an_impossible_factor_is_refused_with_its_channel() -> None:
     with pytest.raises(ValueError, match=r"factor of channel 1 would be .*activation 1e[+]38, weight 1e-06"):
         dmq_factors([1.0, 1e38], [1.0, 1e-6], 0.8)
     assert dmq_factors([1.0], [1.0], 0.8)[0] >= FLT_EPSILON
+
+
+@given(st.lists(magnitudes, min_size=1, max_size=8), st.floats(0, 1))
+def test_smoothing_follows_the_magnitudes_and_keeps_their_geometric_mean(a: list[float], strength: float) -> None:
+    factors = smooth_factors(a, strength).astype(np.float64)
+    floored = np.maximum(a, max(a) / 1000)
+    np.testing.assert_allclose(np.log(factors).mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(factors / factors[0], (floored / floored[0]) ** strength, rtol=1e-5)
+
+
+def test_smoothing_brings_channels_together() -> None:
+    a = np.asarray([1.0, 1.5, 2.0, 30.0])
+    before, after = a.max() / np.median(a), (a / smooth_factors(a)).max() / np.median(a / smooth_factors(a))
+    assert after < before / 4
+    assert has_outliers(a)
+    assert not has_outliers(a / smooth_factors(a))
+
+
+@pytest.mark.parametrize("a", [[], [0.0, 0.0]])
+def test_silence_is_left_alone(a: list[float]) -> None:
+    assert smooth_factors(a).tolist() == [1.0] * len(a)
+    assert not has_outliers(a)

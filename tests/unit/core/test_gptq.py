@@ -12,7 +12,8 @@ from amct_onnx.core.affine import quantize
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.core.weights.arq import solve_arq
-from amct_onnx.core.weights.gptq import solve_gptq, solve_gptq_groups
+from amct_onnx.core.weights.block_grid import BlockGrid, solve_block_grid
+from amct_onnx.core.weights.gptq import solve_gptq, solve_gptq_blocks, solve_gptq_groups
 
 
 def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[np.ndarray, np.ndarray, QParams]:
@@ -173,3 +174,42 @@ def test_what_cannot_be_rounded_is_an_error() -> None:
     asymmetric = QParams(scale=np.float32(1), zero_point=np.int32(3), spec=QSpec(symmetric=False))
     with pytest.raises(ValueError, match="zero point 0"):
         solve_gptq(rows, gram, asymmetric)
+
+
+@pytest.mark.parametrize("by_diagonal", [False, True])
+def test_blocks_of_one_scale_are_rounded_like_rows_of_one(by_diagonal: bool) -> None:
+    rows, gram, params = layer(2)
+    scale = np.repeat(params.scale[:, None], 3, axis=1)
+    grid = BlockGrid(scale=scale, zero_point=np.full(scale.shape, 8, np.uint8), block=16, bits=4)
+    found = solve_gptq_blocks(rows, gram, grid, by_diagonal=by_diagonal)
+    assert np.array_equal(found.astype(int) - 8, solve_gptq(rows, gram, params, by_diagonal=by_diagonal))
+
+
+@pytest.mark.parametrize("by_diagonal", [False, True])
+def test_with_scales_of_blocks_it_is_better_on_outputs_than_nearest(by_diagonal: bool) -> None:
+    rows, gram, _ = layer(3)
+    grid = solve_block_grid(rows, block=16, bits=4)
+    errors = []
+    for integers in (grid.quantize(rows), solve_gptq_blocks(rows, gram, grid, by_diagonal=by_diagonal)):
+        u = grid.dequantize(integers).astype(np.float64) - rows
+        errors.append(((u @ gram) * u).sum())
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_part_of_the_columns_has_the_scales_of_its_place() -> None:
+    rows, gram, _ = layer(4)
+    grid = solve_block_grid(rows, block=16, bits=4)
+    alone = BlockGrid(scale=grid.scale[:, 1:], zero_point=grid.zero_point[:, 1:], block=16, bits=4)
+    part = (rows[:, 16:], gram[16:, 16:])
+    assert np.array_equal(solve_gptq_blocks(*part, grid, start=16), solve_gptq_blocks(*part, alone))
+
+
+def test_blocks_must_fit() -> None:
+    rows, gram, _ = layer(5)
+    grid = solve_block_grid(rows, block=16, bits=4)
+    with pytest.raises(ValueError, match="fit no Gram matrix"):
+        solve_gptq_blocks(rows, gram[:-1, :-1], grid)
+    with pytest.raises(ValueError, match="no such grid"):
+        solve_gptq_blocks(rows[:3], gram, grid)
+    with pytest.raises(ValueError, match="NaN"):
+        solve_gptq_blocks(rows * np.float32(np.nan), gram, grid)
