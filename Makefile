@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow accuracy agreement auto large adaround qat clean
+.PHONY: demo test lint bench bench-flow accuracy agreement auto large adaround transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,9 @@ large: $(STAMP)
 
 adaround: $(STAMP)
 	$(BIN)/python benchmarks/adaround.py
+
+transformers: $(STAMP)
+	$(BIN)/python benchmarks/transformer_models.py $(ARGS)
 
 qat: $(STAMP)
 	$(BIN)/python benchmarks/qat.py

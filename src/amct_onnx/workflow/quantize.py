@@ -58,8 +58,9 @@ def quantize(
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on), activations stay in float; for target onnxruntime. Weights are rounded by GPTQ, or to
-        nearest where data is None. Padding counts as data: give batches of samples of equal length.
+        of two from 16 on), activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
+        Weights are rounded by GPTQ, or to nearest where data is None. Padding counts as data: give batches of samples
+        of equal length.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.

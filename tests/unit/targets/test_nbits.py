@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from flow import CPU, build, normal
+from flow import CPU, build, normal, sqnr
 
 from amct_onnx.core.weights.block_grid import BlockGrid, solve_block_grid
 from amct_onnx.targets.nbits import BlockWeight, lower_nbits
@@ -36,7 +36,7 @@ def test_a_matmul_has_the_weights_of_its_grid(bits: int, symmetric: bool, length
     weight, x = normal(0, length, 5), normal(1, 2, 3, length)
     grid = solve_block_grid(weight.T, block=block, bits=bits, symmetric=symmetric)
     model = ir.from_proto(build(MATMUL.format(k=length, n=5), w=weight))
-    lower_nbits(model, {"product": rounded(weight.T, grid)})
+    lower_nbits(model, {"product": rounded(weight.T, grid)}, exact=True)
     assert [node.op_type for node in model.graph] == ["MatMulNBits"]
     assert len(model.graph.initializers) == (2 if symmetric else 3)
     exact = x @ grid.dequantize(grid.quantize(weight.T)).T
@@ -47,7 +47,7 @@ def test_a_gemm_keeps_its_bias() -> None:
     weight, bias, x = normal(0, 5, 48), normal(2, 5), normal(1, 3, 48)
     grid = solve_block_grid(weight, block=16, bits=4)
     model = ir.from_proto(build(GEMM.format(k=48, n=5), w=weight, b=bias))
-    lower_nbits(model, {"product": rounded(weight, grid)})
+    lower_nbits(model, {"product": rounded(weight, grid)}, exact=True)
     exact = x @ grid.dequantize(grid.quantize(weight)).T + 2 * bias
     np.testing.assert_allclose(run(model, x), exact, rtol=ROUNDING, atol=ROUNDING * np.abs(exact).max())
 
@@ -61,8 +61,19 @@ def test_a_weight_that_others_read_stays_for_them() -> None:
     weight = normal(0, 32, 32)
     grid = solve_block_grid(weight.T, block=32, bits=4)
     model = ir.from_proto(proto)
-    lower_nbits(model, {"product": rounded(weight.T, grid)})
+    lower_nbits(model, {"product": rounded(weight.T, grid)}, exact=True)
     x = normal(1, 2, 32)
     y, z = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=CPU).run(None, {"x": x})
     np.testing.assert_allclose(y, x @ grid.dequantize(grid.quantize(weight.T)).T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(z, y @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "block", "level"), [(4, 16, 0), (4, 32, 4), (4, 128, 4), (8, 16, 4), (8, 32, 4)])
+def test_the_runtime_may_round_activations_to_int8_where_that_is_faster(bits: int, block: int, level: int) -> None:
+    weight, x = normal(0, 256, 48), normal(1, 2, 3, 256)
+    grid = solve_block_grid(weight.T, block=block, bits=bits)
+    model = ir.from_proto(build(MATMUL.format(k=256, n=48), w=weight))
+    lower_nbits(model, {"product": rounded(weight.T, grid)})
+    assert model.graph.node("product").attributes.get_int("accuracy_level", 0) == level
+    exact = x @ grid.dequantize(grid.quantize(weight.T)).T
+    assert sqnr(exact, run(model, x)) > 38  # int8 with a scale for each block

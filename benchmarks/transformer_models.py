@@ -1,4 +1,4 @@
-"""A sentence encoder in int8, and with weights of 4 bits: accuracy, size and latency beside float.
+"""`make transformers`: a sentence encoder in int8, and with weights of 4 bits: accuracy, size and latency beside float.
 
 Prints for each form Spearman's correlation on the test pairs, its difference to float with a paired bootstrap interval,
 the SQNR of the embeddings, the size of the file and the latency as a share of float's: medians of sessions that take
