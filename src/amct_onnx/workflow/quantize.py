@@ -54,7 +54,8 @@ def quantize(
         these for each input; or the `Statistics` of an earlier call, and then nothing is run.
     target: onnxruntime, tensorrt, openvino or ascend.
     settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
+    algorithm: mse, min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations. None, without
+        settings: mse, and outlier channels in front of matrix products are smoothed (SmoothQuant).
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power

@@ -12,6 +12,7 @@ import pytest
 from flow import CPU, build, normal, sqnr, two_convs
 
 import amct_onnx
+from amct_onnx.cli.main import main
 from amct_onnx.core.settings import AdaRound
 from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.workflow.choice import Choice
@@ -84,6 +85,15 @@ def test_without_data_weights_are_rounded_to_the_nearest() -> None:
         block = result.blocks[weight]
         rows = next(onnx.numpy_helper.to_array(i) for i in MODEL.graph.initializer if i.name == array).T
         assert np.array_equal(block.integers, block.grid.quantize(rows))
+
+
+def test_the_command_gives_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "float.onnx"
+    onnx.save(MODEL, path)
+    words = ["--weight_only", "4", "--block_size", "16", "--save_path", str(tmp_path / "command"), "--no_report"]
+    assert main(["quantize", str(path), *words]) == 0
+    called = amct_onnx.quantize(path, None, weight_only=4, block_size=16).save(tmp_path / "call", inspect=False)
+    assert (tmp_path / "command_onnxruntime.onnx").read_bytes() == Path(called.files[0]).read_bytes()
 
 
 def test_eight_bits_lose_less_than_four(tmp_path: Path) -> None:
