@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow accuracy agreement auto large adaround transformers qat clean
+.PHONY: demo test lint bench bench-flow accuracy agreement auto mixed large adaround transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ agreement: $(STAMP)
 
 auto: $(STAMP)
 	$(BIN)/python benchmarks/auto_calibration.py
+
+mixed: $(STAMP)
+	$(BIN)/python benchmarks/mixed.py $(ARGS)
 
 large: $(STAMP)
 	$(BIN)/python benchmarks/large.py

@@ -87,7 +87,11 @@ class Evaluator(AutoCalibrationEvaluatorBase):
 
 def hits(model_file: str, input_name: str, views: Sequence[View], size: int) -> NDArray[np.bool_]:
     """Whether the label of each view has the best score."""
-    session = ort.InferenceSession(model_file, providers=PROVIDERS)
+    return hits_of(ort.InferenceSession(model_file, providers=PROVIDERS), input_name, views, size)
+
+
+def hits_of(session: ort.InferenceSession, input_name: str, views: Sequence[View], size: int) -> NDArray[np.bool_]:
+    """The same of a session."""
     found = []
     for start in range(0, len(views), size):
         part = views[start : start + size]

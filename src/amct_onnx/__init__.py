@@ -28,11 +28,14 @@ if TYPE_CHECKING:
         save_model,
     )
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
+    from amct_onnx.core.precision import MixedPrecision
+    from amct_onnx.core.sensitivity import Sensitivity
     from amct_onnx.core.statistics import Statistics
     from amct_onnx.formats.statistics_file import load_statistics, save_statistics
     from amct_onnx.runtime.deployed import deployed_session
     from amct_onnx.runtime.images import ImageOptions
-    from amct_onnx.workflow.quantize import quantize
+    from amct_onnx.search.effects import sensitivity
+    from amct_onnx.search.one_call import quantize
     from amct_onnx.workflow.quantized import QuantizedModel
 
     AMCT_SO: onnxruntime.SessionOptions
@@ -42,7 +45,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AMCT_SO",
     "ImageOptions",
+    "MixedPrecision",
     "QuantizedModel",
+    "Sensitivity",
     "Statistics",
     "__version__",
     "accuracy_based_auto_calibration",
@@ -55,6 +60,7 @@ __all__ = [
     "quantize_preprocess",
     "save_model",
     "save_statistics",
+    "sensitivity",
 ]
 
 
@@ -63,18 +69,21 @@ _deferred_sympy.install()
 # Where each public name lives.
 _PLACES = {
     "ImageOptions": "runtime.images",
+    "MixedPrecision": "core.precision",
     "QuantizedModel": "workflow.quantized",
+    "Sensitivity": "core.sensitivity",
     "Statistics": "core.statistics",
     "accuracy_based_auto_calibration": "_compat.auto_calibration",
     "convert_qat_model": "_compat.api",
     "create_quant_config": "_compat.api",
     "deployed_session": "runtime.deployed",
     "load_statistics": "formats.statistics_file",
-    "quantize": "workflow.quantize",
+    "quantize": "search.one_call",
     "quantize_model": "_compat.api",
     "quantize_preprocess": "_compat.api",
     "save_model": "_compat.api",
     "save_statistics": "formats.statistics_file",
+    "sensitivity": "search.effects",
 }
 
 

@@ -47,7 +47,8 @@ def test_int8_keeps_the_order_of_pairs_and_smoothing_is_why(feeds: list[dict[str
     result = amct_onnx.quantize(encoder.MODEL, feeds, reduce_range=True)
     saved = result.save(tmp_path / "int8", inspect=False).files[0]
     assert correlation(saved) >= FLOAT - INT8_LOSS
-    plain = result.to(algorithm="mse").save(tmp_path / "plain", inspect=False).files[0]
+    fast = amct_onnx.quantize(encoder.MODEL, feeds, reduce_range=True, effort="fast")
+    plain = fast.save(tmp_path / "plain", inspect=False).files[0]
     assert sqnr(saved) >= sqnr(plain) + 3
 
 

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -15,17 +15,42 @@ from amct_onnx.errors import ScriptError
 
 _USUAL_NAME = "customize_evaluator"  # AMCT's sample calls its instance so
 _METHOD = "calibration"
+_FUNCTION = "evaluate"
 
 
 @contextmanager
 def evaluator_script(path: str) -> Iterator[Any]:
-    """The evaluator of the script at `path`; while the block runs, its folder is on sys.path, as in `python script.py`.
+    """The evaluator of the script at `path`, while the block runs.
 
     That is a module-level object with a method `calibration`; of several, the one named customize_evaluator. If there
     is none, it is made from the one class of the script that has such a method and needs no arguments.
 
     Raises ScriptError with file and line of what failed.
     """
+    with _imported(path) as module:
+        yield _find(module, path)
+
+
+@contextmanager
+def session_evaluator(path: str) -> Iterator[Callable[[Any], Any]]:
+    """The function `evaluate` of the script at `path`, which takes a session. Raises ScriptError, also when called."""
+    with _imported(path) as module:
+        function = getattr(module, _FUNCTION, None)
+        if not callable(function):
+            raise ScriptError(
+                f"{path}: no evaluator: the script needs a function {_FUNCTION}(session) that returns a number"
+            )
+
+        def evaluate(session: Any) -> Any:
+            with explained(path, f"failed in {_FUNCTION}()"):
+                return function(session)
+
+        yield evaluate
+
+
+@contextmanager
+def _imported(path: str) -> Iterator[ModuleType]:
+    """The script at `path` as a module; while the block runs, its folder is on sys.path, as in `python script.py`."""
     source = _read(path)
     folder = os.path.dirname(os.path.realpath(path))
     module = ModuleType(_module_name(path))
@@ -37,7 +62,7 @@ def evaluator_script(path: str) -> Iterator[Any]:
     try:
         with explained(path, "cannot be imported"):
             exec(compile(source, module.__file__, "exec"), vars(module))
-        yield _find(module, path)
+        yield module
     finally:
         sys.argv = arguments
         sys.modules.pop(module.__name__, None)

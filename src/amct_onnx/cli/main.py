@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from amct_onnx._compat.log import start_log
 from amct_onnx.cli.options import ConvertOptions, parse
-from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from amct_onnx.cli.quantize import run_quantize
 
                 run_quantize(options)
+            elif isinstance(options, SensitivityOptions):
+                from amct_onnx.cli.quantize import run_sensitivity
+
+                run_sensitivity(options)
             else:
                 from amct_onnx.cli.calibration import run_calibration
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import amct_onnx
-from amct_onnx.cli.quantize_options import QuantizeOptions, add_quantize_options, read_quantize_options
+from amct_onnx.cli.quantize_options import (
+    QuantizeOptions,
+    SensitivityOptions,
+    add_quantize_options,
+    add_sensitivity_options,
+    read_quantize_options,
+    read_sensitivity_options,
+)
 from amct_onnx.errors import AmctError
 from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_list
 
@@ -57,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help explains the options\n")
 
 
-def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | QuantizeOptions:
+def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | QuantizeOptions | SensitivityOptions:
     """The options of a command line. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
     parser, commands = _parsers()
     words = list(argv)
@@ -67,6 +74,8 @@ def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | Quantize
     namespace = parser.parse_args(words)
     if namespace.command == "quantize":
         return read_quantize_options(namespace, commands["quantize"])
+    if namespace.command == "sensitivity":
+        return read_sensitivity_options(namespace, commands["sensitivity"])
     if namespace.command == "convert":
         return ConvertOptions(model=namespace.model, save_path=namespace.save_path)
     return CalibrationOptions(
@@ -90,6 +99,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
     )
     add_quantize_options(quantize, _positive)
+    sensitivity = commands.add_parser(
+        "sensitivity",
+        help="what quantizing each layer does to the output of a model",
+        description="Which layers cost accuracy: amct_onnx sensitivity model.onnx --data images/",
+        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
+    )
+    add_sensitivity_options(sensitivity, _positive)
     calibration = commands.add_parser(
         "calibration",
         help="quantize a float model with calibration data",
@@ -108,7 +124,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
         )
     _add_calibration_options(calibration)
-    return parser, {"calibration": calibration, "convert": convert, "quantize": quantize}
+    return parser, {
+        "calibration": calibration,
+        "convert": convert,
+        "quantize": quantize,
+        "sensitivity": sensitivity,
+    }
 
 
 def _add_calibration_options(command: argparse.ArgumentParser) -> None:

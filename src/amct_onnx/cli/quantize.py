@@ -1,4 +1,4 @@
-"""`amct_onnx quantize`: one calibration, and the files of each target."""
+"""`amct_onnx quantize`: one calibration, and the files of each target; `amct_onnx sensitivity`: a table of layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import amct_onnx
-from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.cli.evaluator import session_evaluator
+from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
 from amct_onnx.core.plan import Decision
 
 _SHOWN = 3  # nodes that stayed in float, of each reason
@@ -19,9 +20,18 @@ def run_quantize(options: QuantizeOptions) -> None:
     data = amct_onnx.load_statistics(options.statistics) if options.statistics is not None else options.data
     first, *others = options.targets
     progress = _show if sys.stderr.isatty() else None
-    result = amct_onnx.quantize(options.model, data, target=first, progress=progress, **options.arguments)
+    arguments = {**options.arguments, "target": first, "progress": progress}
+    if options.evaluator is None:
+        result = amct_onnx.quantize(options.model, data, **arguments)
+    else:
+        with session_evaluator(options.evaluator) as evaluator:
+            result = amct_onnx.quantize(options.model, data, evaluator=evaluator, **arguments)
     for assumption in result.assumptions:
         _log.info("Assumed: %s.", assumption)
+    for step in result.steps:
+        _log.info("%s%s", str(step)[:1].upper(), str(step)[1:])
+    for line in str(result.precision).splitlines() if result.precision is not None else ():
+        _log.info("%s", line)
     if options.save_statistics is not None:
         amct_onnx.save_statistics(result.statistics, options.save_statistics)
         _log.info("The statistics are saved in %s", options.save_statistics)
@@ -33,6 +43,12 @@ def run_quantize(options: QuantizeOptions) -> None:
             _log.info("The file is saved in %s", file)
         for line in saved.report.lines() if saved.report is not None else ():
             _log.info("%s", line)
+
+
+def run_sensitivity(options: SensitivityOptions) -> None:
+    """Print the table of `sensitivity`. Raises AmctError."""
+    progress = _show if sys.stderr.isatty() else None
+    print(amct_onnx.sensitivity(options.model, options.data, progress=progress, **options.arguments))
 
 
 def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:

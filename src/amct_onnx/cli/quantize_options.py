@@ -14,13 +14,14 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
 _LEAST_BLOCK = 16
+EFFORTS = ("fast", "default", "best")
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """`data`: a path, or one for each input. `statistics`: a file that takes the place of data. `arguments`: what is
-    handed on to `quantize` as it is.
+    """`data`: a path, or one for each input. `statistics`: a file that takes the place of data. `evaluator`: a script.
+    `arguments`: what is handed on to `quantize` as it is.
     """
 
     model: str
@@ -30,13 +31,33 @@ class QuantizeOptions:
     save_statistics: str | None
     targets: tuple[str, ...]
     report: bool
+    evaluator: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SensitivityOptions:
+    """`data`: a path, or one for each input. `arguments`: what is handed on to `sensitivity` as it is."""
+
+    model: str
+    data: str | Mapping[str, str]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_sensitivity_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """Declare the options of the command `sensitivity`."""
+    _add_model(command)
+    command.add_argument(
+        "--target", default="onnxruntime", choices=TARGETS, metavar="NAME", help=f"one of {', '.join(TARGETS)}"
+    )
+    command.add_argument("--samples", type=positive, metavar="N", help="samples that effects are measured with (4)")
+    _add_choices(command)
+    _add_data(command.add_argument_group("data"), positive)
+
+
 def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """Declare the options on the parser of the command."""
-    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
-    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+    """Declare the options of the command `quantize`."""
+    _add_model(command)
     command.add_argument(
         "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
     )
@@ -46,15 +67,12 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         metavar="NAMES",
         help=f"where the model will run: {', '.join(TARGETS)}; several with commas, from one calibration",
     )
-    command.add_argument("--settings", metavar="FILE", help="settings of layers: a config.json or a .cfg file")
+    _add_choices(command)
     command.add_argument(
-        "--algorithm", choices=ALGORITHMS, metavar="NAME", help=f"of activations: {', '.join(ALGORITHMS)}"
-    )
-    command.add_argument("--skip_layers", metavar="NAMES", help='nodes that stay in float: "Conv_0;Gemm_8"')
-    command.add_argument(
-        "--reduce_range",
-        action="store_true",
-        help="weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
+        "--effort",
+        choices=EFFORTS,
+        default="default",
+        help="spent on accuracy: fast (one look at the data), default (about twice the time) or best (minutes)",
     )
     command.add_argument(
         "--weight_only",
@@ -67,15 +85,46 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         "--block_size", type=positive, metavar="N", help="weights that share a scale: a power of two from 16 on, or 32"
     )
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
+    mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
+    mixed.add_argument(
+        "--min_sqnr", type=float, metavar="DB", help="least signal-to-noise ratio of the outputs, on samples held out"
+    )
+    mixed.add_argument("--max_drop", type=float, metavar="X", help="what may be lost of what --evaluator says of float")
+    mixed.add_argument("--target_accuracy", type=float, metavar="X", help="the least that --evaluator may say")
+    mixed.add_argument(
+        "--evaluator", metavar="FILE", help="a Python script with evaluate(session), a number; higher is better"
+    )
     data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
+    _add_data(data, positive)
+    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
+    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
+    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--settings", metavar="FILE", help="settings of layers: a config.json or a .cfg file")
+    command.add_argument(
+        "--algorithm", choices=ALGORITHMS, metavar="NAME", help=f"of activations: {', '.join(ALGORITHMS)}"
+    )
+    command.add_argument("--skip_layers", metavar="NAMES", help='nodes that stay in float: "Conv_0;Gemm_8"')
+    command.add_argument(
+        "--reduce_range",
+        action="store_true",
+        help="weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
+    )
+
+
+def _add_data(data: argparse._ArgumentGroup, positive: Callable[[str], int]) -> None:
     data.add_argument(
         "--data",
         metavar="PATH",
         action="append",
         help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
     )
-    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
-    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
     data.add_argument(
         "--images", choices=PRESETS, metavar="PRESET", help=f"how images are prepared: {', '.join(PRESETS)}"
     )
@@ -92,8 +141,7 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
 
 def read_quantize_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> QuantizeOptions:
     """The options of a parsed command line; a wrong one ends in `command.error`."""
-    if (namespace.model is None) == (namespace.model_option is None):
-        command.error("give one model: amct_onnx quantize model.onnx ...")
+    model = _model(namespace, command)
     _check_weight_only(namespace, command)
     without_data = namespace.weight_only is not None and namespace.data is None
     if not without_data and (namespace.data is None) == (namespace.statistics is None):
@@ -104,40 +152,28 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
     for target in targets:
         if target not in TARGETS:
             command.error(f"--target: {target!r} is unknown, use {', '.join(TARGETS)}")
-    try:
-        shapes = parse_shapes(namespace.input_shape) if namespace.input_shape is not None else None
-    except AmctError as reason:
-        command.error(f"--input_shape: {reason}")
-    dtypes = _pairs(namespace.data_types, ":", "--data_types", command)
-    for dtype in (dtypes or {}).values():
-        try:
-            check_data_type(dtype)
-        except AmctError as reason:
-            command.error(f"--data_types: {reason}")
-    arguments = {
-        "settings": namespace.settings,
-        "algorithm": namespace.algorithm,
-        "skip_layers": tuple(part.strip() for part in split_list(namespace.skip_layers or "") if part.strip()),
-        "reduce_range": namespace.reduce_range,
-        "images": namespace.images,
-        "batch_size": namespace.batch_size,
-        "limit": namespace.limit,
-        "shapes": shapes,
-        "dtypes": dtypes,
-        "names": _pairs(namespace.names, "=", "--names", command),
-    }
-    if namespace.weight_only is not None:
-        arguments["weight_only"] = namespace.weight_only
-        arguments["block_size"] = 32 if namespace.block_size is None else namespace.block_size
+    goals = [name for name in ("min_sqnr", "max_drop", "target_accuracy") if getattr(namespace, name) is not None]
+    if len(goals) > 1:
+        command.error(f"{' and '.join(f'--{name}' for name in goals)} are different targets, give one of them")
+    if (goals in (["max_drop"], ["target_accuracy"])) != (namespace.evaluator is not None):
+        command.error("--max_drop and --target_accuracy go with --evaluator; --min_sqnr needs none")
+    if goals and len(targets) > 1:
+        command.error(f"--{goals[0]} searches for one target, give one")
+    if goals and namespace.statistics is not None:
+        command.error(f"--{goals[0]} runs samples, give --data in the place of --statistics")
     return QuantizeOptions(
-        model=namespace.model or namespace.model_option,
+        model=model,
         save_path=namespace.save_path,
         data=None if namespace.data is None else _data(namespace.data, command),
         statistics=namespace.statistics,
         save_statistics=namespace.save_statistics,
         targets=targets,
         report=not namespace.no_report,
-        arguments=arguments,
+        evaluator=namespace.evaluator,
+        arguments=_arguments(namespace, command)
+        | {"effort": namespace.effort}
+        | _weights_alone(namespace)
+        | {name: getattr(namespace, name) for name in goals},
     )
 
 
@@ -150,9 +186,63 @@ def _check_weight_only(namespace: argparse.Namespace, command: argparse.Argument
         command.error("--weight_only has no statistics of activations: delete --statistics and --save_statistics")
     if namespace.target != TARGETS[0]:
         command.error(f"--weight_only needs --target {TARGETS[0]}")
+    if any(getattr(namespace, name) is not None for name in ("min_sqnr", "max_drop", "target_accuracy")):
+        command.error("--weight_only does not search for mixed precision: delete the target of accuracy")
     size = namespace.block_size
     if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
         command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
+
+
+def _weights_alone(namespace: argparse.Namespace) -> dict[str, Any]:
+    if namespace.weight_only is None:
+        return {}
+    size = {} if namespace.block_size is None else {"block_size": namespace.block_size}
+    return {"weight_only": namespace.weight_only, **size}
+
+
+def read_sensitivity_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> SensitivityOptions:
+    """The options of a parsed command line; a wrong one ends in `command.error`."""
+    model = _model(namespace, command)
+    if namespace.data is None:
+        command.error("give --data, to calibrate and to measure with")
+    samples = {} if namespace.samples is None else {"samples": namespace.samples}
+    return SensitivityOptions(
+        model=model,
+        data=_data(namespace.data, command),
+        arguments=_arguments(namespace, command) | {"target": namespace.target} | samples,
+    )
+
+
+def _model(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> str:
+    if (namespace.model is None) == (namespace.model_option is None):
+        command.error(f"give one model: {command.prog} model.onnx ...")
+    return str(namespace.model or namespace.model_option)
+
+
+def _arguments(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> dict[str, Any]:
+    """What `quantize` and `sensitivity` are both told."""
+    try:
+        shapes = parse_shapes(namespace.input_shape) if namespace.input_shape is not None else None
+    except AmctError as reason:
+        command.error(f"--input_shape: {reason}")
+    dtypes = _pairs(namespace.data_types, ":", "--data_types", command)
+    for dtype in (dtypes or {}).values():
+        try:
+            check_data_type(dtype)
+        except AmctError as reason:
+            command.error(f"--data_types: {reason}")
+    return {
+        "settings": namespace.settings,
+        "algorithm": namespace.algorithm,
+        "skip_layers": tuple(part.strip() for part in split_list(namespace.skip_layers or "") if part.strip()),
+        "reduce_range": namespace.reduce_range,
+        "images": namespace.images,
+        "batch_size": namespace.batch_size,
+        "limit": namespace.limit,
+        "shapes": shapes,
+        "dtypes": dtypes,
+        "names": _pairs(namespace.names, "=", "--names", command),
+    }
 
 
 def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:

@@ -1,9 +1,11 @@
-"""Factors that move the range of an activation's channels into the weight: DMQ (spec section 6.5) and SmoothQuant.
+"""Factors that even out the channels of activations: DMQ (spec section 6.5), SmoothQuant and equalization.
 
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", 2022.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,9 @@ import numpy.typing as npt
 from amct_onnx.core.qparams import FLT_EPSILON
 
 Floats = npt.NDArray[np.float32]
+
+_SILENT = 1e-6  # of the largest magnitude: channels below it count as this
+_LEAST_FACTOR = 1 / 64
 
 
 def dmq_factors(activation: npt.ArrayLike, weight: npt.ArrayLike, strength: float) -> Floats:
@@ -65,3 +70,30 @@ def smooth_factors(activation: npt.ArrayLike, strength: float = 0.7) -> Floats:
     logs = strength * np.log(np.maximum(a / top, 1e-3))
     factors: Floats = np.exp(logs - logs.mean()).astype(np.float32)
     return factors
+
+
+def equalizing_factors(
+    magnitudes: Sequence[Floats], *, strength: float, ceiling: float = np.inf, margin: float = 1.25
+) -> Floats:
+    """float32[C] in (0, 1], of which the largest is 1: channel c of some tensors is to be divided by f[c].
+
+    magnitudes: [C] of each tensor, the largest magnitude of each channel, finite and >= 0. f = r^strength, where r is
+    the geometric mean over the tensors of magnitude / largest magnitude of that tensor: with strength 1 all channels of
+    a single tensor get one range, with less the weights behind it keep some of theirs. ceiling: what divided tensors
+    are clipped at; then no f is so small that less than `margin` times the magnitude gets through.
+
+    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1, with
+    ranges of activations from data in place of those of weights: the latter have a scale for each channel here.
+    """
+    logs = np.zeros(magnitudes[0].shape)
+    least = np.zeros(magnitudes[0].shape)
+    for magnitude in magnitudes:
+        values = np.asarray(magnitude, np.float64)
+        if values.max(initial=0.0) < FLT_EPSILON:
+            continue
+        logs += np.log(np.maximum(values / values.max(), _SILENT)) / len(magnitudes)
+        least = np.maximum(least, margin * values / ceiling)
+    factors = np.maximum(np.exp(strength * logs), _LEAST_FACTOR)
+    factors = np.maximum(factors / factors.max(initial=_LEAST_FACTOR), np.minimum(least, 1.0))
+    rounded: Floats = factors.astype(np.float32)
+    return rounded

@@ -47,6 +47,13 @@ class LayerTraits:
         return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property
+    def supports_int16(self) -> bool:
+        """Activations of 16 bits: 1-D and 2-D (transposed) convolution, Gemm, recurrent layers (spec section 5.1)."""
+        if self.op_type in ("Conv", "ConvTranspose"):
+            return self.weight_rank in (3, 4)
+        return self.op_type in ("Gemm", "LSTM", "GRU")
+
+    @property
     def supports_clusters(self) -> bool:
         """NUQ: 2-D convolution without dilation, Gemm and MatMul (spec section 5.5)."""
         if self.op_type == "Conv":

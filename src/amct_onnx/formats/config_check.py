@@ -169,7 +169,7 @@ def fit_layer(
     if choice.asymmetric and traits.symmetric_only and origin.kind == "json" and quant_enable:
         # AMCT forces a .cfg to symmetric here, and lets the entry of a layer that is off say what it likes.
         refuse(origin.activation, "asymmetric", f"current layer {name} only support act symmetric quant.")
-    if act_bits == 16 and not _supports_int16(traits):
+    if act_bits == 16 and not traits.supports_int16:
         refuse(origin.activation, "num_bits", f"current layer {name} does not support int16 quant.")
         act_bits = 8
     if act_bits == 4 and traits.two_operands:
@@ -262,13 +262,6 @@ def check_repeated_tensors(tensors: Iterable[TensorSettings | None], mistakes: M
             what = f"Please delete repeated items in tensor_quantize, repeated is {place}"
             mistakes.add(f"tensor_quantize[{index}]", what)
     return tuple(good.values())
-
-
-def _supports_int16(traits: LayerTraits) -> bool:
-    """Spec section 5.1: 1-D and 2-D (transposed) convolution, Gemm, recurrent layers."""
-    if traits.op_type in ("Conv", "ConvTranspose"):
-        return traits.weight_rank in (3, 4)
-    return traits.op_type in ("Gemm", "LSTM", "GRU")
 
 
 def _supports_solver(traits: LayerTraits, solver: Arq | AdaRound | Nuq) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import ModelError
@@ -40,8 +41,23 @@ def deployed_session(
             f"{path} is no deploy model: it has no AscendQuant or AscendDequant in the default domain. "
             "Open it with onnxruntime.InferenceSession directly."
         )
+    return _open(model, f"the deploy model {path}", Path(path), sess_options, providers)
+
+
+def open_deployed(model: ir.Model) -> ort.InferenceSession:
+    """`deployed_session` of a deploy model in memory, which is used up. Raises ModelError, OutputError."""
+    return _open(model, "the deploy model", None)
+
+
+def _open(
+    model: ir.Model,
+    name: str,
+    path: Path | None,
+    sess_options: ort.SessionOptions | None = None,
+    providers: Sequence[Any] | None = None,
+) -> ort.InferenceSession:
     lift_deploy(model)
     try:
-        return open_session(model, Path(path), sess_options, providers, disabled_optimizers=_INEXACT_OPTIMIZERS)
+        return open_session(model, path, sess_options, providers, disabled_optimizers=_INEXACT_OPTIMIZERS)
     except SessionError as error:
-        raise ModelError(f"ONNX Runtime cannot run the integers of the deploy model {path}: {error}") from error
+        raise ModelError(f"ONNX Runtime cannot run the integers of {name}: {error}") from error

@@ -22,8 +22,9 @@ from amct_onnx.core.qdq_plan import QdqPlan
 from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_from_range
 from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.core.tuning import WeightGrid
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
 from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -31,8 +32,7 @@ from amct_onnx.graph.tensors import deferred
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
 
 Array = npt.NDArray[Any]
-# The grid of a weight, and its integers where they are not simply the nearest.
-SolveWeight = Callable[[str, Array, QSpec, Array], tuple[QParams, npt.NDArray[np.int8] | None]]
+SolveWeight = Callable[[str, Array, QSpec, Array], WeightGrid]
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
 _BIAS_LIMIT = 2.0**30
 
@@ -110,21 +110,31 @@ class _Lowering:
         least = _least_scale(data, bias) if bias is not None and bound else np.zeros(len(rows), np.float32)
         spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
         try:
-            params, chosen = solve(node.name or "", rows, spec, least)
+            grid = solve(node.name or "", rows, spec, least)
         except ValueError as error:
             raise ModelError(f'Layer "{node.name}": {error}. Correct the model or switch the layer off.') from error
-        spec = QSpec(bits=params.spec.bits, granularity=PerChannel(axis))
-        params = QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
-        if chosen is None:
+        spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
+        params = QParams(scale=grid.params.scale, zero_point=grid.params.zero_point, spec=spec)
+        if grid.correction is not None:
+            bias = self._corrected(node, bias, grid.correction)
+        if grid.integers is None:
             integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
         else:
-            integers = ir.tensor(from_kernel_rows(node, chosen, weight.shape))
+            integers = ir.tensor(from_kernel_rows(node, grid.integers, weight.shape))
         self._dequantized(node, 1, integers, params.scale, axis)
         if bias is not None and self.target.int32_bias:
             scale = data.scale * params.scale
             steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
             self._dequantized(node, 2, ir.tensor(steps), scale, 0)
         return params
+
+    def _corrected(self, node: ir.Node, bias: Array | None, correction: Array) -> Array | None:
+        """The bias with a correction for each output channel, in the model too; a layer without bias gets one."""
+        if node.op_type == "MatMul" or (bias is not None and bias.size != correction.size):
+            return bias
+        wanted = correction if bias is None else bias + correction.reshape(bias.shape)
+        own_constant(node, 2, wanted.astype(np.float32), f"{node.name}.bias", names=self.names)
+        return wanted.astype(np.float32)
 
     def _dequantized(self, node: ir.Node, index: int, integers: ir.TensorProtocol, scale: Array, axis: int) -> None:
         """Input `index` of `node`, an initializer of its own, becomes `integers` behind a DequantizeLinear."""

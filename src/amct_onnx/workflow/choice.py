@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.qdq_target import QdqTarget
-from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import (
     ActivationSettings,
     ActivationSolver,
@@ -26,6 +25,7 @@ from amct_onnx.core.settings import (
     Settings,
 )
 from amct_onnx.core.spec import QSpec
+from amct_onnx.core.tuning import WeightGrid
 from amct_onnx.core.weights.arq import solve_arq
 from amct_onnx.core.weights.mse import solve_weight_mse
 from amct_onnx.core.weights.pairs import solve_pairs
@@ -48,18 +48,20 @@ class Choice:
 
     settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
     none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
-    overflows kernels that add pairs of products in 16 bits.
+    overflows kernels that add pairs of products in 16 bits. wide: layers whose activations get 16 bits, where target
+    ascend has that for them; other targets do not.
     """
 
     settings: Settings | None = None
     algorithm: ActivationSolver | None = None
     skip_layers: tuple[str, ...] = ()
     reduce_range: bool = False
+    wide: tuple[str, ...] = ()
 
     @property
-    def is_default(self) -> bool:
-        """Whether the ranges of activations are left to the tool."""
-        return self.settings is None and self.algorithm is None
+    def is_ours(self) -> bool:
+        """Whether a recipe may change the model: whoever gives settings gets what they say."""
+        return self.settings is None
 
     def off(self) -> frozenset[str]:
         """The nodes that stay in float."""
@@ -82,16 +84,17 @@ class Choice:
 
     def weight(
         self, name: str, rows: npt.NDArray[np.float32], spec: QSpec, least: npt.NDArray[np.float32]
-    ) -> tuple[QParams, npt.NDArray[np.int8] | None]:
+    ) -> WeightGrid:
         """The grid of the weight of layer `name`, as rows of output channels, and its integers where they are not the
         nearest; no scale is below `least`, float32[C]. Raises ValueError."""
         layer = self._layer((name,))
         bits = spec.bits if layer is None else layer.weight.num_bits
         spec = QSpec(bits=bits, granularity=spec.granularity)
         if self.reduce_range and bits > _SAFE_BITS:
-            return solve_pairs(rows, spec, least)
+            params, integers = solve_pairs(rows, spec, least)
+            return WeightGrid(params=params, integers=integers)
         params = (solve_weight_mse if layer is None else solve_arq)(rows, spec)
-        return replace(params, scale=np.maximum(params.scale, least)), None
+        return WeightGrid(params=replace(params, scale=np.maximum(params.scale, least)))
 
     def check(self, target: str, *, integers: bool = True) -> None:
         """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""

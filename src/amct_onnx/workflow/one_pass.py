@@ -16,16 +16,19 @@ import onnx_ir as ir
 
 from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.plan import Decision, LayerRecord
+from amct_onnx.core.qparams import QParams
 from amct_onnx.core.settings import ActivationSettings, Mse, Settings
 from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.tuning import Tuning
 from amct_onnx.errors import CalibrationError
 from amct_onnx.formats.config_json import default_settings
 from amct_onnx.graph.passes.observers import Observer, observed_values, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.runtime.collectors import activation_factors
+from amct_onnx.workflow.ascend_weights import refine_weights
 from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.planner import decide
-from amct_onnx.workflow.prepare import prepare_records
+from amct_onnx.workflow.prepare import FUSIONS_KEY, prepare_records
 from amct_onnx.workflow.result import FactoredModel, assemble
 from amct_onnx.workflow.source import FloatSource, source_of
 
@@ -34,19 +37,25 @@ _RECURRENT = "its states are observed by AMCT's functions only: use quantize_mod
 
 @dataclass(frozen=True, kw_only=True)
 class AscendResult:
-    """The quantized layers, their records, and a decision for each candidate."""
+    """The quantized layers, their records, the grids of their weights, and a decision for each candidate."""
 
     model: FactoredModel
     records: Mapping[str, LayerRecord]
+    weights: Mapping[str, QParams]
     decisions: tuple[Decision, ...]
 
 
-def lower_ascend(source: FloatSource, choice: Choice, statistics: Statistics) -> AscendResult:
-    """Quantize for Ascend. Raises ConfigError, ModelError, CalibrationError, StatisticsError."""
+def lower_ascend(source: FloatSource, choice: Choice, statistics: Statistics, tuning: Tuning) -> AscendResult:
+    """Quantize for Ascend; without settings of AMCT with weights of less error than AMCT's.
+
+    Raises ConfigError, ModelError, CalibrationError, StatisticsError."""
     choice.check("ascend", integers=False)
     settings = _settings(source, choice)
-    model = source.model.clone()
+    model = source.start.clone()
     records, _ = prepare_records(model, source.facts, settings, "")
+    if source.factors:
+        model.metadata_props[FUSIONS_KEY] = source.fusions
+    weights = refine_weights(model, source.fused, settings, records, tuning) if choice.is_ours else {}
     observed = observed_values(model)
     for observer, value in observed:
         joined = [v for o, v in observed if o.joint == observer.joint] if observer.joint else [value]
@@ -61,7 +70,7 @@ def lower_ascend(source: FloatSource, choice: Choice, statistics: Statistics) ->
         for decision in decide(source.facts, settings)
     )
     assembled = assemble(model, observers, records, "the statistics")
-    return AscendResult(model=assembled, records=MappingProxyType(records), decisions=decisions)
+    return AscendResult(model=assembled, records=MappingProxyType(records), weights=weights, decisions=decisions)
 
 
 def _settings(source: FloatSource, choice: Choice) -> Settings:
@@ -74,6 +83,9 @@ def _settings(source: FloatSource, choice: Choice) -> Settings:
         name: replace(entry, quant_enable=entry.quant_enable and name not in off)
         for name, entry in settings.layers.items()
     }
+    for name in choice.wide:
+        if name in layers and facts.layers[name].supports_int16:
+            layers[name] = replace(layers[name], activation=replace(layers[name].activation, num_bits=16))
     return replace(settings, layers=MappingProxyType(layers))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,17 @@ import numpy.typing as npt
 
 from amct_onnx.core.settings import ActivationSolver, Settings
 from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.tuning import Effort, check_effort
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.runtime.collect import ChannelRanges, collect_statistics
+from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.images import ImageOptions
-from amct_onnx.runtime.sources import DataSource, open_data
+from amct_onnx.runtime.sources import open_data
 from amct_onnx.workflow.choice import make_choice
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
+from amct_onnx.workflow.recipe import PLANS, Front, Recipe
 from amct_onnx.workflow.source import FloatSource
 from amct_onnx.workflow.weight_only import check_weight_only, quantize_weights
 
@@ -36,6 +38,7 @@ def quantize(
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
+    effort: Effort = "default",
     weight_only: int | None = None,
     block_size: int = 32,
     images: ImageOptions | str | None = None,
@@ -54,14 +57,15 @@ def quantize(
         these for each input; or the `Statistics` of an earlier call, and then nothing is run.
     target: onnxruntime, tensorrt, openvino or ascend.
     settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse, min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations. None, without
-        settings: mse, and outlier channels in front of matrix products are smoothed (SmoothQuant).
+    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
+    effort: fast (ranges and scales by least squares, no more), default (a short recipe, of which each step is kept if
+        it helps: `workflow.recipe`) or best (minutes). With `settings` the recipe is left out.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on), activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
-        Weights are rounded by GPTQ, or to nearest where data is None. Padding counts as data: give batches of samples
-        of equal length.
+        of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
+        Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
+        batches of samples of equal length.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -71,7 +75,16 @@ def quantize(
     check_target(target)
     if weight_only is not None:
         check_weight_only(weight_only, block_size, target, data)
-    opened = partial(
+    plan = PLANS[check_effort(effort)]
+    source = FloatSource.open(model)
+    choice = make_choice(
+        settings=source.read_settings(settings),
+        algorithm=algorithm,
+        skip_layers=skip_layers,
+        reduce_range=reduce_range,
+        nodes=source.facts.nodes,
+    )
+    feeds = partial(
         open_data,
         data,
         images=images,
@@ -81,59 +94,59 @@ def quantize(
         dtypes=dtypes,
         names=names,
     )
-    source = FloatSource.open(model)
-    choice = make_choice(
-        settings=source.read_settings(settings),
-        algorithm=algorithm,
-        skip_layers=skip_layers,
-        reduce_range=reduce_range,
-        nodes=source.facts.nodes,
-    )
     if weight_only is not None:
-        feeds = None if data is None else opened(model_inputs(source.fused))
+        kept = None if data is None or effort == "fast" else feeds(model_inputs(source.fused))
         return quantize_weights(
-            source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
+            source, kept, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
         )
-    digest = model_digest(source.fused)
     if isinstance(data, Statistics):
-        if data.digest != digest:
+        source = source.equalized(data.factors)
+        if data.digest != model_digest(source.fused):
             raise StatisticsError("The statistics belong to another model: calibrate this one with data.")
         result = QuantizedModel(source=source, target=target, choice=choice, statistics=data)
         result.solve()
         return result
-    observed, inputs = source.observed(), model_inputs(source.fused)
-    if not observed:
+    inputs = model_inputs(source.fused)
+    if not source.observed():
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
-    feeds = opened(inputs)
-    watched = _Watched(feeds, inputs, progress or silent)
-    channels = ChannelRanges(source.product_channels())
-    tensors = collect_statistics(source.fused, observed, watched, channels=channels)
+    opened = feeds(inputs)
+    told = progress or silent
+    front = Front(iter(opened), inputs, plan)
+    recipe = Recipe(source=source, target=target, choice=choice, effort=effort, samples=front.samples, progress=told)
+    source = recipe.equalize()
+    watched = _Watched(front, opened.total, inputs, told)
+    tensors = collect_statistics(source.fused, source.observed(), watched)
+    statistics = Statistics(
+        tensors=tensors, samples=watched.samples, digest=model_digest(source.fused), factors=source.factors
+    )
     result = QuantizedModel(
         source=source,
         target=target,
         choice=choice,
-        statistics=Statistics(tensors=tensors, samples=watched.samples, digest=digest, channels=channels.found),
-        assumptions=tuple(feeds.assumptions),
+        statistics=statistics,
+        assumptions=tuple(opened.assumptions),
         sample=watched.first,
     )
     result.solve()
-    return result
+    return recipe.tune(result)
 
 
 class _Watched:
-    """The feeds of a data source; keeps the first sample, counts the samples and shows progress."""
+    """Feeds, `total` of them if that is known; keeps the first sample, counts the samples and shows progress."""
 
-    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], progress: Progress) -> None:
-        self._source, self._progress = source, progress
+    def __init__(
+        self, feeds: Iterable[Feed], total: int | None, inputs: Sequence[ModelInput], progress: Progress
+    ) -> None:
+        self._feeds, self._total, self._progress = feeds, total, progress
         self._open = all(value.shape and value.shape[0] is None for value in inputs)  # batches of 1 will do
         self.first: Feed | None = None
         self.samples = 0
 
     def __iter__(self) -> Iterator[Feed]:
-        total = self._source.total
-        for number, feed in enumerate(self._source):
+        total = self._total
+        for number, feed in enumerate(self._feeds):
             if self.first is None:
                 self.first = {name: np.array(array[:1] if self._open else array) for name, array in feed.items()}
             yield feed

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.calibrate.minmax import solve_minmax
 from amct_onnx.core.calibrate.solve import solve_activation
 from amct_onnx.core.plan import Decision, LayerRecord
+from amct_onnx.core.precision import MixedPrecision
 from amct_onnx.core.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.core.qdq_target import QdqTarget
-from amct_onnx.core.qparams import QParams
+from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_from_range
 from amct_onnx.core.settings import ActivationSolver, Settings
+from amct_onnx.core.spec import QSpec
 from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.stats.histogram import DyadicHistogram
+from amct_onnx.core.tuning import Step, Tuning, WeightGrid
 from amct_onnx.errors import ArgumentError, CalibrationError
 from amct_onnx.formats.onnx_file import save_model_file
 from amct_onnx.graph.layers import default_opset
@@ -29,9 +34,10 @@ from amct_onnx.targets.qdq_rules import ONNXRUNTIME, QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
-from amct_onnx.workflow.result import write_quantized
-from amct_onnx.workflow.smoothing import Smoothed, smooth_model
+from amct_onnx.workflow.result import FactoredModel, write_quantized
 from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
+
+Floats = npt.NDArray[np.float32]
 
 ASCEND_NAME = "ascend"
 _LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be felt beside a calibration of two seconds
@@ -58,8 +64,10 @@ class SavedModel:
 class QuantizedModel:
     """A model quantized for `target`, from the statistics of one calibration, which serve every target.
 
-    Everything else is computed from these on first use. `assumptions`: what was assumed of the calibration data.
-    `sample`: one sample of it, to measure with; None where there was no data.
+    Everything else is computed from these on first use. `tuning`: what the recipe has found beyond them, `steps`: what
+    it tried. `assumptions`: what was assumed of the calibration data.
+    `sample`: one sample of it, to measure with; None where there was no data. `precision`: the search that chose which
+    layers are quantized, None if there was none.
     """
 
     source: FloatSource
@@ -68,6 +76,10 @@ class QuantizedModel:
     statistics: Statistics
     assumptions: tuple[str, ...] = ()
     sample: Mapping[str, npt.NDArray[Any]] | None = None
+    precision: MixedPrecision | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    steps: tuple[Step, ...] = ()
+    solved: dict[tuple[str, bytes], WeightGrid] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)
@@ -94,7 +106,16 @@ class QuantizedModel:
             reduce_range=self.choice.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
             nodes=self.source.facts.nodes,
         )
-        result = replace(self, target=check_target(target or self.target), choice=choice)
+        choice = replace(choice, wide=self.choice.wide)
+        same = (choice.settings, choice.algorithm) == (self.choice.settings, self.choice.algorithm)
+        result = replace(
+            self,
+            target=check_target(target or self.target),
+            choice=choice,
+            precision=None,
+            tuning=self.tuning if same else replace(self.tuning, ranges={}),
+            solved={},
+        )
         result.solve()
         return result
 
@@ -105,12 +126,9 @@ class QuantizedModel:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What happens to each node that the target could quantize, and why where it stays in float."""
-        return self._ascend.decisions if self.target == ASCEND_NAME else self._qdq_decisions
-
-    @property
-    def _qdq_decisions(self) -> tuple[Decision, ...]:
+        decisions = self._ascend.decisions if self.target == ASCEND_NAME else self._plan.decisions
         nodes = self.source.facts.nodes  # without those that smoothing has added
-        return tuple(decision for decision in self._plan.decisions if decision.layer in nodes)
+        return tuple(decision for decision in decisions if decision.layer in nodes)
 
     @cached_property
     def activations(self) -> Mapping[str, QParams]:
@@ -119,8 +137,15 @@ class QuantizedModel:
 
     @property
     def weights(self) -> Mapping[str, QParams]:
-        """Scales of each weight of a Q/DQ target, by node."""
-        return self._lowered[1]
+        """Scales of each weight, by node; of target ascend, of those weights whose grid is not AMCT's."""
+        return self._ascend.weights if self.target == ASCEND_NAME else self._lowered[1]
+
+    def weight_params(self, layer: str) -> QParams:
+        """The grid on which the weight of a layer was rounded, as `tuning` wants it."""
+        if self.target == ASCEND_NAME:
+            return self._ascend.weights[layer]
+        _ = self._lowered
+        return next(grid.params for (name, _), grid in self.solved.items() if name == layer)
 
     @property
     def records(self) -> Mapping[str, LayerRecord]:
@@ -155,26 +180,34 @@ class QuantizedModel:
         return inspect_model(source, file, self.sample, budget=_LATENCY_SECONDS)
 
     @property
+    def plan(self) -> QdqPlan:
+        """What is quantized for a Q/DQ target."""
+        return self._plan
+
+    @property
+    def factored(self) -> FactoredModel:
+        """Layers and factors for target ascend."""
+        return self._ascend.model
+
+    @property
+    def lowered(self) -> ir.Model:
+        """The model of a Q/DQ target, not to be changed."""
+        return self._lowered[0]
+
+    @property
     def _rules(self) -> QdqTarget:
         return QDQ_TARGETS[self.target]
 
     @cached_property
-    def _smoothed(self) -> Smoothed:
-        """The fused model, with outlier channels smoothed where the user leaves the ranges of activations to us."""
-        plan = plan_qdq(self.source.fused, self._rules, off=self.choice.off())
-        channels = self.statistics.channels if self.choice.is_default else {}
-        return smooth_model(self.source.fused, plan, channels)
-
-    @cached_property
     def _plan(self) -> QdqPlan:
         self.choice.check(self.target)
-        return plan_qdq(self._smoothed.model, self._rules, off=self.choice.off())
+        return plan_qdq(self.source.fused, self._rules, off=self.choice.off())
 
     @cached_property
     def _readers(self) -> Mapping[str, Sequence[str]]:
         """For each tensor the layers that read it as input 0."""
         readers: dict[str, list[str]] = {}
-        for node in self._smoothed.model.graph:
+        for node in self.source.fused.graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
                 readers.setdefault(node.inputs[0].name, []).append(node.name or "")
         return readers
@@ -182,20 +215,31 @@ class QuantizedModel:
     @cached_property
     def _clamped(self) -> frozenset[str]:
         """The tensors of which a Relu or Clip is to go into the grid."""
-        nodes = {node.name: node for node in self._smoothed.model.graph}
+        nodes = {node.name: node for node in self.source.fused.graph}
         clamps = self._plan.absorbed if self._rules.drops_clamps else {}
         return frozenset(nodes[clamp].outputs[0].name or "" for clamp in clamps)
 
     @cached_property
     def _values(self) -> Mapping[str, ir.Value]:
-        return values_by_name(self._smoothed.model)
+        return values_by_name(self.source.fused)
+
+    def grid_of_range(self, low: float, high: float) -> QParams:
+        """The grid of a Q/DQ target's activations from `low` <= 0 to `high` >= 0."""
+        spec = self._rules.activation
+        return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
+
+    def extremes_of(self, group: TensorGroup) -> tuple[float, float]:
+        """The least and the largest value of the tensors of a group."""
+        statistic = self._statistic(group)
+        return statistic.minimum, statistic.maximum
+
+    def _statistic(self, group: TensorGroup) -> DyadicHistogram:
+        return self.statistics.of(dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources))
 
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
-        known = self._smoothed.grid(group.tensors[0], self._rules.activation)
-        if known is not None:
-            return [(group.tensors[0], known)]
-        names = dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources)
-        statistic = self.statistics.of(names)
+        if (known := self.tuning.ranges.get(group.tensors[0])) is not None:
+            return [(tensor, self.grid_of_range(*known)) for tensor in group.tensors]
+        statistic = self._statistic(group)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
         try:
             grid = solve_activation(statistic, self.choice.activation(self._rules, readers))
@@ -208,14 +252,22 @@ class QuantizedModel:
 
     @cached_property
     def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
-        model, rules = self._smoothed.model.clone(), self._rules
+        model, rules = self.source.fused.clone(), self._rules
         if default_opset(model) < rules.minimum_opset:
             raise_opset(model, rules.minimum_opset)
-        return model, lower_qdq(model, self._plan, rules, self.activations, self.choice.weight)
+        return model, lower_qdq(model, self._plan, rules, self.activations, self._weight)
+
+    def _weight(self, name: str, rows: Floats, spec: QSpec, least: Floats) -> WeightGrid:
+        """The grid of a weight, as `lower_qdq` asks for it, with the integers that were found for it."""
+        key = (name, least.tobytes())
+        if key not in self.solved:
+            self.solved[key] = self.choice.weight(name, rows, spec, least)
+        grid = self.solved[key]
+        return grid if grid.integers is not None else self.tuning.weight(name, grid.params) or grid
 
     @cached_property
     def _ascend(self) -> AscendResult:
-        return lower_ascend(self.source, self.choice, self.statistics)
+        return lower_ascend(self.source, self.choice, self.statistics, self.tuning)
 
 
 def check_target(target: Any) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.core.plan import GraphFacts
 from amct_onnx.core.settings import Settings
-from amct_onnx.errors import ArgumentTypeError, ModelFileError
+from amct_onnx.errors import ArgumentTypeError, ModelFileError, StatisticsError
 from amct_onnx.formats.config_json import read_config
 from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.onnx_file import load_model
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import is_product, is_standard
-from amct_onnx.graph.passes.smooth import product_inputs
+from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
+from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
@@ -34,19 +38,24 @@ class FloatSource:
     """A float model before anything is done to it, and with its batch normalizations fused.
 
     `model` has names on all nodes. `path` is its file, None for one in memory. Both models are not to be changed.
+    `fusions`: the nodes that fused ones stand for, as JSON. `factors`: by what channels of `fused` were divided.
     """
 
     model: ir.Model
     fused: ir.Model
     facts: GraphFacts
     path: str | None
+    fusions: str = "{}"
+    factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, model: Any) -> FloatSource:
-        """From a path, an `onnx.ModelProto` or an `onnx_ir.Model`, which stays as it is.
+        """From a path, an `onnx.ModelProto` or an `onnx_ir.Model`, which stays as it is; or what `open` gave before.
 
         Raises ArgumentTypeError, FileMissingError, ModelFileError, ModelError.
         """
+        if isinstance(model, cls):
+            return model
         path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         if isinstance(model, ir.Model):
             opened = model.clone()
@@ -64,8 +73,31 @@ class FloatSource:
         facts = graph_facts(opened, ASCEND)
         fused = opened.clone()
         fuse_model(fused, Settings())
-        fused.metadata_props.pop(FUSIONS_KEY, None)
-        return cls(model=opened, fused=fused, facts=facts, path=path)
+        fusions = fused.metadata_props.pop(FUSIONS_KEY, "{}")
+        return cls(model=opened, fused=fused, facts=facts, path=path, fusions=fusions)
+
+    @property
+    def start(self) -> ir.Model:
+        """What target ascend begins with: the model as it was, unless channels were divided."""
+        return self.fused if self.factors else self.model
+
+    def equalized(self, factors: Mapping[str, npt.NDArray[np.float32]]) -> FloatSource:
+        """This model with the channels of some tensors divided by factors. Raises StatisticsError where they misfit.
+
+        factors: of groups of channels (`graph.passes.equalize`), and of inputs of products (`graph.passes.smooth`).
+        """
+        if not factors:
+            return self
+        fused = self.fused.clone()
+        try:
+            groups = {group.key for group in channel_groups(fused)}
+            inputs = product_inputs(fused)
+            smoothed = {name: values for name, values in factors.items() if name in inputs and name not in groups}
+            equalize_channels(fused, {name: values for name, values in factors.items() if name not in smoothed})
+            smooth_inputs(fused, smoothed)
+        except (KeyError, ValueError) as error:
+            raise StatisticsError("The factors of equalization belong to another model: calibrate this one.") from error
+        return replace(self, fused=fused, factors={**self.factors, **factors})
 
     @property
     def name(self) -> str:
@@ -92,15 +124,6 @@ class FloatSource:
         values = values_by_name(self.fused)
         sources = (source_of(values[name]) for name in wanted if name in values)
         return tuple(dict.fromkeys(value.name or "" for value in sources if constant_tensor(value) is None))
-
-    def product_channels(self) -> dict[str, int]:
-        """The tensors whose channels may have to be smoothed, with the number of channels."""
-        values = values_by_name(self.fused)
-        return {
-            name: tensor.channels
-            for name, tensor in product_inputs(self.fused).items()
-            if values[name].dtype in (None, ir.DataType.FLOAT)
-        }
 
 
 def values_by_name(model: ir.Model) -> dict[str, ir.Value]:

@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-from amct_onnx.cli.evaluator import calibrate, evaluator_script
+from amct_onnx.cli.evaluator import calibrate, evaluator_script, session_evaluator
 from amct_onnx.errors import ScriptError
 
 
@@ -129,3 +129,17 @@ def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
 def test_ctrl_c_is_no_mistake_of_the_script(script: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(script, "class A:\n    def calibration(self, model_file):\n        raise KeyboardInterrupt\n")
+
+
+def test_a_script_may_evaluate_sessions(script: Path) -> None:
+    script.write_text("import helper_of_evaluator\ndef evaluate(session):\n    return len(session)\n")
+    with session_evaluator(str(script)) as evaluate:
+        assert evaluate("abc") == 3
+        with pytest.raises(ScriptError, match=r"evaluate_it.py:3: the script failed in evaluate\(\): TypeError"):
+            evaluate(3)
+
+
+def test_a_script_without_evaluate(script: Path) -> None:
+    script.write_text("evaluate = 3")
+    with pytest.raises(ScriptError, match=r"needs a function evaluate\(session\)"), session_evaluator(str(script)):
+        pass

@@ -6,7 +6,8 @@ import pytest
 
 from amct_onnx.cli import quantize_options
 from amct_onnx.cli.options import parse
-from amct_onnx.cli.quantize_options import QuantizeOptions
+from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
+from amct_onnx.core.tuning import EFFORTS
 from amct_onnx.runtime.images import PRESETS
 from amct_onnx.workflow.choice import ALGORITHMS
 from amct_onnx.workflow.quantized import TARGETS
@@ -24,6 +25,7 @@ def test_the_names_are_those_of_the_layers_that_know_them() -> None:
     assert set(quantize_options.TARGETS) == set(TARGETS)
     assert set(quantize_options.ALGORITHMS) == set(ALGORITHMS)
     assert set(quantize_options.PRESETS) == set(PRESETS)
+    assert quantize_options.EFFORTS == EFFORTS
 
 
 def test_what_is_not_given_is_left_to_quantize() -> None:
@@ -34,6 +36,7 @@ def test_what_is_not_given_is_left_to_quantize() -> None:
         "algorithm": None,
         "skip_layers": (),
         "reduce_range": False,
+        "effort": "default",
         "images": None,
         "batch_size": None,
         "limit": None,
@@ -48,7 +51,7 @@ def test_what_is_given_is_handed_on() -> None:
         *("--data", "a=x.npy", "--data", "b=y.npy", "--target", "ascend, onnxruntime,ascend", "--no_report"),
         *("--algorithm", "entropy", "--skip_layers", "c;d;", "--reduce_range", "--settings", "q.cfg"),
         *("--batch_size", "2", "--limit=8", "--input_shape", "a:0:1,3;b:-1", "--data_types", "a:0:float32;b:int64"),
-        *("--names", "a:0=ids_a;b=mask", "--save_statistics", "s.npz"),
+        *("--names", "a:0=ids_a;b=mask", "--save_statistics", "s.npz", "--effort", "best"),
     )
     assert found.data == {"a": "x.npy", "b": "y.npy"}
     assert found.targets == ("ascend", "onnxruntime")
@@ -58,6 +61,7 @@ def test_what_is_given_is_handed_on() -> None:
         "algorithm": "entropy",
         "skip_layers": ("c", "d"),
         "reduce_range": True,
+        "effort": "best",
         "images": None,
         "batch_size": 2,
         "limit": 8,
@@ -67,8 +71,31 @@ def test_what_is_given_is_handed_on() -> None:
     }
 
 
+def test_a_target_of_accuracy_is_handed_on() -> None:
+    found = options("--data", "x", "--min_sqnr", "20")
+    assert (found.arguments["min_sqnr"], found.evaluator) == (20.0, None)
+    found = options("--data", "x", "--max_drop", "0.5", "--evaluator", "e.py")
+    assert (found.arguments["max_drop"], found.evaluator) == (0.5, "e.py")
+    assert "min_sqnr" not in found.arguments
+
+
+def test_the_options_of_sensitivity() -> None:
+    found = parse(["sensitivity", "m.onnx", "--data", "x", "--target", "ascend", "--samples", "2", "--limit", "8"])
+    assert isinstance(found, SensitivityOptions)
+    assert (found.model, found.data) == ("m.onnx", "x")
+    assert (found.arguments["target"], found.arguments["samples"], found.arguments["limit"]) == ("ascend", 2, 8)
+
+
+def test_sensitivity_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["sensitivity", "m.onnx"])
+    assert "give --data" in capsys.readouterr().err
+
+
 def test_weights_alone_need_no_data() -> None:
-    assert options("--weight_only", "4").data is None
+    found = options("--weight_only", "4")
+    assert found.data is None
+    assert found.arguments["weight_only"] == 4
     found = options("--weight_only", "8", "--block_size", "64", "--data", "x")
     assert found.data == "x"
     assert (found.arguments["weight_only"], found.arguments["block_size"]) == (8, 64)
@@ -94,11 +121,17 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--names", "a"), "'a' is not NAME=VALUE"),
         (("--data", "x", "--input_shape", "a"), "--input_shape"),
         (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
+        (("--data", "x", "--max_drop", "1"), "--min_sqnr needs none"),
+        (("--data", "x", "--evaluator", "e.py"), "go with --evaluator"),
+        (("--data", "x", "--min_sqnr", "9", "--max_drop", "1", "--evaluator", "e.py"), "give one of them"),
+        (("--data", "x", "--min_sqnr", "9", "--target", "ascend,onnxruntime"), "searches for one target"),
+        (("--statistics", "s.npz", "--min_sqnr", "9"), "give --data in the place of --statistics"),
         (("--data", "x", "--weight_only", "3"), "invalid choice: 3"),
         (("--weight_only", "4", "--block_size", "24"), "24 is no power of two from 16 on"),
         (("--data", "x", "--block_size", "32"), "belongs to --weight_only"),
         (("--weight_only", "4", "--statistics", "s.npz"), "no statistics of activations"),
         (("--weight_only", "4", "--target", "openvino"), "needs --target onnxruntime"),
+        (("--weight_only", "4", "--min_sqnr", "20"), "delete the target of accuracy"),
         (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
     ],
 )

@@ -30,7 +30,10 @@ SIGNATURES = {
 
 
 # What AMCT does not have.
-OURS = ("ImageOptions", "QuantizedModel", "Statistics", "load_statistics", "quantize", "save_statistics")
+OURS = (
+    *("ImageOptions", "MixedPrecision", "QuantizedModel", "Sensitivity", "Statistics"),
+    *("load_statistics", "quantize", "save_statistics", "sensitivity"),
+)
 
 
 def test_the_public_names() -> None:

@@ -110,7 +110,7 @@ class _Mover:
         if node is None:
             self._bring_initializer(value)
         elif node.graph is not self._graph:
-            for source in list(_reads(node)):
+            for source in list(values_read(node)):
                 self.bring(source)
             source_graph = node.graph
             assert source_graph is not None  # it has not been removed
@@ -153,7 +153,7 @@ class _Mover:
         return output
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def values_read(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, the nodes of its subgraphs included."""
     yield from (value for value in node.inputs if value is not None)
     graphs = list(_subgraphs(node))

@@ -1,0 +1,71 @@
+"""What a search for mixed precision tried and found, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One model that was lowered and evaluated.
+
+    float_layers, wide_layers: those that the search left in float or gave int16 activations; what a target cannot
+    quantize is not among them. cost: operations beyond int8, as a share of what all layers in float would cost.
+    """
+
+    float_layers: tuple[str, ...]
+    wide_layers: tuple[str, ...]
+    value: float
+    cost: float
+    met: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """The search behind a QuantizedModel. `str()` tells it in a few lines.
+
+    measure: what the values are. reference: that of the float model. required: the least that was asked for.
+    evaluations: in the order in which they were made, the first one with every layer in integers. chosen: which of
+    them the result is.
+    """
+
+    measure: str
+    reference: float
+    required: float
+    evaluations: tuple[Evaluation, ...]
+    chosen: int
+
+    @property
+    def result(self) -> Evaluation:
+        """The evaluation of the result."""
+        return self.evaluations[self.chosen]
+
+    @property
+    def met(self) -> bool:
+        """Whether the result has what was asked for."""
+        return self.result.met
+
+    def __str__(self) -> str:
+        result, first = self.result, self.evaluations[0]
+        kinds = [f"{len(result.float_layers)} layers in float"]
+        if result.wide_layers:
+            kinds.append(f"{len(result.wide_layers)} with int16 activations")
+        text = "" if self.met else " The target is NOT met; this is the best that was found."
+        lines = [
+            f"{self.measure}: {result.value:.4g} with {', '.join(kinds)} ({result.cost:.1%} of the cost of float), "
+            f"{first.value:.4g} with all in int8, {self.reference:.4g} in float; {self.required:.4g} was asked for."
+            f"{text}",
+            f"{len(self.evaluations)} models were evaluated.",
+        ]
+        for what, names in (("In float", result.float_layers), ("int16", result.wide_layers)):
+            if names:
+                lines.append(f"{what}: {_listed(names)}")
+        return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,73 @@
+"""What a recipe has found beyond ranges that follow from statistics, and what each of its steps was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.qparams import QParams
+from amct_onnx.errors import ArgumentError
+
+Effort = Literal["fast", "default", "best"]
+EFFORTS: tuple[Effort, ...] = ("fast", "default", "best")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightGrid:
+    """The grid of a weight seen as rows of output channels.
+
+    integers: int8[C, n], None where they are the nearest. correction: float64[C], what the bias gets so that the mean
+    of the output stays.
+    """
+
+    params: QParams
+    integers: npt.NDArray[np.int8] | None = None
+    correction: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has
+    not seen, and whether it was kept. Of a step that was not tried `after` is None, and `reason` says why."""
+
+    name: str
+    before: float
+    after: float | None
+    kept: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.after is None:
+            return f"{self.name}: not tried, {self.reason}"
+        verdict = "kept" if self.kept else "rejected"
+        return f"{self.name}: {verdict}, {self.before:.2f} -> {self.after:.2f} dB"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuning:
+    """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give.
+
+    A weight counts only for a layer whose scales are the same; other targets and settings may want others.
+    """
+
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: Mapping[str, WeightGrid] = field(default_factory=dict)
+
+    def weight(self, layer: str, params: QParams) -> WeightGrid | None:
+        """The weight of a layer, if it was rounded on this grid."""
+        found = self.weights.get(layer)
+        if found is None or not np.array_equal(found.params.scale, params.scale) or found.params.spec != params.spec:
+            return None
+        return found
+
+
+def check_effort(effort: object) -> Effort:
+    """`effort`, if it is one. Raises ArgumentError."""
+    for known in EFFORTS:
+        if effort == known:
+            return known
+    raise ArgumentError(f"effort {effort!r} is unknown, use one of {', '.join(EFFORTS)}.")

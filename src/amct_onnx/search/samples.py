@@ -1,0 +1,68 @@
+"""Samples of calibration data that are kept, or held out, while the data pass by once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.runtime.sources import DataSource
+
+Feed = Mapping[str, npt.NDArray[Any]]
+_SHARE = 4  # at most one of so many samples is held out
+
+
+class Samples:
+    """The feeds of `source`; after they have been iterated over, `kept` has at most `most` samples of them.
+
+    They are spread over the data where its length is known. `hold_out`: what is kept is not among the feeds; of data
+    with fewer than four samples nothing is held out, and the first sample is kept. A sample is a feed of one row, or a
+    whole feed where the model fixes its batch.
+    """
+
+    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], *, most: int, hold_out: bool) -> None:
+        self._source, self._most, self._hold_out = source, most, hold_out
+        self._rows = all(value.shape and value.shape[0] is None for value in inputs)
+        self.kept: list[Feed] = []
+        self.notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of feeds; TypeError where it is unknown."""
+        if self._source.total is None:
+            raise TypeError("the length of the data is unknown")
+        return self._source.total
+
+    def __iter__(self) -> Iterator[Feed]:
+        seen, first = 0, None
+        for number, feed in enumerate(self._source, 1):
+            rows = min(len(array) for array in feed.values()) if self._rows else 1
+            seen += rows
+            total = self._source.total
+            due = (number * self._most // total if total else self._most) - len(self.kept)
+            due = min(due, self._most - len(self.kept), rows if total else 1)
+            if self._hold_out:
+                due = min(due, seen // _SHARE - len(self.kept))
+                first = first or _row(feed, 0, split=self._rows)
+            due = max(due, 0)
+            self.kept += [_row(feed, index, split=self._rows) for index in range(due)]
+            if not self._hold_out or due == 0:
+                yield feed
+            elif due < rows:
+                yield {name: array[due:] for name, array in feed.items()}
+        if self._hold_out and self.kept:
+            self.notes = (f"{len(self.kept)} of {seen} samples judge, and do not calibrate",)
+        elif first is not None and not self.kept:
+            self.kept.append(first)
+            self.notes = ("there are too few samples to hold some out, so one of them judges its own calibration",)
+
+    def spread(self, count: int) -> list[Feed]:
+        """`count` of the samples that were kept, at equal distances."""
+        places = np.linspace(0, len(self.kept), min(count, len(self.kept)), endpoint=False).astype(int)
+        return [self.kept[place] for place in places]
+
+
+def _row(feed: Feed, index: int, *, split: bool) -> Feed:
+    return {name: np.array(array[index : index + 1] if split else array) for name, array in feed.items()}

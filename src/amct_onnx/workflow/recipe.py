@@ -1,0 +1,257 @@
+"""The recipe of `quantize`: a few steps against the error of quantization, each kept only where it helps.
+
+The first samples of the data are kept. Every other one of them serves to fit, the rest judge: a step is kept if it
+raises the signal-to-noise ratio of the outputs on samples that it has not seen. `STEPS` says what each effort tries.
+
+1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
+   network: of tensors that nothing clips, whose function stays, then of those behind a Clip. Then SmoothQuant of
+   outlier channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets.
+2. Rounding of weights by GPTQ from the Gram matrices of their inputs; then biases that make up for what rounding does
+   to the mean of a layer's outputs. "best" tries AdaRound as well.
+3. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.core.balance import equalizing_factors, smooth_factors
+from amct_onnx.core.sensitivity import decibel
+from amct_onnx.core.statistics import Statistics
+from amct_onnx.core.tuning import Effort, Step, WeightGrid
+from amct_onnx.errors import CalibrationError
+from amct_onnx.graph.digest import model_digest
+from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
+from amct_onnx.runtime.channels import channel_maxima
+from amct_onnx.runtime.collect import collect_statistics
+from amct_onnx.runtime.judge import Judge
+from amct_onnx.workflow.choice import Choice
+from amct_onnx.workflow.progress import Progress
+from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
+from amct_onnx.workflow.ranges import cheaper_ranges
+from amct_onnx.workflow.second_order import Method, round_weights
+from amct_onnx.workflow.smoothing import outlier_inputs
+from amct_onnx.workflow.source import FloatSource
+
+Feed = Mapping[str, npt.NDArray[Any]]
+Floats = npt.NDArray[np.float32]
+
+_LEAST_SAMPLES = 4  # two to fit, two to judge
+_SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an effort tries: samples that are kept, of at most so many bytes; strengths of equalization without and with
+    a Clip; strengths of SmoothQuant; methods of rounding; on how many samples ranges are chosen by what they cost."""
+
+    samples: int
+    memory: int
+    linear: tuple[float, ...]
+    clamped: tuple[float, ...]
+    smooth: tuple[float, ...]
+    rounding: tuple[Method, ...]
+    ranges: int
+
+
+PLANS: Mapping[Effort, Plan] = {
+    "fast": Plan(samples=0, memory=0, linear=(), clamped=(), smooth=(), rounding=(), ranges=0),
+    "default": Plan(
+        samples=32, memory=24 << 20, linear=(0.5,), clamped=(0.25,), smooth=(0.7,), rounding=("gptq",), ranges=0
+    ),
+    "best": Plan(
+        samples=96,
+        memory=96 << 20,
+        linear=(0.5, 0.75),
+        clamped=(0.25, 0.4),
+        smooth=(0.5, 0.7, 0.85),
+        rounding=("gptq", "adaround"),
+        ranges=24,
+    ),
+}
+
+
+class Front:
+    """The first samples of `feeds`, which iterating gives before the others.
+
+    A sample is a feed of one row where the model leaves the batch open, else a whole feed.
+    """
+
+    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
+        rows = all(value.shape and value.shape[0] is None for value in inputs)
+        self.samples: list[Feed] = []
+        read: list[Feed] = []
+        size = 0
+        while len(self.samples) < plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
+            read.append(feed)
+            count = min(len(array) for array in feed.values()) if rows else 1
+            for index in range(min(count, plan.samples - len(self.samples))):
+                kept = {name: np.array(array[index : index + 1] if rows else array) for name, array in feed.items()}
+                self.samples.append(kept)
+                size += sum(array.nbytes for array in kept.values())
+        self._feeds = chain(read, feeds)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return self._feeds
+
+
+@dataclass
+class Recipe:
+    """The steps for one model, target and choice; `steps` has what was tried so far."""
+
+    source: FloatSource
+    target: str
+    choice: Choice
+    effort: Effort
+    samples: Sequence[Feed]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.steps: list[Step] = []
+        self.plan = PLANS[self.effort]
+        self.fit, self.judges = list(self.samples[::2]), list(self.samples[1::2])
+
+    @property
+    def tries(self) -> bool:
+        """Whether there is anything to try, and samples to try it on."""
+        return len(self.samples) >= _LEAST_SAMPLES and self.choice.is_ours
+
+    def equalize(self) -> FloatSource:
+        """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
+        from the samples alone."""
+        return self._smooth(self._equalize())
+
+    def _smooth(self, start: FloatSource) -> FloatSource:
+        if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
+            return start
+        plain = self._quick(start)
+        found = outlier_inputs(start.fused, plain.plan, self.fit)
+        best, least = start, self._ratio(plain) if found else 0.0
+        for strength in self.plan.smooth if found else ():
+            factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
+            candidate = start.equalized(factors)
+            ratio = self._ratio(self._quick(candidate))
+            self._note(f"outlier channels smoothed, strength {strength}", least, ratio)
+            if ratio < least:
+                best, least = candidate, ratio
+        return best
+
+    def _equalize(self) -> FloatSource:
+        groups = channel_groups(self.source.fused) if self.tries else ()
+        tries = [(False, self.plan.linear), (True, self.plan.clamped)]
+        groups = tuple(group for group in groups if tries[group.ceiling < np.inf][1])
+        if not groups:
+            return self.source
+        maxima = channel_maxima(self.source.fused, [n for group in groups for n in group.measured], self.fit)
+        best, least = self.source, None
+        for clamped, strengths in tries:
+            chosen = [group for group in groups if (group.ceiling < np.inf) == clamped]
+            if not chosen:
+                continue
+            least = self._ratio(self._quick(best)) if least is None else least
+            start = best
+            for strength in strengths:
+                factors = _factors(chosen, maxima, strength)
+                if not factors:
+                    continue
+                candidate = start.equalized(factors)
+                ratio = self._ratio(self._quick(candidate))
+                what = "channels behind a Clip" if clamped else "channels"
+                self._note(f"equalization of {what}, strength {strength}", least, ratio)
+                if ratio < least:
+                    best, least = candidate, ratio
+        return best
+
+    def tune(self, result: QuantizedModel) -> QuantizedModel:
+        """`result` with those of the later steps that help."""
+        if not self.tries or not (self.plan.rounding or self.plan.ranges):
+            return replace(result, steps=tuple(self.steps))
+        least = self._ratio(result)
+        if self.plan.ranges and self.target != ASCEND_NAME:
+            result, least = self._choose_ranges(result, least)
+        result, least = self._round(result, least)
+        return replace(result, steps=tuple(self.steps))
+
+    def _round(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
+        grids = dict(result.weights)
+        plain = replace(result, tuning=replace(result.tuning, weights={}))
+        _ = plain.weights
+        params = {layer: plain.weight_params(layer) for layer in grids}
+        for method in self.plan.rounding if grids else ():
+            try:
+                found = round_weights(
+                    plain.source.fused, list(grids), self.fit, params, method=method, progress=self.progress
+                )
+            except CalibrationError as error:
+                self.steps.append(Step(name=method, before=decibel(least), after=None, kept=False, reason=str(error)))
+                continue
+            for corrected in (False, True):
+                weights = {
+                    layer: WeightGrid(
+                        params=params[layer],
+                        integers=integers,
+                        correction=found.corrections[layer] if corrected else None,
+                    )
+                    for layer, integers in found.integers.items()
+                }
+                candidate = replace(plain, tuning=replace(result.tuning, weights=weights))
+                ratio = self._ratio(candidate)
+                self._note(f"rounding by {method}{', biases corrected' if corrected else ''}", least, ratio)
+                if ratio < least:
+                    result, least = candidate, ratio
+        return result, least
+
+    def _choose_ranges(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
+        found = cheaper_ranges(result, self.fit[: self.plan.ranges], self.progress)
+        start = result
+        for share in _SHARES:
+            count = round(share * len(found))
+            if not count:
+                continue
+            candidate = replace(start, tuning=replace(start.tuning, ranges=dict(found[:count])))
+            ratio = self._ratio(candidate)
+            self._note(f"ranges of {count} tensors by what they cost the outputs", least, ratio)
+            if ratio < least:
+                result, least = candidate, ratio
+        return result, least
+
+    def _note(self, name: str, before: float, after: float) -> None:
+        kept = after < before
+        self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
+
+    def _quick(self, source: FloatSource) -> QuantizedModel:
+        """A quantized model of `source` from the samples to fit."""
+        tensors = collect_statistics(source.fused, source.observed(), self.fit)
+        digest = model_digest(source.fused)
+        statistics = Statistics(tensors=tensors, samples=len(self.fit), digest=digest, factors=source.factors)
+        return QuantizedModel(source=source, target=self.target, choice=self.choice, statistics=statistics)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.source.fused, self.judges)
+
+    def _ratio(self, result: QuantizedModel) -> float:
+        """Noise over signal of the outputs for the samples that judge."""
+        if result.target == ASCEND_NAME:
+            return self._judge.noise_of_deployed(result.model())
+        return self._judge.noise(result.lowered)
+
+
+def _factors(groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strength: float) -> dict[str, Floats]:
+    """The factors of each group that has some."""
+    found = {}
+    for group in groups:
+        magnitudes = [maxima[name] for name in group.measured if name in maxima]
+        if magnitudes and all(magnitude.size == group.channels for magnitude in magnitudes):
+            factors = equalizing_factors(magnitudes, strength=strength, ceiling=group.ceiling)
+            if (factors != 1).any():
+                found[group.key] = factors
+    return found

@@ -1,0 +1,184 @@
+"""`sensitivity` as users call it: effects beside those of models in which only one layer is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+import amct_onnx
+from amct_onnx.cli.main import main
+from amct_onnx.errors import ArgumentError, ModelError
+from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.runtime import collect
+from amct_onnx.runtime.deployed import open_deployed
+from amct_onnx.runtime.probe import signal_and_noise
+from amct_onnx.runtime.session import open_session
+from amct_onnx.runtime.sources import open_data
+
+TestData = Callable[..., Path]
+
+# Errors of a layer's input, weight and output are added up as if they were independent. On a handful of samples of a
+# small network they are not quite.
+CLOSE_DB = 1.0
+
+MODEL = """<ir_version: 8, opset_import: ["": 13]> g (float[N,8,8,8] x) => (float[N,10] y)
+    {
+    [first] a = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) [act0] c = Relu(a)
+    [second] d = Conv<pads = [1, 1, 1, 1]>(c, w1, b1) [act1] e = Relu(d)
+    [third] f = Conv(e, w2) [pool] p = GlobalAveragePool(f) [flat] q = Flatten(p)
+    [last] y = Gemm(q, w3) }"""
+LAYERS = ("first", "second", "third", "last")
+
+
+def make_model(outlier: str | None = None) -> ir.Model:
+    """Four layers; the weight of `outlier` has rows that int8 cannot hold: one huge element each, and small ones."""
+    rng, model = np.random.default_rng(0), onnx.parser.parse_model(MODEL)
+    shapes = {"w0": (16, 8, 3, 3), "w1": (16, 16, 3, 3), "w2": (24, 16, 1, 1), "w3": (24, 10)}
+    for name, shape in shapes.items():
+        array = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        if name == outlier:
+            array[:, 0] *= 1e4
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    for name in ("b0", "b1"):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=16).astype(np.float32), name))
+    return ir.from_proto(model)
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return make_model()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(32, 8, 8, 8)).astype(np.float32)
+
+
+def effect_of(quantized: amct_onnx.QuantizedModel, model: ir.Model, images: np.ndarray) -> float:
+    """Noise over signal of the lowered model, in integers that do not saturate."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if quantized.target == "ascend":
+        session = open_deployed(quantized.model())
+    else:
+        session = open_session(quantized.model(), None, options)
+    (exact,), (got,) = (s.run(None, {"x": images}) for s in (open_session(model.clone(), None), session))
+    return float(((got - exact) ** 2).sum() / (exact**2).sum())
+
+
+def decibel(effect: float) -> float:
+    return -10 * float(np.log10(effect))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "ascend"])
+def test_a_layer_alone_costs_what_it_costs_in_a_model_where_it_is_quantized_alone(
+    model: ir.Model, images: np.ndarray, target: str
+) -> None:
+    found = amct_onnx.sensitivity(model, images, target=target, samples=len(images))
+    layers = {layer.layer: layer for layer in found.layers}
+    result = amct_onnx.quantize(model, images, target=target)
+    nodes = {decision.layer for decision in result.decisions if decision.quantized}
+    for name in LAYERS:
+        # What moves elements or pools stays in float here, since its operands do.
+        alone = result.to(skip_layers=sorted(nodes - set(layers[name].nodes)))
+        assert layers[name].sqnr == pytest.approx(decibel(effect_of(alone, model, images)), abs=CLOSE_DB)
+    assert found.sqnr == pytest.approx(decibel(effect_of(result, model, images)), abs=0.5)
+    effects = [layer.effect for layer in found.layers]
+    assert effects == sorted(effects, reverse=True)
+    assert found.outputs.keys() == {"y"}
+    assert found.samples == len(images)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
+@pytest.mark.parametrize(("weight", "layer"), [("w1", "second"), ("w2", "third"), ("w0", "first")])
+def test_a_hopeless_layer_comes_first(images: np.ndarray, target: str, weight: str, layer: str) -> None:
+    model = make_model(weight)
+    images[:, 0] = 0  # what the huge weights multiply: they only widen the grid
+    if weight != "w0":
+        for value in model.graph.initializers.values():  # nor does the layer in front give anything there
+            if value.name in {"w1": ("w0", "b0"), "w2": ("w1", "b1")}[weight]:
+                array = value.const_value.numpy().copy()
+                array[0] = 0
+                value.const_value = ir.tensor(array, name=value.name)
+    found = amct_onnx.sensitivity(model, images, target=target)
+    assert found.layers[0].layer == layer
+    assert found.layers[0].from_weight > 0.9
+    assert layer in str(found).splitlines()[1]
+
+
+def test_one_calibration_and_none_for_a_quantized_model(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    run = collect.run_batch
+    monkeypatch.setattr(collect, "run_batch", lambda session, feed: (runs.append(1), run(session, feed))[1])
+    found = amct_onnx.sensitivity(model, images, batch_size=8, samples=4)
+    assert len(runs) == 4
+    result = amct_onnx.quantize(model, images, batch_size=8)
+    del runs[:]
+    again = amct_onnx.sensitivity(result, images, samples=4)
+    assert runs == []
+    assert {layer.layer for layer in again.layers} == {layer.layer for layer in found.layers}
+    assert amct_onnx.sensitivity(result).samples == 1
+
+
+def test_it_is_the_same_in_every_run(model: ir.Model, images: np.ndarray) -> None:
+    first, second = (amct_onnx.sensitivity(model, images) for _ in range(2))
+    assert first == second
+
+
+def test_wrong_arguments(model: ir.Model, images: np.ndarray) -> None:
+    with pytest.raises(ArgumentError, match="samples=0"):
+        amct_onnx.sensitivity(model, images, samples=0)
+    statistics = amct_onnx.quantize(model, images).statistics
+    with pytest.raises(ArgumentError, match="give data"):
+        amct_onnx.sensitivity(amct_onnx.quantize(model, statistics))
+    whole = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 13]> g (float[N,2] x) => (int64[N,1] y)
+        <float[2,3] w = {1, 2, 3, 4, 5, 6}> { a = MatMul(x, w) y = ArgMax<axis = 1>(a) }""")
+    with pytest.raises(ModelError, match="no float output"):
+        amct_onnx.sensitivity(whole, np.ones((4, 2), np.float32))
+
+
+SHARED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "resnet20": ("resnet20_cifar10", "images/cifar10/calibration", {}),
+    "yolox": ("yolox_nano", "images/coco128", {"images": "yolox"}),  # its batch is fixed
+    "minilm": ("minilm_l6", "text/stsb/calibration.npz", {"names": {"input_ids": "ids_a", "attention_mask": "mask_a"}}),
+}
+# Effects of all layers at once, and of the lowered model on the same samples. Where hundreds of roundings follow each
+# other, a sum in another order makes other errors of the same size.
+TOGETHER_DB = 2.0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_models(test_data: TestData, name: str, target: str) -> None:
+    file, folder, options = SHARED[name]
+    path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))
+    result = amct_onnx.quantize(path, data, target=target, limit=4, **options)
+    found = amct_onnx.sensitivity(result, data, samples=4, batch_size=1, **options)
+    samples = open_data(data, model_inputs(result.source.fused), limit=4, batch_size=1, **options)
+    session_options = ort.SessionOptions()
+    session_options.add_session_config_entry("session.x64quantprecision", "1")
+    lowered = result.model()
+    session = open_deployed(lowered) if target == "ascend" else open_session(lowered, None, session_options)
+    effect = signal_and_noise(ort.InferenceSession(str(path)), session, samples)
+    assert found.sqnr == pytest.approx(decibel(effect), abs=TOGETHER_DB)
+    assert len(str(found).splitlines()) <= 15
+
+
+def test_the_command(model: ir.Model, images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ir.save(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", images)
+    words = ["sensitivity", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "x.npy"), "--samples", "2"]
+    assert main(words) == 0
+    expected = amct_onnx.sensitivity(tmp_path / "m.onnx", images, samples=2)
+    assert capsys.readouterr().out == f"{expected}\n"
