@@ -33,8 +33,10 @@ from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.runtime.channels import channel_maxima
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.progress import Progress
+from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
 from amct_onnx.workflow.ranges import cheaper_ranges
 from amct_onnx.workflow.second_order import Method, round_weights
@@ -132,9 +134,9 @@ class Recipe:
     def _smooth(self, start: FloatSource) -> FloatSource:
         if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
             return start
-        plain = self._quick(start)
-        found = outlier_inputs(start.fused, plain.plan, self.fit)
-        best, least = start, self._ratio(plain) if found else 0.0
+        plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
+        found = outlier_inputs(start.fused, plan, self.fit)
+        best, least = start, self._ratio(self._quick(start)) if found else 0.0
         for strength in self.plan.smooth if found else ():
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
             candidate = start.equalized(factors)
