@@ -36,7 +36,10 @@ _TURN = 0.25  # seconds that one session is measured for at a time
 
 
 def calibration(count: int | None = None, *, padded: bool = False) -> list[Feed]:
-    """Batches of calibration sentences that do not occur in the test, ordered by length, so that little is padding."""
+    """Batches of calibration sentences that do not occur in the test, each of like length, so that little is padding.
+
+    Batches come in random order: the first samples serve to judge steps, and should be like the others.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibration.npz"
         TASK.write_calibration(path, 10**6 if count is None else count)
@@ -45,7 +48,8 @@ def calibration(count: int | None = None, *, padded: bool = False) -> list[Feed]
     lengths = data["attention_mask"].sum(axis=1)
     order = np.arange(len(lengths)) if padded else np.argsort(lengths, kind="stable")
     feeds = []
-    for start in range(0, len(order), _BATCH):
+    starts = np.arange(0, len(order), _BATCH)
+    for start in starts if padded else np.random.default_rng(0).permutation(starts):
         chosen = order[start : start + _BATCH]
         longest = data["input_ids"].shape[1] if padded else int(lengths[chosen].max())
         feeds.append({name: array[chosen, :longest] for name, array in data.items()})
@@ -95,7 +99,7 @@ def forms(feeds: list[Feed], iterations: int) -> Iterator[tuple[str, amct_onnx.Q
     int8 = timed("int8", lambda: amct_onnx.quantize(MODEL, feeds))
     yield int8
     yield timed("int8, reduce_range", lambda: int8[1].to(reduce_range=True))
-    yield timed("int8, not smoothed", lambda: int8[1].to(algorithm="mse"))
+    yield timed("int8, fast", lambda: amct_onnx.quantize(MODEL, feeds, effort="fast"))
     source = FloatSource.open(str(MODEL))
     learned = AdaRound(num_iteration=iterations)
     yield timed("int4, nearest", lambda: amct_onnx.quantize(MODEL, None, weight_only=4))

@@ -47,7 +47,8 @@ def test_int8_keeps_the_order_of_pairs_and_smoothing_is_why(feeds: list[dict[str
     result = amct_onnx.quantize(encoder.MODEL, feeds, reduce_range=True)
     saved = result.save(tmp_path / "int8", inspect=False).files[0]
     assert correlation(saved) >= FLOAT - INT8_LOSS
-    plain = result.to(algorithm="mse").save(tmp_path / "plain", inspect=False).files[0]
+    fast = amct_onnx.quantize(encoder.MODEL, feeds, reduce_range=True, effort="fast")
+    plain = fast.save(tmp_path / "plain", inspect=False).files[0]
     assert sqnr(saved) >= sqnr(plain) + 3
 
 
@@ -57,7 +58,8 @@ def test_every_product_with_a_weight_is_an_integer_kernel(feeds: list[dict[str, 
     assert report.kernels.integer == {"MatMulIntegerToFloat": 36}
     # The float kernels that ONNX Runtime fuses in the float model are there still.
     assert report.kernels.floating["BiasGelu"] == 6
-    assert report.kernels.floating["LayerNormalization"] == 13
+    floating = report.kernels.floating
+    assert floating.get("LayerNormalization", 0) + floating.get("SkipLayerNormalization", 0) == 13
 
 
 def test_weights_of_four_bits(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:

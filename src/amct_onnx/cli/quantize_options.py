@@ -13,8 +13,8 @@ from amct_onnx.formats.data_options import check_data_type, parse_shapes, split_
 # The names behind these options; tests hold them to those of the layers that know them, which are heavy.
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHMS = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
+_LEAST_BLOCK = 16
 EFFORTS = ("fast", "default", "best")
-_LEAST_BLOCK, _BLOCK = 16, 32
 PRESETS = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
 
 
@@ -172,9 +172,32 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
         evaluator=namespace.evaluator,
         arguments=_arguments(namespace, command)
         | {"effort": namespace.effort}
-        | _weight_only(namespace)
+        | _weights_alone(namespace)
         | {name: getattr(namespace, name) for name in goals},
     )
+
+
+def _check_weight_only(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    if namespace.weight_only is None:
+        if namespace.block_size is not None:
+            command.error("--block_size belongs to --weight_only: give that too")
+        return
+    if namespace.statistics is not None or namespace.save_statistics is not None:
+        command.error("--weight_only has no statistics of activations: delete --statistics and --save_statistics")
+    if namespace.target != TARGETS[0]:
+        command.error(f"--weight_only needs --target {TARGETS[0]}")
+    if any(getattr(namespace, name) is not None for name in ("min_sqnr", "max_drop", "target_accuracy")):
+        command.error("--weight_only does not search for mixed precision: delete the target of accuracy")
+    size = namespace.block_size
+    if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
+        command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
+
+
+def _weights_alone(namespace: argparse.Namespace) -> dict[str, Any]:
+    if namespace.weight_only is None:
+        return {}
+    size = {} if namespace.block_size is None else {"block_size": namespace.block_size}
+    return {"weight_only": namespace.weight_only, **size}
 
 
 def read_sensitivity_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> SensitivityOptions:
@@ -220,26 +243,6 @@ def _arguments(namespace: argparse.Namespace, command: argparse.ArgumentParser) 
         "dtypes": dtypes,
         "names": _pairs(namespace.names, "=", "--names", command),
     }
-
-
-def _weight_only(namespace: argparse.Namespace) -> dict[str, int]:
-    if namespace.weight_only is None:
-        return {}
-    return {"weight_only": namespace.weight_only, "block_size": namespace.block_size or _BLOCK}
-
-
-def _check_weight_only(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> None:
-    if namespace.weight_only is None:
-        if namespace.block_size is not None:
-            command.error("--block_size belongs to --weight_only: give that too")
-        return
-    if namespace.statistics is not None or namespace.save_statistics is not None:
-        command.error("--weight_only has no statistics of activations: delete --statistics and --save_statistics")
-    if namespace.target != TARGETS[0]:
-        command.error(f"--weight_only needs --target {TARGETS[0]}")
-    size = namespace.block_size
-    if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
-        command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
 
 
 def _data(words: list[str], command: argparse.ArgumentParser) -> str | dict[str, str]:

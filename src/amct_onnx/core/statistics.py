@@ -1,4 +1,4 @@
-"""The statistics of one calibration: a histogram of each observed tensor, and what is known of channels of some."""
+"""The statistics of one calibration: a histogram of each observed tensor, and by what channels were divided for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.stats.channels import ChannelRange
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import StatisticsError
 
@@ -20,18 +19,15 @@ class Statistics:
 
     `factors`: float32[C], read-only, by which the channels of some tensors of that model were divided before
     (`graph.passes.equalize`).
-    `channels`: the ranges of the channels of those tensors that matrix products with a weight read.
     """
 
     tensors: Mapping[str, DyadicHistogram]
     samples: int
     digest: str
     factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    channels: Mapping[str, ChannelRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
-        object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
         factors = {name: np.array(values, np.float32) for name, values in self.factors.items()}
         for values in factors.values():
             values.setflags(write=False)
@@ -44,7 +40,7 @@ class Statistics:
         """
         if other.digest != self.digest:
             raise StatisticsError("Statistics of two different models cannot be merged: calibrate the same model file.")
-        if other.tensors.keys() != self.tensors.keys() or other.channels.keys() != self.channels.keys():
+        if other.tensors.keys() != self.tensors.keys():
             raise StatisticsError("Statistics of different tensors cannot be merged: use one version of amct_onnx.")
         if not self._same_factors(other):
             raise StatisticsError(
@@ -53,11 +49,7 @@ class Statistics:
             )
         tensors = {name: own.merge(other.tensors[name]) for name, own in self.tensors.items()}
         return Statistics(
-            tensors=tensors,
-            samples=self.samples + other.samples,
-            digest=self.digest,
-            factors=self.factors,
-            channels={name: own.merge(other.channels[name]) for name, own in self.channels.items()},
+            tensors=tensors, samples=self.samples + other.samples, digest=self.digest, factors=self.factors
         )
 
     def of(self, names: Iterable[str]) -> DyadicHistogram:
@@ -80,7 +72,6 @@ class Statistics:
             (self.samples, self.digest) == (other.samples, other.digest)
             and dict(self.tensors) == dict(other.tensors)
             and self._same_factors(other)
-            and dict(self.channels) == dict(other.channels)
         )
 
     __hash__ = None  # type: ignore[assignment]

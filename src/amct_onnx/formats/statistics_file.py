@@ -3,8 +3,6 @@
 `schema` is the version of this layout, `grids` int64[N, 3] have exponent, lowest bin and number of bins of each
 histogram, `extremes` are float64[N, 2], and `counts` are the counts of all histograms one after another. Of a model
 whose channels were divided by factors, `factors` has them one after another, `factor_sizes` how many each tensor has.
-`channel_names`, `channel_counts` and `channel_ranges`, float32[2, sum of counts], have the ranges of channels; earlier
-files do without them.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.statistics import Statistics
-from amct_onnx.core.stats.channels import ChannelRange
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import FileMissingError, StatisticsError
 from amct_onnx.formats.archive import writing_archive
@@ -39,10 +36,6 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> Non
             write("factor_names", np.array(list(statistics.factors), np.str_))
             write("factor_sizes", np.array([f.size for f in factors], np.int64))
             write("factors", np.concatenate(factors))
-        ranges = list(statistics.channels.values())
-        write("channel_names", np.array(list(statistics.channels), np.str_))
-        write("channel_counts", np.array([r.lowest.size for r in ranges], np.int64))
-        write("channel_ranges", np.hstack([np.zeros((2, 0), np.float32), *((r.lowest, r.highest) for r in ranges)]))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
@@ -92,10 +85,7 @@ def _read(arrays: dict[str, npt.NDArray[np.generic]]) -> Statistics:
     for tensor, grid, (low, high), part in zip(names, grids.tolist(), extremes.tolist(), parts, strict=True):
         tensors[str(tensor)] = _histogram(grid, low, high, part)
     factors = _read_factors(arrays) if "factor_names" in arrays else {}
-    channels = _channels(arrays) if "channel_names" in arrays else {}
-    return Statistics(
-        tensors=tensors, samples=samples, digest=str(arrays["digest"]), factors=factors, channels=channels
-    )
+    return Statistics(tensors=tensors, samples=samples, digest=str(arrays["digest"]), factors=factors)
 
 
 def _read_factors(arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.float32]]:
@@ -109,17 +99,6 @@ def _read_factors(arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.N
         raise ValueError("its factors are not positive numbers")
     parts = np.split(values, np.cumsum(counts))[:-1]
     return {str(name): part for name, part in zip(names, parts, strict=True)}
-
-
-def _channels(arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, ChannelRange]:
-    names, counts, ranges = (arrays[f"channel_{what}"] for what in ("names", "counts", "ranges"))
-    sizes = counts.astype(np.int64)
-    if ranges.dtype != np.float32 or ranges.shape != (2, sizes.sum()) or names.shape != sizes.shape:
-        raise ValueError("its ranges of channels do not fit each other")
-    if (sizes < 1).any() or not (np.isfinite(ranges).all() and (ranges[0] <= ranges[1]).all()):
-        raise ValueError("its ranges of channels are none")
-    parts = np.split(ranges.astype(np.float32), np.cumsum(sizes), axis=1)[:-1]
-    return {str(name): ChannelRange(lowest=low, highest=high) for name, (low, high) in zip(names, parts, strict=True)}
 
 
 def _histogram(grid: list[int], low: float, high: float, counts: npt.NDArray[np.generic]) -> DyadicHistogram:

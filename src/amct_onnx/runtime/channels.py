@@ -17,8 +17,12 @@ Floats = npt.NDArray[np.float32]
 Feed = Mapping[str, npt.NDArray[Any]]
 
 
-def channel_maxima(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Floats]:
-    """float32[C] for each of `tensors` [N, C, ...] of the main graph, by name; those that hold NaN or Inf are left out.
+def channel_maxima(
+    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed], *, axis: int = 1
+) -> dict[str, Floats]:
+    """float32[C] for each of `tensors` of the main graph, by name; those that hold NaN or Inf are left out.
+
+    axis: where the channels are, from the end if negative.
 
     `model` stays as it is. Raises CalibrationError or DataError where ONNX Runtime cannot run it.
     """
@@ -39,7 +43,7 @@ def channel_maxima(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
             raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
         for name, array in zip(tensors, found, strict=True):
-            axes = tuple(axis for axis in range(array.ndim) if axis != 1)
+            axes = tuple(other for other in range(array.ndim) if other != axis % array.ndim)
             largest = np.maximum(array.max(axis=axes), -array.min(axis=axes))
             maxima[name] = np.maximum(maxima[name], largest) if name in maxima else largest
     return {name: largest for name, largest in maxima.items() if np.isfinite(largest).all()}

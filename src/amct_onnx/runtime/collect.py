@@ -7,7 +7,6 @@ threads for one batch, which wait for each other after each node; and a histogra
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.core.stats.channels import ChannelRange
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.core.stats.tally import Counter
 from amct_onnx.errors import CalibrationError, DataError
@@ -38,35 +36,18 @@ MOST_WORKERS = 4
 _AHEAD = 2
 
 
-class ChannelRanges:
-    """The ranges of the channels of chosen tensors, as far as batches have run. `counts`: their channels, by name."""
-
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self.counts = dict(counts)
-        self.found = {name: ChannelRange.empty() for name in counts}
-        self._lock = threading.Lock()
-
-    def add(self, outputs: Sequence[npt.NDArray[Any]]) -> None:
-        """Merge the outputs of one batch: of each tensor the least, then the largest values."""
-        with self._lock:
-            for name, lowest, highest in zip(self.counts, outputs[::2], outputs[1::2], strict=True):
-                self.found[name] = self.found[name].merge(ChannelRange(lowest=lowest, highest=highest))
-
-
 def collect_statistics(
     model: ir.Model,
     names: Sequence[str],
     feeds: Iterable[Feed],
     *,
-    channels: ChannelRanges | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, DyadicHistogram]:
     """The histogram of each named tensor over all `feeds`, in the order of `names`.
 
     `model` is left as it is; `names` are float tensors of its main graph. Each of `feeds` has the inputs of one run, by
     name, and may have shapes of its own; some are read ahead. `progress` is told how many are done, after each. The
-    histograms do not depend on how the data is cut into feeds, nor on the number of threads. `channels`, tensors
-    float32[..., C] of the same graph, are filled with the ranges of their channels.
+    histograms do not depend on how the data is cut into feeds, nor on the number of threads.
 
     Raises ModelError for a name that is no float tensor of the model, CalibrationError if ONNX Runtime cannot run the
     model, or for a tensor that is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is
@@ -78,8 +59,8 @@ def collect_statistics(
     first = list(islice(source, min(threads, MOST_WORKERS)))
     workers = max(1, len(first))
     with (
-        _open(model, names, workers, threads // workers, channels) as (session, tallies),
-        closing(run_side_by_side(_counting(session, tallies, channels), chain(first, source), workers)) as runs,
+        _open(model, names, workers, threads // workers) as (session, tallies),
+        closing(run_side_by_side(_counting(session, tallies), chain(first, source), workers)) as runs,
     ):
         done = 0
         for done, (feed, running) in enumerate(runs, 1):
@@ -97,20 +78,18 @@ def collect_statistics(
         return {name: tally.histogram() for name, tally in tallies.items()}
 
 
-def run_batch(session: ort.InferenceSession, feed: Feed) -> list[Any]:
+def run_batch(session: ort.InferenceSession, feed: Feed) -> None:
     """Run one batch; every inference of a calibration is a call of this function."""
-    outputs: list[Any] = session.run(None, dict(feed))
-    return outputs
+    session.run(None, dict(feed))
 
 
 @contextmanager
 def _open(
-    model: ir.Model, names: Sequence[str], workers: int, threads: int, channels: ChannelRanges | None = None
+    model: ir.Model, names: Sequence[str], workers: int, threads: int
 ) -> Iterator[tuple[ort.InferenceSession, dict[str, Counter]]]:
     """A session that counts the named tensors of `workers` batches at a time, each on `threads` threads."""
     with tallying(names, min(workers * threads, 16)) as tallies:
-        numbers = {name: number for name, (number, _) in tallies.items()}
-        observed = tally_model(model, numbers, channels.counts if channels is not None else None)
+        observed = tally_model(model, {name: number for name, (number, _) in tallies.items()})
         options = session_options()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads
@@ -122,18 +101,12 @@ def _open(
         yield session, {name: tally for name, (_, tally) in tallies.items()}
 
 
-def _counting(
-    session: ort.InferenceSession, tallies: Mapping[str, Counter], channels: ChannelRanges | None
-) -> Callable[[Feed], bool]:
+def _counting(session: ort.InferenceSession, tallies: Mapping[str, Counter]) -> Callable[[Feed], bool]:
     """Runs a feed: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
 
     def run(feed: Feed) -> bool:
-        outputs = run_batch(session, feed)
-        if any(tally.wrong for tally in tallies.values()):
-            return True
-        if channels is not None:
-            channels.add(outputs[len(tallies) :])
-        return False
+        run_batch(session, feed)
+        return any(tally.wrong for tally in tallies.values())
 
     return run
 

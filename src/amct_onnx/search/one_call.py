@@ -64,12 +64,13 @@ def quantize(
     skip_layers: names of nodes that stay in float.
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
-        (equalization of channels, GPTQ, biases) of which each step is kept if it helps on samples held out of it; in
-        about twice the time. best: more of it, in minutes. `steps` of the result tells what was tried and what it
-        brought. With `settings`, what they say is done and no recipe.
+        (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
+        out of it; in about twice the time. best: more of it, in minutes. `steps` of the result tells what was tried
+        and what it brought. With `settings`, what they say is done and no recipe.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on), activations stay in float; for target onnxruntime. Weights are rounded by GPTQ, or to
-        nearest where data is None. Padding counts as data: give batches of samples of equal length.
+        of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
+        Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
+        batches of samples of equal length.
     images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
         limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
@@ -107,9 +108,9 @@ def quantize(
     }
     if not _wants_search(evaluator, max_drop, target_accuracy, min_sqnr):
         return quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
-    if weight_only is not None:
-        raise ArgumentError("A search for mixed precision is for int8: give weight_only or a target of accuracy.")
     check_target(target)
+    if weight_only is not None:
+        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
     if isinstance(data, Statistics):
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
     source = FloatSource.open(model)

@@ -16,7 +16,7 @@ from amct_onnx.core.tuning import Effort, check_effort
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.runtime.collect import ChannelRanges, collect_statistics
+from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.images import ImageOptions
 from amct_onnx.runtime.sources import open_data
 from amct_onnx.workflow.choice import make_choice
@@ -107,8 +107,8 @@ def quantize(
         result = QuantizedModel(source=source, target=target, choice=choice, statistics=data)
         result.solve()
         return result
-    observed, inputs = source.observed(), model_inputs(source.fused)
-    if not observed:
+    inputs = model_inputs(source.fused)
+    if not source.observed():
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
@@ -121,19 +121,16 @@ def quantize(
         effort=effort,
         plan=front.plan,
         samples=front.samples,
-        observed=observed,
         progress=told,
     )
     source = recipe.equalize()
     watched = _Watched(front, feeds.total, inputs, told)
-    channels = ChannelRanges(source.product_channels())
-    tensors = collect_statistics(source.fused, observed, watched, channels=channels)
+    tensors = collect_statistics(source.fused, source.observed(), watched)
     statistics = Statistics(
         tensors=tensors,
         samples=watched.samples,
         digest=model_digest(source.fused),
         factors=source.factors,
-        channels=channels.found,
     )
     result = QuantizedModel(
         source=source,

@@ -35,7 +35,6 @@ from amct_onnx.workflow.choice import Choice, make_choice
 from amct_onnx.workflow.one_pass import AscendResult, lower_ascend
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.result import FactoredModel, write_quantized
-from amct_onnx.workflow.smoothing import Smoothed, smooth_model
 from amct_onnx.workflow.source import FloatSource, source_of, values_by_name
 
 Floats = npt.NDArray[np.float32]
@@ -127,12 +126,9 @@ class QuantizedModel:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What happens to each node that the target could quantize, and why where it stays in float."""
-        return self._ascend.decisions if self.target == ASCEND_NAME else self._qdq_decisions
-
-    @property
-    def _qdq_decisions(self) -> tuple[Decision, ...]:
+        decisions = self._ascend.decisions if self.target == ASCEND_NAME else self._plan.decisions
         nodes = self.source.facts.nodes  # without those that smoothing has added
-        return tuple(decision for decision in self._plan.decisions if decision.layer in nodes)
+        return tuple(decision for decision in decisions if decision.layer in nodes)
 
     @cached_property
     def activations(self) -> Mapping[str, QParams]:
@@ -194,11 +190,6 @@ class QuantizedModel:
         return self._ascend.model
 
     @property
-    def network(self) -> ir.Model:
-        """The float model that is lowered, not to be changed: fused, equalized and smoothed as far as that helps."""
-        return self.source.fused if self.target == ASCEND_NAME else self._smoothed.model
-
-    @property
     def lowered(self) -> ir.Model:
         """The model of a Q/DQ target, not to be changed."""
         return self._lowered[0]
@@ -208,22 +199,15 @@ class QuantizedModel:
         return QDQ_TARGETS[self.target]
 
     @cached_property
-    def _smoothed(self) -> Smoothed:
-        """The fused model, with outlier channels smoothed where the user leaves the ranges of activations to us."""
-        plan = plan_qdq(self.source.fused, self._rules, off=self.choice.off())
-        channels = self.statistics.channels if self.choice.is_default else {}
-        return smooth_model(self.source.fused, plan, channels)
-
-    @cached_property
     def _plan(self) -> QdqPlan:
         self.choice.check(self.target)
-        return plan_qdq(self._smoothed.model, self._rules, off=self.choice.off())
+        return plan_qdq(self.source.fused, self._rules, off=self.choice.off())
 
     @cached_property
     def _readers(self) -> Mapping[str, Sequence[str]]:
         """For each tensor the layers that read it as input 0."""
         readers: dict[str, list[str]] = {}
-        for node in self._smoothed.model.graph:
+        for node in self.source.fused.graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
                 readers.setdefault(node.inputs[0].name, []).append(node.name or "")
         return readers
@@ -231,13 +215,13 @@ class QuantizedModel:
     @cached_property
     def _clamped(self) -> frozenset[str]:
         """The tensors of which a Relu or Clip is to go into the grid."""
-        nodes = {node.name: node for node in self._smoothed.model.graph}
+        nodes = {node.name: node for node in self.source.fused.graph}
         clamps = self._plan.absorbed if self._rules.drops_clamps else {}
         return frozenset(nodes[clamp].outputs[0].name or "" for clamp in clamps)
 
     @cached_property
     def _values(self) -> Mapping[str, ir.Value]:
-        return values_by_name(self._smoothed.model)
+        return values_by_name(self.source.fused)
 
     def grid_of_range(self, low: float, high: float) -> QParams:
         """The grid of a Q/DQ target's activations from `low` <= 0 to `high` >= 0."""
@@ -255,8 +239,6 @@ class QuantizedModel:
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
         if (known := self.tuning.ranges.get(group.tensors[0])) is not None:
             return [(tensor, self.grid_of_range(*known)) for tensor in group.tensors]
-        if (smooth := self._smoothed.grid(group.tensors[0], self._rules.activation)) is not None:
-            return [(group.tensors[0], smooth)]
         statistic = self._statistic(group)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
         try:
@@ -270,7 +252,7 @@ class QuantizedModel:
 
     @cached_property
     def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
-        model, rules = self._smoothed.model.clone(), self._rules
+        model, rules = self.source.fused.clone(), self._rules
         if default_opset(model) < rules.minimum_opset:
             raise_opset(model, rules.minimum_opset)
         return model, lower_qdq(model, self._plan, rules, self.activations, self._weight)

@@ -43,7 +43,7 @@ def cheaper_ranges(result: QuantizedModel, samples: Sequence[Feed], progress: Pr
         for group, spans in zip(groups, tries, strict=True)
     ]
     current = [_change(plan, group, readers, result.activations[group.tensors[0]]) for group in groups]
-    probe = Probe(result.network, Change.union(current), {}, samples[0])
+    probe = Probe(result.source.fused, Change.union(current), {}, samples[0])
 
     def costs(feed: Feed) -> npt.NDArray[np.float64]:
         clean = probe.clean(feed)
@@ -76,7 +76,7 @@ def _ranges(result: QuantizedModel, group: TensorGroup) -> list[Range]:
 def _readers(result: QuantizedModel) -> dict[str, list[tuple[str, int]]]:
     """For each tensor the inputs of nodes that read it quantized."""
     readers: dict[str, list[tuple[str, int]]] = {}
-    for node in result.network.graph:
+    for node in result.source.fused.graph:
         for index, value in enumerate(node.inputs):
             if value is not None and (node.name or "", index) in result.plan.reads:
                 readers.setdefault(value.name or "", []).append((node.name or "", index))

@@ -4,7 +4,8 @@ The first samples of the data are kept. Two of three serve to fit, the others ju
 signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` says what each effort tries.
 
 1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
-   network: of all tensors, or only of those that nothing clips, whose function stays.
+   network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
+   channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets.
 2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs, or without. "best" tries AdaRound as well.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.balance import equalizing_factors
+from amct_onnx.core.balance import equalizing_factors, smooth_factors
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
@@ -33,11 +34,14 @@ from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.runtime.channels import channel_maxima
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
+from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.progress import Progress
+from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
 from amct_onnx.workflow.ranges import cheaper_ranges
 from amct_onnx.workflow.second_order import Method, round_weights
+from amct_onnx.workflow.smoothing import outlier_inputs
 from amct_onnx.workflow.source import FloatSource
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -53,8 +57,8 @@ class Plan:
     """What an effort tries.
 
     samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
-    so many are for a first quantization. strengths: of equalization without and with a Clip. rounding: methods.
-    ranges: on so many samples it is measured what ranges cost.
+    so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
+    SmoothQuant. rounding: methods. ranges: on so many samples it is measured what ranges cost.
     """
 
     samples: int
@@ -62,6 +66,7 @@ class Plan:
     judges: int
     quick: int
     strengths: tuple[tuple[float, float], ...]
+    smooth: tuple[float, ...]
     rounding: tuple[Method, ...]
     ranges: int
 
@@ -73,9 +78,16 @@ class Plan:
 
 
 PLANS: Mapping[Effort, Plan] = {
-    "fast": Plan(samples=0, memory=0, judges=0, quick=0, strengths=(), rounding=(), ranges=0),
+    "fast": Plan(samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), rounding=(), ranges=0),
     "default": Plan(
-        samples=24, memory=24 << 20, judges=3, quick=8, strengths=((0.5, 0.25),), rounding=("gptq",), ranges=0
+        samples=24,
+        memory=24 << 20,
+        judges=3,
+        quick=8,
+        strengths=((0.5, 0.25),),
+        smooth=(0.7,),
+        rounding=("gptq",),
+        ranges=0,
     ),
     "best": Plan(
         samples=96,
@@ -83,6 +95,7 @@ PLANS: Mapping[Effort, Plan] = {
         judges=3,
         quick=32,
         strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
+        smooth=(0.5, 0.7, 0.85),
         rounding=("gptq", "adaround"),
         ranges=24,
     ),
@@ -127,7 +140,6 @@ class Recipe:
     effort: Effort
     plan: Plan
     samples: Sequence[Feed]
-    observed: Sequence[str]
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -144,7 +156,26 @@ class Recipe:
         return len(self.samples) >= _LEAST_SAMPLES and self.choice.is_ours
 
     def equalize(self) -> FloatSource:
-        """The model with channels equalized as far as that helps a first quantization, from the samples alone."""
+        """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
+        from the samples alone."""
+        return self._smooth(self._equalize())
+
+    def _smooth(self, start: FloatSource) -> FloatSource:
+        if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
+            return start
+        plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
+        found = outlier_inputs(start.fused, plan, self.fit)
+        best, least = start, self._ratio(self._quick(start)) if found else 0.0
+        for strength in self.plan.smooth if found else ():
+            factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
+            candidate = start.equalized(factors)
+            ratio = self._ratio(self._quick(candidate))
+            self._note(f"outlier channels smoothed, strength {strength}", least, ratio)
+            if ratio < least:
+                best, least = candidate, ratio
+        return best
+
+    def _equalize(self) -> FloatSource:
         groups = channel_groups(self.source.fused) if self.tries else ()
         if not groups or not self.plan.strengths:
             return self.source
@@ -193,7 +224,7 @@ class Recipe:
                 name = f"rounding by {method}{', biases corrected' if corrected else ''}"
                 try:
                     found = round_weights(
-                        result.network,
+                        result.source.fused,
                         layers,
                         self.fit,
                         params,
@@ -240,7 +271,7 @@ class Recipe:
 
     def _quick(self, source: FloatSource) -> QuantizedModel:
         """A quantized model of `source` from the samples to fit."""
-        tensors = collect_statistics(source.fused, self.observed, self.fit[: self.plan.quick])
+        tensors = collect_statistics(source.fused, source.observed(), self.fit[: self.plan.quick])
         digest = model_digest(source.fused)
         statistics = Statistics(
             tensors=tensors, samples=len(self.fit[: self.plan.quick]), digest=digest, factors=source.factors
@@ -263,7 +294,7 @@ class Recipe:
 def _with_bias(result: QuantizedModel) -> frozenset[str]:
     """The quantized layers whose bias can make up for something; target ascend takes it as it is there."""
     found = []
-    for node in result.network.graph:
+    for node in result.source.fused.graph:
         if node.name in result.weights and node.op_type in ("Conv", "Gemm"):
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             if bias is not None or result.target != ASCEND_NAME:

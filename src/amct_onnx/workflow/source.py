@@ -20,8 +20,8 @@ from amct_onnx.formats.config_text import read_cfg
 from amct_onnx.formats.onnx_file import load_model
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import is_product, is_standard
-from amct_onnx.graph.passes.equalize import equalize_channels
-from amct_onnx.graph.passes.smooth import product_inputs
+from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
+from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.targets.ascend_rules import ASCEND
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
@@ -82,12 +82,19 @@ class FloatSource:
         return self.fused if self.factors else self.model
 
     def equalized(self, factors: Mapping[str, npt.NDArray[np.float32]]) -> FloatSource:
-        """This model with the channels of some tensors divided by factors. Raises StatisticsError where they misfit."""
+        """This model with the channels of some tensors divided by factors. Raises StatisticsError where they misfit.
+
+        factors: of groups of channels (`graph.passes.equalize`), and of inputs of products (`graph.passes.smooth`).
+        """
         if not factors:
             return self
         fused = self.fused.clone()
         try:
-            equalize_channels(fused, factors)
+            groups = {group.key for group in channel_groups(fused)}
+            inputs = product_inputs(fused)
+            smoothed = {name: values for name, values in factors.items() if name in inputs and name not in groups}
+            equalize_channels(fused, {name: values for name, values in factors.items() if name not in smoothed})
+            smooth_inputs(fused, smoothed)
         except (KeyError, ValueError) as error:
             raise StatisticsError("The factors of equalization belong to another model: calibrate this one.") from error
         return replace(self, fused=fused, factors={**self.factors, **factors})

@@ -93,7 +93,9 @@ def test_sensitivity_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_weights_alone_need_no_data() -> None:
-    assert options("--weight_only", "4").data is None
+    found = options("--weight_only", "4")
+    assert found.data is None
+    assert found.arguments["weight_only"] == 4
     found = options("--weight_only", "8", "--block_size", "64", "--data", "x")
     assert found.data == "x"
     assert (found.arguments["weight_only"], found.arguments["block_size"]) == (8, 64)
@@ -129,6 +131,7 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--block_size", "32"), "belongs to --weight_only"),
         (("--weight_only", "4", "--statistics", "s.npz"), "no statistics of activations"),
         (("--weight_only", "4", "--target", "openvino"), "needs --target onnxruntime"),
+        (("--weight_only", "4", "--min_sqnr", "20"), "delete the target of accuracy"),
         (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
     ],
 )

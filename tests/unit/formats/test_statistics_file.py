@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from amct_onnx.core.statistics import Statistics
-from amct_onnx.core.stats.channels import ChannelRange
 from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import FileMissingError, StatisticsError
 from amct_onnx.formats.statistics_file import load_statistics, save_statistics
@@ -21,10 +20,7 @@ from amct_onnx.formats.statistics_file import load_statistics, save_statistics
 values = arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e6, 1e6, width=32))
 statistics = st.builds(
     lambda parts, samples: Statistics(
-        tensors={f"t{i}": DyadicHistogram.of(part) for i, part in enumerate(parts)},
-        samples=samples,
-        digest="d",
-        channels={f"t{i}": ChannelRange.of(part[None]) for i, part in enumerate(parts[1:])},
+        tensors={f"t{i}": DyadicHistogram.of(part) for i, part in enumerate(parts)}, samples=samples, digest="d"
     ),
     st.lists(values, max_size=4),
     st.integers(0, 1 << 40),
@@ -70,42 +66,6 @@ def test_statistics_of_other_models_or_tensors_do_not_merge() -> None:
         some().merge(some("other"))
     with pytest.raises(StatisticsError, match="different tensors"):
         some().merge(Statistics(tensors={}, samples=1, digest="d"))
-
-
-def test_ranges_of_channels_merge() -> None:
-    parts = [normal.reshape(-1, 4) for normal in np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)]
-    first, second, third = (
-        Statistics(tensors={}, samples=2, digest="d", channels={"t": ChannelRange.of(part)}) for part in parts
-    )
-    assert first.merge(second).merge(third).channels["t"] == ChannelRange.of(np.concatenate(parts))
-    with pytest.raises(StatisticsError, match="different tensors"):
-        first.merge(Statistics(tensors={}, samples=2, digest="d"))
-
-
-def test_a_file_of_an_earlier_version_has_no_ranges_of_channels(file: Path) -> None:
-    save_statistics(some(), file)
-    with np.load(file) as stored:
-        arrays = {name: stored[name] for name in stored.files if not name.startswith("channel")}
-    np.savez(file, **arrays)
-    assert load_statistics(file) == some()
-
-
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("channel_ranges", np.zeros((2, 3), np.float32)),
-        ("channel_ranges", np.float32([[1, 1], [2, 0]])),
-        ("channel_counts", np.array([0])),
-    ],
-)
-def test_ranges_of_channels_that_contradict_themselves(file: Path, name: str, array: np.ndarray) -> None:
-    channels = {"t": ChannelRange.of(np.float32([[1, 2], [3, 4]]))}
-    save_statistics(Statistics(tensors={}, samples=2, digest="d", channels=channels), file)
-    with np.load(file) as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    np.savez(file, **(arrays | {name: array}))
-    with pytest.raises(StatisticsError, match="damaged"):
-        load_statistics(file)
 
 
 def test_a_missing_file(file: Path) -> None:

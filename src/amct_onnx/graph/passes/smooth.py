@@ -66,9 +66,13 @@ def _product_input(node: ir.Node) -> tuple[str | None, int]:
 def smooth_inputs(model: ir.Model, factors: Mapping[str, Floats]) -> dict[str, str]:
     """Scale tensors of `product_inputs`, in place; `factors` float32[C] > 0, by name.
 
-    Returns for each the name of the tensor that holds x / f now: itself, or that behind a new Mul.
+    Returns for each the name of the tensor that holds x / f now: itself, or that behind a new Mul. Raises KeyError for
+    a tensor that is no such input, ValueError for factors of another number of channels.
     """
     inputs = product_inputs(model)
+    for name, wanted in factors.items():
+        if wanted.shape != (inputs[name].channels,):
+            raise ValueError(f"{name} has {inputs[name].channels} channels, and factors of shape {wanted.shape}")
     normalize_layers(model, {layer for name in factors for layer in inputs[name].layers})
     names, nodes = ValueNames(model), {node.name: node for node in model.graph}
     renamed = {}

@@ -2,49 +2,38 @@
 
 Before                     After
 x -> Conv -> y -> Relu     x -> Conv -> y -> amct.customop.Tally -> (output)
-t -> MatMul                t -> Reshape [-1, C] -> ReduceMin, ReduceMax -> (outputs) where ranges of channels are wanted
 
-The outputs of the copy are those of its Tally nodes, one number each, then two for each range of channels; nodes that
-none of them needs are left out. The order is that of graph.passes.observers: each tensor is counted when it exists.
+The outputs of the copy are those of its Tally nodes, one number each, and nodes that no tally needs are left out. The
+order is that of graph.passes.observers: each tensor is counted when it exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer
-from amct_onnx.graph.layers import OBSERVER_DOMAIN, default_opset
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.graph.passes.observed import Branch
 
 TALLY = "Tally"
-_AXES_AS_INPUT = 18  # the opset from which ReduceMin and ReduceMax have their axes as an input
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def tally_model(model: ir.Model, tallies: Mapping[str, int], channels: Mapping[str, int] | None = None) -> ir.Model:
+def tally_model(model: ir.Model, tallies: Mapping[str, int]) -> ir.Model:
     """A copy of `model`, which shares its weights; each value named in `tallies` is shown to the tally of that number.
-
-    `channels`: values float32[..., C], by name with C, of which the least and the largest value of each channel become
-    outputs, in this order.
 
     Values are those of the main graph: inputs, outputs of nodes, initializers. Raises ModelError for a name that the
     graph does not have, and for a tensor that is not of a float type.
     """
     copy = model.clone()
     graph, found, order = copy.graph, _values(copy.graph), _positions(copy.graph)
-    _check([*tallies, *(channels or ())], found)
-    names, outputs, ranges = ValueNames(copy), [], {}
-    channels = channels or {}
-    for name in sorted({**tallies, **channels}, key=lambda name: order[name], reverse=True):
-        if name in channels:
-            ranges[name] = _channel_range(copy, found[name], channels[name], names)
-        if name not in tallies:
-            continue
+    _check(tallies, found)
+    names, outputs = ValueNames(copy), []
+    for name in sorted(tallies, key=lambda name: order[name], reverse=True):
         value, hint = found[name], f"{name}.tally"
         if value.dtype != ir.DataType.FLOAT:
             value = Branch(copy, hint, names).as_float32(value)
@@ -52,30 +41,10 @@ def tally_model(model: ir.Model, tallies: Mapping[str, int], channels: Mapping[s
         attributes = {"input_index": tallies[name]}
         graph.append(ir.node(TALLY, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
         outputs.append(output)
-    graph.outputs[:] = [*outputs, *(output for name in channels for output in ranges[name])]
+    graph.outputs[:] = outputs
     copy.opset_imports[OBSERVER_DOMAIN] = 1
     RemoveUnusedNodesPass()(copy)
     return copy
-
-
-def _channel_range(model: ir.Model, value: ir.Value, count: int, names: ValueNames) -> list[ir.Value]:
-    """Nodes that give float32[count] twice: the least and the largest value of each channel."""
-    graph, hint = model.graph, f"{value.name}.channels"
-    shape = add_initializer(graph, f"{hint}.shape", np.array([-1, count]), names=names)
-    rows = ir.val(names.new(f"{hint}.rows"), dtype=ir.DataType.FLOAT)
-    graph.append(ir.node("Reshape", [value, shape], name=f"{hint}.rows", outputs=[rows]))
-    outputs = []
-    for op_type in ("ReduceMin", "ReduceMax"):
-        inputs: list[ir.Value] = [rows]
-        attributes: dict[str, int | list[int]] = {"keepdims": 0}
-        if default_opset(model) >= _AXES_AS_INPUT:
-            inputs.append(add_initializer(graph, f"{hint}.axes", np.array([0]), names=names))
-        else:
-            attributes["axes"] = [0]
-        output = ir.val(names.new(f"{hint}.{op_type}"), dtype=ir.DataType.FLOAT, shape=ir.Shape([count]))
-        graph.append(ir.node(op_type, inputs, attributes, name=f"{hint}.{op_type}", outputs=[output]))
-        outputs.append(output)
-    return outputs
 
 
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
