@@ -145,7 +145,7 @@ def _solve(
             tried = np.clip(scale * np.float32(ratio), FLT_EPSILON, 1 / FLT_EPSILON)
             scales = _scales_by_groups(node, tried, shape)
             if wishes.learning is None:
-                found, errors = _gptq(grouped, scales, grid.spec, used)
+                found, errors = _gptq(grouped, scales, grid.spec, used, compared=len(wishes.ratios) > 1)
             else:
                 learned = learn_rounding(grouped, scales, grid.spec, used, wishes.learning, wishes.go_on)
                 found, errors = learned.integers.astype(np.int8), learned.learned
@@ -170,8 +170,13 @@ def _covariances(moments: SecondMoments) -> SecondMoments:
     return SecondMoments(columns=moments.columns, mean=np.zeros_like(moments.mean), gram=gram)
 
 
-def _gptq(rows: Floats, scales: Floats, spec: QSpec, moments: SecondMoments) -> tuple[Integers, Doubles]:
-    """GPTQ of rows [G, R, n], in blocks of columns as long as the Gram matrices; and the squared error of each row."""
+def _gptq(
+    rows: Floats, scales: Floats, spec: QSpec, moments: SecondMoments, *, compared: bool
+) -> tuple[Integers, Doubles]:
+    """GPTQ of rows [G, R, n], in blocks of columns as long as the Gram matrices.
+
+    Beside the integers the squared error of each row's output, where it is `compared`.
+    """
     groups, count, length = rows.shape
     units, width = moments.mean.shape
     blocks = units // groups
@@ -180,8 +185,10 @@ def _gptq(rows: Floats, scales: Floats, spec: QSpec, moments: SecondMoments) -> 
     cut = filled.reshape(groups, count, blocks, width).swapaxes(1, 2).reshape(units, count, width)
     steps = np.repeat(scales, blocks, axis=0)
     found = solve_gptq_groups(cut, moments.gram, steps, spec, damping=_DAMPING)
-    wrong = (found * steps[..., None].astype(np.float64) - cut).swapaxes(1, 2)
-    errors = (precise_product(moments.gram, wrong) * wrong).sum(axis=1).reshape(groups, blocks, count).sum(axis=1)
+    errors = np.zeros((groups, count))
+    if compared:
+        wrong = (found * steps[..., None].astype(np.float64) - cut).swapaxes(1, 2)
+        errors = (precise_product(moments.gram, wrong) * wrong).sum(axis=1).reshape(groups, blocks, count).sum(axis=1)
     joined = found.reshape(groups, blocks, count, width).swapaxes(1, 2).reshape(groups, count, -1)
     return np.ascontiguousarray(joined[..., :length]), errors
 
