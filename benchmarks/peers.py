@@ -99,7 +99,10 @@ def _onnxruntime(
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         prepared = job.scratch("prepared.onnx")
-        quant_pre_process(str(job.model), str(prepared))
+        try:
+            quant_pre_process(str(job.model), str(prepared))
+        except Exception:  # it raises nothing more special where it cannot infer a shape
+            quant_pre_process(str(job.model), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(job.output),
