@@ -121,6 +121,7 @@ def quantize(
         effort=effort,
         plan=front.plan,
         samples=front.samples,
+        more=front.more,
         progress=told,
     )
     source = recipe.equalize()

@@ -49,6 +49,8 @@ Floats = npt.NDArray[np.float32]
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
+# Rare outliers decide the factors of SmoothQuant: on a sentence encoder, those of 16 samples reach 21 dB, of 104 25.
+_CHANNEL_SAMPLES = 128
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -106,7 +108,7 @@ class Front:
     """The first samples of `feeds`, which iterating gives before the others.
 
     A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
-    size.
+    size. `more`: the feeds behind the samples, within the same memory, which show the magnitudes of channels.
     """
 
     def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
@@ -124,7 +126,13 @@ class Front:
                 kept = {name: np.array(array[index : index + 1] if rows else array) for name, array in feed.items()}
                 self.samples.append(kept)
                 size += sum(array.nbytes for array in kept.values())
-        self._feeds = chain(read, feeds)
+        self.more: list[Feed] = []
+        count = len(self.samples)
+        while self.samples and count < _CHANNEL_SAMPLES and size < plan.memory and (feed := next(feeds, None)):
+            self.more.append(feed)
+            count += max((len(array) for array in feed.values() if array.ndim), default=1) if rows else 1
+            size += sum(array.nbytes for array in feed.values())
+        self._feeds = chain(read, self.more, feeds)
 
     def __iter__(self) -> Iterator[Feed]:
         return self._feeds
@@ -140,6 +148,7 @@ class Recipe:
     effort: Effort
     plan: Plan
     samples: Sequence[Feed]
+    more: Sequence[Feed]
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -164,7 +173,7 @@ class Recipe:
         if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
             return start
         plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
-        found = outlier_inputs(start.fused, plan, self.fit)
+        found = outlier_inputs(start.fused, plan, [*self.fit, *self.more])
         best, least = start, self._ratio(self._quick(start)) if found else 0.0
         for strength in self.plan.smooth if found else ():
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
