@@ -33,6 +33,7 @@ from processes import machine
 from tasks import SQNR, TASKS, Feed, Tally, Task
 
 from amct_onnx import deployed_session
+from amct_onnx.core.tuning import EFFORTS
 
 WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
 EXPLANATION = """\
@@ -205,6 +206,7 @@ def chosen_entries(args: argparse.Namespace, found: Mapping[str, tuple[str, str]
         for scheme in ASCEND.schemes
         if scheme.plain or not args.plain
     ]
+    ours = [entry for entry in ours if entry.scheme.name not in EFFORTS or entry.scheme.name in args.efforts]
     peers = [entry for entry in entries if entry.is_peer and (args.peers is None or entry.side.name in args.peers)]
     chosen = [*ours, *(peer for peer in peers if not any(word in peer.scheme.name for word in args.without))]
     return {entry: found[OURS.name if entry.side is ASCEND else entry.side.name][1] for entry in chosen}
@@ -231,6 +233,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="keep the models of peers, and take those that are there from the same calibration data",
     )
     add("--timeout", type=float, default=1800, help="seconds that one process may take")
+    add("--efforts", nargs="+", choices=EFFORTS, default=list(EFFORTS), help="of this tool (all)")
+    add("--append", action="store_true", help="add to that file: the tables of other models")
     add("--write", action="store_true", help=f"write {WRITTEN.name} in docs as printed")
     args = parser.parse_args(words)
     args.calibration = args.calibration or (4 if args.quick else 160)
@@ -271,8 +275,9 @@ def main(words: Sequence[str] | None = None) -> int:
     tee = _Tee(sys.stdout)
     with contextlib.redirect_stdout(tee):
         run_all(args, words)
-    if args.write:
-        WRITTEN.write_text(f"# Accuracy beside other tools\n\n```none\n{tee.getvalue()}```\n", encoding="utf-8")
+    if args.write or args.append:
+        before = WRITTEN.read_text(encoding="utf-8") if args.append else "# Accuracy beside other tools\n"
+        WRITTEN.write_text(f"{before}\n```none\n{tee.getvalue()}```\n", encoding="utf-8")
     return 0
 
 

@@ -184,7 +184,8 @@ def report_speed(bench: Bench, case: Case, entries: Sequence[Entry]) -> None:
     rivals = {e.label: median(ratios[e.label]) for e in kept if e.is_peer and e.scheme.plain}
     if ours and rivals:
         best = min(rivals, key=rivals.__getitem__)
-        print(f"{OURS.name} takes {median(ratios[ours[0]]) / rivals[best]:.2f} times as long as {best}")
+        for label in ours:
+            print(f"{label} takes {median(ratios[label]) / rivals[best]:.2f} times as long as {best}")
 
 
 def report_memory(bench: Bench, case: Case, entries: Sequence[Entry]) -> None:

@@ -88,6 +88,15 @@ def _ascend(**options: Any) -> Callable[[Job], None]:
     return run
 
 
+def _amct_recipe(job: Job) -> None:
+    """Settings of AMCT are obeyed as they are; those that it writes by default are IFMR and ARQ."""
+    import amct_onnx
+
+    settings = job.scratch("config.json")
+    amct_onnx.create_quant_config(str(settings), str(job.model))
+    _ascend(settings=str(settings))(job)
+
+
 # --- peers
 
 
@@ -213,7 +222,7 @@ OURS = Side(
     module="amct_onnx",
     distribution="amct-onnx",
     schemes=(
-        Scheme(name="fast", run=_amct_onnx(effort="fast"), plain=False),
+        Scheme(name="fast", run=_amct_onnx(effort="fast")),
         Scheme(name="default", run=_amct_onnx()),
         Scheme(name="best", run=_amct_onnx(effort="best"), plain=False),
     ),
@@ -227,7 +236,7 @@ ASCEND = Side(
         Scheme(name="fast", run=_ascend(effort="fast"), plain=False),
         Scheme(name="default", run=_ascend()),
         Scheme(name="best", run=_ascend(effort="best"), plain=False),
-        Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_ascend(algorithm="ifmr")),
+        Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_amct_recipe),
     ),
 )
 PEERS = (
