@@ -13,6 +13,7 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from amct_onnx.core.qparams import QParams
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
 from amct_onnx.core.tuning import Effort, Step, WeightGrid
-from amct_onnx.errors import CalibrationError
+from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
@@ -51,6 +52,7 @@ _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
 # Rare outliers decide the factors of SmoothQuant: on a sentence encoder, those of 16 samples reach 21 dB, of 104 25.
 _CHANNEL_SAMPLES = 128
+_REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -167,7 +169,11 @@ class Recipe:
     def equalize(self) -> FloatSource:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
         from the samples alone."""
-        return self._smooth(self._equalize())
+        try:
+            return self._smooth(self._equalize())
+        except _REASONS as reason:  # samples that do not run are the calibration's to tell of
+            self.steps.append(Step(name="equalization", before=math.inf, after=None, kept=False, reason=str(reason)))
+            return self.source
 
     def _smooth(self, start: FloatSource) -> FloatSource:
         if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
@@ -216,13 +222,22 @@ class Recipe:
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
         """`result` with those of the later steps that help."""
-        if not self.tries or not (self.plan.rounding or self.plan.ranges):
-            return replace(result, steps=tuple(self.steps))
+        if self.tries and (self.plan.rounding or self.plan.ranges):
+            try:
+                result = self._tuned(result)
+            except _REASONS as reason:
+                self.steps.append(Step(name="rounding", before=math.inf, after=None, kept=False, reason=str(reason)))
+        return replace(result, steps=tuple(self.steps))
+
+    def _tuned(self, result: QuantizedModel) -> QuantizedModel:
         least = self._ratio(result)
         if self.plan.ranges and self.target != ASCEND_NAME:
             result, least = self._choose_ranges(result, least)
-        result, least = self._round(result, least)
-        return replace(result, steps=tuple(self.steps))
+        if self.choice.reduce_range:
+            why = "reduce_range chooses the integers of weights"
+            self.steps.append(Step(name="rounding", before=decibel(least), after=None, kept=False, reason=why))
+            return result
+        return self._round(result, least)[0]
 
     def _round(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
         layers = list(result.weights)
