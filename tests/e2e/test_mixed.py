@@ -95,7 +95,7 @@ def test_a_layer_whose_weight_is_hopeless_goes_to_float_alone(images: np.ndarray
 
 def test_a_hopeless_activation_gets_int16_where_the_target_has_it(images: np.ndarray) -> None:
     model = make_model(activation=True)
-    result = amct_onnx.quantize(model, images, target="ascend", min_sqnr=25)
+    result = amct_onnx.quantize(model, images, target="ascend", min_sqnr=25, effort="fast")
     precision = result.precision
     assert precision is not None
     assert precision.evaluations[0].value < 20
@@ -107,7 +107,7 @@ def test_a_hopeless_activation_gets_int16_where_the_target_has_it(images: np.nda
 
 def test_a_tensor_of_two_layers_takes_both_to_float(images: np.ndarray) -> None:
     model = make_model(activation=True)
-    result = amct_onnx.quantize(model, images, min_sqnr=25, reduce_range=True)
+    result = amct_onnx.quantize(model, images, min_sqnr=25, reduce_range=True, effort="fast")
     assert result.precision is not None
     assert result.precision.met
     assert {"conv2", "conv3"} <= set(result.precision.result.float_layers)

@@ -46,7 +46,7 @@ def test_top_1_is_that_of_onnx_runtime(test_data: Callable[..., Path], tmp_path:
     path, root = test_data("models", model.file), test_data("images").parent
     calibration = spread(read_labels(model.calibration, root), 32)
     data = np.concatenate([part for part, _ in batches(calibration, 8, model.prepare)])
-    result = amct_onnx.quantize(path, data, target="openvino", reduce_range=saturates())
+    result = amct_onnx.quantize(path, data, target="openvino", reduce_range=saturates(), effort="fast")
     file = result.save(tmp_path / "m").files[0]
     network, session = compiled(file), exact(file)
     found = layers(network)

@@ -27,7 +27,7 @@ class Case:
     target: QdqTarget
 
     def quantize(self) -> amct_onnx.QuantizedModel:
-        return amct_onnx.quantize(self.model, self.feeds, target=self.target.name, algorithm="min_max")
+        return amct_onnx.quantize(self.model, self.feeds, target=self.target.name, algorithm="min_max", effort="fast")
 
     @cached_property
     def result(self) -> amct_onnx.QuantizedModel:
