@@ -86,7 +86,7 @@ def test_a_layer_alone_costs_what_it_costs_in_a_model_where_it_is_quantized_alon
 ) -> None:
     found = amct_onnx.sensitivity(model, images, target=target, samples=len(images))
     layers = {layer.layer: layer for layer in found.layers}
-    result = amct_onnx.quantize(model, images, target=target)
+    result = amct_onnx.quantize(model, images, target=target, effort="fast")
     nodes = {decision.layer for decision in result.decisions if decision.quantized}
     for name in LAYERS:
         # What moves elements or pools stays in float here, since its operands do.
@@ -166,7 +166,7 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))
     result = amct_onnx.quantize(path, data, target=target, limit=4, **options)
     found = amct_onnx.sensitivity(result, data, samples=4, batch_size=1, **options)
-    samples = open_data(data, model_inputs(result.source.fused), limit=4, batch_size=1, **options)
+    samples = list(open_data(data, model_inputs(result.source.fused), limit=4, batch_size=1, **options))
     session_options = ort.SessionOptions()
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()
