@@ -32,7 +32,7 @@ def correlation(file: str) -> float:
     found = encoder.embeddings(encoder.open_session(file), items).astype(np.float64)
     first, second = found[:, 0], found[:, 1]
     cosines = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    return spearman(cosines, np.array([score for _, score in items]))
+    return float(spearman(np.ones((1, len(items))), cosines, np.array([score for _, score in items]))[0])
 
 
 def sqnr(file: str) -> float:
