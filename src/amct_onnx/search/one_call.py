@@ -65,7 +65,7 @@ def quantize(
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
         (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
-        out of it; in two to five times the time. best: more of it, in minutes. `steps` of the result tells what was tried
+        out of it; in 2 to 5 times the time. best: more of it, in minutes. `steps` of the result tells what was tried
         and what it brought. With `settings`, what they say is done and no recipe.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
         of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
