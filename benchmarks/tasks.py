@@ -250,7 +250,7 @@ class Sentences(Task):
     def write_calibration(self, path: Path, count: int) -> int:
         tested = {sentence.tobytes() for pair in self._pairs("test")[0] for sentence in pair}
         ids, mask = (array.reshape(-1, array.shape[2]) for array in self._pairs("calibration")[:2])
-        new = [k for k, sentence in enumerate(ids) if sentence.tobytes() not in tested][:count]
+        new = _capped([k for k, sentence in enumerate(ids) if sentence.tobytes() not in tested], count)
         np.savez(path, input_ids=ids[new], attention_mask=mask[new])
         return len(new)
 
