@@ -51,10 +51,11 @@ class Step:
 class Tuning:
     """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give.
 
-    A weight counts only for a layer whose scales are the same; other targets and settings may want others.
+    A range counts for a group of just those tensors, which it names; a weight only for a layer whose scales are the
+    same: other targets and settings may want others.
     """
 
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: Mapping[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
 
     def weight(self, layer: str, params: QParams) -> WeightGrid | None:

@@ -76,6 +76,17 @@ class BatchRule:
         names = self.names(arrays)
         return {name: array[first:last] if name in names else array for name, array in arrays.items()}
 
+    def count(self, arrays: Mapping[str, Array]) -> int:
+        """How many samples `sample` can take of a feed; 1 where the model fixes the batch, or has none."""
+        names = frozenset() if self.fixed is not None else self.names(dict(arrays))
+        return min((arrays[name].shape[0] for name in names), default=1)
+
+    def sample(self, arrays: Mapping[str, Array], index: int) -> Feed:
+        """A copy of one sample, as a batch of one; the whole feed where there is nothing to cut."""
+        feed = dict(arrays)
+        feed = feed if self.fixed is not None else self.cut(feed, index, index + 1)
+        return {name: np.array(array) for name, array in feed.items()}
+
 
 def check_rows(counts: Mapping[str, int], where: str) -> int:
     """The number of samples that all inputs have, 1 if there are none. Raises DataError if they disagree."""

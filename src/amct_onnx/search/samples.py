@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.runtime.batching import BatchRule
 from amct_onnx.runtime.sources import DataSource
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -25,7 +26,7 @@ class Samples:
 
     def __init__(self, source: DataSource, inputs: Sequence[ModelInput], *, most: int, hold_out: bool) -> None:
         self._source, self._most, self._hold_out = source, most, hold_out
-        self._rows = all(value.shape and value.shape[0] is None for value in inputs)
+        self._rule = BatchRule.of(inputs)
         self.kept: list[Feed] = []
         self.notes: tuple[str, ...] = ()
 
@@ -38,20 +39,20 @@ class Samples:
     def __iter__(self) -> Iterator[Feed]:
         seen, first = 0, None
         for number, feed in enumerate(self._source, 1):
-            rows = min(len(array) for array in feed.values()) if self._rows else 1
+            rows = self._rule.count(feed)
             seen += rows
             total = self._source.total
             due = (number * self._most // total if total else self._most) - len(self.kept)
             due = min(due, self._most - len(self.kept), rows if total else 1)
             if self._hold_out:
                 due = min(due, seen // _SHARE - len(self.kept))
-                first = first or _row(feed, 0, split=self._rows)
+                first = first or self._rule.sample(feed, 0)
             due = max(due, 0)
-            self.kept += [_row(feed, index, split=self._rows) for index in range(due)]
+            self.kept += [self._rule.sample(feed, index) for index in range(due)]
             if not self._hold_out or due == 0:
                 yield feed
             elif due < rows:
-                yield {name: array[due:] for name, array in feed.items()}
+                yield self._rule.cut(feed, due, rows)
         if self._hold_out and self.kept:
             self.notes = (f"{len(self.kept)} of {seen} samples judge, and do not calibrate",)
         elif first is not None and not self.kept:
@@ -62,7 +63,3 @@ class Samples:
         """`count` of the samples that were kept, at equal distances."""
         places = np.linspace(0, len(self.kept), min(count, len(self.kept)), endpoint=False).astype(int)
         return [self.kept[place] for place in places]
-
-
-def _row(feed: Feed, index: int, *, split: bool) -> Feed:
-    return {name: np.array(array[index : index + 1] if split else array) for name, array in feed.items()}

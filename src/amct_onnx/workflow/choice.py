@@ -108,9 +108,11 @@ class Choice:
         if self.reduce_range and bits > _SAFE_BITS:
             params, integers = solve_pairs(rows, spec, least)
             return WeightGrid(params=params, integers=integers)
-        key = hashlib.blake2b(np.ascontiguousarray(rows).data, salt=bits.to_bytes(1, "big")).digest()
+        solve = solve_weight_mse if layer is None else solve_arq
+        what = f"{solve.__name__} {rows.shape} {spec}".encode()  # equal bytes may be another weight
+        key = hashlib.blake2b(what + np.ascontiguousarray(rows).tobytes()).digest()
         if key not in known:
-            known[key] = (solve_weight_mse if layer is None else solve_arq)(rows, spec)
+            known[key] = solve(rows, spec)
         params = known[key]
         return WeightGrid(params=replace(params, scale=np.maximum(params.scale, least)))
 

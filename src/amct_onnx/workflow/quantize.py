@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.settings import ActivationSolver, Settings
@@ -16,6 +15,7 @@ from amct_onnx.core.tuning import Effort, check_effort
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
+from amct_onnx.runtime.batching import BatchRule
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.images import ImageOptions
 from amct_onnx.runtime.sources import open_data
@@ -49,30 +49,7 @@ def quantize(
     names: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> QuantizedModel:
-    """Calibrate `model` with `data` in one pass and quantize it for `target`.
-
-    model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
-    data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
-        iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
-        these for each input; or the `Statistics` of an earlier call, and then nothing is run.
-    target: onnxruntime, tensorrt, openvino or ascend.
-    settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse, min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations. None, without
-        settings: mse, and outlier channels in front of matrix products are smoothed (SmoothQuant).
-    skip_layers: names of nodes that stay in float.
-    reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
-    effort: fast (ranges and scales by least squares, no more), default (a short recipe, of which each step is kept if
-        it helps: `workflow.recipe`) or best (minutes). With `settings` the recipe is left out.
-    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on), activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
-        Weights are rounded by GPTQ, or to nearest where data is None. Padding counts as data: give batches of samples
-        of equal length.
-    images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
-        limit: samples at once and in all. names: the name of each input in the data where it differs.
-    progress: called with what is being done and the share of it that is.
-
-    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
-    """
+    """`amct_onnx.quantize` without a search for mixed precision: its docstring has the arguments and errors."""
     check_target(target)
     plan = PLANS[check_effort(effort)]
     if weight_only is not None:
@@ -96,7 +73,7 @@ def quantize(
         nodes=source.facts.nodes,
     )
     if weight_only is not None:
-        feeds = None if data is None else opened(model_inputs(source.fused))
+        feeds = None if data is None or effort == "fast" else opened(model_inputs(source.fused))
         return quantize_weights(
             source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
         )
@@ -118,7 +95,6 @@ def quantize(
         source=source,
         target=target,
         choice=choice,
-        effort=effort,
         plan=front.plan,
         samples=front.samples,
         more=front.more,
@@ -153,7 +129,7 @@ class _Watched:
         self, feeds: Iterable[Feed], total: int | None, inputs: Sequence[ModelInput], progress: Progress
     ) -> None:
         self._feeds, self._total, self._progress = feeds, total, progress
-        self._open = all(value.shape and value.shape[0] is None for value in inputs)  # batches of 1 will do
+        self._rule = BatchRule.of(inputs)
         self.first: Feed | None = None
         self.samples = 0
 
@@ -161,7 +137,7 @@ class _Watched:
         total = self._total
         for number, feed in enumerate(self._feeds):
             if self.first is None:
-                self.first = {name: np.array(array[:1] if self._open else array) for name, array in feed.items()}
+                self.first = self._rule.sample(feed, 0)
             yield feed
             self.samples += max((len(array) for array in feed.values() if array.ndim), default=1)
             self._progress("calibration", (number + 1) / total if total else 0.0)

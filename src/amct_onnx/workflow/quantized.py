@@ -237,7 +237,7 @@ class QuantizedModel:
         return self.statistics.of(dict.fromkeys(source_of(self._values[name]).name or "" for name in group.sources))
 
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
-        if (known := self.tuning.ranges.get(group.tensors[0])) is not None:
+        if (known := self.tuning.ranges.get(group.sources)) is not None:
             return [(tensor, self.grid_of_range(*known)) for tensor in group.tensors]
         statistic = self._statistic(group)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]

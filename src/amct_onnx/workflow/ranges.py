@@ -27,13 +27,15 @@ _WIDTHS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4)  # of the range of the extremes
 _LEAST_GAIN = 0.1  # of the noise of a group: less may be chance
 
 
-def cheaper_ranges(result: QuantizedModel, samples: Sequence[Feed], progress: Progress) -> list[tuple[str, Range]]:
+def cheaper_ranges(
+    result: QuantizedModel, samples: Sequence[Feed], progress: Progress
+) -> list[tuple[tuple[str, ...], Range]]:
     """Ranges that cost the outputs of a Q/DQ target less on `samples`, those that gain most first.
 
-    Each is named by the first tensor of its group, as `Tuning.ranges` wants it. Memory: the activations of as many
+    Each is named by the sources of its group, as `Tuning.ranges` wants it. Memory: the activations of as many
     samples as there are threads.
     """
-    plan, groups = result.plan, [group for group in result.plan.groups if group.tensors[0] not in result.tuning.ranges]
+    plan, groups = result.plan, result.plan.groups
     if not groups or not samples:
         return []
     readers = _readers(result)
@@ -65,7 +67,7 @@ def cheaper_ranges(result: QuantizedModel, samples: Sequence[Feed], progress: Pr
     best = total[:, 1:].argmin(axis=1)
     gains = total[:, 0] - total[np.arange(len(groups)), 1 + best]
     order = [int(i) for i in np.argsort(-gains, kind="stable") if gains[i] > _LEAST_GAIN * total[i, 0]]
-    return [(groups[i].tensors[0], tries[i][best[i]]) for i in order]
+    return [(groups[i].sources, tries[i][best[i]]) for i in order]
 
 
 def _ranges(result: QuantizedModel, group: TensorGroup) -> list[Range]:

@@ -14,11 +14,11 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,11 @@ from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
 from amct_onnx.core.tuning import Effort, Step, WeightGrid
 from amct_onnx.errors import CalibrationError, DataError, ModelError
+from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput
-from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
+from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
+from amct_onnx.runtime.batching import BatchRule
 from amct_onnx.runtime.channels import channel_maxima
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
@@ -47,6 +49,8 @@ from amct_onnx.workflow.source import FloatSource
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
+Try = tuple[str, Callable[[T], T]]  # what it is called, and what it makes of the best so far
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
@@ -62,7 +66,8 @@ class Plan:
 
     samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
     so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
-    SmoothQuant. rounding: methods. ranges: on so many samples it is measured what ranges cost.
+    SmoothQuant. thorough: all of them are tried, and not those until one helps. rounding: methods. ranges: on so many
+    samples it is measured what ranges cost.
     """
 
     samples: int
@@ -71,6 +76,7 @@ class Plan:
     quick: int
     strengths: tuple[tuple[float, float], ...]
     smooth: tuple[float, ...]
+    thorough: bool
     rounding: tuple[Method, ...]
     ranges: int
 
@@ -82,7 +88,9 @@ class Plan:
 
 
 PLANS: Mapping[Effort, Plan] = {
-    "fast": Plan(samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), rounding=(), ranges=0),
+    "fast": Plan(
+        samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
+    ),
     "default": Plan(
         samples=24,
         memory=24 << 20,
@@ -90,6 +98,7 @@ PLANS: Mapping[Effort, Plan] = {
         quick=8,
         strengths=((0.5, 0.25),),
         smooth=(0.7,),
+        thorough=False,
         rounding=("gptq",),
         ranges=0,
     ),
@@ -100,6 +109,7 @@ PLANS: Mapping[Effort, Plan] = {
         quick=32,
         strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
         smooth=(0.5, 0.7, 0.85),
+        thorough=True,
         rounding=("gptq", "adaround"),
         ranges=24,
     ),
@@ -114,25 +124,24 @@ class Front:
     """
 
     def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
-        rows = all(value.shape and value.shape[0] is None for value in inputs)
+        rule = BatchRule.of(inputs)
         self.samples: list[Feed] = []
         self.plan = plan
         read: list[Feed] = []
         size = 0
         while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
-            count = min(len(array) for array in feed.values()) if rows else 1
+            count = rule.count(feed)
             if not read:
                 self.plan = plan.for_samples_of(sum(array.nbytes for array in feed.values()) // max(1, count))
             read.append(feed)
             for index in range(min(count, self.plan.samples - len(self.samples))):
-                kept = {name: np.array(array[index : index + 1] if rows else array) for name, array in feed.items()}
-                self.samples.append(kept)
-                size += sum(array.nbytes for array in kept.values())
+                self.samples.append(rule.sample(feed, index))
+                size += sum(array.nbytes for array in self.samples[-1].values())
         self.more: list[Feed] = []
         count = len(self.samples)
         while self.samples and count < _CHANNEL_SAMPLES and size < plan.memory and (feed := next(feeds, None)):
             self.more.append(feed)
-            count += max((len(array) for array in feed.values() if array.ndim), default=1) if rows else 1
+            count += rule.count(feed)
             size += sum(array.nbytes for array in feed.values())
         self._feeds = chain(read, self.more, feeds)
 
@@ -147,7 +156,6 @@ class Recipe:
     source: FloatSource
     target: str
     choice: Choice
-    effort: Effort
     plan: Plan
     samples: Sequence[Feed]
     more: Sequence[Feed]
@@ -160,6 +168,7 @@ class Recipe:
             [sample for index, sample in enumerate(self.samples) if index % self.plan.judges] if self.judges else []
         )
         self.known: dict[bytes, QParams] = {}
+        self._measured: tuple[object, float] | None = None  # the best of a step, and its noise over signal
 
     @property
     def tries(self) -> bool:
@@ -169,45 +178,54 @@ class Recipe:
     def equalize(self) -> FloatSource:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
         from the samples alone."""
+        source = self._attempt("equalization", self._equalize, self.source)
+        return self._attempt("smoothing of outlier channels", self._smooth, source)
+
+    def tune(self, result: QuantizedModel) -> QuantizedModel:
+        """`result` with those of the later steps that help."""
+        result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
+        result = self._attempt("rounding", self._round, result)
+        return replace(result, steps=tuple(self.steps))
+
+    def _attempt(self, name: str, step: Callable[[T], T], start: T) -> T:
+        """What a step makes of `start`; `start` itself, with the reason in `steps`, where the step cannot be tried.
+
+        Samples that do not run are the calibration's to tell of.
+        """
         try:
-            return self._smooth(self._equalize())
-        except _REASONS as reason:  # samples that do not run are the calibration's to tell of
-            self.steps.append(Step(name="equalization", before=math.inf, after=None, kept=False, reason=str(reason)))
-            return self.source
-
-    def _smooth(self, start: FloatSource) -> FloatSource:
-        if not self.tries or not self.plan.smooth or self.target == ASCEND_NAME:
+            return step(start) if self.tries else start
+        except _REASONS as reason:
+            self.steps.append(Step(name=name, before=math.inf, after=None, kept=False, reason=str(reason)))
             return start
-        plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
-        found = outlier_inputs(start.fused, plan, [*self.fit, *self.more])
-        best, least = start, self._ratio(self._quick(start)) if found else 0.0
-        for strength in self.plan.smooth if found else ():
-            factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
-            candidate = start.equalized(factors)
-            ratio = self._ratio(self._quick(candidate))
-            self._note(f"outlier channels smoothed, strength {strength}", least, ratio)
-            if ratio < least:
-                best, least = candidate, ratio
+
+    def _best_of(self, start: T, tries: Iterable[Try[T]], ratio: Callable[[T], float], *, thorough: bool) -> T:
+        """The best of `start` and what `tries` make of the best so far; the first that helps, unless `thorough`."""
+        best = start
+        for name, make in tries:
+
+            def improve(so_far: T, name: str = name, make: Callable[[T], T] = make) -> T:
+                if self._measured is None or self._measured[0] is not so_far:
+                    self._measured = (so_far, ratio(so_far))
+                before, candidate = self._measured[1], make(so_far)
+                after = ratio(candidate)
+                kept = after < before
+                self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
+                self._measured = (candidate, after) if kept else self._measured
+                return candidate if kept else so_far
+
+            found = self._attempt(name, improve, best)
+            if found is not best and not thorough:
+                return found
+            best = found
         return best
 
-    def _equalize(self) -> FloatSource:
-        groups = channel_groups(self.source.fused) if self.tries else ()
-        if not groups or not self.plan.strengths:
-            return self.source
-        maxima = channel_maxima(self.source.fused, [n for group in groups for n in group.measured], self.fit)
-        best, least = self.source, self._ratio(self._quick(self.source))
-        for name, chosen, strength in self._equalizations(groups):
-            factors = _factors(chosen, maxima, strength)
-            if not factors:
-                continue
-            candidate = self.source.equalized(factors)
-            ratio = self._ratio(self._quick(candidate))
-            self._note(f"equalization of {name}", least, ratio)
-            if ratio < least:
-                best, least = candidate, ratio
-                if self.effort == "default":
-                    break
-        return best
+    def _equalize(self, start: FloatSource) -> FloatSource:
+        groups = channel_groups(start.fused) if self.plan.strengths else ()
+        if not groups:
+            return start
+        maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self.fit)
+        tries = ((name, _factors(chosen, maxima, strength)) for name, chosen, strength in self._equalizations(groups))
+        return self._divide(start, tries)
 
     def _equalizations(
         self, groups: Sequence[ChannelGroup]
@@ -216,89 +234,82 @@ class Recipe:
         free = [group for group in groups if group.ceiling == np.inf]
         if len(free) < len(groups):
             for strength in self.plan.strengths:
-                yield f"channels, strengths {strength[0]} and {strength[1]} behind a Clip", list(groups), strength
+                words = f"strengths {strength[0]} and {strength[1]} behind a Clip"
+                yield f"equalization of channels, {words}", list(groups), strength
         for power in dict.fromkeys(strength[0] for strength in self.plan.strengths) if free else ():
-            yield f"channels that nothing clips, strength {power}", free, (power, 0.0)
+            yield f"equalization of channels that nothing clips, strength {power}", free, (power, 0.0)
 
-    def tune(self, result: QuantizedModel) -> QuantizedModel:
-        """`result` with those of the later steps that help."""
-        if self.tries and (self.plan.rounding or self.plan.ranges):
-            try:
-                result = self._tuned(result)
-            except _REASONS as reason:
-                self.steps.append(Step(name="rounding", before=math.inf, after=None, kept=False, reason=str(reason)))
-        return replace(result, steps=tuple(self.steps))
+    def _smooth(self, start: FloatSource) -> FloatSource:
+        if not self.plan.smooth or self.target == ASCEND_NAME:
+            return start
+        plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
+        found = outlier_inputs(start.fused, plan, [*self.fit, *self.more])
+        tries = []
+        for strength in self.plan.smooth:
+            factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
+            tries.append((f"outlier channels smoothed, strength {strength}", factors))
+        return self._divide(start, tries)
 
-    def _tuned(self, result: QuantizedModel) -> QuantizedModel:
-        least = self._ratio(result)
-        if self.plan.ranges and self.target != ASCEND_NAME:
-            result, least = self._choose_ranges(result, least)
-        if self.choice.reduce_range:
+    def _divide(self, start: FloatSource, tries: Iterable[tuple[str, Mapping[str, Floats]]]) -> FloatSource:
+        """`start` with the factors under which a first quantization does best, or as it is."""
+        made = ((name, partial(_divided, start, factors)) for name, factors in tries if factors)
+        return self._best_of(start, made, lambda source: self._ratio(self._quick(source)), thorough=self.plan.thorough)
+
+    def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:
+        if not self.plan.ranges or self.target == ASCEND_NAME:
+            return start
+        found = cheaper_ranges(start, self.fit[: self.plan.ranges], self.progress)
+
+        def narrowed(count: int, _: QuantizedModel) -> QuantizedModel:
+            return replace(start, tuning=replace(start.tuning, ranges=dict(found[:count])))
+
+        counts = dict.fromkeys(round(share * len(found)) for share in _SHARES)
+        tries = [(f"ranges of {n} tensors by what they cost the outputs", partial(narrowed, n)) for n in counts if n]
+        return self._best_of(start, tries, self._ratio, thorough=True)
+
+    def _round(self, start: QuantizedModel) -> QuantizedModel:
+        if self.choice.reduce_range and self.plan.rounding:
             why = "reduce_range chooses the integers of weights"
-            self.steps.append(Step(name="rounding", before=decibel(least), after=None, kept=False, reason=why))
-            return result
-        return self._round(result, least)[0]
+            self.steps.append(Step(name="rounding", before=math.inf, after=None, kept=False, reason=why))
+            return start
+        best, biased = start, _with_bias(start) if self.plan.rounding else frozenset[str]()
+        for method in self.plan.rounding if start.weights else ():
+            tries: list[Try[QuantizedModel]] = [(f"rounding by {method}", partial(self._rounded, method, frozenset()))]
+            if biased:
+                tries.insert(0, (f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
+            best = self._best_of(best, tries, self._ratio, thorough=False)
+        return best
 
-    def _round(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
-        layers = list(result.weights)
-        params = {layer: result.weight_params(layer) for layer in layers}
-        biased = _with_bias(result)
-        for method in self.plan.rounding if layers else ():
-            for corrected in (biased, frozenset[str]()) if biased else (biased,):
-                name = f"rounding by {method}{', biases corrected' if corrected else ''}"
-                try:
-                    found = round_weights(
-                        result.source.fused,
-                        layers,
-                        self.fit,
-                        params,
-                        method=method,
-                        corrected=corrected,
-                        progress=self.progress,
-                    )
-                except CalibrationError as error:
-                    self.steps.append(Step(name=name, before=decibel(least), after=None, kept=False, reason=str(error)))
-                    break
-                weights = {
-                    layer: WeightGrid(
-                        params=params[layer],
-                        integers=integers,
-                        correction=found.corrections[layer] if layer in corrected else None,
-                    )
-                    for layer, integers in found.integers.items()
-                }
-                candidate = replace(result, tuning=replace(result.tuning, weights=weights))
-                ratio = self._ratio(candidate)
-                self._note(name, least, ratio)
-                if ratio < least:
-                    result, least = candidate, ratio
-                    break
-        return result, least
-
-    def _choose_ranges(self, result: QuantizedModel, least: float) -> tuple[QuantizedModel, float]:
-        found = cheaper_ranges(result, self.fit[: self.plan.ranges], self.progress)
-        start = result
-        for share in _SHARES:
-            count = round(share * len(found))
-            if not count:
-                continue
-            candidate = replace(start, tuning=replace(start.tuning, ranges=dict(found[:count])))
-            ratio = self._ratio(candidate)
-            self._note(f"ranges of {count} tensors by what they cost the outputs", least, ratio)
-            if ratio < least:
-                result, least = candidate, ratio
-        return result, least
-
-    def _note(self, name: str, before: float, after: float) -> None:
-        kept = after < before
-        self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
+    def _rounded(self, method: Method, corrected: frozenset[str], start: QuantizedModel) -> QuantizedModel:
+        """`start` with weights rounded by `method`, and with these layers' biases corrected."""
+        params = {layer: start.weight_params(layer) for layer in start.weights}
+        found = round_weights(
+            start.source.fused,
+            list(params),
+            self.fit,
+            params,
+            method=method,
+            corrected=corrected,
+            progress=self.progress,
+        )
+        weights = {
+            layer: WeightGrid(
+                params=params[layer],
+                integers=integers,
+                correction=found.corrections[layer] if layer in corrected else None,
+            )
+            for layer, integers in found.integers.items()
+        }
+        return replace(start, tuning=replace(start.tuning, weights=weights))
 
     def _quick(self, source: FloatSource) -> QuantizedModel:
         """A quantized model of `source` from the samples to fit."""
-        tensors = collect_statistics(source.fused, source.observed(), self.fit[: self.plan.quick])
-        digest = model_digest(source.fused)
+        samples = self.fit[: self.plan.quick]
         statistics = Statistics(
-            tensors=tensors, samples=len(self.fit[: self.plan.quick]), digest=digest, factors=source.factors
+            tensors=collect_statistics(source.fused, source.observed(), samples),
+            samples=len(samples),
+            digest=model_digest(source.fused),
+            factors=source.factors,
         )
         return QuantizedModel(
             source=source, target=self.target, choice=self.choice, statistics=statistics, known=self.known
@@ -315,14 +326,23 @@ class Recipe:
         return self._judge.noise(result.lowered)
 
 
+def _divided(source: FloatSource, factors: Mapping[str, Floats], _: FloatSource) -> FloatSource:
+    return source.equalized(factors)
+
+
 def _with_bias(result: QuantizedModel) -> frozenset[str]:
-    """The quantized layers whose bias can make up for something; target ascend takes it as it is there."""
-    found = []
+    """The quantized layers whose bias can make up for something: one number for each output channel, or none yet, of
+    which target ascend makes none."""
+    found, weights = [], result.weights
     for node in result.source.fused.graph:
-        if node.name in result.weights and node.op_type in ("Conv", "Gemm"):
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            if bias is not None or result.target != ASCEND_NAME:
-                found.append(node.name or "")
+        if node.name not in weights or node.op_type not in ("Conv", "Gemm"):
+            continue
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        tensor = constant_tensor(bias)
+        if (bias is None and result.target != ASCEND_NAME) or (
+            tensor is not None and tensor.size == output_channels(node)
+        ):
+            found.append(node.name or "")
     return frozenset(found)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import amct_onnx
-from amct_onnx.core.tuning import EFFORTS
-from amct_onnx.errors import ArgumentError, StatisticsError
+from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.core.tuning import EFFORTS, Tuning
+from amct_onnx.core.weights.mse import solve_weight_mse
+from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.runtime.judge import Judge
+from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.quantized import QuantizedModel
 from amct_onnx.workflow.recipe import PLANS, Front
 
@@ -139,3 +144,49 @@ def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) 
     assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
     assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
     assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
+
+
+def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
+    spec, none, known = QSpec(granularity=PerChannel(0)), np.zeros(3, np.float32), {}
+    rows = np.arange(1, 7, dtype=np.float32)
+    for shape in ((2, 3), (3, 2), (1, 6)):
+        found = Choice().weight("layer", rows.reshape(shape), spec, none[: shape[0]], known).params
+        assert found.scale.tolist() == solve_weight_mse(rows.reshape(shape), spec).scale.tolist()
+
+
+def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images, effort="fast")
+    group = next(group for group in result.plan.groups if group.tensors[0] == "r")
+    narrow = replace(result, tuning=Tuning(ranges={group.sources: (0.0, 1.0)}))
+    assert narrow.activations["r"].scale == pytest.approx(1 / 255)
+    joined = replace(result, tuning=Tuning(ranges={(*group.sources, "s"): (0.0, 1.0)}))
+    assert joined.activations["r"].scale == result.activations["r"].scale
+
+
+def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise CalibrationError("no memory")
+
+    monkeypatch.setattr("amct_onnx.workflow.recipe.round_weights", refuse)
+    result = amct_onnx.quantize(model, images)
+    assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True), (False, True)]
+    assert str(result.steps[1]) == "rounding by gptq, biases corrected: not tried, no memory"
+    assert result.source.factors
+    assert not result.tuning.weights
+
+
+def test_an_input_that_is_no_batch_is_not_cut() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n,4] x, float[k,4] table, float factor) => (float[n,k] y) {
+        t = Transpose<perm=[1,0]>(table) m = MatMul(x, t) y = Mul(m, factor) }"""
+    inputs = model_inputs(ir.from_onnx_text(text))
+    feed = {"x": np.ones((6, 4), np.float32), "table": np.ones((3, 4), np.float32), "factor": np.float32(2)}
+    front = Front(iter([{name: np.asarray(array) for name, array in feed.items()}]), inputs, PLANS["default"])
+    assert len(front.samples) == 6
+    assert {name: array.shape for name, array in front.samples[0].items()} == {
+        "x": (1, 4),
+        "table": (3, 4),
+        "factor": (),
+    }

@@ -111,7 +111,7 @@ class _Groups:
         consumers = [use.node for use in uses if is_op(use.node, *_LAYERS)]
         flat = any(is_op(value.producer(), "Flatten") for value in members)
         sums = any(is_op(value.producer(), "Add") for value in members)
-        channels = {_output_channels(node) for node in producers}
+        channels = {output_channels(node) for node in producers}
         if len(channels) != 1 or not consumers or len({node.op_type for node in producers}) != 1 or (flat and sums):
             return None
         (count,) = channels
@@ -136,11 +136,12 @@ def _is_plain(layer: ir.Node) -> bool:
     if layer.op_type == "Gemm" and int_attribute(layer, "transA", 0):
         return False
     shapes = [shape_of(tensor) for tensor in tensors if tensor is not None]
-    count = _output_channels(layer)
+    count = output_channels(layer)
     return all(shape in ((count,), (1, count)) for shape in shapes[1:])
 
 
-def _output_channels(layer: ir.Node) -> int:
+def output_channels(layer: ir.Node) -> int:
+    """Of a Conv or Gemm whose weight is constant."""
     tensor = constant_tensor(layer.inputs[1])
     assert tensor is not None  # the caller has looked
     shape = shape_of(tensor)
