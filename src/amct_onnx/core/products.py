@@ -25,12 +25,6 @@ def digits(x: Doubles) -> Digits:
     return high, np.rint(scaled * 2.0**_BITS), unit
 
 
-def leading_digits(x: Doubles) -> tuple[Doubles, float]:
-    """(high, unit) of `digits`: x to 20 bits of its largest entries."""
-    scaled, unit = _scaled(x)
-    return np.rint(scaled, out=scaled), unit
-
-
 def _scaled(x: Doubles) -> tuple[Doubles, float]:
     largest = max(float(x.max()), -float(x.min()))
     power = max(int(np.frexp(largest)[1]) - _BITS, _LEAST_POWER)
@@ -41,23 +35,4 @@ def product_of_digits(x: Digits, y: Digits) -> Doubles:
     """x @ y to 40 bits of the largest entries; the sums are at most LONGEST_SUM long."""
     result: Doubles = x[0] @ y[0] + (x[0] @ y[1] + x[1] @ y[0]) * 2.0**-_BITS
     result *= x[2] * y[2]
-    return result
-
-
-def square_of_digits(x: Digits) -> Doubles:
-    """x.T @ x, as `product_of_digits` gives it, in half the time; x may be a stack of matrices."""
-    turned = x[0].swapaxes(-1, -2)
-    result: Doubles = turned @ x[0]
-    mixed = turned @ x[1]
-    result += (mixed + mixed.swapaxes(-1, -2)) * 2.0**-_BITS
-    result *= x[2] * x[2]
-    return result
-
-
-def precise_product(x: Doubles, y: Doubles) -> Doubles:
-    """x [..., m, k] @ y [..., k, n] to 40 bits of the largest entries (of all matrices of a stack), for any k > 0."""
-    result = np.zeros((*x.shape[:-1], y.shape[-1]))
-    for start in range(0, x.shape[-1], LONGEST_SUM):
-        part = slice(start, start + LONGEST_SUM)
-        result += product_of_digits(digits(x[..., part]), digits(y[..., part, :]))
     return result

@@ -20,6 +20,7 @@ Data = npt.ArrayLike | ir.TensorProtocol
 
 # The only nodes that this module removes when nobody reads them any more.
 _CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
+_TENSORS = (ir.Tensor, ir.LazyTensor, ir.ExternalTensor)  # to ask for the protocol instead takes long
 _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
@@ -129,9 +130,11 @@ def _register(graph: ir.Graph, name: str, array: Data) -> ir.Value:
 
 
 def _assign(value: ir.Value, array: Data) -> None:
-    if isinstance(array, np.ndarray) or not isinstance(array, ir.TensorProtocol):  # to ask for a protocol takes long
-        array = ir.Tensor(np.array(array, order="C"))  # a copy: nobody else can change it later
-    tensor = renamed(array, value.name)
+    tensor: ir.TensorProtocol
+    if isinstance(array, _TENSORS) or (not isinstance(array, np.ndarray) and isinstance(array, ir.TensorProtocol)):
+        tensor = renamed(array, value.name)
+    else:
+        tensor = ir.Tensor(np.array(array, order="C"), name=value.name)  # a copy: nobody else can change it later
     value.const_value = tensor
     value.type = ir.TensorType(tensor.dtype)  # new objects: type and shape may be shared between values
     value.shape = ir.Shape(shape_of(tensor))

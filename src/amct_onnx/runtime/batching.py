@@ -241,6 +241,13 @@ def rebatch(pieces: Iterable[Piece], rule: BatchRule, size: int, note: Note) -> 
         raise DataError(too_few_text(rows, size))
 
 
+def joined(feeds: Sequence[Mapping[str, Array]], rule: BatchRule, size: int) -> list[Feed]:
+    """Samples of `BatchRule.sample` as feeds of up to `size` of them; as they are where the model has no free batch."""
+    if rule.fixed is not None or not rule.batched | rule.loose:
+        return [dict(feed) for feed in feeds]
+    return list(rebatch((Piece(where="a sample", arrays=dict(feed)) for feed in feeds), rule, size, lambda _: None))
+
+
 def dropped_text(rows: int, size: int) -> str:
     return f"the model takes {size} samples at once: the last {rows} do not fill a batch and are not used"
 

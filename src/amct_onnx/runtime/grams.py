@@ -23,7 +23,7 @@ import onnxruntime as ort
 from amct_onnx.core.columns import sample_columns
 from amct_onnx.core.products import LONGEST_SUM
 from amct_onnx.core.settings import AdaRound
-from amct_onnx.core.stats.gram_sum import GramSum
+from amct_onnx.core.stats.gram_sum import WAITING, GramSum
 from amct_onnx.core.stats.moments import SecondMoments
 from amct_onnx.core.tasks import LayerColumns
 from amct_onnx.errors import CalibrationError, DataError, ModelError
@@ -101,7 +101,7 @@ class _Job:
     @property
     def memory(self) -> int:
         """Bytes of the matrices and of the columns that wait to be multiplied."""
-        waiting = min(LONGEST_SUM, _wanted(self.task.block))
+        waiting = min(WAITING, _wanted(self.task.block))
         return self.units * self.task.block * (8 * self.task.block + 4 * waiting)
 
 

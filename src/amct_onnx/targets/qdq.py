@@ -61,7 +61,7 @@ def lower_qdq(
     lowering = _Lowering(model, plan, target, grids)
     weights = {}
     for node in list(model.graph):
-        if node.name in plan.layers and node.op_type in WEIGHT_OPS:
+        if node.name in lowering.layers and node.op_type in WEIGHT_OPS:
             params = lowering.quantize_weight(node, solve_weight)
             weights[node.name or ""] = params
     for node in list(model.graph):
@@ -72,7 +72,7 @@ def lower_qdq(
             lowering.quantize_tensor(tensor, group.tensors[0])
     lowering.quantize_constants()
     for node in list(model.graph):
-        if node.name in plan.layers and target.rules[node.op_type].direct:
+        if node.name in lowering.layers and target.rules[node.op_type].direct:
             lowering.move_to_integers(node)
     return weights
 
@@ -84,6 +84,7 @@ class _Lowering:
     target: QdqTarget
     grids: Mapping[str, QParams]
     names: ValueNames = field(init=False)
+    layers: frozenset[str] = field(init=False)
     domain: str = field(init=False)
     nodes: dict[str, ir.Node] = field(init=False)
     values: dict[str, ir.Value] = field(init=False)
@@ -92,7 +93,7 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         graph = self.model.graph
-        self.names = ValueNames(self.model)
+        self.names, self.layers = ValueNames(self.model), frozenset(self.plan.layers)
         self.domain = "" if default_opset(self.model) <= self.target.maximum_opset else self.target.beyond
         if self.domain:
             self.model.opset_imports.setdefault(self.domain, 1)
@@ -212,7 +213,7 @@ class _Lowering:
         node = value.producer()
         if node is not None and is_op(node, *self.target.absorbs):
             node = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if node is None or node.name in self.plan.layers or not is_op(node, *self.target.rounds_floats):
+        if node is None or node.name in self.layers or not is_op(node, *self.target.rounds_floats):
             return False
         source = node.inputs[0]
         while source is not None and (maker := source.producer()) is not None:

@@ -85,24 +85,16 @@ def quantize(
         result.solve()
         return result
     inputs = model_inputs(source.fused)
-    if not source.observed():
+    if not source.observed:
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
     feeds, told = opened(inputs), progress or silent
     front = Front(iter(feeds), inputs, plan)
-    recipe = Recipe(
-        source=source,
-        target=target,
-        choice=choice,
-        plan=front.plan,
-        samples=front.samples,
-        more=front.more,
-        progress=told,
-    )
+    recipe = Recipe(source=source, target=target, choice=choice, front=front, progress=told)
     source = recipe.equalize()
     watched = _Watched(front, feeds.total, inputs, told)
-    tensors = collect_statistics(source.fused, source.observed(), watched)
+    tensors = collect_statistics(source.fused, source.observed, watched)
     statistics = Statistics(
         tensors=tensors,
         samples=watched.samples,

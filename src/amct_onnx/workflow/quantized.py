@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from amct_onnx.core.precision import MixedPrecision
 from amct_onnx.core.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.core.qparams import QParams, asymmetric_from_range, symmetric_from_range
-from amct_onnx.core.settings import ActivationSolver, Settings
+from amct_onnx.core.settings import ActivationSettings, ActivationSolver, Settings
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.statistics import Statistics
 from amct_onnx.core.stats.histogram import DyadicHistogram
@@ -67,7 +67,8 @@ class QuantizedModel:
     Everything else is computed from these on first use. `assumptions`: what was assumed of the calibration data.
     `sample`: one sample of it, to measure with; None where there was no data. `precision`: the search that chose which
     layers are quantized, None if there was none. `tuning`: what the recipe has found beyond the statistics, `steps`:
-    what it tried. `known`: grids of weights, so that no model of the same choice solves them again.
+    what it tried. `known`: grids of weights, `solved`: those of tensors from these statistics; no model that is made of
+    this one solves them again.
     """
 
     source: FloatSource
@@ -80,6 +81,7 @@ class QuantizedModel:
     tuning: Tuning = field(default_factory=Tuning)
     steps: tuple[Step, ...] = ()
     known: dict[bytes, QParams] = field(default_factory=dict)
+    solved: dict[Hashable, QParams] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)
@@ -239,16 +241,22 @@ class QuantizedModel:
     def _solve_group(self, group: TensorGroup) -> list[tuple[str, QParams]]:
         if (known := self.tuning.ranges.get(group.sources)) is not None:
             return [(tensor, self.grid_of_range(*known)) for tensor in group.tensors]
-        statistic = self._statistic(group)
         readers = [reader for tensor in group.tensors for reader in self._readers.get(tensor, ())]
+        settings, clamped = self.choice.activation(self._rules, readers), bool(self._clamped & set(group.tensors))
+        key = (group.sources, settings, clamped)
+        if key not in self.solved:
+            self.solved[key] = self._solve_range(self._statistic(group), settings, clamped, group.tensors[0])
+        return [(tensor, self.solved[key]) for tensor in group.tensors]
+
+    @staticmethod
+    def _solve_range(statistic: DyadicHistogram, settings: ActivationSettings, clamped: bool, tensor: str) -> QParams:
         try:
-            grid = solve_activation(statistic, self.choice.activation(self._rules, readers))
+            grid = solve_activation(statistic, settings)
         except ValueError as error:
-            raise CalibrationError(f'Tensor "{group.tensors[0]}": {error}.') from error
+            raise CalibrationError(f'Tensor "{tensor}": {error}.') from error
         widest = solve_minmax(statistic, grid.spec)
-        if self._clamped.intersection(group.tensors) and grid.scale > widest.scale:
-            grid = widest  # a grid that goes on behind a Clip would need a kernel for it
-        return [(tensor, grid) for tensor in group.tensors]
+        # A grid that goes on behind a Clip would need a kernel for it.
+        return widest if clamped and grid.scale > widest.scale else grid
 
     @cached_property
     def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:

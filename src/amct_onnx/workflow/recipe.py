@@ -33,7 +33,7 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
-from amct_onnx.runtime.batching import BatchRule
+from amct_onnx.runtime.batching import BatchRule, joined
 from amct_onnx.runtime.channels import channel_maxima
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
@@ -56,6 +56,7 @@ _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
 # Rare outliers decide the factors of SmoothQuant: on a sentence encoder, those of 16 samples reach 21 dB, of 104 25.
 _CHANNEL_SAMPLES = 128
+_MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
@@ -120,19 +121,22 @@ class Front:
     """The first samples of `feeds`, which iterating gives before the others.
 
     A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
-    size. `more`: the feeds behind the samples, within the same memory, which show the magnitudes of channels.
+    size, and `rows` so many make a batch. `more`: the feeds behind the samples, within the same memory, which show the
+    magnitudes of channels.
     """
 
     def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
-        rule = BatchRule.of(inputs)
+        self._rule = rule = BatchRule.of(inputs)
         self.samples: list[Feed] = []
-        self.plan = plan
+        self.plan, self.rows = plan, 1
         read: list[Feed] = []
         size = 0
         while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
             count = rule.count(feed)
             if not read:
-                self.plan = plan.for_samples_of(sum(array.nbytes for array in feed.values()) // max(1, count))
+                bytes_of_one = sum(array.nbytes for array in feed.values()) // max(1, count)
+                self.plan = plan.for_samples_of(bytes_of_one)
+                self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
             read.append(feed)
             for index in range(min(count, self.plan.samples - len(self.samples))):
                 self.samples.append(rule.sample(feed, index))
@@ -148,6 +152,10 @@ class Front:
     def __iter__(self) -> Iterator[Feed]:
         return self._feeds
 
+    def batches(self, samples: Sequence[Feed]) -> list[dict[str, npt.NDArray[Any]]]:
+        """Some of `samples` in batches, whatever the batches were that they came in."""
+        return joined(samples, self._rule, self.rows)
+
 
 @dataclass
 class Recipe:
@@ -156,24 +164,26 @@ class Recipe:
     source: FloatSource
     target: str
     choice: Choice
-    plan: Plan
-    samples: Sequence[Feed]
-    more: Sequence[Feed]
+    front: Front
     progress: Progress
 
     def __post_init__(self) -> None:
         self.steps: list[Step] = []
-        self.judges = list(self.samples[:: self.plan.judges]) if self.plan.judges else []
-        self.fit = (
-            [sample for index, sample in enumerate(self.samples) if index % self.plan.judges] if self.judges else []
-        )
+        self.plan, samples = self.front.plan, self.front.samples
+        self._judges = samples[:: self.plan.judges] if self.plan.judges else []
+        self._fit = [sample for index, sample in enumerate(samples) if index % self.plan.judges] if self._judges else []
         self.known: dict[bytes, QParams] = {}
         self._measured: tuple[object, float] | None = None  # the best of a step, and its noise over signal
 
     @property
     def tries(self) -> bool:
         """Whether there is anything to try, and samples to try it on."""
-        return len(self.samples) >= _LEAST_SAMPLES and self.choice.is_ours
+        return len(self.front.samples) >= _LEAST_SAMPLES and self.choice.is_ours
+
+    def _feeds(self, most: int | None = None) -> list[dict[str, npt.NDArray[Any]]]:
+        """The samples to fit, or the first of them, in batches."""
+        _ = self._judge  # which tells whether the model takes batches
+        return self.front.batches(self._fit[:most])
 
     def equalize(self) -> FloatSource:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
@@ -223,7 +233,7 @@ class Recipe:
         groups = channel_groups(start.fused) if self.plan.strengths else ()
         if not groups:
             return start
-        maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self.fit)
+        maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self._feeds())
         tries = ((name, _factors(chosen, maxima, strength)) for name, chosen, strength in self._equalizations(groups))
         return self._divide(start, tries)
 
@@ -243,7 +253,7 @@ class Recipe:
         if not self.plan.smooth or self.target == ASCEND_NAME:
             return start
         plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
-        found = outlier_inputs(start.fused, plan, [*self.fit, *self.more])
+        found = outlier_inputs(start.fused, plan, [*self._feeds(), *self.front.more])
         tries = []
         for strength in self.plan.smooth:
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
@@ -258,7 +268,7 @@ class Recipe:
     def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:
         if not self.plan.ranges or self.target == ASCEND_NAME:
             return start
-        found = cheaper_ranges(start, self.fit[: self.plan.ranges], self.progress)
+        found = cheaper_ranges(start, self._feeds(self.plan.ranges), self.progress)
 
         def narrowed(count: int, _: QuantizedModel) -> QuantizedModel:
             return replace(start, tuning=replace(start.tuning, ranges=dict(found[:count])))
@@ -286,7 +296,7 @@ class Recipe:
         found = round_weights(
             start.source.fused,
             list(params),
-            self.fit,
+            self._feeds(),
             params,
             method=method,
             corrected=corrected,
@@ -304,10 +314,9 @@ class Recipe:
 
     def _quick(self, source: FloatSource) -> QuantizedModel:
         """A quantized model of `source` from the samples to fit."""
-        samples = self.fit[: self.plan.quick]
         statistics = Statistics(
-            tensors=collect_statistics(source.fused, source.observed(), samples),
-            samples=len(samples),
+            tensors=collect_statistics(source.fused, source.observed, self._feeds(self.plan.quick)),
+            samples=len(self._fit[: self.plan.quick]),
             digest=model_digest(source.fused),
             factors=source.factors,
         )
@@ -317,7 +326,11 @@ class Recipe:
 
     @cached_property
     def _judge(self) -> Judge:
-        return Judge(self.source.fused, self.judges)
+        try:
+            return Judge(self.source.fused, self.front.batches(self._judges))
+        except DataError:
+            self.front.rows = 1  # a batch of one may be part of the network, although the input leaves it open
+            return Judge(self.source.fused, self._judges)
 
     def _ratio(self, result: QuantizedModel) -> float:
         """Noise over signal of the outputs for the samples that judge."""

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.core.products import precise_product
 from amct_onnx.core.qparams import FLT_EPSILON, QParams
 from amct_onnx.core.settings import AdaRound
 from amct_onnx.core.spec import QSpec
@@ -188,7 +187,7 @@ def _gptq(
     errors = np.zeros((groups, count))
     if compared:
         wrong = (found * steps[..., None].astype(np.float64) - cut).swapaxes(1, 2)
-        errors = (precise_product(moments.gram, wrong) * wrong).sum(axis=1).reshape(groups, blocks, count).sum(axis=1)
+        errors = ((moments.gram @ wrong) * wrong).sum(axis=1).reshape(groups, blocks, count).sum(axis=1)
     joined = found.reshape(groups, blocks, count, width).swapaxes(1, 2).reshape(groups, count, -1)
     return np.ascontiguousarray(joined[..., :length]), errors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class FloatSource:
             raise ArgumentTypeError(f"settings must be Settings, a path or None, got {type(settings).__name__}")
         return (read_cfg if Path(settings).suffix == ".cfg" else read_config)(settings, self.facts)
 
+    @cached_property
     def observed(self) -> tuple[str, ...]:
         """The tensors whose statistics serve every target: each is the source of what a target quantizes."""
         wanted: dict[str, None] = {}

@@ -146,6 +146,34 @@ def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) 
     assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
 
 
+def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data(model: ir.Model) -> None:
+    inputs, images = model_inputs(model), np.arange(20, dtype=np.float32)[:, None, None, None]
+    whole = np.broadcast_to(images, (20, 3, 8, 8))
+    for size in (1, 7, 20):
+        feeds = ({"x": whole[start : start + size]} for start in range(0, 20, size))
+        front = Front(iter(feeds), inputs, PLANS["default"])
+        batches = front.batches(front.samples[3:])
+        assert [feed["x"][:, 0, 0, 0].tolist() for feed in batches] == [
+            list(range(3, 11)),
+            list(range(11, 19)),
+            [19],
+        ]
+
+
+def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(images: np.ndarray) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[k,4] y)
+        <int64[2] one = {1, 192}> { flat = Reshape(x, one) y = MatMul(flat, w) }"""
+    model = ir.from_onnx_text(text)
+    weight = np.random.default_rng(0).standard_normal((192, 4)).astype(np.float32)
+    value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
+    model.graph.register_initializer(value)
+    model.graph.node(1).replace_input_with(1, value)
+    name_nodes(model)
+    result = amct_onnx.quantize(model, [{"x": image[None]} for image in images])
+    assert [step.reason for step in result.steps] == [""]
+    assert result.steps[0].name == "rounding by gptq"
+
+
 def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
     spec, none, known = QSpec(granularity=PerChannel(0)), np.zeros(3, np.float32), {}
     rows = np.arange(1, 7, dtype=np.float32)

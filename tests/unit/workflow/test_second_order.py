@@ -25,7 +25,7 @@ from amct_onnx.workflow import second_order
 from amct_onnx.workflow.second_order import Method, RoundedWeights, round_weights
 
 SETTINGS = AdaRound(num_iteration=2000)
-TOLERANCE = 1e-4  # float32 sums of ONNX Runtime, and 20 bits of the largest input
+TOLERANCE = 1e-4  # float32 sums, of ONNX Runtime and of Gram matrices
 
 
 def grid_of(node: ir.Node, weight: np.ndarray, bits: int) -> QParams:

@@ -12,8 +12,8 @@ So no inverse is needed, and u_j is the plain error of column j.
 
 Where blocks of columns have scales of their own (`core/weights/block_grid.py`), the same is done in units of weights.
 
-Rounding to nearest may be better for a row, for instance where values are clipped; then the row keeps it. Results do
-not depend on the number of threads: large products are those of `core/products`, all else is elementwise.
+Rounding to nearest may be better for a row, for instance where values are clipped; then the row keeps it. Products are
+those of BLAS in float64: for results that do not depend on the number of threads, it must be given one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.products import digits, precise_product, square_of_digits
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import QSpec
 from amct_onnx.core.weights.block_grid import BlockGrid
@@ -35,6 +34,7 @@ Doubles = npt.NDArray[np.float64]
 # Values of some columns (positions in the order of rounding), float64[G, R] or [G, n, R], on the grid.
 _ToGrid = Callable[[int | slice, Doubles], Doubles]
 
+_BLOCK = 64  # columns
 _CHUNK = 1 << 20  # weights rounded at a time
 _GROUP_CHUNK = 1 << 20  # entries of Gram matrices at a time, where there are groups
 
@@ -45,7 +45,7 @@ def solve_gptq(
     params: QParams,
     *,
     damping: float = 0.01,
-    block: int = 128,
+    block: int = _BLOCK,
     by_diagonal: bool = False,
 ) -> npt.NDArray[np.int8]:
     """Integers [C, n] of `rows` [C, n] on the grid of `params`, one scale for each row or for all.
@@ -73,7 +73,7 @@ def solve_gptq_groups(
     spec: QSpec,
     *,
     damping: float = 0.01,
-    block: int = 128,
+    block: int = _BLOCK,
     by_diagonal: bool = False,
 ) -> npt.NDArray[np.int8]:
     """Integers [G, R, n] of `rows` [G, R, n] of G groups, each with a Gram matrix of its own, such as a depthwise Conv.
@@ -108,7 +108,7 @@ def solve_gptq_blocks(
     *,
     start: int = 0,
     damping: float = 0.01,
-    block: int = 128,
+    block: int = _BLOCK,
     by_diagonal: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """Integers uint8[C, n] of `rows` [C, n] on a grid with a scale for each block of columns.
@@ -143,7 +143,9 @@ def solve_gptq_blocks(
 
 
 def _to_integers(spec: QSpec, k: int | slice, steps: Doubles) -> Doubles:
-    return np.clip(np.rint(steps), spec.qmin, spec.qmax)
+    rounded: Doubles = np.rint(steps)
+    np.maximum(rounded, spec.qmin, out=rounded)  # of one column np.clip takes several times as long
+    return np.minimum(rounded, spec.qmax, out=rounded)
 
 
 def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
@@ -173,7 +175,7 @@ class _Solver:
         else:
             self.order = np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
         self._by_diagonal, self._block, self._gram = by_diagonal, block, scaled
-        self._factor = _unit_factor(_damped(scaled, alive, damping), block)
+        self._factor = _unit_factor(_damped(scaled, alive, damping))
 
     def solve(self, columns: Doubles, to_grid: _ToGrid) -> Doubles:
         """Columns [G, n, R] of rows, rounded to the grid."""
@@ -182,7 +184,7 @@ class _Solver:
         nearest = to_grid(slice(None), columns)
         moved = _feed_forward(columns, self._factor, to_grid, self._block)
         # v G v - u G u = (v + u) G (v - u), with the errors u of nearest and v of moved.
-        gain = precise_product(self._gram, moved + nearest - 2 * columns) * (nearest - moved)
+        gain = (self._gram @ (moved + nearest - 2 * columns)) * (nearest - moved)
         chosen: Doubles = np.where(gain.sum(axis=1, keepdims=True) > 0, moved, nearest)
         if self._by_diagonal:
             in_order, chosen = chosen, np.empty_like(chosen)
@@ -198,50 +200,28 @@ def _damped(gram: Doubles, alive: npt.NDArray[np.bool_], damping: float) -> Doub
     return damped
 
 
-def _unit_factor(matrix: Doubles, block: int) -> Doubles:
-    """R of matrix = R D R^T: unit diagonal, zeros below it. It is L of L D L^T for the reversed matrix, reversed."""
-    work = matrix[:, ::-1, ::-1].copy()
-    size = work.shape[1]
-    for start in range(0, size, block):
-        panel = work[:, start:, start : start + block].swapaxes(1, 2).copy()  # a column lies in one piece
-        width = panel.shape[1]
-        roots = np.sqrt(_eliminate(panel))
-        work[:, start:, start : start + block] = panel.swapaxes(1, 2)
-        rest = panel[..., width:] * roots[..., None]
-        if rest.size:
-            work[:, start + width :, start + width :] -= square_of_digits(digits(rest))
-    factor: Doubles = np.tril(work)[:, ::-1, ::-1]
-    return factor
-
-
-def _eliminate(panel: Doubles) -> Doubles:
-    """Columns of L into `panel` [G, width, m], which holds as many columns of symmetric matrices; D [G, width]."""
-    width = panel.shape[1]
-    pivots, room = np.empty(panel.shape[:2]), np.empty_like(panel)  # a new array for each step would take longer
-    for k in range(width):
-        pivot = panel[:, k, k].copy()
-        if not (pivot > 0).all():
-            raise ValueError("the Gram matrix is not positive definite: use more damping")
-        pivots[:, k] = pivot
-        below, change = panel[:, k, k + 1 : width, None].copy(), room[:, k + 1 :, k:]
-        panel[:, k, k:] /= pivot[:, None]
-        panel[:, k + 1 :, k:] -= np.multiply(below, panel[:, None, k, k:], out=change)
-    return pivots
+def _unit_factor(matrix: Doubles) -> Doubles:
+    """The transpose of R in matrix = R D R^T: unit diagonal, zeros above it."""
+    try:
+        turned = np.linalg.cholesky(matrix[:, ::-1, ::-1])  # of the reversed matrix, so R is this reversed
+    except np.linalg.LinAlgError as error:
+        raise ValueError("the Gram matrix is not positive definite: use more damping") from error
+    turned /= np.diagonal(turned, axis1=1, axis2=2)[:, None]
+    return np.ascontiguousarray(turned[:, ::-1, ::-1].swapaxes(1, 2))
 
 
 def _feed_forward(columns: Doubles, factor: Doubles, to_grid: _ToGrid, block: int) -> Doubles:
-    """Columns [G, n, R] rounded one after the other."""
-    wanted, found = columns.copy(), np.empty_like(columns)
-    groups, length, count = columns.shape
-    room = np.empty((groups, min(block, length), count))
+    """Columns [G, n, R] rounded one after the other; `factor` is that of `_unit_factor`."""
+    wanted, found, errors = columns.copy(), np.empty_like(columns), np.empty_like(columns)
+    length = columns.shape[1]
     for start in range(0, length, block):
         end = min(start + block, length)
         for k in range(start, end):
-            found[:, k] = to_grid(k, wanted[:, k])
-            error = columns[:, k] - found[:, k]
-            change = room[:, : end - k - 1]
-            wanted[:, k + 1 : end] += np.multiply(factor[:, k, k + 1 : end, None], error[:, None], out=change)
+            column, chosen = wanted[:, k], found[:, k]
+            if k > start:
+                column += (factor[:, k, None, start:k] @ errors[:, start:k])[:, 0]
+            chosen[...] = to_grid(k, column)
+            np.subtract(columns[:, k], chosen, out=errors[:, k])
         if end < length:
-            error = columns[:, start:end] - found[:, start:end]
-            wanted[:, end:] += precise_product(factor[:, start:end, end:].swapaxes(1, 2), error)
+            wanted[:, end:] += factor[:, end:, start:end] @ errors[:, start:end]
     return found
