@@ -49,12 +49,14 @@ RESIDUAL = """
     y = Conv(q, o)
 """
 DEPTHWISE = "a = Conv(x, w, b)  r = LeakyRelu(a)  e = Conv<group=8>(r, k)  f = Relu(e)  y = Conv(f, o)"
+SLOPES = "a = Conv(x, w, b)  r = PRelu(a, slope)  c = Conv(r, v)  q = PRelu(c, one)  y = Conv(q, o)"
 GROUPED = "a = Conv(x, w, b)  r = Relu(a)  e = Conv<group=2>(r, h)  y = Relu(e)"
 CLASSIFIER = "a = Conv(x, w, b)  p = GlobalAveragePool(a)  f = Flatten(p)  y = Gemm<transB=1>(f, m, n)"
 FLAT = "a = Conv(x, w, b)  f = Flatten(a)  y = Gemm(f, z)"
 GEMMS = "f = Flatten(x)  a = Gemm(f, g1, b)  r = Relu(a)  y = Gemm<transB=1>(r, m)"
 SHAPES: dict[str, tuple[int, ...]] = {
     **{"w": (8, 3, 1, 1), "b": (8,), "v": (8, 8, 1, 1), "u": (8, 8, 1, 1), "o": (4, 8, 1, 1), "k": (8, 1, 1, 1)},
+    **{"slope": (8, 1, 1), "one": (1,)},
     **{"h": (4, 4, 1, 1), "m": (5, 8), "n": (5,), "z": (288, 4), "g1": (108, 8)},
 }
 
@@ -65,12 +67,13 @@ SHAPES: dict[str, tuple[int, ...]] = {
         (CHAIN, 1, 1),
         (RESIDUAL, 1, 3),
         (DEPTHWISE, 2, 2),
+        (SLOPES, 2, 2),
         (GROUPED, 1, 1),
         (CLASSIFIER, 1, 1),
         (FLAT, 1, 1),
         (GEMMS, 1, 1),
     ],
-    ids=["chain", "residual", "depthwise", "grouped", "classifier", "flat", "gemms"],
+    ids=["chain", "residual", "depthwise", "slopes", "grouped", "classifier", "flat", "gemms"],
 )
 def test_the_float_function_stays(body: str, groups: int, consumers: int) -> None:
     model = model_of(body, {name: shape for name, shape in SHAPES.items() if f"{name})" in body or f"{name}," in body})
@@ -104,6 +107,7 @@ def test_channels_are_divided_by_their_factors() -> None:
     "body",
     [
         "a = Conv(x, w, b)  r = Sigmoid(a)  y = Conv(r, v)",
+        "a = Conv(x, w, b)  c = Conv(x, w, b)  r = PRelu(a, c)  y = Conv(r, v)",
         "a = Conv(x, w, b)  r = Softmax<axis=1>(a)  y = Conv(r, v)",
         "a = Conv(x, w, b)  c = Conv(x, w, b)  r = Mul(a, c)  y = Conv(r, v)",
         "a = Conv(x, w, b)  c = Conv(x, w, b)  r = Concat<axis=1>(a, c)  y = Relu(r)",
@@ -111,7 +115,7 @@ def test_channels_are_divided_by_their_factors() -> None:
         "a = Conv(x, w, b)  r = Clip(a, low, high)  y = Conv(r, v)",
         "a = Conv(x, w, b)  y = Relu(a)",
     ],
-    ids=["sigmoid", "softmax", "product", "concat", "constant", "clip-at-minus-one", "output"],
+    ids=["sigmoid", "slopes", "softmax", "product", "concat", "constant", "clip-at-minus-one", "output"],
 )
 def test_what_does_not_commute_with_factors_is_left_alone(body: str) -> None:
     shapes = {name: SHAPES[name] for name in "wbv" if f"{name})" in body or f" {name}," in body}

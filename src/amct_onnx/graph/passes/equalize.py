@@ -26,7 +26,8 @@ from amct_onnx.graph.weights import group_of, scaled_by_input_channel
 
 Floats = npt.NDArray[np.float32]
 
-_UNARY = ("Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_UNARY = ("Relu", "LeakyRelu", "PRelu", "Clip", "Identity", *_POOLS)  # PRelu: of constant slopes
 _LAYERS = ("Conv", "Gemm")
 
 
@@ -80,7 +81,7 @@ class _Groups:
             self._root(node.outputs[0])
             return
         joins = is_op(node, "Add") and len(variables) == 2
-        passes = len(variables) == 1 and (
+        passes = variables == [node.inputs[0]] and (
             is_op(node, *_UNARY) or (is_op(node, "Flatten") and int_attribute(node, "axis", 1) == 1)
         )
         if passes and node.op_type == "Clip":
