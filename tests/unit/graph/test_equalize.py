@@ -43,7 +43,7 @@ def factors_of(group: ChannelGroup) -> np.ndarray:
     return np.random.default_rng(1).uniform(0.1, 1.0, group.channels).astype(np.float32)
 
 
-CHAIN = "a = Conv(x, w, b)  r = Relu(a)  y = Conv(r, v)"
+CHAIN = "a = Conv(x, w, b)  k0 = Constant<value_float=1.0>()  r = Relu(a)  y = Conv(r, v)"
 RESIDUAL = """
     a = Conv(x, w, b)  c = Conv(a, v)  s = Add(a, c)  d = Conv(s, u)  t = Add(s, d)  q = MaxPool<kernel_shape=[2,2]>(t)
     y = Conv(q, o)

@@ -81,7 +81,7 @@ class _Groups:
             self._root(node.outputs[0])
             return
         joins = is_op(node, "Add") and len(variables) == 2
-        passes = variables == [node.inputs[0]] and (
+        passes = (len(variables) == 1 and variables[0] is node.inputs[0]) and (
             is_op(node, *_UNARY) or (is_op(node, "Flatten") and int_attribute(node, "axis", 1) == 1)
         )
         if passes and node.op_type == "Clip":
