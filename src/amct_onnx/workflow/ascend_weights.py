@@ -19,16 +19,23 @@ from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import Array, array_of
 from amct_onnx.graph.weights import fake_quantized, from_kernel_rows, weight_axis, weight_rows
 from amct_onnx.targets.lowering import weight_spec
+from amct_onnx.workflow.choice import solve_once
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 def refine_weights(
-    model: ir.Model, source: ir.Model, settings: Settings, records: dict[str, LayerRecord], tuning: Tuning
+    model: ir.Model,
+    source: ir.Model,
+    settings: Settings,
+    records: dict[str, LayerRecord],
+    tuning: Tuning,
+    known: dict[bytes, QParams],
 ) -> Mapping[str, QParams]:
     """Give the layers of a prepared `model` weights of less error, in place, and `records` their scales.
 
-    source: the fused float model. Returns the grid of each weight, by layer; what `tuning` has for it is used.
+    source: the fused float model. known: as for `Choice.weight`. Returns the grid of each weight, by layer; what
+    `tuning` has for it is used.
     """
     floats, names = source.clone(), ValueNames(model)
     normalize_layers(floats, frozenset(records))
@@ -44,7 +51,7 @@ def refine_weights(
             continue
         entry = settings.layers[layer].weight
         spec = weight_spec(entry.num_bits, channel_wise=entry.channel_wise)
-        params = solve_weight_mse(weight_rows(array_of(weight), original), spec)
+        params = solve_once(solve_weight_mse, weight_rows(array_of(weight), original), spec, known)
         grids[layer] = params
         tuned = tuning.weight(layer, params)
         if tuned is None or tuned.integers is None:

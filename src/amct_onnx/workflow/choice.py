@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,12 +108,7 @@ class Choice:
         if self.reduce_range and bits > _SAFE_BITS:
             params, integers = solve_pairs(rows, spec, least)
             return WeightGrid(params=params, integers=integers)
-        solve = solve_weight_mse if layer is None else solve_arq
-        what = f"{solve.__name__} {rows.shape} {spec}".encode()  # equal bytes may be another weight
-        key = hashlib.blake2b(what + np.ascontiguousarray(rows).tobytes()).digest()
-        if key not in known:
-            known[key] = solve(rows, spec)
-        params = known[key]
+        params = solve_once(solve_weight_mse if layer is None else solve_arq, rows, spec, known)
         return WeightGrid(params=replace(params, scale=np.maximum(params.scale, least)))
 
     def check(self, target: str, *, integers: bool = True) -> None:
@@ -132,6 +127,20 @@ class Choice:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             text = f"quantize for target {target} does not have"
             raise ConfigError(f"{text} {'; '.join(wrong[:3])}{more}: take them out of the settings.")
+
+
+def solve_once(
+    solve: Callable[[npt.NDArray[np.float32], QSpec], QParams],
+    rows: npt.NDArray[np.float32],
+    spec: QSpec,
+    known: dict[bytes, QParams],
+) -> QParams:
+    """The grid of a weight, from `known` where it is there."""
+    what = f"{solve.__name__} {rows.shape} {spec}".encode()  # equal bytes may be another weight
+    key = hashlib.blake2b(what + np.ascontiguousarray(rows).tobytes()).digest()
+    if key not in known:
+        known[key] = solve(rows, spec)
+    return known[key]
 
 
 def make_choice(

@@ -45,17 +45,19 @@ class AscendResult:
     decisions: tuple[Decision, ...]
 
 
-def lower_ascend(source: FloatSource, choice: Choice, statistics: Statistics, tuning: Tuning) -> AscendResult:
+def lower_ascend(
+    source: FloatSource, choice: Choice, statistics: Statistics, tuning: Tuning, known: dict[bytes, QParams]
+) -> AscendResult:
     """Quantize for Ascend; without settings of AMCT with weights of less error than AMCT's.
 
-    Raises ConfigError, ModelError, CalibrationError, StatisticsError."""
+    known: as for `Choice.weight`. Raises ConfigError, ModelError, CalibrationError, StatisticsError."""
     choice.check("ascend", integers=False)
     settings = _settings(source, choice)
     model = source.start.clone()
     records, _ = prepare_records(model, source.facts, settings, "")
     if source.factors:
         model.metadata_props[FUSIONS_KEY] = source.fusions
-    weights = refine_weights(model, source.fused, settings, records, tuning) if choice.is_ours else {}
+    weights = refine_weights(model, source.fused, settings, records, tuning, known) if choice.is_ours else {}
     observed = observed_values(model)
     for observer, value in observed:
         joined = [v for o, v in observed if o.joint == observer.joint] if observer.joint else [value]

@@ -179,7 +179,8 @@ def prepare_records(
     plan = make_plan(model, ASCEND, decisions, settings)
     columns = prepare_rounding(model, plan)
     records = balancing.keep(_quantize_weights(model, plan, facts))
-    calibration = balancing.extend_id(_calibration_id(model, settings, format_record(records)))
+    text = format_record(records) if record_file else ""  # which takes time, and tells calibrations of files apart
+    calibration = balancing.extend_id(_calibration_id(model, settings, text))
     insert_observers(model, _observers(plan, columns, settings, os.path.realpath(record_file), calibration, facts))
     return records, calibration
 

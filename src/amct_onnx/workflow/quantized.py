@@ -278,7 +278,7 @@ class QuantizedModel:
 
     @cached_property
     def _ascend(self) -> AscendResult:
-        return lower_ascend(self.source, self.choice, self.statistics, self.tuning)
+        return lower_ascend(self.source, self.choice, self.statistics, self.tuning, self.known)
 
 
 def check_target(target: Any) -> str:

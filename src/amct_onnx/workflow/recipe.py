@@ -8,7 +8,7 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
    channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets.
 2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
-   of a layer's outputs, or without. "best" tries AdaRound as well.
+   of a layer's outputs; "best" tries it without them, and AdaRound, as well.
 """
 
 from __future__ import annotations
@@ -284,9 +284,11 @@ class Recipe:
             return start
         best, biased = start, _with_bias(start) if self.plan.rounding else frozenset[str]()
         for method in self.plan.rounding if start.weights else ():
-            tries: list[Try[QuantizedModel]] = [(f"rounding by {method}", partial(self._rounded, method, frozenset()))]
+            tries: list[Try[QuantizedModel]] = []
             if biased:
-                tries.insert(0, (f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
+                tries.append((f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
+            if not biased or self.plan.thorough:
+                tries.append((f"rounding by {method}", partial(self._rounded, method, frozenset())))
             best = self._best_of(best, tries, self._ratio, thorough=False)
         return best
 
