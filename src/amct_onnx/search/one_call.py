@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from amct_onnx.workflow.quantize import quantize as quantize_once
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
 from amct_onnx.workflow.source import FloatSource
 
+_log = logging.getLogger("amct_onnx.Quantize")
+_NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _JUDGES = 32  # samples that judge a model where there is no evaluator
 
 
@@ -65,8 +68,8 @@ def quantize(
     reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
     effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
         (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
-        out of it; in 2 to 5 times the time. best: more of it, in minutes. `steps` of the result tells what was tried
-        and what it brought. With `settings`, what they say is done and no recipe.
+        out of it; in some seconds, however much data there is. best: more of it, in minutes. `steps` of the result
+        tells what was tried and what it brought. With `settings`, what they say is done and no recipe.
     weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
         of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
         Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
@@ -107,7 +110,9 @@ def quantize(
         "names": names,
     }
     if not _wants_search(evaluator, max_drop, target_accuracy, min_sqnr):
-        return quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
+        result = quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
+        _warn_of_noise(result)
+        return result
     check_target(target)
     if weight_only is not None:
         raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
@@ -129,6 +134,18 @@ def quantize(
         assert evaluator is not None  # the arguments have been checked
         goal = Goal.of_evaluator(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
     return search_mixed(quantized, goal, samples.spread(SAMPLES), progress=progress)
+
+
+def _warn_of_noise(result: QuantizedModel) -> None:
+    """Say so where the recipe has left more noise than most tasks bear, and what to do."""
+    tried = [step for step in result.steps if step.after is not None]
+    reached = (tried[-1].after if tried[-1].kept else tried[-1].before) if tried else None
+    if reached is not None and reached < _NOISY:
+        text = (
+            "The outputs are only %.1f dB above the noise of int8 on samples held out: min_sqnr=%d leaves the layers "
+            "that are to blame in float, `amct_onnx sensitivity` shows them."
+        )
+        _log.warning(text, reached, _NOISY)
 
 
 def _wants_search(

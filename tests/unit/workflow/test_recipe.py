@@ -16,6 +16,7 @@ from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.runtime.judge import Judge
+from amct_onnx.search import one_call
 from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.quantized import QuantizedModel
 from amct_onnx.workflow.recipe import PLANS, Front
@@ -131,6 +132,19 @@ def test_with_settings_or_few_samples_there_is_no_recipe(model: ir.Model, images
     assert amct_onnx.quantize(model, images[:3]).steps == ()
     fast = amct_onnx.quantize(model, images[:3], effort="fast")
     assert ir.to_proto(fast.model()) == ir.to_proto(amct_onnx.quantize(model, images[:3]).model())
+
+
+def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached = amct_onnx.quantize(model, images).steps[-1].after
+    assert not caplog.records
+    monkeypatch.setattr(one_call, "_NOISY", 60)
+    amct_onnx.quantize(model, images, effort="fast")
+    assert not caplog.records
+    amct_onnx.quantize(model, images)
+    assert f"only {reached:.1f} dB above the noise of int8" in caplog.text
+    assert "min_sqnr=60" in caplog.text
 
 
 def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:
