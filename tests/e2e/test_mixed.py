@@ -152,6 +152,18 @@ def test_max_drop_is_counted_from_the_float_model(images: np.ndarray) -> None:
     assert len(precision.result.float_layers) <= 2
 
 
+def test_a_drop_is_met_by_what_rounding_leaves_of_it(images: np.ndarray) -> None:
+    values = iter([82.8, np.mean([100.0] * 827 + [0.0] * 173) - 1e-14])
+    result = amct_onnx.quantize(make_model(), images, evaluator=lambda _: next(values), max_drop=0.1)
+    assert result.precision is not None
+    assert result.precision.met
+    assert result.precision.result.value < 82.7
+    missed = iter([82.8, *[82.6999] * 20])
+    result = amct_onnx.quantize(make_model(), images, evaluator=lambda _: next(missed), max_drop=0.1)
+    assert result.precision is not None
+    assert not result.precision.evaluations[0].met
+
+
 def test_without_a_target_nothing_is_different(images: np.ndarray) -> None:
     result = amct_onnx.quantize(make_model(), images)
     assert result.precision is None

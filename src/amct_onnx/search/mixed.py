@@ -44,6 +44,10 @@ class Goal:
     reference: float
     required: float
 
+    def is_met_by(self, value: float) -> bool:
+        """Whether a value is enough; 82.8 - 0.1 is not 82.7 in floating point, and counts as it."""
+        return value >= self.required or math.isclose(value, self.required, rel_tol=1e-9)
+
     @classmethod
     def of_evaluator(
         cls,
@@ -155,7 +159,7 @@ class _Search:
         key = (model.decisions, model.choice.wide)
         if key not in self.known:
             value = _number(self.goal.evaluate(_session(model)))
-            self.known[key] = met = value >= self.goal.required
+            self.known[key] = met = self.goal.is_met_by(value)
             self.choices.append(model.choice)  # and not the model, which holds its weights
             self.evaluations.append(
                 Evaluation(
