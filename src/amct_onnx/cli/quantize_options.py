@@ -72,7 +72,7 @@ def add_quantize_options(command: argparse.ArgumentParser, positive: Callable[[s
         "--effort",
         choices=EFFORTS,
         default="default",
-        help="spent on accuracy: fast (one look at the data), default (two to five times as long) or best (minutes)",
+        help="spent on accuracy: fast (one look at the data), default (some seconds more) or best (minutes)",
     )
     command.add_argument(
         "--weight_only",

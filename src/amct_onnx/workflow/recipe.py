@@ -152,6 +152,10 @@ class Front:
     def __iter__(self) -> Iterator[Feed]:
         return self._feeds
 
+    def count(self, feed: Feed) -> int:
+        """How many samples a feed has."""
+        return self._rule.count(feed)
+
     def batches(self, samples: Sequence[Feed]) -> list[dict[str, npt.NDArray[Any]]]:
         """Some of `samples` in batches, whatever the batches were that they came in."""
         return joined(samples, self._rule, self.rows)
@@ -329,9 +333,11 @@ class Recipe:
     @cached_property
     def _judge(self) -> Judge:
         try:
-            return Judge(self.source.fused, self.front.batches(self._judges))
+            batches = self.front.batches(self._judges)
+            apart = self._judges[: self.front.count(batches[0])]
+            return Judge(self.source.fused, batches, apart=apart if len(apart) > 1 else ())
         except DataError:
-            self.front.rows = 1  # a batch of one may be part of the network, although the input leaves it open
+            self.front.rows = 1  # the network may take one sample, or mix those of a batch, though the batch is open
             return Judge(self.source.fused, self._judges)
 
     def _ratio(self, result: QuantizedModel) -> float:

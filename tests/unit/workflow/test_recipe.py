@@ -188,6 +188,23 @@ def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(images: np.ndar
     assert result.steps[0].name == "rounding by gptq"
 
 
+def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(images: np.ndarray) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[n,4,8,8] y)
+        { a = Conv(x, w) top = ReduceMax<keepdims=0>(a) y = Div(a, top) }"""
+    model = ir.from_onnx_text(text)
+    weight = np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
+    model.graph.register_initializer(value)
+    model.graph.node(0).replace_input_with(1, value)
+    name_nodes(model)
+    feeds = [{"x": image[None] * np.float32(1 + index)} for index, image in enumerate(images)]
+    result = amct_onnx.quantize(model, feeds)
+    (step,) = result.steps
+    judge = Judge(model.clone(), feeds[::3])
+    reached = judge.noise(result.model())
+    assert (step.after if step.kept else step.before) == pytest.approx(-10 * np.log10(reached), abs=1e-6)
+
+
 def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
     spec, none, known = QSpec(granularity=PerChannel(0)), np.zeros(3, np.float32), {}
     rows = np.arange(1, 7, dtype=np.float32)
