@@ -16,6 +16,7 @@ Floats = npt.NDArray[np.float32]
 
 _SILENT = 1e-6  # of the largest magnitude: channels below it count as this
 _LEAST_FACTOR = 1 / 64
+_MEAN_SQUARE = 1 / 20  # of a channel, as a share of its largest square: what activations have, roughly
 
 
 def dmq_factors(activation: npt.ArrayLike, weight: npt.ArrayLike, strength: float) -> Floats:
@@ -74,6 +75,29 @@ def equalizing_factors(
     factors = np.maximum(factors / factors.max(initial=_LEAST_FACTOR), np.minimum(least, 1.0))
     rounded: Floats = factors.astype(np.float32)
     return rounded
+
+
+def rounding_noise(
+    weight: npt.NDArray[np.floating], magnitudes: npt.NDArray[np.floating], factors: npt.NDArray[np.floating]
+) -> float:
+    """What int8 does to a layer whose input channel c is divided by factors[c] and its weight multiplied: estimated
+    noise over signal of an output, the mean over outputs. It knows channels by their magnitudes alone.
+
+    weight: [groups, outputs, inputs, taps]. magnitudes, factors: [groups * inputs], the largest magnitude of a channel,
+    >= 0, and > 0. A step s makes an error of s^2/12 (one scale for the input, one for each output's weights), which
+    goes through the layer as if elements were independent. Outputs without a signal do not count.
+    """
+    w = np.asarray(weight, np.float64)
+    m, f = (np.asarray(values, np.float64).reshape(w.shape[0], 1, w.shape[2], 1) for values in (magnitudes, factors))
+    power = _MEAN_SQUARE * m**2
+    signal = (w**2 * power).sum(axis=(2, 3))
+    heard = signal > _SILENT * signal.max(initial=0.0)
+    if not heard.any():
+        return 0.0
+    multiplied = w * f
+    of_input = ((m / f).max() / 255) ** 2 * (multiplied**2).sum(axis=(2, 3))
+    of_weight = (np.abs(multiplied).max(axis=(2, 3)) / 127) ** 2 * w.shape[3] * (power / f**2).sum(axis=(2, 3))
+    return float(((of_input + of_weight)[heard] / signal[heard]).mean() / 12)
 
 
 def has_outliers(activation: npt.ArrayLike, ratio: float = 4.0) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.core.affine import quantize
 from amct_onnx.core.qparams import QParams
 from amct_onnx.errors import ArgumentError
 
@@ -51,19 +52,30 @@ class Step:
 class Tuning:
     """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give.
 
-    A range counts for a group of just those tensors, which it names; a weight only for a layer whose scales are the
-    same: other targets and settings may want others.
+    A range counts for a group of just those tensors, which it names; a weight only for channels whose scales are the
+    same: other targets, settings and ranges may want others.
     """
 
     ranges: Mapping[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
 
-    def weight(self, layer: str, params: QParams) -> WeightGrid | None:
-        """The weight of a layer, if it was rounded on this grid."""
+    def weight(self, layer: str, params: QParams, rows: npt.NDArray[np.float32] | None = None) -> WeightGrid | None:
+        """The weight of a layer, if it was rounded on this grid.
+
+        rows: the weight, float32[C, n] in the order of its integers; then those of its channels whose scales are others
+        are rounded to nearest.
+        """
         found = self.weights.get(layer)
-        if found is None or not np.array_equal(found.params.scale, params.scale) or found.params.spec != params.spec:
+        if found is None or found.params.spec != params.spec or found.params.scale.shape != params.scale.shape:
             return None
-        return found
+        same = found.params.scale == params.scale
+        if same.all() or found.integers is None:
+            return found if same.all() else None
+        if rows is None or same.size != len(rows) or not same.any():
+            return None
+        integers = np.where(same[:, None], found.integers, quantize(rows, params, np.int8))
+        correction = None if found.correction is None else np.where(same, found.correction, 0.0)
+        return WeightGrid(params=params, integers=integers, correction=correction)
 
 
 def check_effort(effort: object) -> Effort:

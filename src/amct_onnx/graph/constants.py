@@ -89,7 +89,8 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if name == "value":
-            return _numeric(attribute.as_tensor())
+            is_tensor = attribute.type == ir.AttributeType.TENSOR  # `as_tensor` looks at a protocol, which takes long
+            return _numeric(attribute.value if is_tensor else attribute.as_tensor())
         if name in ("value_float", "value_floats"):
             return ir.Tensor(np.array(attribute.value, np.float32))
         if name in ("value_int", "value_ints"):

@@ -58,6 +58,8 @@ def _open(
 ) -> ort.InferenceSession:
     lift_deploy(model)
     try:
-        return open_session(model, path, sess_options, providers, disabled_optimizers=_INEXACT_OPTIMIZERS)
+        return open_session(
+            model, path, sess_options, providers, disabled_optimizers=_INEXACT_OPTIMIZERS, own_options=False
+        )
     except SessionError as error:
         raise ModelError(f"ONNX Runtime cannot run the integers of {name}: {error}") from error

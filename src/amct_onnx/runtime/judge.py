@@ -26,7 +26,7 @@ class Judge:
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed], *, apart: Sequence[Feed] = ()) -> None:
-        session = open_session(model, None)
+        session = open_session(model, None, _options())
         self._places = [place for place, value in enumerate(session.get_outputs()) if value.type in FLOAT_TYPES]
         self._feeds = feeds
         self._exact = [self._run(session, feed) for feed in feeds]
@@ -38,8 +38,7 @@ class Judge:
 
     def noise(self, quantized: ir.Model) -> float:
         """Noise over signal of the outputs of a model of standard operators, the mean over outputs."""
-        options = ort.SessionOptions()
-        options.log_severity_level = QUIET
+        options = _options()
         options.add_session_config_entry("session.x64quantprecision", "1")
         return self.noise_of(open_session(quantized, None, options))
 
@@ -64,3 +63,9 @@ class Judge:
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
             raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
         return [outputs[place] for place in self._places]
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    return options

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import ModelError, OutputError
 from amct_onnx.formats.onnx_file import model_bytes
+from amct_onnx.graph.tensors import shape_of
 from amct_onnx.runtime.scratch import place_with_room
 
 QUIET = 4  # ONNX Runtime's own lines on stderr: fatal ones only, since an error is raised as well
 
-# A model in memory is there three times while a session opens; a larger one goes through a file, which is mapped.
+# The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
 _MAX_INLINE_BYTES = 1 << 27
+_LEAST_LENT = 1 << 12  # bytes of an initializer
+_LENT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 
 
 class SessionError(ModelError):
@@ -31,18 +35,23 @@ def open_session(
     providers: Sequence[Any] | None = None,
     *,
     disabled_optimizers: Sequence[str] = (),
+    own_options: bool = True,
 ) -> ort.InferenceSession:
     """A session that runs `model`, which came from the file `path`; without providers on the CPU.
+
+    own_options: whether `sess_options` are for this session alone, and may be changed.
 
     A large model goes through a temporary file as long as the session opens, in the folder of `path` if the system's
     has no room. Raises SessionError, or OutputError if no disk has the room.
     """
 
+    options = ort.SessionOptions() if sess_options is None else sess_options
+
     def session(source: str | bytes) -> ort.InferenceSession:
         try:
             return ort.InferenceSession(
                 source,
-                sess_options=sess_options,
+                sess_options=options,
                 providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
                 disabled_optimizers=list(disabled_optimizers),
             )
@@ -50,7 +59,15 @@ def open_session(
             raise SessionError(one_line(error)) from error
 
     if model_bytes(model) <= _MAX_INLINE_BYTES:
-        return session(ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString())
+        inline: ir.Model = ir.external_data.load_to_model(model)
+        lent: dict[str, ort.OrtValue] = {}
+        if own_options or sess_options is None:
+            inline, lent = _lend(inline)
+        if lent:
+            options.add_external_initializers(list(lent), list(lent.values()))
+        opened = session(ir.to_proto(inline).SerializeToString())
+        opened.lent = lent  # what the runtime does not copy must live as long
+        return opened
     # ONNX Runtime maps the data file; where an open file cannot be deleted the folder is left to the system.
     place = place_with_room(model_bytes(model), path or Path("model"))
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
@@ -61,6 +78,21 @@ def open_session(
             text = f"takes a temporary file {file}: {error.strerror or error}"
             raise OutputError(f"Running {path or 'the model'} {text}.") from error
         return session(str(file))
+
+
+def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
+    """A copy of `model` without its large initializers, and those: the runtime takes them from where they are, and not
+    from a serialized model that would be written and parsed first."""
+    copy = model.clone()
+    lent: dict[str, ort.OrtValue] = {}
+    for name, value in copy.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _LENT_TYPES or tensor.nbytes < _LEAST_LENT:
+            continue
+        lent[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+        shape = ir.Shape(shape_of(tensor))
+        value.const_value = ir.ExternalTensor("lent", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    return copy, lent
 
 
 def one_line(reason: Exception) -> str:

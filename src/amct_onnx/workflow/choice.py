@@ -136,10 +136,12 @@ def solve_once(
     known: dict[bytes, QParams],
 ) -> QParams:
     """The grid of a weight, from `known` where it is there."""
-    what = f"{solve.__name__} {rows.shape} {spec}".encode()  # equal bytes may be another weight
-    key = hashlib.blake2b(what + np.ascontiguousarray(rows).tobytes()).digest()
+    joined = np.ascontiguousarray(rows)
+    digest = hashlib.blake2b(f"{solve.__name__} {rows.shape} {spec}".encode())  # equal bytes may be another weight
+    digest.update(joined.data)
+    key = digest.digest()
     if key not in known:
-        known[key] = solve(rows, spec)
+        known[key] = solve(joined, spec)
     return known[key]
 
 

@@ -92,7 +92,7 @@ def quantize(
     feeds, told = opened(inputs), progress or silent
     front = Front(iter(feeds), inputs, plan)
     recipe = Recipe(source=source, target=target, choice=choice, front=front, progress=told)
-    source = recipe.equalize()
+    source, tuning = recipe.prepare()
     watched = _Watched(front, feeds.total, inputs, told)
     tensors = collect_statistics(source.fused, source.observed, watched)
     statistics = Statistics(
@@ -108,6 +108,7 @@ def quantize(
         statistics=statistics,
         assumptions=tuple(feeds.assumptions),
         sample=watched.first,
+        tuning=tuning,
         known=recipe.known,
     )
     result.solve()

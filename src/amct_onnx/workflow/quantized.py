@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -120,6 +121,12 @@ class QuantizedModel:
         )
         result.solve()
         return result
+
+    def with_steps(self, steps: Sequence[Step]) -> QuantizedModel:
+        """The same model, with all that has been computed of it, and what a recipe tried."""
+        found = copy(self)
+        object.__setattr__(found, "steps", tuple(steps))
+        return found
 
     def solve(self) -> None:
         """Compute plan and grids now, so that what is wrong with them is raised now."""
@@ -269,7 +276,7 @@ class QuantizedModel:
         """The grid of a weight, as `lower_qdq` asks for it, with the integers that were found for it."""
         grid = self.choice.weight(name, rows, spec, least, self.known)
         self._rounded[name] = grid.params
-        return grid if grid.integers is not None else self.tuning.weight(name, grid.params) or grid
+        return grid if grid.integers is not None else self.tuning.weight(name, grid.params, rows) or grid
 
     @cached_property
     def _rounded(self) -> dict[str, QParams]:

@@ -5,10 +5,15 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 
 1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
-   channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets.
+   channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets. They are tried on a first
+   quantization, calibrated with some of the samples alone.
 2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
-   of a layer's outputs; "best" tries it without them, and AdaRound, as well.
+   of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
+   if there was one.
+
+"default" leaves out what is dear and seldom pays: equalization that promises little (`workflow.equalizing`), and
+rounding where no bias can be corrected.
 """
 
 from __future__ import annotations
@@ -23,14 +28,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.core.balance import equalizing_factors, smooth_factors
+from amct_onnx.core.balance import smooth_factors
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
-from amct_onnx.core.tuning import Effort, Step, WeightGrid
+from amct_onnx.core.tuning import Effort, Step, Tuning, WeightGrid
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
 from amct_onnx.runtime.batching import BatchRule, joined
@@ -39,6 +43,7 @@ from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice
+from amct_onnx.workflow.equalizing import group_factors, promised_gain
 from amct_onnx.workflow.progress import Progress
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
@@ -54,10 +59,13 @@ Try = tuple[str, Callable[[T], T]]  # what it is called, and what it makes of th
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
+_TOKEN = 1 << 10  # bytes that an integer counts as: it stands for a vector
 # Rare outliers decide the factors of SmoothQuant: on a sentence encoder, those of 16 samples reach 21 dB, of 104 25.
-_CHANNEL_SAMPLES = 128
+_CHANNEL_SAMPLES = 64
 _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
+# Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
+_PROMISE = 2.5
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -67,8 +75,8 @@ class Plan:
 
     samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
     so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
-    SmoothQuant. thorough: all of them are tried, and not those until one helps. rounding: methods. ranges: on so many
-    samples it is measured what ranges cost.
+    SmoothQuant. thorough: all of them are tried, and not those until one helps or the promising ones. rounding:
+    methods. ranges: on so many samples it is measured what ranges cost.
     """
 
     samples: int
@@ -135,7 +143,8 @@ class Front:
             count = rule.count(feed)
             if not read:
                 bytes_of_one = sum(array.nbytes for array in feed.values()) // max(1, count)
-                self.plan = plan.for_samples_of(bytes_of_one)
+                tokens = sum(array.size for array in feed.values() if array.dtype.kind in "iu") // max(1, count)
+                self.plan = plan.for_samples_of(bytes_of_one + _TOKEN * tokens)
                 self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
             read.append(feed)
             for index in range(min(count, self.plan.samples - len(self.samples))):
@@ -178,6 +187,7 @@ class Recipe:
         self._fit = [sample for index, sample in enumerate(samples) if index % self.plan.judges] if self._judges else []
         self.known: dict[bytes, QParams] = {}
         self._measured: tuple[object, float] | None = None  # the best of a step, and its noise over signal
+        self._first: QuantizedModel | None = None  # a first quantization, of the best model so far
 
     @property
     def tries(self) -> bool:
@@ -189,17 +199,21 @@ class Recipe:
         _ = self._judge  # which tells whether the model takes batches
         return self.front.batches(self._fit[:most])
 
-    def equalize(self) -> FloatSource:
+    def prepare(self) -> tuple[FloatSource, Tuning]:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
-        from the samples alone."""
+        and rounded weights if that could be judged by it as well; from the samples alone."""
         source = self._attempt("equalization", self._equalize, self.source)
-        return self._attempt("smoothing of outlier channels", self._smooth, source)
+        source = self._attempt("smoothing of outlier channels", self._smooth, source)
+        if self._first is None or self.plan.ranges:
+            return source, Tuning()
+        return source, self._attempt("rounding", self._round, self._first).tuning
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
         """`result` with those of the later steps that help."""
-        result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
-        result = self._attempt("rounding", self._round, result)
-        return replace(result, steps=tuple(self.steps))
+        if self._first is None or self.plan.ranges:
+            result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
+            result = self._attempt("rounding", self._round, result)
+        return result.with_steps(self.steps)
 
     def _attempt(self, name: str, step: Callable[[T], T], start: T) -> T:
         """What a step makes of `start`; `start` itself, with the reason in `steps`, where the step cannot be tried.
@@ -209,8 +223,11 @@ class Recipe:
         try:
             return step(start) if self.tries else start
         except _REASONS as reason:
-            self.steps.append(Step(name=name, before=math.inf, after=None, kept=False, reason=str(reason)))
+            self._leave_out(name, str(reason))
             return start
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.steps.append(Step(name=name, before=math.inf, after=None, kept=False, reason=reason))
 
     def _best_of(self, start: T, tries: Iterable[Try[T]], ratio: Callable[[T], float], *, thorough: bool) -> T:
         """The best of `start` and what `tries` make of the best so far; the first that helps, unless `thorough`."""
@@ -238,7 +255,14 @@ class Recipe:
         if not groups:
             return start
         maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self._feeds())
-        tries = ((name, _factors(chosen, maxima, strength)) for name, chosen, strength in self._equalizations(groups))
+        tries = []
+        for name, chosen, strength in self._equalizations(groups):
+            factors = group_factors(chosen, maxima, strength)
+            promise = promised_gain(start.fused, chosen, maxima, factors)
+            if self.plan.thorough or promise >= _PROMISE:
+                tries.append((name, factors))
+            elif factors:
+                self._leave_out(name, f"it promises {promise:.1f} dB, and less than {_PROMISE} seldom holds")
         return self._divide(start, tries)
 
     def _equalizations(
@@ -266,8 +290,16 @@ class Recipe:
 
     def _divide(self, start: FloatSource, tries: Iterable[tuple[str, Mapping[str, Floats]]]) -> FloatSource:
         """`start` with the factors under which a first quantization does best, or as it is."""
-        made = ((name, partial(_divided, start, factors)) for name, factors in tries if factors)
-        return self._best_of(start, made, lambda source: self._ratio(self._quick(source)), thorough=self.plan.thorough)
+
+        def divided(factors: Mapping[str, Floats], _: QuantizedModel) -> QuantizedModel:
+            return self._quick(start.equalized(factors))
+
+        made = [(name, partial(divided, factors)) for name, factors in tries if factors]
+        if not made:
+            return start
+        first = self._first or self._quick(start)
+        self._first = self._best_of(first, made, self._ratio, thorough=self.plan.thorough)
+        return self._first.source
 
     def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:
         if not self.plan.ranges or self.target == ASCEND_NAME:
@@ -283,16 +315,17 @@ class Recipe:
 
     def _round(self, start: QuantizedModel) -> QuantizedModel:
         if self.choice.reduce_range and self.plan.rounding:
-            why = "reduce_range chooses the integers of weights"
-            self.steps.append(Step(name="rounding", before=math.inf, after=None, kept=False, reason=why))
+            self._leave_out("rounding", "reduce_range chooses the integers of weights")
             return start
         best, biased = start, _with_bias(start) if self.plan.rounding else frozenset[str]()
         for method in self.plan.rounding if start.weights else ():
             tries: list[Try[QuantizedModel]] = []
             if biased:
                 tries.append((f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
-            if not biased or self.plan.thorough:
+            if self.plan.thorough:
                 tries.append((f"rounding by {method}", partial(self._rounded, method, frozenset())))
+            if not tries:
+                self._leave_out(f"rounding by {method}", 'no layer has a bias to correct; effort="best" tries it')
             best = self._best_of(best, tries, self._ratio, thorough=False)
         return best
 
@@ -323,7 +356,7 @@ class Recipe:
         statistics = Statistics(
             tensors=collect_statistics(source.fused, source.observed, self._feeds(self.plan.quick)),
             samples=len(self._fit[: self.plan.quick]),
-            digest=model_digest(source.fused),
+            digest="",  # nobody gets to see them
             factors=source.factors,
         )
         return QuantizedModel(
@@ -347,10 +380,6 @@ class Recipe:
         return self._judge.noise(result.lowered)
 
 
-def _divided(source: FloatSource, factors: Mapping[str, Floats], _: FloatSource) -> FloatSource:
-    return source.equalized(factors)
-
-
 def _with_bias(result: QuantizedModel) -> frozenset[str]:
     """The quantized layers whose bias can make up for something: one number for each output channel, or none yet, of
     which target ascend makes none."""
@@ -365,17 +394,3 @@ def _with_bias(result: QuantizedModel) -> frozenset[str]:
         ):
             found.append(node.name or "")
     return frozenset(found)
-
-
-def _factors(
-    groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strengths: tuple[float, float]
-) -> dict[str, Floats]:
-    """The factors of each group that has some."""
-    found = {}
-    for group in groups:
-        magnitudes = [maxima[name] for name in group.measured if name in maxima]
-        if magnitudes and all(magnitude.size == group.channels for magnitude in magnitudes):
-            factors = equalizing_factors(magnitudes, strength=strengths[group.ceiling < np.inf], ceiling=group.ceiling)
-            if (factors != 1).any():
-                found[group.key] = factors
-    return found

@@ -98,7 +98,10 @@ class FloatSource:
             smooth_inputs(fused, smoothed)
         except (KeyError, ValueError) as error:
             raise StatisticsError("The factors of equalization belong to another model: calibrate this one.") from error
-        return replace(self, fused=fused, factors={**self.factors, **factors})
+        found = replace(self, fused=fused, factors={**self.factors, **factors})
+        if "observed" in self.__dict__ and len(fused.graph) == len(self.fused.graph):
+            found.__dict__["observed"] = self.observed  # only the numbers of weights are others
+        return found
 
     @property
     def name(self) -> str:

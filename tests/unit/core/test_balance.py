@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from amct_onnx.core.balance import dmq_factors, equalizing_factors, has_outliers, smooth_factors
-from amct_onnx.core.qparams import FLT_EPSILON
+from amct_onnx.core.affine import fake_quantize
+from amct_onnx.core.balance import dmq_factors, equalizing_factors, has_outliers, rounding_noise, smooth_factors
+from amct_onnx.core.qparams import FLT_EPSILON, asymmetric_from_range
+from amct_onnx.core.spec import PerChannel, QSpec
+from amct_onnx.core.weights.arq import solve_arq
 
 ROUNDING = 1e-6  # float32
 magnitudes = st.floats(2**-10, 2**10, width=32)
@@ -96,3 +99,39 @@ def test_behind_a_ceiling_no_channel_loses_what_was_seen(magnitude: np.ndarray, 
     factors = equalizing_factors([magnitude], strength=strength, ceiling=6.0)
     assert factors.max() <= 1
     assert (6.0 * factors >= np.minimum(magnitude, 6.0) * (1 - 1e-6)).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 6, 5, 9), (4, 1, 1, 9), (1, 3, 8, 1), (2, 3, 4, 4)]))
+def test_noise_is_that_of_the_layer_with_the_factors_put_in(seed: int, shape: tuple[int, int, int, int]) -> None:
+    random = np.random.default_rng(seed)
+    weight, channels = random.standard_normal(shape), shape[0] * shape[2]
+    magnitudes, factors = random.uniform(0.5, 5, channels), random.uniform(0.1, 1, channels)
+    multiplied = weight * factors.reshape(shape[0], 1, shape[2], 1)
+    expected = rounding_noise(multiplied, magnitudes / factors, np.ones(channels))
+    assert rounding_noise(weight, magnitudes, factors) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_noise_is_near_to_what_rounding_makes_of_a_product(strength: float) -> None:
+    random = np.random.default_rng(0)
+    magnitudes = np.geomspace(1, 8, 64)
+    factors = (magnitudes / magnitudes.max()) ** strength
+    weight = random.standard_normal((32, 64))
+    samples = np.clip(np.abs(random.standard_normal((4000, 64))) / 4.5, 0, 1) * magnitudes  # a mean square of 1/20
+    divided, multiplied = (samples / factors).astype(np.float32), (weight * factors).astype(np.float32)
+    grid = asymmetric_from_range(0.0, float((magnitudes / factors).max()), QSpec(symmetric=False))
+    rounded = fake_quantize(divided, grid).astype(np.float64)
+    rows = fake_quantize(multiplied, solve_arq(multiplied, QSpec(granularity=PerChannel(0)))).astype(np.float64)
+    exact = samples @ weight.T
+    noise = np.mean(
+        ((rounded @ rows.T - exact) ** 2).mean(axis=0) / (weight**2 * (samples**2).mean(axis=0)).sum(axis=1)
+    )
+    estimate = rounding_noise(weight[None, ..., None], magnitudes, factors)
+    assert estimate == pytest.approx(noise, rel=0.25)  # inputs have a mean, which the estimate does not know
+
+
+def test_noise_of_silence_is_none() -> None:
+    assert rounding_noise(np.ones((1, 2, 3, 1)), np.zeros(3), np.ones(3)) == 0.0
+    alone = rounding_noise(np.ones((1, 1, 3, 1)), np.ones(3), np.ones(3))
+    beside = rounding_noise(np.array([[[1.0], [1.0], [1.0]], [[0.0], [0.0], [0.0]]])[None], np.ones(3), np.ones(3))
+    assert beside == alone

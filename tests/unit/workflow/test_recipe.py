@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 import amct_onnx
+from amct_onnx.core.qparams import QParams
 from amct_onnx.core.spec import PerChannel, QSpec
-from amct_onnx.core.tuning import EFFORTS, Tuning
+from amct_onnx.core.tuning import EFFORTS, Tuning, WeightGrid
 from amct_onnx.core.weights.mse import solve_weight_mse
 from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
@@ -174,9 +176,11 @@ def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data
         ]
 
 
-def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(images: np.ndarray) -> None:
+def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(
+    images: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[k,4] y)
-        <int64[2] one = {1, 192}> { flat = Reshape(x, one) y = MatMul(flat, w) }"""
+        <int64[2] one = {1, 192}> { flat = Reshape(x, one) y = Gemm(flat, w) }"""
     model = ir.from_onnx_text(text)
     weight = np.random.default_rng(0).standard_normal((192, 4)).astype(np.float32)
     value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
@@ -185,7 +189,8 @@ def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(images: np.ndar
     name_nodes(model)
     result = amct_onnx.quantize(model, [{"x": image[None]} for image in images])
     assert [step.reason for step in result.steps] == [""]
-    assert result.steps[0].name == "rounding by gptq"
+    assert result.steps[0].name == "rounding by gptq, biases corrected"
+    assert "onnxruntime" not in capfd.readouterr().err  # it was asked to run a batch, and refused
 
 
 def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(images: np.ndarray) -> None:
@@ -220,6 +225,76 @@ def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.nd
     assert narrow.activations["r"].scale == pytest.approx(1 / 255)
     joined = replace(result, tuning=Tuning(ranges={(*group.sources, "s"): (0.0, 1.0)}))
     assert joined.activations["r"].scale == result.activations["r"].scale
+
+
+def even(images: np.ndarray) -> tuple[ir.Model, np.ndarray]:
+    """A network whose channels are of one size, and its data."""
+    model = ir.from_onnx_text(UNEVEN)
+    random = np.random.default_rng(0)
+    shapes = {"w": (16, 3, 3, 3), "b": (16,), "v": (16, 16, 1, 1), "d": (16,), "u": (4, 16, 1, 1)}
+    for name, shape in shapes.items():
+        array = random.standard_normal(shape).astype(np.float32)
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, old in enumerate(node.inputs):
+                if old is not None and old.name == name:
+                    node.replace_input_with(index, value)
+    name_nodes(model)
+    return model, images
+
+
+def test_equalization_that_promises_little_is_left_to_best(images: np.ndarray) -> None:
+    model, data = even(images)
+    first = amct_onnx.quantize(model, data).steps[0]
+    assert first.name.startswith("equalization")
+    assert re.search(r"not tried, it promises -?\d\.\d dB, and less than 2.5 seldom holds", str(first))
+    assert all(step.after is not None for step in amct_onnx.quantize(model, data, effort="best").steps)
+
+
+def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[n,3,8,4] y) { y = MatMul(x, w) }"""
+    model = ir.from_onnx_text(text)
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
+    model.graph.register_initializer(value)
+    model.graph.node(0).replace_input_with(1, value)
+    name_nodes(model)
+    (step,) = amct_onnx.quantize(model, images).steps
+    assert str(step) == 'rounding by gptq: not tried, no layer has a bias to correct; effort="best" tries it'
+    best = [step for step in amct_onnx.quantize(model, images, effort="best").steps if step.after is not None]
+    assert "rounding by gptq" in {step.name for step in best}
+
+
+def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
+    spec = QSpec(granularity=PerChannel(0))
+    rows = np.array([[1.4, 3.6], [1.4, 3.6], [1.4, 3.6]], np.float32)
+    zeros = np.zeros(3, np.int32)
+    found = WeightGrid(
+        params=QParams(scale=np.array([1, 1, 2], np.float32), zero_point=zeros, spec=spec),
+        integers=np.array([[2, 3], [2, 3], [1, 1]], np.int8),
+        correction=np.array([0.5, 0.25, 0.125]),
+    )
+    tuning = Tuning(weights={"layer": found})
+    other = QParams(scale=np.array([1, 2, 2], np.float32), zero_point=zeros, spec=spec)
+    mixed = tuning.weight("layer", other, rows)
+    assert mixed is not None
+    assert mixed.integers.tolist() == [[2, 3], [1, 2], [1, 1]]
+    assert mixed.correction.tolist() == [0.5, 0.0, 0.125]
+    assert tuning.weight("layer", other) is None
+    assert tuning.weight("layer", found.params) is found
+    assert tuning.weight("other", found.params, rows) is None
+
+
+def test_integers_count_as_what_they_stand_for() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64[n,l] ids, float[100,8] table) => (float[n,l,8] y)
+        { y = Gather(table, ids) }"""
+    inputs = model_inputs(ir.from_onnx_text(text))[:1]
+    for length, samples in ((64, 24), (4, 96)):
+        feeds = [{"ids": np.zeros((5, length), np.int64)} for _ in range(40)]
+        front = Front(iter(feeds), inputs, PLANS["default"])
+        assert len(front.samples) == samples
+        assert front.rows == 8
 
 
 def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
