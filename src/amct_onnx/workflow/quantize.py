@@ -20,9 +20,10 @@ from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.images import ImageOptions
 from amct_onnx.runtime.sources import open_data
 from amct_onnx.workflow.choice import make_choice
+from amct_onnx.workflow.front import PLANS, Front
 from amct_onnx.workflow.progress import Progress, silent
 from amct_onnx.workflow.quantized import QuantizedModel, check_target
-from amct_onnx.workflow.recipe import PLANS, Front, Recipe
+from amct_onnx.workflow.recipe import Recipe
 from amct_onnx.workflow.source import FloatSource
 from amct_onnx.workflow.weight_only import check_weight_only, quantize_weights
 

@@ -22,7 +22,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,18 +31,17 @@ from amct_onnx.core.balance import smooth_factors
 from amct_onnx.core.qparams import QParams
 from amct_onnx.core.sensitivity import decibel
 from amct_onnx.core.statistics import Statistics
-from amct_onnx.core.tuning import Effort, Step, Tuning, WeightGrid
+from amct_onnx.core.tuning import Step, Tuning, WeightGrid
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
-from amct_onnx.runtime.batching import BatchRule, joined
 from amct_onnx.runtime.channels import channel_maxima
 from amct_onnx.runtime.collect import collect_statistics
 from amct_onnx.runtime.judge import Judge
 from amct_onnx.targets.qdq_rules import QDQ_TARGETS
 from amct_onnx.workflow.choice import Choice
 from amct_onnx.workflow.equalizing import group_factors, promised_gain
+from amct_onnx.workflow.front import Front
 from amct_onnx.workflow.progress import Progress
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
@@ -58,116 +56,10 @@ T = TypeVar("T")
 Try = tuple[str, Callable[[T], T]]  # what it is called, and what it makes of the best so far
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
-_SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
-_TOKEN = 1 << 10  # bytes that an integer counts as: it stands for a vector
-# Rare outliers decide the factors of SmoothQuant: on a sentence encoder, those of 16 samples reach 21 dB, of 104 25.
-_CHANNEL_SAMPLES = 64
-_MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
 # Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
 _PROMISE = 2.5
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What an effort tries.
-
-    samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
-    so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
-    SmoothQuant. thorough: all of them are tried, and not those until one helps or the promising ones. rounding:
-    methods. ranges: on so many samples it is measured what ranges cost.
-    """
-
-    samples: int
-    memory: int
-    judges: int
-    quick: int
-    strengths: tuple[tuple[float, float], ...]
-    smooth: tuple[float, ...]
-    thorough: bool
-    rounding: tuple[Method, ...]
-    ranges: int
-
-    def for_samples_of(self, size: int) -> Plan:
-        """The plan for samples of so many bytes: more of them if they are small."""
-        if size > _SMALL:
-            return self
-        return replace(self, samples=self.samples * _MORE, quick=self.quick * _MORE, ranges=self.ranges * _MORE)
-
-
-PLANS: Mapping[Effort, Plan] = {
-    "fast": Plan(
-        samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
-    ),
-    "default": Plan(
-        samples=24,
-        memory=24 << 20,
-        judges=3,
-        quick=8,
-        strengths=((0.5, 0.25),),
-        smooth=(0.7,),
-        thorough=False,
-        rounding=("gptq",),
-        ranges=0,
-    ),
-    "best": Plan(
-        samples=96,
-        memory=96 << 20,
-        judges=3,
-        quick=32,
-        strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
-        smooth=(0.5, 0.7, 0.85),
-        thorough=True,
-        rounding=("gptq", "adaround"),
-        ranges=24,
-    ),
-}
-
-
-class Front:
-    """The first samples of `feeds`, which iterating gives before the others.
-
-    A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
-    size, and `rows` so many make a batch. `more`: the feeds behind the samples, within the same memory, which show the
-    magnitudes of channels.
-    """
-
-    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
-        self._rule = rule = BatchRule.of(inputs)
-        self.samples: list[Feed] = []
-        self.plan, self.rows = plan, 1
-        read: list[Feed] = []
-        size = 0
-        while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
-            count = rule.count(feed)
-            if not read:
-                bytes_of_one = sum(array.nbytes for array in feed.values()) // max(1, count)
-                tokens = sum(array.size for array in feed.values() if array.dtype.kind in "iu") // max(1, count)
-                self.plan = plan.for_samples_of(bytes_of_one + _TOKEN * tokens)
-                self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
-            read.append(feed)
-            for index in range(min(count, self.plan.samples - len(self.samples))):
-                self.samples.append(rule.sample(feed, index))
-                size += sum(array.nbytes for array in self.samples[-1].values())
-        self.more: list[Feed] = []
-        count = len(self.samples)
-        while self.samples and count < _CHANNEL_SAMPLES and size < plan.memory and (feed := next(feeds, None)):
-            self.more.append(feed)
-            count += rule.count(feed)
-            size += sum(array.nbytes for array in feed.values())
-        self._feeds = chain(read, self.more, feeds)
-
-    def __iter__(self) -> Iterator[Feed]:
-        return self._feeds
-
-    def count(self, feed: Feed) -> int:
-        """How many samples a feed has."""
-        return self._rule.count(feed)
-
-    def batches(self, samples: Sequence[Feed]) -> list[dict[str, npt.NDArray[Any]]]:
-        """Some of `samples` in batches, whatever the batches were that they came in."""
-        return joined(samples, self._rule, self.rows)
 
 
 @dataclass
@@ -188,6 +80,7 @@ class Recipe:
         self.known: dict[bytes, QParams] = {}
         self._measured: tuple[object, float] | None = None  # the best of a step, and its noise over signal
         self._first: QuantizedModel | None = None  # a first quantization, of the best model so far
+        self._is_done = False  # nothing is left to try on the calibrated model
 
     @property
     def tries(self) -> bool:
@@ -204,13 +97,15 @@ class Recipe:
         and rounded weights if that could be judged by it as well; from the samples alone."""
         source = self._attempt("equalization", self._equalize, self.source)
         source = self._attempt("smoothing of outlier channels", self._smooth, source)
-        if self._first is None or self.plan.ranges:
-            return source, Tuning()
-        return source, self._attempt("rounding", self._round, self._first).tuning
+        tuning, self._is_done = Tuning(), self._first is not None and not self.plan.ranges
+        if self._first is not None and self._is_done:
+            tuning = self._attempt("rounding", self._round, self._first).tuning
+        self._first = self._measured = None  # memory for the calibration
+        return source, tuning
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
         """`result` with those of the later steps that help."""
-        if self._first is None or self.plan.ranges:
+        if not self._is_done:
             result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
             result = self._attempt("rounding", self._round, result)
         return result.with_steps(self.steps)
@@ -255,15 +150,18 @@ class Recipe:
         if not groups:
             return start
         maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self._feeds())
-        tries = []
+        tries, left_out = [], {}
         for name, chosen, strength in self._equalizations(groups):
             factors = group_factors(chosen, maxima, strength)
             promise = promised_gain(start.fused, chosen, maxima, factors)
             if self.plan.thorough or promise >= _PROMISE:
                 tries.append((name, factors))
             elif factors:
-                self._leave_out(name, f"it promises {promise:.1f} dB, and less than {_PROMISE} seldom holds")
-        return self._divide(start, tries)
+                left_out[name] = f"it promises {promise:.1f} dB, and less than {_PROMISE} seldom holds"
+        found = self._divide(start, tries)
+        for name, reason in left_out.items() if found is start else ():
+            self._leave_out(name, reason)
+        return found
 
     def _equalizations(
         self, groups: Sequence[ChannelGroup]

@@ -20,8 +20,8 @@ from amct_onnx.graph.naming import name_nodes
 from amct_onnx.runtime.judge import Judge
 from amct_onnx.search import one_call
 from amct_onnx.workflow.choice import Choice
+from amct_onnx.workflow.front import PLANS, Front
 from amct_onnx.workflow.quantized import QuantizedModel
-from amct_onnx.workflow.recipe import PLANS, Front
 
 # Channels of the first tensor differ by up to a thousand times, which the second convolution makes up for: per-tensor
 # quantization loses the small ones.
