@@ -8,6 +8,7 @@ from pathlib import Path
 
 import accuracy
 import detection
+import effort
 import jobs
 import measures
 import numpy as np
@@ -230,3 +231,10 @@ def test_missing_data_is_an_error(
     monkeypatch.setattr(tasks, "DATA", tmp_path)
     assert accuracy.main(["--quick"]) == 1
     assert "[ERROR] no such model" in capsys.readouterr().err
+
+
+def test_both_efforts_are_timed(test_data: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    test_data("models", "kws_dscnn_mlperftiny.onnx")
+    assert effort.main(["--models", "kws", "--calibration", "6", "--rounds", "1", "--targets", "ascend"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\nkws +\d+\.\d +\d+\.\d +\d+\.\d\d +\d+\.\d\d-\d+\.\d\d\n", printed), printed

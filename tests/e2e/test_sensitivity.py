@@ -155,8 +155,9 @@ SHARED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "minilm": ("minilm_l6", "text/stsb/calibration.npz", {"names": {"input_ids": "ids_a", "attention_mask": "mask_a"}}),
 }
 # Effects of all layers at once, and of the lowered model on the same samples. Where hundreds of roundings follow each
-# other, a sum in another order makes other errors of the same size.
+# other, a sum in another order makes other errors of the same size; a few small images leave that to chance.
 TOGETHER_DB = 2.0
+SAMPLES = {"resnet20": 16, "yolox": 4, "minilm": 4}
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
@@ -164,9 +165,9 @@ TOGETHER_DB = 2.0
 def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     file, folder, options = SHARED[name]
     path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))
-    result = amct_onnx.quantize(path, data, target=target, limit=4, **options)
-    found = amct_onnx.sensitivity(result, data, samples=4, batch_size=1, **options)
-    samples = list(open_data(data, model_inputs(result.source.fused), limit=4, batch_size=1, **options))
+    result = amct_onnx.quantize(path, data, target=target, limit=SAMPLES[name], **options)
+    found = amct_onnx.sensitivity(result, data, samples=SAMPLES[name], batch_size=1, **options)
+    samples = list(open_data(data, model_inputs(result.source.fused), limit=SAMPLES[name], batch_size=1, **options))
     session_options = ort.SessionOptions()
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()
