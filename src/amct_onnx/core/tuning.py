@@ -33,7 +33,8 @@ class WeightGrid:
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has
-    not seen, and whether it was kept. Of a step that was not tried `after` is None, and `reason` says why."""
+    not seen, and whether it was kept. Of a step that was not tried `after` is None, `before` infinite if nothing was
+    measured, and `reason` says why."""
 
     name: str
     before: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -138,9 +139,9 @@ def quantize(
 
 def _warn_of_noise(result: QuantizedModel) -> None:
     """Say so where the recipe has left more noise than most tasks bear, and what to do."""
-    tried = [step for step in result.steps if step.after is not None]
-    reached = (tried[-1].after if tried[-1].kept else tried[-1].before) if tried else None
-    if reached is not None and reached < _NOISY:
+    measured = [step.after if step.after is not None and step.kept else step.before for step in result.steps]
+    reached = next((value for value in reversed(measured) if value < math.inf), math.inf)
+    if reached < _NOISY:
         text = (
             "The outputs are only %.1f dB above the noise of int8 on samples held out: min_sqnr=%d leaves the layers "
             "that are to blame in float, `amct_onnx sensitivity` shows them."

@@ -13,7 +13,7 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
    if there was one.
 
 "default" leaves out what is dear and seldom pays: equalization that promises little (`workflow.equalizing`), and
-rounding where no bias can be corrected.
+rounding where no bias can be corrected or weights make little of the noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from amct_onnx.workflow.progress import Progress
 from amct_onnx.workflow.qdq_planner import plan_qdq
 from amct_onnx.workflow.quantized import ASCEND_NAME, QuantizedModel
 from amct_onnx.workflow.ranges import cheaper_ranges
-from amct_onnx.workflow.second_order import Method, round_weights
+from amct_onnx.workflow.second_order import Method, round_weights, with_rounded_weights
 from amct_onnx.workflow.smoothing import outlier_inputs
 from amct_onnx.workflow.source import FloatSource
 
@@ -59,6 +59,7 @@ _LEAST_SAMPLES = 4  # two to fit, two to judge
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
 # Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
 _PROMISE = 2.5
+_LEAST_SHARE = 0.1  # of the noise, which weights make: without it, half a decibel is gained
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -121,8 +122,16 @@ class Recipe:
             self._leave_out(name, str(reason))
             return start
 
-    def _leave_out(self, name: str, reason: str) -> None:
-        self.steps.append(Step(name=name, before=math.inf, after=None, kept=False, reason=reason))
+    def _leave_out(self, name: str, reason: str, measured: QuantizedModel | None = None) -> None:
+        """Tell why a step is not tried; `measured`: the best so far, if that is known."""
+        before = math.inf if measured is None else decibel(self._noise_of(measured, self._ratio))
+        self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason))
+
+    def _noise_of(self, best: T, ratio: Callable[[T], float]) -> float:
+        """Noise over signal of the best so far, measured once."""
+        if self._measured is None or self._measured[0] is not best:
+            self._measured = (best, ratio(best))
+        return self._measured[1]
 
     def _best_of(self, start: T, tries: Iterable[Try[T]], ratio: Callable[[T], float], *, thorough: bool) -> T:
         """The best of `start` and what `tries` make of the best so far; the first that helps, unless `thorough`."""
@@ -130,9 +139,7 @@ class Recipe:
         for name, make in tries:
 
             def improve(so_far: T, name: str = name, make: Callable[[T], T] = make) -> T:
-                if self._measured is None or self._measured[0] is not so_far:
-                    self._measured = (so_far, ratio(so_far))
-                before, candidate = self._measured[1], make(so_far)
+                before, candidate = self._noise_of(so_far, ratio), make(so_far)
                 after = ratio(candidate)
                 kept = after < before
                 self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
@@ -216,6 +223,9 @@ class Recipe:
             self._leave_out("rounding", "reduce_range chooses the integers of weights")
             return start
         best, biased = start, _with_bias(start) if self.plan.rounding else frozenset[str]()
+        if best.weights and biased and not self.plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
+            self._leave_out("rounding", f"weights make {share:.0%} of the noise", start)
+            return start
         for method in self.plan.rounding if start.weights else ():
             tries: list[Try[QuantizedModel]] = []
             if biased:
@@ -226,6 +236,13 @@ class Recipe:
                 self._leave_out(f"rounding by {method}", 'no layer has a bias to correct; effort="best" tries it')
             best = self._best_of(best, tries, self._ratio, thorough=False)
         return best
+
+    def _weights_share(self, start: QuantizedModel) -> float:
+        """What nearest weights do to the outputs, as a share of the noise: all that rounding can take away."""
+        grids = {layer: start.weight_params(layer) for layer in start.weights}
+        alone = self._judge.noise(with_rounded_weights(start.source.fused, grids))
+        together = self._noise_of(start, self._ratio)
+        return alone / together if together > 0 else 0.0
 
     def _rounded(self, method: Method, corrected: frozenset[str], start: QuantizedModel) -> QuantizedModel:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.core.affine import fake_quantize
 from amct_onnx.core.qparams import FLT_EPSILON, QParams
 from amct_onnx.core.settings import AdaRound
 from amct_onnx.core.spec import QSpec
@@ -25,10 +26,10 @@ from amct_onnx.core.weights.adaround import learn_rounding
 from amct_onnx.core.weights.bias import bias_correction
 from amct_onnx.core.weights.gptq import solve_gptq_groups
 from amct_onnx.errors import CalibrationError
-from amct_onnx.graph.constants import constant_tensor, constant_value
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import shape_of
-from amct_onnx.graph.weights import kernel_rows, output_rows_shape
+from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, output_rows_shape
 from amct_onnx.runtime.blas import one_blas_thread
 from amct_onnx.runtime.collect import processors, run_side_by_side
 from amct_onnx.runtime.grams import MEMORY, collect_moments
@@ -106,6 +107,19 @@ def round_weights(
         finally:
             stop.set()
     return RoundedWeights(integers=integers, grids=found, corrections=corrections)
+
+
+def with_rounded_weights(model: ir.Model, grids: Mapping[str, QParams]) -> ir.Model:
+    """A copy of a fused float model whose layers have the nearest weights on `grids`, as `round_weights` takes them."""
+    copy = model.clone()
+    normalize_layers(copy, frozenset(grids))
+    names = ValueNames(copy)
+    for node in copy.graph:
+        weight = constant_value(node.inputs[1]) if node.name in grids else None
+        if weight is not None:
+            rounded = fake_quantize(kernel_rows(node, weight), grids[node.name or ""])
+            own_constant(node, 1, from_kernel_rows(node, rounded, weight.shape), f"{node.name}.weight", names=names)
+    return copy
 
 
 @dataclass(frozen=True, kw_only=True)

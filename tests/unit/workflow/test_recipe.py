@@ -266,6 +266,22 @@ def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) 
     assert "rounding by gptq" in {step.name for step in best}
 
 
+def test_weights_that_make_no_noise_are_not_rounded_again(images: np.ndarray) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,8,8] x) => (float[n,4,8,8] y) { y = Conv(x, w) }"""
+    model = ir.from_onnx_text(text)
+    integers = np.random.default_rng(0).integers(-127, 128, (4, 3, 1, 1))
+    integers[:, 0] = 127  # the scale of each channel is a power of two
+    value = ir.Value(name="w", const_value=ir.tensor((integers / 128).astype(np.float32), name="w"))
+    model.graph.register_initializer(value)
+    model.graph.node(0).replace_input_with(1, value)
+    name_nodes(model)
+    result = amct_onnx.quantize(model, images)
+    (step,) = result.steps
+    assert str(step) == "rounding: not tried, weights make 0% of the noise"
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images[::3]])
+    assert step.before == pytest.approx(-10 * np.log10(judge.noise(result.model())), abs=1e-3)  # batches sum otherwise
+
+
 def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
     spec = QSpec(granularity=PerChannel(0))
     rows = np.array([[1.4, 3.6], [1.4, 3.6], [1.4, 3.6]], np.float32)

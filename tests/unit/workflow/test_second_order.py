@@ -22,7 +22,7 @@ from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, output_rows_shape
 from amct_onnx.runtime import grams
 from amct_onnx.workflow import second_order
-from amct_onnx.workflow.second_order import Method, RoundedWeights, round_weights
+from amct_onnx.workflow.second_order import Method, RoundedWeights, round_weights, with_rounded_weights
 
 SETTINGS = AdaRound(num_iteration=2000)
 TOLERANCE = 1e-4  # float32 sums, of ONNX Runtime and of Gram matrices
@@ -41,6 +41,22 @@ def outputs(kind: Kind, weight: np.ndarray, feeds: list[dict[str, np.ndarray]], 
     session = ort.InferenceSession(model_of(kind, weight)[0].SerializeToString(), providers=CPU)
     found = [outputs_by_group(kind, session.run(None, feed)[0], groups) for feed in feeds]
     return np.concatenate(found, axis=2).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_nearest_weights_in_float(kind: Kind) -> None:
+    proto, _, weight = model_of(kind)
+    model, (feed, *_) = ir.from_proto(proto), feeds_of(kind)
+    node = model.graph.node(0)
+    grid = grid_of(node, weight, 4)
+    nearest = from_kernel_rows(node, dequantize(quantize(kernel_rows(node, weight), grid), grid), weight.shape)
+    rounded = with_rounded_weights(model, {"layer": grid})
+    expected, got = (
+        ort.InferenceSession(source.SerializeToString(), providers=CPU).run(None, feed)[0]
+        for source in (model_of(kind, nearest)[0], ir.to_proto(rounded))
+    )
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
 
 
 @pytest.mark.parametrize("corrected", [False, True])
