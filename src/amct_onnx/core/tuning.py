@@ -34,7 +34,7 @@ class WeightGrid:
 class Step:
     """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has
     not seen, and whether it was kept. Of a step that was not tried `after` is None, `before` infinite if nothing was
-    measured, and `reason` says why."""
+    measured, and `reason` says why. A calibration with all data, after steps on a first one, is kept in any case."""
 
     name: str
     before: float

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.core.tuning import Effort
@@ -17,7 +18,7 @@ from amct_onnx.workflow.second_order import Method
 Feed = Mapping[str, npt.NDArray[Any]]
 
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
-_TOKEN = 1 << 10  # bytes that an integer counts as: it stands for a vector
+_TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
 # Rare outliers decide the factors of SmoothQuant: more samples than those that are run for anything else.
 _CHANNEL_SAMPLES = 64
 _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
@@ -97,7 +98,9 @@ class Front:
             count = rule.count(feed)
             if not read:
                 bytes_of_one = sum(array.nbytes for array in feed.values()) // max(1, count)
-                tokens = sum(array.size for array in feed.values() if array.dtype.kind in "iu") // max(1, count)
+                tokens = sum(array.size for array in feed.values() if array.dtype in (np.int32, np.int64)) // max(
+                    1, count
+                )
                 self.plan = plan.for_samples_of(bytes_of_one + _TOKEN * tokens)
                 self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
             read.append(feed)

@@ -10,7 +10,7 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
-   if there was one.
+   if there was one; the calibrated model is measured at the end.
 
 "default" leaves out what is dear and seldom pays: equalization that promises little (`workflow.equalizing`), and
 rounding where no bias can be corrected or weights make little of the noise.
@@ -53,7 +53,8 @@ from amct_onnx.workflow.source import FloatSource
 Feed = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
-Try = tuple[str, Callable[[T], T]]  # what it is called, and what it makes of the best so far
+# What it is called, and what it makes of the best so far.
+Try = tuple[str, Callable[[QuantizedModel], QuantizedModel]]
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -79,9 +80,9 @@ class Recipe:
         self._judges = samples[:: self.plan.judges] if self.plan.judges else []
         self._fit = [sample for index, sample in enumerate(samples) if index % self.plan.judges] if self._judges else []
         self.known: dict[bytes, QParams] = {}
-        self._measured: tuple[object, float] | None = None  # the best of a step, and its noise over signal
+        self._measured: tuple[QuantizedModel, float] | None = None  # the best of a step, and its noise over signal
         self._first: QuantizedModel | None = None  # a first quantization, of the best model so far
-        self._is_done = False  # nothing is left to try on the calibrated model
+        self._reached: float | None = None  # noise over signal of a first quantization on which all was tried
 
     @property
     def tries(self) -> bool:
@@ -98,18 +99,28 @@ class Recipe:
         and rounded weights if that could be judged by it as well; from the samples alone."""
         source = self._attempt("equalization", self._equalize, self.source)
         source = self._attempt("smoothing of outlier channels", self._smooth, source)
-        tuning, self._is_done = Tuning(), self._first is not None and not self.plan.ranges
-        if self._first is not None and self._is_done:
+        tuning = Tuning()
+        if self._first is not None and not self.plan.ranges:
             tuning = self._attempt("rounding", self._round, self._first).tuning
+            self._reached = self._measured[1] if self._measured is not None else None
         self._first = self._measured = None  # memory for the calibration
         return source, tuning
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
-        """`result` with those of the later steps that help."""
-        if not self._is_done:
+        """`result` with those of the later steps that help; the last number in `steps` is that of the result."""
+        if self._reached is None:
             result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
             result = self._attempt("rounding", self._round, result)
+        else:
+            result = self._attempt("calibration with all data", partial(self._measure, self._reached), result)
         return result.with_steps(self.steps)
+
+    def _measure(self, before: float, result: QuantizedModel) -> QuantizedModel:
+        step = Step(
+            name="calibration with all data", before=decibel(before), after=decibel(self._ratio(result)), kept=True
+        )
+        self.steps.append(step)
+        return result
 
     def _attempt(self, name: str, step: Callable[[T], T], start: T) -> T:
         """What a step makes of `start`; `start` itself, with the reason in `steps`, where the step cannot be tried.
@@ -124,23 +135,24 @@ class Recipe:
 
     def _leave_out(self, name: str, reason: str, measured: QuantizedModel | None = None) -> None:
         """Tell why a step is not tried; `measured`: the best so far, if that is known."""
-        before = math.inf if measured is None else decibel(self._noise_of(measured, self._ratio))
+        before = math.inf if measured is None else decibel(self._noise_of(measured))
         self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason))
 
-    def _noise_of(self, best: T, ratio: Callable[[T], float]) -> float:
+    def _noise_of(self, best: QuantizedModel) -> float:
         """Noise over signal of the best so far, measured once."""
         if self._measured is None or self._measured[0] is not best:
-            self._measured = (best, ratio(best))
+            self._measured = (best, self._ratio(best))
         return self._measured[1]
 
-    def _best_of(self, start: T, tries: Iterable[Try[T]], ratio: Callable[[T], float], *, thorough: bool) -> T:
+    def _best_of(self, start: QuantizedModel, tries: Iterable[Try], *, thorough: bool) -> QuantizedModel:
         """The best of `start` and what `tries` make of the best so far; the first that helps, unless `thorough`."""
         best = start
         for name, make in tries:
 
-            def improve(so_far: T, name: str = name, make: Callable[[T], T] = make) -> T:
-                before, candidate = self._noise_of(so_far, ratio), make(so_far)
-                after = ratio(candidate)
+            def improve(so_far: QuantizedModel, try_: Try = (name, make)) -> QuantizedModel:
+                name, make = try_
+                before, candidate = self._noise_of(so_far), make(so_far)
+                after = self._ratio(candidate)
                 kept = after < before
                 self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
                 self._measured = (candidate, after) if kept else self._measured
@@ -203,7 +215,7 @@ class Recipe:
         if not made:
             return start
         first = self._first or self._quick(start)
-        self._first = self._best_of(first, made, self._ratio, thorough=self.plan.thorough)
+        self._first = self._best_of(first, made, thorough=self.plan.thorough)
         return self._first.source
 
     def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:
@@ -216,7 +228,7 @@ class Recipe:
 
         counts = dict.fromkeys(round(share * len(found)) for share in _SHARES)
         tries = [(f"ranges of {n} tensors by what they cost the outputs", partial(narrowed, n)) for n in counts if n]
-        return self._best_of(start, tries, self._ratio, thorough=True)
+        return self._best_of(start, tries, thorough=True)
 
     def _round(self, start: QuantizedModel) -> QuantizedModel:
         if self.choice.reduce_range and self.plan.rounding:
@@ -227,21 +239,21 @@ class Recipe:
             self._leave_out("rounding", f"weights make {share:.0%} of the noise", start)
             return start
         for method in self.plan.rounding if start.weights else ():
-            tries: list[Try[QuantizedModel]] = []
+            tries: list[Try] = []
             if biased:
                 tries.append((f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
             if self.plan.thorough:
                 tries.append((f"rounding by {method}", partial(self._rounded, method, frozenset())))
             if not tries:
                 self._leave_out(f"rounding by {method}", 'no layer has a bias to correct; effort="best" tries it')
-            best = self._best_of(best, tries, self._ratio, thorough=False)
+            best = self._best_of(best, tries, thorough=False)
         return best
 
     def _weights_share(self, start: QuantizedModel) -> float:
         """What nearest weights do to the outputs, as a share of the noise: all that rounding can take away."""
         grids = {layer: start.weight_params(layer) for layer in start.weights}
         alone = self._judge.noise(with_rounded_weights(start.source.fused, grids))
-        together = self._noise_of(start, self._ratio)
+        together = self._noise_of(start)
         return alone / together if together > 0 else 0.0
 
     def _rounded(self, method: Method, corrected: frozenset[str], start: QuantizedModel) -> QuantizedModel:
