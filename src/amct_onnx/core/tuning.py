@@ -34,19 +34,25 @@ class WeightGrid:
 class Step:
     """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has
     not seen, and whether it was kept. Of a step that was not tried `after` is None, `before` infinite if nothing was
-    measured, and `reason` says why. A calibration with all data, after steps on a first one, is kept in any case."""
+    measured, and `reason` says why.
+
+    first: measured on a first quantization, which some of the samples calibrate: it tells how good the step is, and not
+    how good the result. A calibration with all data is kept in any case.
+    """
 
     name: str
     before: float
     after: float | None
     kept: bool
     reason: str = ""
+    first: bool = False
 
     def __str__(self) -> str:
         if self.after is None:
             return f"{self.name}: not tried, {self.reason}"
         verdict = "kept" if self.kept else "rejected"
-        return f"{self.name}: {verdict}, {self.before:.2f} -> {self.after:.2f} dB"
+        where = " in a first quantization" if self.first else ""
+        return f"{self.name}: {verdict}, {self.before:.2f} -> {self.after:.2f} dB{where}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

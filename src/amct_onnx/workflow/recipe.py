@@ -10,7 +10,7 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 2. "best" only: ranges of activations that cost the outputs less (`workflow.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
-   if there was one; the calibrated model is measured at the end.
+   if there was one.
 
 "default" leaves out what is dear and seldom pays: equalization that promises little (`workflow.equalizing`), and
 rounding where no bias can be corrected or weights make little of the noise.
@@ -61,6 +61,8 @@ _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tri
 # Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
 _PROMISE = 2.5
 _LEAST_SHARE = 0.1  # of the noise, which weights make: without it, half a decibel is gained
+# dB of a first quantization: behind fewer, the calibrated model is measured as well, which may have some dB less.
+_SURE = 20.0
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -107,11 +109,11 @@ class Recipe:
         return source, tuning
 
     def tune(self, result: QuantizedModel) -> QuantizedModel:
-        """`result` with those of the later steps that help; the last number in `steps` is that of the result."""
+        """`result` with those of the later steps that help."""
         if self._reached is None:
             result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
             result = self._attempt("rounding", self._round, result)
-        else:
+        elif decibel(self._reached) < _SURE:
             result = self._attempt("calibration with all data", partial(self._measure, self._reached), result)
         return result.with_steps(self.steps)
 
@@ -136,7 +138,9 @@ class Recipe:
     def _leave_out(self, name: str, reason: str, measured: QuantizedModel | None = None) -> None:
         """Tell why a step is not tried; `measured`: the best so far, if that is known."""
         before = math.inf if measured is None else decibel(self._noise_of(measured))
-        self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason))
+        self.steps.append(
+            Step(name=name, before=before, after=None, kept=False, reason=reason, first=self._first is not None)
+        )
 
     def _noise_of(self, best: QuantizedModel) -> float:
         """Noise over signal of the best so far, measured once."""
@@ -154,7 +158,14 @@ class Recipe:
                 before, candidate = self._noise_of(so_far), make(so_far)
                 after = self._ratio(candidate)
                 kept = after < before
-                self.steps.append(Step(name=name, before=decibel(before), after=decibel(after), kept=kept))
+                step = Step(
+                    name=name,
+                    before=decibel(before),
+                    after=decibel(after),
+                    kept=kept,
+                    first=self._first is not None,
+                )
+                self.steps.append(step)
                 self._measured = (candidate, after) if kept else self._measured
                 return candidate if kept else so_far
 
@@ -214,8 +225,8 @@ class Recipe:
         made = [(name, partial(divided, factors)) for name, factors in tries if factors]
         if not made:
             return start
-        first = self._first or self._quick(start)
-        self._first = self._best_of(first, made, thorough=self.plan.thorough)
+        self._first = self._first or self._quick(start)
+        self._first = self._best_of(self._first, made, thorough=self.plan.thorough)
         return self._first.source
 
     def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:

@@ -93,12 +93,19 @@ def test_every_step_says_what_it_brought_and_is_kept_only_if_that_is_something(
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
-def test_the_last_number_is_that_of_the_result(model: ir.Model, images: np.ndarray, target: str) -> None:
-    """And not that of a first quantization, which has seen a part of the data: here the easy one."""
+def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_result(
+    model: ir.Model, images: np.ndarray, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first one has seen a part of the data: here the easy one."""
     data = images * np.where(np.arange(len(images)) < 24, 1, 8).astype(np.float32)[:, None, None, None]
     judges = data[:: PLANS["default"].judges]
+    step = amct_onnx.quantize(model, data, target=target).steps[-1]
+    assert step.first
+    assert str(step).endswith(" dB in a first quantization")
+    monkeypatch.setattr("amct_onnx.workflow.recipe._SURE", step.after + 0.01)
     result = amct_onnx.quantize(model, data, target=target)
     step = result.steps[-1]
+    assert not step.first
     assert step.name == "calibration with all data"
     assert step.after == pytest.approx(-10 * np.log10(noise(model, result, judges)), abs=1e-2)  # batches sum otherwise
     assert abs(step.after - step.before) > 0.1
@@ -299,7 +306,7 @@ def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
 
     monkeypatch.setattr("amct_onnx.workflow.recipe.round_weights", refuse)
     result = amct_onnx.quantize(model, images)
-    assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True), (True, False)]
+    assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True)]
     assert str(result.steps[1]) == "rounding by gptq, biases corrected: not tried, no memory"
     assert result.source.factors
     assert not result.tuning.weights
