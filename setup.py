@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-trapping-math", "-fno-math-errno"]
 
 
-BLOCKS = "src/amct_onnx/core/stats/_blocks.h"
+BLOCKS = "src/amct_onnx/numerics/statistics/_blocks.h"
 
 
 def extension(folder: str, name: str, *headers: str) -> Extension:
@@ -27,9 +27,9 @@ def extension(folder: str, name: str, *headers: str) -> Extension:
 
 setup(
     ext_modules=[
-        extension("core/stats", "_counting", BLOCKS),
-        extension("core/stats", "_tally", BLOCKS),
-        extension("runtime", "_observer"),
+        extension("numerics/statistics", "_counting", BLOCKS),
+        extension("numerics/statistics", "_accumulator", BLOCKS),
+        extension("observe", "_operators"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

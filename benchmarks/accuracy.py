@@ -33,7 +33,7 @@ from processes import machine
 from tasks import SQNR, TASKS, Feed, Tally, Task
 
 from amct_onnx import deployed_session
-from amct_onnx.core.tuning import EFFORTS
+from amct_onnx.values.findings import EFFORTS
 
 WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
 EXPLANATION = """\

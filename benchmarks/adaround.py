@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from shared_data import DATA, MODELS, FloatArray, SharedModel, batches, read_labels, spread
 
 import amct_onnx as amct
-from amct_onnx.formats.record import read_record
+from amct_onnx.files.record import read_record
 
 METHODS = {
     "arq, nearest": "arq_quantize {}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.runtime.inspection import inspect_model
+from amct_onnx.measure.kernel_report import inspect_model
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _INTEGER_LAYERS = frozenset(

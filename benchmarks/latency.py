@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from agreement import Power
 
-from amct_onnx.runtime.inspection import inspect_model
-from amct_onnx.runtime.saturation import saturates
+from amct_onnx.measure.kernel_report import inspect_model
+from amct_onnx.measure.saturation import saturates
 
 FLOAT = "float"
 

@@ -20,17 +20,16 @@ from measures import Array, Figure, decibel, paired_difference, powers
 from numpy.typing import NDArray
 from shared_data import DATA, MODELS, SharedModel, batches, read_labels, spread
 
-from amct_onnx.core.affine import dequantize
-from amct_onnx.core.qparams import QParams
-from amct_onnx.core.settings import AdaRound
-from amct_onnx.core.spec import PerChannel, QSpec
-from amct_onnx.core.weights.mse import solve_weight_mse
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layers import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows
-from amct_onnx.workflow.second_order import Method, RoundedWeights, round_weights
-from amct_onnx.workflow.source import FloatSource
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.rounding import dequantize
+from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.numerics.weights.mse import solve_weight_mse
+from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.ptq.recipe.rounding import Method, RoundedWeights, round_weights
 
 SCALES = (0.9, 1.0, 1.1)
 

@@ -23,11 +23,11 @@ from shared_data import DATA
 from tasks import Feed, Sentences, Similarities
 
 import amct_onnx
-from amct_onnx.core.settings import AdaRound
-from amct_onnx.runtime.inspection import inspect_model
-from amct_onnx.workflow.choice import Choice
-from amct_onnx.workflow.source import FloatSource
-from amct_onnx.workflow.weight_only import quantize_weights
+from amct_onnx.measure.kernel_report import inspect_model
+from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.ptq.request import Choice
+from amct_onnx.ptq.weight_only import quantize_weights
 
 TASK = Sentences(name="minilm", file="minilm_l6.onnx", tally=Similarities, suffix=".npz")
 MODEL = DATA / "models" / TASK.file

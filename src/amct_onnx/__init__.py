@@ -28,15 +28,15 @@ if TYPE_CHECKING:
         save_model,
     )
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
-    from amct_onnx.core.precision import MixedPrecision
-    from amct_onnx.core.sensitivity import Sensitivity
-    from amct_onnx.core.statistics import Statistics
-    from amct_onnx.formats.statistics_file import load_statistics, save_statistics
-    from amct_onnx.runtime.deployed import deployed_session
-    from amct_onnx.runtime.images import ImageOptions
-    from amct_onnx.search.effects import sensitivity
-    from amct_onnx.search.one_call import quantize
-    from amct_onnx.workflow.quantized import QuantizedModel
+    from amct_onnx.data.images import ImageOptions
+    from amct_onnx.files.statistics_file import load_statistics, save_statistics
+    from amct_onnx.numerics.statistics.by_tensor import Statistics
+    from amct_onnx.ptq.mixed.effects import sensitivity
+    from amct_onnx.ptq.quantize import quantize
+    from amct_onnx.ptq.quantized_model import QuantizedModel
+    from amct_onnx.run.deployed import deployed_session
+    from amct_onnx.values.mixed_precision import MixedPrecision
+    from amct_onnx.values.sensitivity import Sensitivity
 
     AMCT_SO: onnxruntime.SessionOptions
 
@@ -68,22 +68,22 @@ _deferred_sympy.install()
 
 # Where each public name lives.
 _PLACES = {
-    "ImageOptions": "runtime.images",
-    "MixedPrecision": "core.precision",
-    "QuantizedModel": "workflow.quantized",
-    "Sensitivity": "core.sensitivity",
-    "Statistics": "core.statistics",
+    "ImageOptions": "data.images",
+    "MixedPrecision": "values.mixed_precision",
+    "QuantizedModel": "ptq.quantized_model",
+    "Sensitivity": "values.sensitivity",
+    "Statistics": "numerics.statistics.by_tensor",
     "accuracy_based_auto_calibration": "_compat.auto_calibration",
     "convert_qat_model": "_compat.api",
     "create_quant_config": "_compat.api",
-    "deployed_session": "runtime.deployed",
-    "load_statistics": "formats.statistics_file",
-    "quantize": "search.one_call",
+    "deployed_session": "run.deployed",
+    "load_statistics": "files.statistics_file",
+    "quantize": "ptq.quantize",
     "quantize_model": "_compat.api",
     "quantize_preprocess": "_compat.api",
     "save_model": "_compat.api",
-    "save_statistics": "formats.statistics_file",
-    "sensitivity": "search.effects",
+    "save_statistics": "files.statistics_file",
+    "sensitivity": "ptq.mixed.effects",
 }
 
 
@@ -94,7 +94,7 @@ def __getattr__(name: str) -> Any:
     if name in _PLACES:
         value = getattr(import_module(f"amct_onnx.{_PLACES[name]}"), name)
     elif name == "AMCT_SO":
-        value = import_module("amct_onnx.runtime.observer_op").session_options()
+        value = import_module("amct_onnx.observe.operators").session_options()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

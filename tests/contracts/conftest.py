@@ -17,8 +17,7 @@ from onnx import helper, numpy_helper, parser
 from opsets import newest_opset
 from qdq_cases import Case, make_case, why_refused
 
-from amct_onnx.core.qdq_target import QdqTarget
-from amct_onnx.targets.qdq_rules import QDQ_TARGETS, TENSORRT
+from amct_onnx.values.qdq_tables import QDQ_TARGETS, TENSORRT, QdqTarget
 
 _CHANNELS_IN, _CHANNELS = 4, 6
 _IR_VERSION = 10

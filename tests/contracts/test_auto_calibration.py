@@ -13,8 +13,8 @@ from searching import AGREEMENT_DB, ErrorEvaluator, Fixed, Search, agreement
 
 from amct_onnx.errors import ConfigError
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.targets.ascend_rules import ASCEND
-from amct_onnx.workflow.planner import graph_facts
+from amct_onnx.plan.ascend_layers import graph_facts
+from amct_onnx.values.ascend_table import ASCEND
 
 if TYPE_CHECKING:
     from conftest import Awkward

@@ -20,8 +20,8 @@ from flow import Flow, build, normal
 
 import amct_onnx as amct
 from amct_onnx.errors import AmctError
-from amct_onnx.formats.config_message import _PROTO
-from amct_onnx.formats.config_rules import (
+from amct_onnx.files.config_message import _PROTO
+from amct_onnx.files.config_rules import (
     ACT_KEY,
     ACT_RULES,
     GLOBAL_RULES,
@@ -324,7 +324,7 @@ FIELD_CASES |= {
     for message, block in _BLOCKS.items()
     for field, value in _OWN[message].items()
 }
-# Fields whose value is the path of a file: see the tests of nuq_config in tests/unit/formats/test_config_text.py
+# Fields whose value is the path of a file: see the tests of nuq_config in tests/unit/files/test_config_text.py
 FILE_FIELDS = {"AMCTConfig.nuq_config", "NuqConfig.mapping_file", "NuqConfig.nuq_quantize"}
 
 

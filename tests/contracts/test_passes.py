@@ -16,9 +16,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from amct_onnx.core.settings import ActivationSettings
-from amct_onnx.formats.record import read_notes, write_record
+from amct_onnx.files.record import read_notes, write_record
 from amct_onnx.graph.constants import ValueNames, constant_tensor, lift_ir3
+from amct_onnx.graph.instrument.observers import Observer, insert_observers, remove_observers
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.passes.balance import balance_layers
@@ -27,11 +27,11 @@ from amct_onnx.graph.passes.float_weights import keep_float_weight, take_float_w
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
 from amct_onnx.graph.passes.raise_opset import raise_opset
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
-from amct_onnx.runtime.calibration import finish
-from amct_onnx.runtime.observer_op import session_options
+from amct_onnx.numerics.settings import ActivationSettings
+from amct_onnx.observe.calibration import finish
+from amct_onnx.observe.operators import session_options
 
 if TYPE_CHECKING:
     from conftest import Awkward

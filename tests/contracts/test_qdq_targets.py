@@ -17,7 +17,7 @@ import amct_onnx
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.targets.qdq_rules import QDQ_TARGETS
+from amct_onnx.values.qdq_tables import QDQ_TARGETS
 
 # The largest error of an output, relative to its largest magnitude: a few steps of 8 bits through a few layers.
 CLOSE = 0.15

@@ -11,12 +11,12 @@ import onnxruntime as ort
 import pytest
 from qdq_cases import Case
 
-from amct_onnx.core.change import Change
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.runtime.probe import Probe
-from amct_onnx.search.effects import measure
-from amct_onnx.workflow.units import units_of
+from amct_onnx.measure.rounded_network import Probe
+from amct_onnx.ptq.mixed.effects import measure
+from amct_onnx.ptq.mixed.units import units_of
+from amct_onnx.values.roundings import Change
 
 # Sums in another order, relative to the largest output. A value that lies between two steps could go the other way and
 # make an error of a step, a hundred times as large; that does not happen on these data.

@@ -22,17 +22,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 from opsets import newest_opset
 
-from amct_onnx.core.pack import unpack_dequant
-from amct_onnx.core.plan import QuantizedLayer, QuantizedTensor
-from amct_onnx.core.qparams import QParams
-from amct_onnx.core.spec import PerChannel, QSpec
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.passes.lift_deploy import lift_deploy
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.targets.ascend import AscendDialect
-from amct_onnx.targets.lowering import Dialect, lower
-from amct_onnx.targets.simulation import SimulationDialect
+from amct_onnx.graph.read.lift_deploy import lift_deploy
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.packing import unpack_dequant
+from amct_onnx.targets.ascend_dialect import AscendDialect
+from amct_onnx.targets.simulation_dialect import SimulationDialect
+from amct_onnx.targets.to_integers import Dialect, lower
+from amct_onnx.values.layers import QuantizedLayer, QuantizedTensor
 
 Array = np.ndarray[Any, Any]
 Lower = Callable[[ir.Model, "Parts"], onnx.ModelProto]

@@ -11,13 +11,12 @@ import onnxruntime as ort
 import pytest
 from flow import build, normal
 
-from amct_onnx.core.plan import QuantizedLayer, QuantizedOutput, QuantizedTensor
-from amct_onnx.core.qparams import QParams
-from amct_onnx.core.spec import QSpec
-from amct_onnx.graph.passes.lift_deploy import lift_deploy
-from amct_onnx.targets.ascend import AscendDialect
-from amct_onnx.targets.lowering import lower
-from amct_onnx.targets.simulation import SimulationDialect
+from amct_onnx.graph.read.lift_deploy import lift_deploy
+from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.targets.ascend_dialect import AscendDialect
+from amct_onnx.targets.simulation_dialect import SimulationDialect
+from amct_onnx.targets.to_integers import lower
+from amct_onnx.values.layers import QuantizedLayer, QuantizedOutput, QuantizedTensor
 
 Lower = Callable[..., onnx.ModelProto]
 

@@ -49,8 +49,8 @@ from amct_onnx.errors import (
     RecordError,
     SearchError,
 )
-from amct_onnx.formats.record import read_record
-from amct_onnx.runtime import observer_op
+from amct_onnx.files.record import read_record
+from amct_onnx.observe import operators as observer_op
 
 # Percent of relative error of `suffering`: all layers quantized 79, without conv2 31, without both that suffer 1.5.
 ALL, ONE, TWO, NEVER = 90.0, 40.0, 3.0, 1e-6

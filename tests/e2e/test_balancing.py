@@ -21,9 +21,9 @@ from onnx import numpy_helper
 from refusal import refused
 
 import amct_onnx as amct
-from amct_onnx.core.balance import dmq_factors
 from amct_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, RecordError, RecordValueError
-from amct_onnx.formats.record import read_calibration, write_record
+from amct_onnx.files.record import read_calibration, write_record
+from amct_onnx.numerics.channel_factors import dmq_factors
 
 FLOAT32_ROUNDING = 1e-6
 

@@ -192,7 +192,7 @@ def test_repetition_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def options(level: str, threads: int) -> ort.SessionOptions:
     """AMCT_SO as a user changes it; the shared object stays as it is for the other tests."""
-    from amct_onnx.runtime.observer_op import session_options
+    from amct_onnx.observe.operators import session_options
 
     chosen = session_options()
     chosen.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)

@@ -24,11 +24,11 @@ from qdq import Converted, image, initializer, int8, operators
 from refusal import refused
 
 import amct_onnx as amct
+from amct_onnx.amct.convert_qat import read_qat_model
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
-from amct_onnx.formats.record import check_record
-from amct_onnx.targets.ascend_rules import ASCEND
-from amct_onnx.workflow.convert import read_qat_model
-from amct_onnx.workflow.planner import graph_facts
+from amct_onnx.files.record import check_record
+from amct_onnx.plan.ascend_layers import graph_facts
+from amct_onnx.values.ascend_table import ASCEND
 
 F, I8, U8 = np.float32, np.int8, np.uint8
 SX, SW, SY = F(2**-5), F(2**-7), F(2**-3)

@@ -17,9 +17,9 @@ from onnx import TensorProto, numpy_helper
 from recurrent import GATES, INPUT, recurrent, sequences
 
 import amct_onnx as amct
-from amct_onnx.core.plan import LayerRecord
 from amct_onnx.errors import ModelError, RecordError
-from amct_onnx.formats.record import write_record
+from amct_onnx.files.record import write_record
+from amct_onnx.values.layers import LayerRecord
 
 HALF = np.dtype(np.float16)
 # 8 bits and a few layers give 30 to 40 dB on noise, float16 itself 60 dB and more.

@@ -18,8 +18,9 @@ from refusal import refused
 
 import amct_onnx as amct
 from amct_onnx.errors import OutputError
-from amct_onnx.formats import onnx_file
-from amct_onnx.runtime import scratch, session
+from amct_onnx.files import onnx_file
+from amct_onnx.run import session
+from amct_onnx.run import temporary_files as scratch
 
 WIDTH, LAYERS = 1024, 10  # 40 MiB in 10 MatMuls
 # Peak of what Python and numpy hold, against all weights: copies of one layer (0.1 each), and parts of it in float64.

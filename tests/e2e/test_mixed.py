@@ -19,9 +19,9 @@ from shared_data import MODELS, load, read_labels
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
-from amct_onnx.runtime.deployed import open_deployed
-from amct_onnx.runtime.saturation import saturates
-from amct_onnx.runtime.session import open_session
+from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.deployed import open_deployed
+from amct_onnx.run.session import open_session
 
 TestData = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import pytest
 from shared_data import MODELS, batches, read_labels, spread
 
 import amct_onnx
-from amct_onnx.runtime.saturation import saturates
+from amct_onnx.measure.saturation import saturates
 
 # The int8 kernels of both saturate on the same CPUs, so there the range is reduced.
 # Of 200 images so many may change sides between two runtimes that round in different places.

@@ -25,10 +25,10 @@ from flow import (
 )
 
 import amct_onnx as amct
-from amct_onnx.core.calibrate.solve import solve_activation
-from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
-from amct_onnx.core.stats.histogram import DyadicHistogram
 from amct_onnx.errors import ConfigError
+from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.settings import ActivationSettings, Hfmg, Ifmr
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
 
 def with_cfg(flow: Flow, cfg: str) -> Flow:

@@ -19,8 +19,8 @@ from qdq_graph import exact_session
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import AmctError, ArgumentError, ConfigError, ModelError, StatisticsError
-from amct_onnx.runtime import collect
-from amct_onnx.workflow.choice import ALGORITHMS
+from amct_onnx.observe import histograms as collect
+from amct_onnx.ptq.request import ALGORITHMS
 
 TestData = Callable[..., Path]
 

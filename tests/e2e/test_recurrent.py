@@ -19,7 +19,7 @@ from searching import ErrorEvaluator, Fixed, Search
 
 import amct_onnx as amct
 from amct_onnx.errors import ModelError, RecordError
-from amct_onnx.formats.record import write_record
+from amct_onnx.files.record import write_record
 
 # 8 bits for X, h, W and R, and a few steps in which the error of h comes back: 40 to 50 dB on noise.
 MINIMUM_SQNR_DB = 30.0

@@ -21,15 +21,15 @@ import pytest
 from flow import CPU, Flow, build, check_outputs, feeds, images, normal, two_convs
 from refusal import refused
 
-from amct_onnx.core.tasks import LayerColumns
+from amct_onnx.amct import adaround as rounding
+from amct_onnx.amct.rollback import CalibratedModel, FloatModel
+from amct_onnx.amct.save import FactoredModel, read_quantized
 from amct_onnx.errors import CalibrationError, ConfigError, ModelError, RecordError
-from amct_onnx.formats.moments_file import moments_path
-from amct_onnx.graph.passes.observers import Observer
-from amct_onnx.runtime import observer_op
-from amct_onnx.runtime.collectors import make_collector
-from amct_onnx.workflow import rounding
-from amct_onnx.workflow.result import FactoredModel, read_quantized
-from amct_onnx.workflow.rollback import CalibratedModel, FloatModel
+from amct_onnx.files.moments_file import moments_path
+from amct_onnx.graph.instrument.observers import Observer
+from amct_onnx.numerics.im2col import LayerColumns
+from amct_onnx.observe import operators as observer_op
+from amct_onnx.observe.collectors import make_collector
 
 SUMMARY = re.compile(
     r"(\d+) layers: the output error of rounding to nearest is lowered by ([\d.]+) % "

@@ -17,13 +17,13 @@ from half import to_half
 
 import amct_onnx
 from amct_onnx.cli.main import main
+from amct_onnx.data.open_data import open_data
 from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.runtime import collect
-from amct_onnx.runtime.deployed import open_deployed
-from amct_onnx.runtime.judge import Judge
-from amct_onnx.runtime.session import open_session
-from amct_onnx.runtime.sources import open_data
+from amct_onnx.measure.output_noise import Judge
+from amct_onnx.observe import histograms as collect
+from amct_onnx.run.deployed import open_deployed
+from amct_onnx.run.session import open_session
 
 TestData = Callable[..., Path]
 

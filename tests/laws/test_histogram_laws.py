@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.core.stats.histogram import MAX_BINS, DyadicHistogram
 from amct_onnx.errors import CalibrationError
+from amct_onnx.numerics.statistics.histogram import MAX_BINS, DyadicHistogram
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.core.stats.moments import Moments
+from amct_onnx.numerics.statistics.moments import Moments
 
 UNITS, WIDTH = 2, 3
 # A value keeps 10 bits at least beside the largest one, cut towards zero; a product of two has twice that error.

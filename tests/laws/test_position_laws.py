@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amct_onnx.errors import ConfigError
-from amct_onnx.formats.files import Position
-from amct_onnx.formats.schema import message_class, parse_text
-from amct_onnx.formats.text_positions import locate_fields, position_of
+from amct_onnx.files.schema import message_class, parse_text
+from amct_onnx.files.text_positions import locate_fields, position_of
+from amct_onnx.files.whole_files import Position
 
 PROTO = """\
 enum Kind { FIRST = 1; SECOND = 2; }

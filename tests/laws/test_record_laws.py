@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amct_onnx.core.plan import CalibrationNote, LayerRecord
 from amct_onnx.errors import RecordError
-from amct_onnx.formats import record as subject
-from amct_onnx.formats.schema import shortest_float32, to_float32
+from amct_onnx.files import record as subject
+from amct_onnx.files.schema import shortest_float32, to_float32
+from amct_onnx.values.layers import CalibrationNote, LayerRecord
 
 floats = st.floats(width=32)
 finite = st.floats(width=32, allow_nan=False)

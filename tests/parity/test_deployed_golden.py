@@ -11,10 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from amct_onnx.core.pack import pack_dequant
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError
-from amct_onnx.runtime import session as opening
-from amct_onnx.runtime.deployed import deployed_session
+from amct_onnx.numerics.packing import pack_dequant
+from amct_onnx.run import session as opening
+from amct_onnx.run.deployed import deployed_session
 
 CASES = ("dmq", "hfmg", "ifmr_asymmetric", "ifmr_symmetric", "inverted", "mlp", "overrides", "vol")
 

@@ -18,9 +18,9 @@ from flow import CPU, Flow, sqnr
 from onnx import helper, numpy_helper
 
 import amct_onnx as amct
-from amct_onnx.core.pack import pack_dequant, unpack_dequant
-from amct_onnx.core.plan import LayerRecord
-from amct_onnx.formats.record import read_record
+from amct_onnx.files.record import read_record
+from amct_onnx.numerics.packing import pack_dequant, unpack_dequant
+from amct_onnx.values.layers import LayerRecord
 
 CASES = ("dmq", "hfmg", "ifmr_asymmetric", "ifmr_symmetric", "inverted", "mlp", "overrides", "vol")
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")

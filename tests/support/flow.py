@@ -13,8 +13,8 @@ import onnxruntime as ort
 from onnx import numpy_helper, parser
 
 import amct_onnx as amct
-from amct_onnx.core.plan import LayerRecord
-from amct_onnx.formats.record import read_record
+from amct_onnx.files.record import read_record
+from amct_onnx.values.layers import LayerRecord
 
 Feeds = Mapping[str, np.ndarray]
 CPU = ["CPUExecutionProvider"]

@@ -12,9 +12,9 @@ import onnxruntime as ort
 from flow import CPU, normal
 
 import amct_onnx as amct
-from amct_onnx.core.plan import Kept, LayerRecord
-from amct_onnx.formats.record import read_record
-from amct_onnx.workflow.convert import convert_qdq
+from amct_onnx.amct.convert_qat import convert_qdq
+from amct_onnx.files.record import read_record
+from amct_onnx.values.layers import Kept, LayerRecord
 
 Feeds = Mapping[str, np.ndarray]
 

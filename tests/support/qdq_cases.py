@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 
 import amct_onnx
-from amct_onnx.core.qdq_target import QdqTarget
 from amct_onnx.graph.layers import default_opset
+from amct_onnx.values.qdq_tables import QdqTarget
 
 _NOTHING = {"overridable_weight", "overridable_bias", "behind_identity_of_overridable"}  # no weight is constant
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"}

@@ -6,12 +6,12 @@ from types import NoneType
 
 from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx._compat.log import start_log
+from amct_onnx.amct.balance_model import prepare_balancing
+from amct_onnx.amct.calibration_model import ConfigRequest, create_config, prepare_calibration
+from amct_onnx.amct.convert_qat import convert_qdq
+from amct_onnx.amct.save import save_quantized
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
-from amct_onnx.workflow.convert import convert_qdq
-from amct_onnx.workflow.prepare import ConfigRequest, create_config, prepare_calibration
-from amct_onnx.workflow.preprocess import prepare_balancing
-from amct_onnx.workflow.progress import show_on_terminal
-from amct_onnx.workflow.result import save_quantized
+from amct_onnx.progress import show_on_terminal
 
 
 @checked(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx._compat.log import start_log
+from amct_onnx.amct.auto_calibration import OnnxAutoCalibration
+from amct_onnx.amct.binary_search import BinarySearchStrategy
+from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
+from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.errors import SearchError
-from amct_onnx.search.auto_calibration import OnnxAutoCalibration
-from amct_onnx.search.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.search.sensitivity import CosineSimilaritySensitivity
-from amct_onnx.search.strategy import BinarySearchStrategy
 
 
 @checked(model_file=str, config_file=str, record_file=str, save_dir=str)

@@ -14,13 +14,13 @@ import amct_onnx
 from amct_onnx.cli.evaluator import calibrate, evaluator_script
 from amct_onnx.cli.options import CalibrationOptions
 from amct_onnx.cli.progress import show_progress
+from amct_onnx.data.raw_folders import BatchFiles, InputFolder, check_signature, find_batches
 from amct_onnx.errors import AmctError, DataError
-from amct_onnx.formats.config_message import read_batch_num
-from amct_onnx.formats.files import Mistakes
-from amct_onnx.formats.onnx_file import load_model
+from amct_onnx.files.config_message import read_batch_num
+from amct_onnx.files.onnx_file import load_model
+from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.runtime.data import BatchFiles, InputFolder, check_signature, find_batches
-from amct_onnx.runtime.feed import feed
+from amct_onnx.observe.run_batches import feed
 
 _log = logging.getLogger("amct_onnx.Command")
 

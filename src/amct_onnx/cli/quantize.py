@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
-from amct_onnx.core.plan import Decision
+from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # nodes that stayed in float, of each reason
 _log = logging.getLogger("amct_onnx.Quantize")
@@ -66,6 +66,6 @@ def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
 
 
 def _show(what: str, share: float) -> None:
-    from amct_onnx.workflow.progress import show_on_terminal
+    from amct_onnx.progress import show_on_terminal
 
     show_on_terminal(what, share)

@@ -6,8 +6,8 @@ import hashlib
 
 import onnx_ir as ir
 
-from amct_onnx.core.blocks import blocks
 from amct_onnx.graph.tensors import array_of, shape_of
+from amct_onnx.numerics.blocks import blocks
 
 
 def model_digest(model: ir.Model) -> str:

@@ -15,11 +15,11 @@ from enum import Enum
 
 import onnx_ir as ir
 
-from amct_onnx.core.weights.pairs import overflows
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
 from amct_onnx.graph.weights import kernel_rows
+from amct_onnx.numerics.weights.pairs import overflows
 
 
 class FloatReason(str, Enum):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.core.plan import LayerTraits
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.recurrent import RECURRENT_OPS, recurrent_reason, recurrent_shape
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import channel_count, group_of
+from amct_onnx.values.layers import LayerTraits
 
 OBSERVER_DOMAIN = "amct.customop"
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.core.qparams import QParams
-from amct_onnx.core.spec import QSpec
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.layers import is_standard
+from amct_onnx.numerics.grid import QParams, QSpec
 
 Array = npt.NDArray[Any]
 # Operators that move, repeat or drop elements of input 0, or choose among them by size.

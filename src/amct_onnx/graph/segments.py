@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import ValueNames, constant_tensor
-from amct_onnx.graph.passes.compare import values_read
+from amct_onnx.graph.instrument.compare import values_read
 from amct_onnx.graph.tensors import Array
 
 

@@ -7,10 +7,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.core.affine import fake_quantize
-from amct_onnx.core.qparams import QParams
-from amct_onnx.core.weights.nuq import round_to_levels
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
+from amct_onnx.numerics.grid import QParams
+from amct_onnx.numerics.rounding import fake_quantize
+from amct_onnx.numerics.weights.nuq import round_to_levels
 
 
 def group_of(node: ir.Node) -> int:

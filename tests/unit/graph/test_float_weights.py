@@ -12,12 +12,12 @@ from flow import CPU
 from layer_kinds import KINDS, Kind, model_of, outputs_by_group
 from onnx import numpy_helper
 
-from amct_onnx.core.columns import sample_columns, spread_evenly
-from amct_onnx.core.settings import AdaRound
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor
 from amct_onnx.graph.passes.float_weights import keep_float_weight, layer_columns, take_float_weights
 from amct_onnx.graph.weights import output_rows, output_rows_shape, output_rows_to_weight
+from amct_onnx.numerics.im2col import sample_columns, spread_evenly
+from amct_onnx.numerics.settings import AdaRound
 
 TOLERANCE = 1e-5  # float32 sums of a few dozen products around 1
 WIDE = 1 << 12

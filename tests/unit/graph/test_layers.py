@@ -10,10 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from amct_onnx.core.plan import LayerTraits
-from amct_onnx.core.target import OpRule, Target
 from amct_onnx.graph.layers import candidates, float_attribute, int_attribute, is_standard, quantized_nodes
-from amct_onnx.targets.ascend_rules import ASCEND
+from amct_onnx.values.ascend_table import ASCEND, OpRule, Target
+from amct_onnx.values.layers import LayerTraits
 
 
 def _model(body: str, *, inputs: str = "float[1,4,8,8] x", imports: str = '"" : 17', **arrays: Any) -> ir.Model:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from opsets import newest_opset
 
-from amct_onnx.core.pack import pack_dequant
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.passes.lift_deploy import has_ascend_operators, lift_deploy
+from amct_onnx.graph.read.lift_deploy import has_ascend_operators, lift_deploy
+from amct_onnx.numerics.packing import pack_dequant
 
 F32 = TensorProto.FLOAT
 RNG_SEED = 20240607

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from amct_onnx.core.settings import ActivationSettings, Hfmg, Ifmr
-from amct_onnx.core.tasks import Balance
+from amct_onnx.graph.instrument.observers import Observer, insert_observers, remove_observers
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
-from amct_onnx.graph.passes.observers import Observer, insert_observers, remove_observers
+from amct_onnx.numerics.settings import ActivationSettings, Hfmg, Ifmr
+from amct_onnx.values.observer_tasks import Balance
 
 
 def _proto() -> onnx.ModelProto:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from amct_onnx.search.accuracy import AccuracyBasedAutoCalibrationBase
-from amct_onnx.search.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.search.sensitivity import CosineSimilaritySensitivity
-from amct_onnx.search.strategy import BinarySearchStrategy
+from amct_onnx.amct.auto_control import AccuracyBasedAutoCalibrationBase
+from amct_onnx.amct.binary_search import BinarySearchStrategy
+from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
+from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 
 __all__ = [
     "AccuracyBasedAutoCalibrationBase",

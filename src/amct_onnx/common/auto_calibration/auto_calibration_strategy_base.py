@@ -1,5 +1,5 @@
 """AutoCalibrationStrategyBase at the path of AMCT's own module."""
 
-from amct_onnx.search.interfaces import AutoCalibrationStrategyBase
+from amct_onnx.amct.interfaces import AutoCalibrationStrategyBase
 
 __all__ = ["AutoCalibrationStrategyBase"]

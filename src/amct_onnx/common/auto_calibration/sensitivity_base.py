@@ -1,5 +1,5 @@
 """SensitivityBase at the path of AMCT's own module."""
 
-from amct_onnx.search.interfaces import SensitivityBase
+from amct_onnx.amct.interfaces import SensitivityBase
 
 __all__ = ["SensitivityBase"]

@@ -1,4 +1,4 @@
-"""AMCT's `data_handler` (spec section 1.11): names only, the work is done in `runtime/data.py`."""
+"""AMCT's `data_handler` (spec section 1.11): names only, the work is done in `data/raw_folders.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from amct_onnx.runtime.data import iterate_batches, read_array
+from amct_onnx.data.raw_folders import iterate_batches, read_array
 
 __all__ = ["load_bin_data", "load_data"]
 

@@ -15,12 +15,12 @@ from math import prod
 
 import onnx_ir as ir
 
-from amct_onnx.core.settings import AdaRound
-from amct_onnx.core.tasks import LayerColumns
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import output_rows_shape
+from amct_onnx.numerics.im2col import LayerColumns
+from amct_onnx.numerics.settings import AdaRound
 
 
 def keep_float_weight(node: ir.Node, weight: ir.TensorProtocol, *, names: ValueNames) -> str:

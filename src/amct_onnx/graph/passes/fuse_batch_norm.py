@@ -13,7 +13,6 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.core.blocks import blocks
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
@@ -30,6 +29,7 @@ from amct_onnx.graph.passes.fusion import (
 )
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
 from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
+from amct_onnx.numerics.blocks import blocks
 
 
 def fuse_batch_norm_into_conv(model: ir.Model, *, skip: Collection[str] = ()) -> Fusions:

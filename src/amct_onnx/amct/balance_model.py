@@ -1,0 +1,55 @@
+"""quantize_preprocess: the model that finds the balance factors of DMQ (spec sections 1.7 and 6.5)."""
+
+from __future__ import annotations
+
+import os
+
+from amct_onnx.amct.balancing import balance_tasks, balanced_layers, balancing_id
+from amct_onnx.amct.calibration_model import fuse_model, load_float_model
+from amct_onnx.errors import ModelError
+from amct_onnx.files.config_json import read_config
+from amct_onnx.files.onnx_file import save_model_file
+from amct_onnx.files.record import format_record
+from amct_onnx.files.whole_files import atomic_path
+from amct_onnx.graph.instrument.observers import Observer, insert_observers
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.observe.calibration import begin
+from amct_onnx.plan.ascend_layers import decide, graph_facts
+from amct_onnx.values.ascend_table import ASCEND
+
+
+def prepare_balancing(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
+    """Fuse as `quantize_model` will, observe the inputs of the layers to balance; write that and an empty record."""
+    model = load_float_model(model_file)
+    facts = graph_facts(model, ASCEND)
+    settings = read_config(config_file, facts)
+    layers = [decision.layer for decision in decide(facts, settings) if decision.quantized]
+    wanted = balanced_layers(layers, settings)
+    if not wanted:
+        raise ModelError(
+            "No dmq_balancer layer in quant config file, please check the quant config file: "
+            f"{config_file} has no enabled layer with dmq_balancer_param. Create it from a simplified configuration "
+            "with dmq_balancer, or call quantize_model directly."
+        )
+    if settings.do_fusion:
+        fuse_model(model, settings)
+    normalize_layers(model, frozenset(wanted))
+    tasks = balance_tasks(model, wanted, settings)
+    record_path, calibration = os.path.realpath(record_file), balancing_id(tasks)
+    observers = [
+        Observer(
+            layers=(layer,),
+            task=task,
+            batch_num=0,
+            record_path=record_path,
+            observers=len(tasks),
+            calibration=calibration,
+            op_data_type="FLOAT16" if facts.layers[layer].half else "FLOAT32",
+        )
+        for layer, task in tasks.items()
+    ]
+    insert_observers(model, observers)
+    with atomic_path(record_path) as file:  # moved into place when the model is written too
+        file.write_bytes(format_record({}, calibration=calibration).encode())
+        save_model_file(model, modified_onnx_file)
+    begin(record_path)

@@ -1,0 +1,128 @@
+"""Quantize a calibrated model again with fewer layers, from the factors of its one calibration.
+
+Each model is prepared from the float model by the function that `quantize_model` uses, and assembled by the one that
+`save_model` uses. So a layer that is rolled back has its float weight again, and what is around it is what the two
+would make of a configuration without that layer. Only the factors come from the calibration of all layers: those of an
+activation were observed while the weights of all layers in front of it were rounded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from amct_onnx.amct.calibration_model import fuse_model, load_float_model, prepare_model
+from amct_onnx.amct.save import FactoredModel, assemble, read_quantized
+from amct_onnx.files.config_json import format_config, read_config
+from amct_onnx.files.record import read_calibration, read_record, write_record
+from amct_onnx.graph.instrument.observers import remove_observers
+from amct_onnx.numerics.settings import Settings
+from amct_onnx.plan.ascend_layers import decide, graph_facts
+from amct_onnx.progress import Progress, silent
+from amct_onnx.values.ascend_table import ASCEND
+from amct_onnx.values.layers import GraphFacts, LayerRecord
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What is to be said of model and configuration was said when all layers were prepared; trials do not repeat it."""
+    log = logging.getLogger("amct_onnx.Config")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatModel:
+    """A model and its configuration, before anything is done to it."""
+
+    model: ir.Model
+    facts: GraphFacts
+    settings: Settings
+
+    @classmethod
+    def read(cls, model_file: str, config_file: str) -> FloatModel:
+        """Raises the errors of `quantize_model` for the two files."""
+        model = load_float_model(model_file)
+        facts = graph_facts(model, ASCEND)
+        settings = read_config(config_file, facts)
+        decide(facts, settings)
+        return cls(model=model, facts=facts, settings=settings)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the configuration quantizes, in graph order."""
+        return tuple(decision.layer for decision in decide(self.facts, self.settings) if decision.quantized)
+
+    def settings_without(self, layers: Collection[str]) -> Settings:
+        """The configuration with `layers` switched off."""
+        changed = {
+            name: replace(entry, quant_enable=False) if name in layers else entry
+            for name, entry in self.settings.layers.items()
+        }
+        return replace(self.settings, layers=MappingProxyType(changed))
+
+    def config_without(self, layers: Collection[str]) -> str:
+        """The text of config.json with `layers` switched off."""
+        return format_config(self.settings_without(layers), self.facts)
+
+    def fused(self) -> ir.Model:
+        """A new float model in which only fusion has happened."""
+        model = self.model.clone()
+        if self.settings.do_fusion:
+            with _quietly():
+                fuse_model(model, self.settings)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedModel:
+    """A calibration that is complete: `quantized` has all layers, `records` their factors as in `record_file`."""
+
+    source: FloatModel
+    quantized: FactoredModel
+    records: Mapping[str, LayerRecord]
+    record_file: str
+
+    @classmethod
+    def read(
+        cls, source: FloatModel, modified_onnx_file: str, record_file: str, *, progress: Progress = silent
+    ) -> CalibratedModel:
+        """The result of `quantize_model` and the batches that ran since. Raises like `read_quantized`."""
+        quantized = read_quantized(modified_onnx_file, record_file, progress=progress)
+        return cls(source=source, quantized=quantized, records=read_record(record_file), record_file=record_file)
+
+    def prepared(self, layers: Collection[str] = ()) -> ir.Model:
+        """A new calibration model in which `layers` stay in float."""
+        model = self.source.model.clone()
+        with _quietly():
+            prepare_model(model, self.source.facts, self.source.settings_without(layers), self.record_file)
+        return model
+
+    def records_without(self, layers: Collection[str]) -> dict[str, LayerRecord]:
+        """The factors of all but `layers`, of which balance factors stay, as `quantize_model` keeps them."""
+        kept = {name: record for name, record in self.records.items() if name not in layers}
+        factors = {name: self.records[name].tensor_balance_factor for name in layers}
+        return kept | {name: LayerRecord(tensor_balance_factor=values) for name, values in factors.items() if values}
+
+    def write_record(self, path: str, layers: Collection[str]) -> None:
+        """Write `records_without`, with the id of the calibration."""
+        write_record(path, self.records_without(layers), calibration=read_calibration(self.record_file))
+
+    def without(self, layers: Collection[str]) -> FactoredModel:
+        """The quantized model in which `layers` stay in float; at least one other layer must be left."""
+        return self.assemble(self.prepared(layers), layers) if layers else self.quantized
+
+    def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> FactoredModel:
+        """What `save_model` makes of a model of `prepared`, which this changes."""
+        observers = remove_observers(prepared)
+        records = self.records_without(layers)
+        return assemble(prepared, observers, records, self.record_file, rounding=self.quantized.rounding)

@@ -1,0 +1,65 @@
+"""Samples of calibration data that are kept, or held out, while the data pass by once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.data.batches import BatchRule
+from amct_onnx.data.open_data import DataSource
+from amct_onnx.graph.inputs import ModelInput
+
+Feed = Mapping[str, npt.NDArray[Any]]
+_SHARE = 4  # at most one of so many samples is held out
+
+
+class Samples:
+    """The feeds of `source`; after they have been iterated over, `kept` has at most `most` samples of them.
+
+    They are spread over the data where its length is known. `hold_out`: what is kept is not among the feeds; of data
+    with fewer than four samples nothing is held out, and the first sample is kept. A sample is a feed of one row, or a
+    whole feed where the model fixes its batch.
+    """
+
+    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], *, most: int, hold_out: bool) -> None:
+        self._source, self._most, self._hold_out = source, most, hold_out
+        self._rule = BatchRule.of(inputs)
+        self.kept: list[Feed] = []
+        self.notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of feeds; TypeError where it is unknown."""
+        if self._source.total is None:
+            raise TypeError("the length of the data is unknown")
+        return self._source.total
+
+    def __iter__(self) -> Iterator[Feed]:
+        seen, first = 0, None
+        for number, feed in enumerate(self._source, 1):
+            rows = self._rule.count(feed)
+            seen += rows
+            total = self._source.total
+            due = (number * self._most // total if total else self._most) - len(self.kept)
+            due = min(due, self._most - len(self.kept), rows if total else 1)
+            if self._hold_out:
+                due = min(due, seen // _SHARE - len(self.kept))
+                first = first or self._rule.sample(feed, 0)
+            due = max(due, 0)
+            self.kept += [self._rule.sample(feed, index) for index in range(due)]
+            if not self._hold_out or due == 0:
+                yield feed
+            elif due < rows:
+                yield self._rule.cut(feed, due, rows)
+        if self._hold_out and self.kept:
+            self.notes = (f"{len(self.kept)} of {seen} samples judge, and do not calibrate",)
+        elif first is not None and not self.kept:
+            self.kept.append(first)
+            self.notes = ("there are too few samples to hold some out, so one of them judges its own calibration",)
+
+    def spread(self, count: int) -> list[Feed]:
+        """`count` of the samples that were kept, at equal distances."""
+        places = np.linspace(0, len(self.kept), min(count, len(self.kept)), endpoint=False).astype(int)
+        return [self.kept[place] for place in places]

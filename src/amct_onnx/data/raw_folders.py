@@ -1,0 +1,201 @@
+"""Calibration data in folders: one folder for each input, one file for each batch (spec sections 1.11, 8)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.errors import DataError
+from amct_onnx.files.data_options import check_data_type
+from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.graph.inputs import ModelInput
+
+_NAMED_FILES = 5  # files of a wrong size that are named for each folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFolder:
+    """One input and the folder of its batches: each file is an array of `dtype` and `shape` without any header.
+
+    One dimension of `shape` may be -1: the size of each file decides it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    folder: str
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a file; with a dimension of -1, what they must be a multiple of."""
+        return math.prod(dim for dim in self.shape if dim != -1) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFiles:
+    """The files of a calibration: `files[i]` are those of batch i, in the order of `inputs`."""
+
+    inputs: tuple[InputFolder, ...]
+    files: tuple[tuple[Path, ...], ...]
+    available: int
+    """Batches in the folder that has the fewest."""
+
+    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        """Batch `index` as a feed of ONNX Runtime. Raises DataError."""
+        files = zip(self.inputs, self.files[index], strict=True)
+        return {entry.name: read_array(file, entry.dtype, entry.shape) for entry, file in files}
+
+
+def check_signature(inputs: Sequence[InputFolder], wanted: Iterable[ModelInput], mistakes: Mistakes) -> None:
+    """Names, types and dimensions of the data against the inputs of the model."""
+    known = {value.name: value for value in wanted}
+    for entry in inputs:
+        value = known.get(entry.name)
+        if value is None:
+            close = difflib.get_close_matches(entry.name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, known))}"
+            mistakes.add(f"input {entry.name!r}", f"the model has no such input, {hint}")
+            continue
+        if value.dtype and value.dtype != entry.dtype:
+            mistakes.add(f"input {entry.name!r}", f"the data are {entry.dtype}, the model takes {value.dtype}")
+        _check_shape(entry, value, mistakes)
+    given = {entry.name for entry in inputs}
+    for value in known.values():
+        if value.name not in given and not value.optional:
+            mistakes.add(f"input {value.name!r}", "the model needs it, and no data are given for it")
+
+
+def _check_shape(entry: InputFolder, value: ModelInput, mistakes: Mistakes) -> None:
+    if value.shape is None:
+        return
+    shape = "[" + ",".join("?" if dim is None else str(dim) for dim in value.shape) + "]"
+    if len(value.shape) != len(entry.shape):
+        what = f"the data have {len(entry.shape)} dimensions, the model takes {len(value.shape)}: {shape}"
+        mistakes.add(f"input {entry.name!r}", what)
+        return
+    if any(-1 != dim != fixed for dim, fixed in zip(entry.shape, value.shape, strict=True) if fixed is not None):
+        what = f"the data have the shape {list(entry.shape)}, the model takes {shape}"
+        mistakes.add(f"input {entry.name!r}", what)
+
+
+def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes) -> BatchFiles:
+    """The first `number` files of each folder, by name; a wrong folder, count or size is a mistake.
+
+    Files whose names begin with a dot are passed over, subfolders too.
+    """
+    columns: list[list[Path]] = []
+    available: list[int] = []
+    for entry in inputs:
+        files = list_files(entry.folder, mistakes)
+        if files is None:
+            continue
+        available.append(len(files))
+        if len(files) < number:
+            what = f"The number of given data batches is not enough: it holds {len(files)}, {number} are needed"
+            mistakes.add(entry.folder, f"{what}; every file is one batch")
+        columns.append(files[:number])
+        check_sizes(entry, files[:number], mistakes)
+    complete = not mistakes
+    rows = tuple(zip(*columns, strict=True)) if complete else ()
+    return BatchFiles(inputs=tuple(inputs), files=rows, available=min(available, default=0))
+
+
+def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
+    """The files in a folder by name, without hidden ones; None if it cannot be read, which is a mistake."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        mistakes.add(folder, "the data folder does not exist, check the path")
+    except NotADirectoryError:
+        mistakes.add(folder, "is a file, give the folder that holds the data files")
+    except (OSError, ValueError) as reason:
+        what = getattr(reason, "strerror", None) or str(reason)
+        mistakes.add(folder, f"the data folder cannot be read ({what})")
+    else:
+        return [Path(folder, name) for name in names if not name.startswith(".") and Path(folder, name).is_file()]
+    return None
+
+
+def check_sizes(entry: InputFolder, files: Iterable[Path], mistakes: Mistakes) -> None:
+    """A file of another size than its batch has is a mistake."""
+    wrong = [(file, size) for file in files if not _fits(entry, size := _size(file))]
+    for file, size in wrong[:_NAMED_FILES]:
+        mistakes.add(str(file), _size_problem(entry, size))
+    if len(wrong) > _NAMED_FILES:
+        mistakes.add(entry.folder, f"{len(wrong) - _NAMED_FILES} more files have a wrong size")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # it was deleted since it was listed
+
+
+def _fits(entry: InputFolder, size: int) -> bool:
+    if -1 not in entry.shape:
+        return size == entry.unit
+    return size > 0 and entry.unit > 0 and size % entry.unit == 0
+
+
+def _size_problem(entry: InputFolder, size: int) -> str:
+    needed = f"a multiple of {entry.unit}" if -1 in entry.shape else str(entry.unit)
+    return f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
+
+
+def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+    """The array in a file without a header; one dimension of `shape` may be -1.
+
+    Raises ArgumentTypeError for an unknown type, DataError for a file that is not there or has another size.
+    """
+    check_data_type(dtype)
+    entry = InputFolder(name="", shape=tuple(shape), dtype=dtype, folder="")
+    name = os.fspath(file)
+    try:
+        data = np.fromfile(name, np.dtype(dtype))
+        size = Path(name).stat().st_size
+    except (OSError, ValueError) as reason:
+        what = getattr(reason, "strerror", None) or str(reason)
+        raise DataError(f"{name}: the data file cannot be read ({what})") from None
+    if not _fits(entry, size):
+        raise DataError(f"{name}: {_size_problem(entry, size)}")
+    try:
+        return data.reshape(entry.shape)
+    except ValueError as reason:  # more than one -1
+        raise DataError(f"{name}: {list(entry.shape)} is no shape ({reason})") from None
+
+
+def iterate_batches(
+    inputs: Mapping[str, Sequence[int]],
+    folders: Sequence[str],
+    dtypes: Sequence[str],
+    number: int | None = None,
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Each batch as a feed; `number` None takes as many as the first folder has.
+
+    Raises DataError for folders and files, with every mistake, before the first batch; ArgumentTypeError for a type.
+    """
+    for dtype in dtypes:
+        check_data_type(dtype)
+    if not len(inputs) == len(folders) == len(dtypes):
+        raise DataError(f"{len(inputs)} inputs need as many folders and types, got {len(folders)} and {len(dtypes)}")
+    entries = [
+        InputFolder(name=name, shape=tuple(shape), dtype=dtype, folder=os.fspath(folder))
+        for (name, shape), folder, dtype in zip(inputs.items(), folders, dtypes, strict=True)
+    ]
+    mistakes = Mistakes(None)
+    if number is None and entries:
+        number = len(list_files(entries[0].folder, mistakes) or ())
+    batches = find_batches(entries, number or 0, mistakes)
+    if mistakes:
+        raise DataError(str(mistakes))
+    for index in range(len(batches.files)):
+        yield batches.read(index)

@@ -1,0 +1,29 @@
+"""Archives of arrays (.npz) whose bytes depend on the arrays alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.files.whole_files import atomic_path
+
+Write = Callable[[str, npt.NDArray[Any]], None]
+
+
+@contextlib.contextmanager
+def writing_archive(path: str | os.PathLike[str]) -> Iterator[Write]:
+    """A function that adds an array to a new archive, which is in place after the block. Raises OutputError."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+
+        def write(name: str, array: npt.NDArray[Any]) -> None:
+            # A ZipInfo of one's own has no time in it.
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+        yield write

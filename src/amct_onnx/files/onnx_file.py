@@ -1,0 +1,268 @@
+"""ONNX files in and out. External data is checked on the way in and kept on the way out.
+
+What is written is a pair: the model, and one file `<name>.data` beside it when the weights are external. A model must
+never meet the data of another one, since it would compute wrong numbers without a word. So an old pair leaves the
+folder before the new one enters, model first, and a process that dies in between leaves no model at that path; what
+was there is then in the folder `.amct_*` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
+from amct_onnx.files.whole_files import FILE_MODE, make_folder
+from amct_onnx.graph.layers import default_opset
+from amct_onnx.graph.tensors import array_of
+
+MINIMUM_OPSET = 11
+# protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (spec section 1.6).
+_EMBEDDED_LIMIT = 2_000_000_000
+# External tensors up to this size are read at once.
+_SMALL = 1 << 16
+# On the graph of a model that was loaded with external data (passes may replace every one of its external tensors):
+# the real paths of the model and of its data files.
+_EXTERNAL_KEY = "amct_onnx.external_data"
+_log = logging.getLogger("amct_onnx.Utils")
+
+
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """The model in the file `path`; large weights stay on disk until they are read.
+
+    Raises FileMissingError (the file or its external data) or ModelFileError (not ONNX, truncated, external data
+    outside the folder of the model).
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileMissingError(f"The model file {source} does not exist: check the path.")
+    try:
+        model = ir.load(source)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{source} is not an ONNX model, or it is truncated: export or copy it again.") from error
+    except OSError as error:
+        raise ModelFileError(f"{source} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError, AttributeError, KeyError, ir.serde.SerdeError) as error:
+        raise ModelFileError(f"{source} is not a valid ONNX model: {_one_line(_root(error))}.") from error
+    if not model.ir_version or (not model.graph.num_nodes() and not model.graph.outputs):
+        raise ModelFileError(f"{source} is not an ONNX model, or it is empty: export or copy it again.")
+    _take_external_data(model, source)
+    return model
+
+
+def check_opset(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Raise ModelError when the default domain's opset is older than MINIMUM_OPSET or not declared."""
+    opset = default_opset(model)
+    if opset < MINIMUM_OPSET:
+        found = f"opset {opset}" if opset else "no opset of the default domain"
+        raise ModelError(
+            f"{path} uses {found}, the oldest supported is {MINIMUM_OPSET}: "
+            "export it again or convert it with onnx.version_converter."
+        )
+
+
+def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_limit: int = _EMBEDDED_LIMIT) -> None:
+    """Write `model` to `path` (mode 0640), complete or not at all.
+
+    Weights go to one file `<name>.data` beside it when the model had external data or would hold `embedded_limit` bytes
+    of them; one tensor is in memory at a time. Raises OutputError, also when that file holds the weights of the source.
+    """
+    target = Path(path)
+    data = f"{target.name}.data" if _wants_external_data(model, embedded_limit) else None
+    names = [name for name in (data, target.name) if name is not None]
+    if data is not None:
+        _refuse_to_overwrite_source(model, target, target.parent / data)
+    try:
+        make_folder(target.parent)
+        if any((target.parent / name).is_dir() for name in names):
+            raise IsADirectoryError(21, "Is a directory")
+        staging = Path(tempfile.mkdtemp(prefix=".amct_", dir=target.parent))
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        if data is not None:
+            check_room(staging, model_bytes(model), target)
+        ir.save(model, staging / target.name, format="protobuf", external_data=data)
+        written = [name for name in names if _has_content(staging / name)]  # small tensors stay in the model
+        for name in written:
+            os.chmod(staging / name, FILE_MODE)
+        _move_into_place(staging, target.parent, written)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    except (EncodeError, ValueError) as error:
+        raise OutputError(f"Cannot write {target}: {_one_line(error)}.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    stale = target.parent / f"{target.name}.data"
+    if stale.name not in written and stale.exists():
+        _log.warning("%s holds its weights itself: %s is not used any more and can be deleted", target, stale)
+
+
+def check_room(folder: Path, needed: int, target: Path) -> None:
+    """Raise OutputError when the disk of `folder` has less than `needed` bytes, which writing `target` takes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        text = f"it needs {needed / 1e9:.2f} GB, and {folder.resolve().parent} has {free / 1e9:.2f} GB left"
+        raise OutputError(f"Cannot write {target}: {text}. Make room or choose another folder.")
+
+
+def model_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(tensor.nbytes for tensor in _initializers(model))
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of the model file `path` and of the files that hold its external data; errors are those of `load_model`."""
+    _, files = load_model(path).graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    return sum(os.path.getsize(file) for file in (path, *files))
+
+
+def is_source(model: ir.Model, path: str | os.PathLike[str]) -> bool:
+    """Whether `model` was loaded from `path` and may still read its external data."""
+    source, _ = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    return bool(os.path.realpath(path) == source)
+
+
+def _refuse_to_overwrite_source(model: ir.Model, target: Path, data: Path) -> None:
+    """Writing a model over its own source is fine, writing over the weights of a source that stays is not."""
+    source, files = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    if os.path.realpath(data) in files and not is_source(model, target):
+        raise OutputError(
+            f"Cannot write {target}: its weights would go to {data}, which holds those of {source}. "
+            "Choose another name or folder."
+        )
+
+
+def _move_into_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move `names`, data before model, from `staging` to `folder`; see the head of the module."""
+    old: list[str] = []
+    new: list[str] = []
+    try:
+        if len(names) > 1:
+            for name in reversed(names):
+                if (folder / name).exists():
+                    os.replace(folder / name, staging / f"old_{name}")
+                    old.append(name)
+        for name in names:
+            os.replace(staging / name, folder / name)
+            new.append(name)
+    except BaseException:
+        for name in reversed(new):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
+        for name in reversed(old):
+            with contextlib.suppress(OSError):
+                os.replace(staging / f"old_{name}", folder / name)
+        raise
+
+
+def _has_content(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(f"Cannot write {target}: {reason}. Choose a folder that is writable and has room.")
+
+
+def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:
+    graphs = model.graphs()
+    return [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
+
+
+def _wants_external_data(model: ir.Model, embedded_limit: int) -> bool:
+    return bool(model.graph.meta.get(_EXTERNAL_KEY)) or model_bytes(model) >= embedded_limit
+
+
+def _take_external_data(model: ir.Model, source: Path) -> None:
+    """Check external data, and read the small tensors: each open mapping takes a file handle."""
+    files: dict[str, int] = {}  # real path -> size
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = _checked(value.const_value, source, files)
+                value.const_value = tensor if tensor.nbytes > _SMALL else _in_memory(tensor)
+    # The data of an attribute stays in the node: when the model is saved only initializers become external again.
+    for node in _all_nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                tensor = _checked(attribute.value, source, files)
+                node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))
+    if files:
+        model.graph.meta[_EXTERNAL_KEY] = (os.path.realpath(source), frozenset(files))
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[np.ndarray]:
+    return ir.Tensor(array_of(tensor).copy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _checked(tensor: ir.ExternalTensor, source: Path, files: dict[str, int]) -> ir.ExternalTensor:
+    """`tensor` by the real path of its file, which may be read and has its bytes; `files` keeps what has been seen."""
+    file = Path(tensor.path)
+    real = os.path.realpath(file)
+    if real not in files:
+        files[real] = _check_external_file(tensor, Path(real), source)
+    start, length = tensor.offset or 0, tensor.length
+    if start < 0 or (length is not None and length < tensor.nbytes):
+        raise ModelFileError(
+            f"Tensor {tensor.name} of {source}: its place in the external data file {file} is malformed "
+            f"(offset {start}, length {length}, and it takes {tensor.nbytes} bytes): export the model again."
+        )
+    end = start + max(length or 0, tensor.nbytes)
+    if files[real] < end:
+        raise ModelFileError(
+            f"External data file {file} of {source} is truncated: tensor {tensor.name} ends at byte {end}, the file at "
+            f"{files[real]}. Copy it again."
+        )
+    # Without base_dir onnx_ir looks for no links: it refuses all of them, also hard ones, and we have looked.
+    return ir.ExternalTensor(
+        real, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=""
+    )
+
+
+def _check_external_file(tensor: ir.ExternalTensor, real: Path, source: Path) -> int:
+    """The size of an external data file. It must lie in the model's folder: else a model could show any file.
+
+    The folder is also that of the file behind a link, as in a cache where both model and data are links.
+    """
+    file = Path(tensor.path)
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (source.parent, source.resolve().parent)):
+        raise ModelFileError(
+            f"External data file {file} of tensor {tensor.name} in {source} lies outside the folder of the model, "
+            "where ONNX allows none (also as a link): copy it beside the model."
+        )
+    if not real.exists():
+        raise FileMissingError(
+            f"Tensor {tensor.name} of {source} is in the external data file {file}, which is missing: copy it there."
+        )
+    if not real.is_file():
+        raise ModelFileError(
+            f"External data file {file} of tensor {tensor.name} in {source} is no regular file: put a copy there."
+        )
+    return real.stat().st_size
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a chain of errors began with: onnx_ir reports the graph around the tensor that is wrong."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,127 @@
+"""Where each field of a protobuf text stands, since protobuf keeps no positions; and fields that contradict each other.
+
+Protobuf takes the last of several values, and the last member of a oneof, without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from amct_onnx.files.schema import Field, fields_of
+from amct_onnx.files.whole_files import Position
+
+# A sign belongs to a number, and the text format allows + and - inside a name too.
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*)
+    |(?P<word>[A-Za-z_][0-9A-Za-z_+-]*|(?:[0-9+-]|\.[0-9])[0-9A-Za-z_.+-]*)
+    |(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+    |(?P<mark>.)""",
+    re.VERBOSE,
+)
+_ENDS = {"{": "}", "<": ">"}
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One occurrence of a field: its path (with indices of repeated fields), and where its name stands.
+
+    An element of a list `[a, b]` has no name, so it is where it begins. `value` is the text of a scalar, None for a
+    block; `message` is the type of the block around it.
+    """
+
+    path: str
+    position: Position
+    field: Field
+    message: str
+    value: str | None = None
+
+    @property
+    def block(self) -> str:
+        """The path of the block around it, "" for the document."""
+        return self.path.rpartition(".")[0]
+
+
+def locate_fields(text: str, proto: str, root: str) -> tuple[Occurrence, ...]:
+    """Every field of `text`, in its order. The text has been parsed by protobuf as a message `root` of `proto`."""
+    return tuple(_Walk(text, proto).block(root, "", None))
+
+
+class _Walk:
+    """One pass over the tokens; `_index` is that of the next one."""
+
+    def __init__(self, text: str, proto: str) -> None:
+        self._proto = proto
+        self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "skip"]
+        self._index = 0
+        self._counts: dict[str, int] = {}
+
+    def _peek(self) -> str:
+        return self._tokens[self._index].group() if self._index < len(self._tokens) else ""
+
+    def _skip(self, *marks: str) -> bool:
+        found = self._peek() in marks
+        self._index += found
+        return found
+
+    def _take(self) -> tuple[str, Position]:
+        match = self._tokens[self._index]
+        self._index += 1
+        line = bisect_right(self._lines, match.start())
+        return match.group(), Position(line=line, column=match.start() - self._lines[line - 1] + 1)
+
+    def block(self, message: str, path: str, end: str | None) -> Iterator[Occurrence]:
+        fields = fields_of(self._proto, message)
+        while self._index < len(self._tokens) and not (end and self._skip(end)):
+            name, position = self._take()
+            field = fields[name]
+            self._skip(":")
+            if field.repeated and self._skip("["):
+                while not self._skip("]"):
+                    yield from self._value(field, message, path, None)
+                    self._skip(",")
+            else:
+                yield from self._value(field, message, path, position)
+            self._skip(",", ";")
+
+    def _value(self, field: Field, message: str, path: str, position: Position | None) -> Iterator[Occurrence]:
+        own = f"{path}.{field.name}" if path else field.name
+        if field.repeated:
+            index = self._counts[own] = self._counts.get(own, -1) + 1
+            own = f"{own}[{index}]"
+        value, start = self._take()
+        if value in _ENDS:
+            yield Occurrence(own, position or start, field, message)
+            yield from self.block(field.type, own, _ENDS[value])
+            return
+        while value[0] in "\"'" and self._peek()[:1] in ('"', "'"):  # adjacent strings are one
+            value += " " + self._take()[0]
+        yield Occurrence(own, position or start, field, message, value)
+
+
+def position_of(path: str, positions: Mapping[str, Position]) -> Position | None:
+    """The position of `path`, of the first element of a list, or of the innermost block that is there."""
+    while path:
+        found = positions.get(path) or positions.get(f"{path}[0]")
+        if found is not None:
+            return found
+        path = path[: path.rindex("[")] if path.endswith("]") else path.rpartition(".")[0]
+    return None
+
+
+def candidates_for_contradiction(found: Sequence[Occurrence]) -> Iterator[tuple[Occurrence, Occurrence]]:
+    """Pairs of one scalar given twice, whose values may differ or not, and of two members of one oneof."""
+    scalars: dict[str, Occurrence] = {}
+    members: dict[tuple[str, str], Occurrence] = {}
+    for entry in found:
+        if entry.field.oneof is not None:
+            first = members.setdefault((entry.block, entry.field.oneof), entry)
+            if first.field != entry.field:
+                yield first, entry
+        if entry.value is not None and not entry.field.repeated:
+            first = scalars.setdefault(entry.path, entry)
+            if first is not entry:
+                yield first, entry

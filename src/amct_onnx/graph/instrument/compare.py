@@ -1,0 +1,176 @@
+"""Put the quantized layers of one model beside the float layers of another, and compare each pair of outputs.
+
+Before (float)        Before (quantized)                     After
+x -> Conv -> y        x -> [quantize -> Conv' -> dequantize] -> y'
+                                                             x -> Conv -> y -+-> ...
+                                                             x -> [...] -> y' -> Concat(y, y') -> Compare
+
+The quantized model may do with a layer what it wants: whatever stands there between tensors that the float model has
+too comes along. Marks, which `mark_outputs` made before it was quantized, tell where the outputs of its layers are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.instrument.observers import Observer, observer_node
+from amct_onnx.graph.layers import OBSERVER_DOMAIN
+
+_MARK = "Identity"
+
+
+def mark_outputs(model: ir.Model, layers: Sequence[str], floats: ir.Model) -> dict[str, list[str]]:
+    """Let a node of its own read each output of `layers`, in place; the names of these nodes, in order.
+
+    Outputs that the layer lacks in the model `floats` are left out: calibration may observe one that nobody else reads.
+    """
+    asked = {node.name: [bool(output.name) for output in node.outputs] for node in floats.graph}
+    nodes, names = {node.name: node for node in model.graph}, ValueNames(model)
+    taken = {node.name for node in model.graph.all_nodes()}
+    marks: dict[str, list[str]] = {}
+    for layer in layers:
+        for index, output in enumerate(nodes[layer].outputs):
+            if not asked[layer][index]:
+                continue
+            name = names.new(f"{layer}.compared{index}")
+            while name in taken:
+                name = names.new(name)
+            mark = ir.node(_MARK, [output], name=name, outputs=[ir.val(name, type=output.type)])
+            model.graph.append(mark)
+            marks.setdefault(layer, []).append(name)
+    return marks
+
+
+def compare_layers(model: ir.Model, quantized: ir.Model, marks: dict[str, list[str]], observer: Observer) -> None:
+    """Add to the float `model` the layers of `quantized` and a comparison of each first output; `quantized` is used up.
+
+    marks: of `mark_outputs`. observer: its `layers` are replaced by each layer in turn.
+    """
+    floats = {node.name: node for node in model.graph}
+    pairs = {layer: _pair_outputs(floats[layer], _marked(quantized, names)) for layer, names in marks.items()}
+    quantized.graph.outputs.clear()
+    _read_floats(model, quantized, frozenset(marks), [pair for found in pairs.values() for pair in found])
+    mover = _Mover(model)
+    for layer in reversed(marks):  # the last one first: see graph.instrument.observers
+        output, rival = pairs[layer][0]
+        mover.bring(rival)
+        mover.compare(output, rival, replace(observer, layers=(layer,)))
+    for domain, version in {**quantized.opset_imports, OBSERVER_DOMAIN: 1}.items():
+        model.opset_imports.setdefault(domain, version)
+
+
+def _marked(quantized: ir.Model, names: Sequence[str]) -> list[ir.Value]:
+    """What the marks read, each as a value of its own; the marks go."""
+    nodes = {node.name: node for node in quantized.graph}
+    values = []
+    for name in names:
+        mark = nodes[name]
+        value = mark.inputs[0]
+        assert value is not None  # a mark reads an output
+        quantized.graph.remove(mark, safe=True)
+        values.append(value)
+    return values
+
+
+def _pair_outputs(node: ir.Node, rivals: Sequence[ir.Value]) -> list[tuple[ir.Value, ir.Value]]:
+    return list(zip([output for output in node.outputs if output.name], rivals, strict=True))
+
+
+def _read_floats(
+    model: ir.Model, quantized: ir.Model, layers: frozenset[str], outputs: Sequence[tuple[ir.Value, ir.Value]]
+) -> None:
+    """Let every node of `quantized` read the tensors of `model` where it has them."""
+    pairs: list[tuple[ir.Value, ir.Value]] = list(outputs)
+    inputs = {value.name: value for value in model.graph.inputs}
+    pairs += [(inputs[value.name], value) for value in quantized.graph.inputs if value.name in inputs]
+    rivals = {node.name: node for node in quantized.graph}
+    for node in model.graph:
+        rival = rivals.get(node.name)
+        if rival is not None and node.name not in layers and node.op_type == rival.op_type:
+            pairs += zip(node.outputs, rival.outputs, strict=False)
+    for value, other in pairs:
+        for use in list(other.uses()):
+            use.node.replace_input_with(use.idx, value)
+
+
+class _Mover:
+    """Appends nodes of another graph to a model, with what they read."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph, self._names = model.graph, ValueNames(model)
+        self._node_names = {node.name for node in model.graph.all_nodes()}
+
+    def bring(self, value: ir.Value) -> None:
+        """Append what computes `value`, as far as it is not there yet."""
+        node = value.producer()
+        if node is None:
+            self._bring_initializer(value)
+        elif node.graph is not self._graph:
+            for source in list(values_read(node)):
+                self.bring(source)
+            source_graph = node.graph
+            assert source_graph is not None  # it has not been removed
+            source_graph.remove(node)
+            for output in node.outputs:
+                if output.name:
+                    output.name = self._names.new(f"{output.name}.quantized")
+            node.name = self._new_node_name(f"{node.name}.quantized")
+            self._graph.append(node)
+
+    def _bring_initializer(self, value: ir.Value) -> None:
+        if value.graph is self._graph or value.name is None or not value.is_initializer():
+            return
+        assert value.graph is not None  # initializers belong to a graph
+        del value.graph.initializers[value.name]
+        value.name = self._names.new(f"{value.name}.quantized")
+        self._graph.register_initializer(value)
+
+    def _new_node_name(self, name: str) -> str:
+        while name in self._node_names:
+            name += "_"
+        self._node_names.add(name)
+        return name
+
+    def compare(self, output: ir.Value, rival: ir.Value, observer: Observer) -> None:
+        """Append the observer of both."""
+        layer = observer.layers[0]
+        float32 = [self._as_float32(value, f"{layer}.{kind}") for value, kind in ((output, "float"), (rival, "int"))]
+        concat = self._append("Concat", float32, {"axis": 0}, f"{layer}.joined")
+        self._graph.append(observer_node(observer, concat, self._names))
+
+    def _as_float32(self, value: ir.Value, name: str) -> ir.Value:
+        if value.dtype == ir.DataType.FLOAT:
+            return value
+        return self._append("Cast", [value], {"to": int(ir.DataType.FLOAT)}, f"{name}.float32")
+
+    def _append(self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, int], name: str) -> ir.Value:
+        output = ir.val(self._names.new(f"{name}.output0"), dtype=ir.DataType.FLOAT)
+        self._graph.append(ir.node(op_type, inputs, attributes, name=self._new_node_name(name), outputs=[output]))
+        return output
+
+
+def values_read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, the nodes of its subgraphs included."""
+    yield from (value for value in node.inputs if value is not None)
+    graphs = list(_subgraphs(node))
+    for graph in graphs:
+        values = [*graph.outputs, *(value for inner in graph for value in inner.inputs)]
+        yield from (value for value in values if value is not None and value.graph not in graphs)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs in the attributes of a node, and those inside them."""
+    for attribute in node.attributes.values():
+        graphs: Sequence[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for graph in graphs:
+            yield graph
+            for inner in graph:
+                yield from _subgraphs(inner)

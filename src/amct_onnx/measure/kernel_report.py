@@ -1,0 +1,234 @@
+"""What ONNX Runtime really runs of a quantized model: its kernels, its size and its latency beside the float model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from amct_onnx.errors import DataError, ModelError
+from amct_onnx.files.onnx_file import file_bytes
+from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
+from amct_onnx.measure.latency import Latency, measure_latency
+from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.session import one_line
+from amct_onnx.run.temporary_files import place_with_room
+
+Source = bytes | str | os.PathLike[str]
+
+_QUIET = 4  # ONNX Runtime's own lines on stderr: fatal ones only, since an error is raised as well
+_EXTERNAL = "session.optimized_model_external_initializers_"
+_SHOWN_NAMES = 3
+_SHOWN_OPERATORS = 6
+_SHOWN_REASONS = 4
+_SHOWN_SLOW = 3
+_SHOWN_LETTERS = 40
+# Below this the fixed cost of a kernel, about a microsecond or two, weighs as much as what it computes.
+_SMALL_MODEL = 1e-3
+_SATURATION = (
+    "This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow: pass reduce_range=True or deploy on "
+    "a CPU with VNNI."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeReport:
+    """What ONNX Runtime does with a quantized model on this machine.
+
+    `kernels` describes the graph as the runtime optimises it. `bytes_before` and `bytes_after` are the sizes of the
+    float and the quantized model, external data included. `latency` is None if there was nothing to feed.
+    `saturates`: sums of products may overflow here, since the CPU has no VNNI and the weights are large enough.
+    `slow_because`: if the quantized model is slower, the likely reasons, the likeliest first; else empty.
+    """
+
+    version: str
+    kernels: Kernels
+    bytes_before: int
+    bytes_after: int
+    latency: Latency | None
+    saturates: bool
+    slow_because: tuple[str, ...]
+
+    @property
+    def slower(self) -> bool:
+        """Whether the quantized model was measured, and is slower than the float one by more than noise."""
+        return self.latency is not None and self.latency.slower
+
+    def lines(self) -> list[str]:
+        """A text of at most 15 lines, whatever the size of the model."""
+        kernels = self.kernels
+        lines = [
+            f"ONNX Runtime {self.version} runs {_counted(kernels.integer, 'integer kernel')}",
+            f"and {_counted(kernels.floating, 'float kernel')}",
+            *_reason_lines(kernels),
+            _conversion_line(kernels),
+            f"Size: {_size(self.bytes_before)} before, {_size(self.bytes_after)} after "
+            f"({self.bytes_before / max(self.bytes_after, 1):.2f} times smaller)",
+        ]
+        if self.latency is not None:
+            lines.append(_latency_line(self.latency))
+        if self.slow_because:
+            lines.append("The quantized model is slower than the float one on this machine. Likely reasons:")
+            lines += [f"  {reason}" for reason in self.slow_because[:_SHOWN_SLOW]]
+        if self.saturates:
+            lines.append(_SATURATION)
+        return lines
+
+
+def inspect_model(
+    float_model: Source,
+    quantized_model: Source,
+    feed: Mapping[str, npt.NDArray[Any]] | None = None,
+    *,
+    threads: int = 0,
+    budget: float = 0.4,
+) -> RuntimeReport:
+    """Open both models in ONNX Runtime on the CPU, and report what it makes of the quantized one.
+
+    A model is a path or the bytes of a model without external data. With `feed`, an array for each input, latencies
+    are measured within about `budget` seconds. `threads` is the number of threads in both sessions, 0 leaves it to the
+    runtime. A copy of the quantized weights is in a temporary folder meanwhile.
+
+    Raises FileMissingError or ModelFileError for a file that cannot be read, ModelError for a model that ONNX Runtime
+    cannot open, DataError if it cannot run one with `feed`, and OutputError if no disk has room.
+    """
+    sizes = [_bytes_of(source) for source in (float_model, quantized_model)]
+    with _optimised(quantized_model, sizes[1], threads) as (session, graph):
+        kernels = read_kernels(graph)
+    latency = None
+    if feed is not None:
+        before = _open(float_model, _options(threads), "float")
+        try:
+            latency = measure_latency(before, session, feed, budget=budget)
+        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+            raise DataError(f"ONNX Runtime cannot run the models with this input: {one_line(reason)}") from reason
+    return RuntimeReport(
+        version=ort.__version__,
+        kernels=kernels,
+        bytes_before=sizes[0],
+        bytes_after=sizes[1],
+        latency=latency,
+        saturates=kernels.saturable and saturates(),
+        slow_because=() if latency is None or not latency.slower else _slow_because(kernels, latency),
+    )
+
+
+def _bytes_of(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else file_bytes(source)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads
+    # Threads that wait busily for the next run of one session would slow down the other one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+@contextmanager
+def _optimised(source: Source, size: int, threads: int) -> Iterator[tuple[ort.InferenceSession, ir.Model]]:
+    """A session of the model, and its optimised graph, whose weights are on disk until the end of the block."""
+    nearby = Path("the quantized model") if isinstance(source, bytes) else Path(source)
+    place = place_with_room(2 * size, nearby)
+    with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "optimised.onnx"
+        options = _options(threads)
+        options.optimized_model_filepath = str(file)
+        options.add_session_config_entry(f"{_EXTERNAL}file_name", "optimised.data")
+        options.add_session_config_entry(f"{_EXTERNAL}min_size_in_bytes", "4096")
+        session = _open(source, options, "quantized")
+        yield session, ir.load(file)
+
+
+def _open(source: Source, options: ort.SessionOptions, which: str) -> ort.InferenceSession:
+    model = source if isinstance(source, bytes) else os.fspath(source)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+        name = f"the {which} model" if isinstance(source, bytes) else f"the {which} model {os.fspath(source)}"
+        raise ModelError(f"ONNX Runtime cannot open {name}: {one_line(reason)}") from reason
+
+
+# --- why it is slow
+
+
+def _slow_because(kernels: Kernels, latency: Latency) -> tuple[str, ...]:
+    floats, integers = sum(kernels.floating.values()), sum(kernels.integer.values())
+    reasons = []
+    if not integers:
+        reasons.append("nothing is computed in integers")
+    elif floats > integers / 4:
+        reasons.append(f"{floats} of {floats + integers} kernels are still float kernels")
+    if kernels.inner_conversions:
+        reasons.append(f"{kernels.inner_conversions} kernels inside the model only convert between floats and integers")
+    if kernels.slow:
+        reasons.append(f"slower in integers than in floats here: {_listed(kernels.slow, _SHOWN_OPERATORS)}")
+    if latency.before < _SMALL_MODEL:
+        reasons.append(f"the float model takes only {_time(latency.before)}: calling the kernels costs most of it")
+    if saturates():
+        reasons.append("this CPU has no VNNI, so integer products are hardly faster than float ones")
+    return tuple(reasons) or ("the tensors are too small to gain from integers",)
+
+
+# --- text
+
+
+def _counted(counts: Mapping[str, int], what: str) -> str:
+    total = sum(counts.values())
+    kinds = _listed([f"{count} {op_type}" for op_type, count in counts.items()], _SHOWN_OPERATORS)
+    return f"{_plural(total, what)}: {kinds}" if total else f"no {what}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _listed(items: Sequence[str], shown: int) -> str:
+    """The first `shown` of the items, and how many more there are."""
+    rest = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _reason_lines(kernels: Kernels) -> list[str]:
+    """The commonest reasons, each with the first nodes that it holds for."""
+    groups: dict[FloatReason, list[str]] = {}
+    for node in kernels.stayed_float:
+        groups.setdefault(node.reason, []).append(f"{_tail(node.name)} ({node.op_type})")
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    lines = [f"  {reason.clause(len(names))}: {_listed(names, _SHOWN_NAMES)}" for reason, names in ordered]
+    rest = len(lines) - _SHOWN_REASONS
+    return lines[:_SHOWN_REASONS] + ([f"  and {_plural(rest, 'other reason')}"] if rest > 0 else [])
+
+
+def _tail(name: str) -> str:
+    return name if len(name) <= _SHOWN_LETTERS else f"...{name[-_SHOWN_LETTERS:]}"
+
+
+def _conversion_line(kernels: Kernels) -> str:
+    total = sum(kernels.conversions.values())
+    inner = kernels.inner_conversions
+    return f"Quantize and dequantize kernels left: {total}, {inner} of them inside the model"
+
+
+def _latency_line(latency: Latency) -> str:
+    return (
+        f"Latency: {_time(latency.before)} before, {_time(latency.after)} after ({latency.speedup:.2f} times as fast), "
+        f"medians of {latency.runs} runs each in turns"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.0f} us"

@@ -1,0 +1,71 @@
+"""How far the outputs of a quantized model are from those of the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from amct_onnx.errors import DataError
+from amct_onnx.measure.rounded_network import FLOAT_TYPES, power
+from amct_onnx.run.deployed import open_deployed
+from amct_onnx.run.session import QUIET, one_line, open_session
+
+Feed = Mapping[str, npt.NDArray[Any]]
+_LIKE = 1e-6  # noise over signal of float kernels for batches of another size, with room
+
+
+class Judge:
+    """Compares models with the float `model` on `feeds`; int8 products are exact on CPUs where they saturate, too.
+
+    apart: the samples of the first feed one by one. Raises DataError where the model makes something else of them.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Feed], *, apart: Sequence[Feed] = ()) -> None:
+        session = open_session(model, None, _options())
+        self._places = [place for place, value in enumerate(session.get_outputs()) if value.type in FLOAT_TYPES]
+        self._feeds = feeds
+        self._exact = [self._run(session, feed) for feed in feeds]
+        for place, outputs in enumerate(zip(*(self._run(session, feed) for feed in apart), strict=True)):
+            joined, alone = self._exact[0][place].ravel(), np.concatenate([array.ravel() for array in outputs])
+            if joined.size != alone.size or power(joined - alone) > _LIKE * power(alone):
+                raise DataError("The model does not compute the samples of a batch one by one.")
+        self._signal = np.array([[power(array) for array in arrays] for arrays in self._exact]).sum(axis=0)
+
+    def noise(self, quantized: ir.Model) -> float:
+        """Noise over signal of the outputs of a model of standard operators, the mean over outputs."""
+        options = _options()
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        return self.noise_of(open_session(quantized, None, options))
+
+    def noise_of_deployed(self, deploy: ir.Model) -> float:
+        """The same of a deploy model of Ascend, which is used up."""
+        return self.noise_of(open_deployed(deploy))
+
+    def noise_of(self, session: ort.InferenceSession) -> float:
+        """The same of a session. Outputs that are zero throughout count as 1. Raises DataError."""
+        if not self._places:
+            return 0.0
+        noise = np.zeros(len(self._places))
+        for feed, exact in zip(self._feeds, self._exact, strict=True):
+            noise += [
+                power(one.astype(np.float64) - two) for one, two in zip(self._run(session, feed), exact, strict=True)
+            ]
+        return float((noise / np.where(self._signal > 0, self._signal, 1.0)).mean())
+
+    def _run(self, session: ort.InferenceSession, feed: Feed) -> list[npt.NDArray[Any]]:
+        try:
+            outputs = session.run(None, dict(feed))
+        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+            raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
+        return [outputs[place] for place in self._places]
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    return options

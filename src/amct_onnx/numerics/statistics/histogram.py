@@ -1,0 +1,219 @@
+"""The dyadic histogram: counts on a grid of power-of-two bins anchored at zero, which merges exactly.
+
+A bin index is x / 2^k truncated towards zero. Truncation (and not floor) makes coarsening exact even where x / 2^k
+underflows: trunc(trunc(x / 2^k) / 2) == trunc(x / 2^(k+1)) for every float. Bin 0 is therefore (-2^k, 2^k), bin i > 0
+is [i*2^k, (i+1)*2^k), bin i < 0 is its mirror image. The exponent k is a function of the extremes alone, so it does
+not depend on the order or the sharding in which the data arrived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.errors import CalibrationError
+from amct_onnx.numerics.statistics.counting import count_values
+
+MAX_BINS = 1 << 14
+# Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
+_INDEX_BITS = 23
+_MIN_EXPONENT = -120
+# What is wrong with tensors that cannot be counted.
+EMPTY = "the tensor is empty: feed a batch in which every dimension is at least 1"
+NOT_FINITE = "the tensor holds NaN or Inf: check the model and the calibration data"
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def _exponent(low: float, high: float) -> int:
+    """Smallest k at which [low, high] needs at most MAX_BINS bins of width 2^k."""
+    largest = max(-low, high)
+    if largest == 0:  # all zeros: frexp says 0, and merging must never ask for a finer grid
+        return _MIN_EXPONENT
+    exponent = max(math.frexp(largest)[1] - _INDEX_BITS, _MIN_EXPONENT)
+    span = high - low
+    if span > 0:
+        exponent = max(exponent, math.frexp(span)[1] - MAX_BINS.bit_length())
+    while _index(high, exponent) - _index(low, exponent) >= MAX_BINS:
+        exponent += 1
+    return exponent
+
+
+def _index(x: float, exponent: int) -> int:
+    return math.trunc(math.ldexp(x, -exponent))
+
+
+def _flat(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    if flat.size == 0:
+        raise CalibrationError(EMPTY)
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DyadicHistogram:
+    """Counts int64[size] of the bins low, low+1, ... of width 2^exponent, and the exact extremes.
+
+    The bins span exactly the extremes. An empty histogram has no bins. Statistic of one tensor over all batches, in
+    at most MAX_BINS * 8 bytes.
+    """
+
+    exponent: int
+    low: int
+    counts: npt.NDArray[np.int64]
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(exponent=0, low=0, counts=np.zeros(0, np.int64), minimum=math.inf, maximum=-math.inf)
+
+    @classmethod
+    def of(cls, x: npt.NDArray[np.floating[Any]]) -> Self:
+        """Histogram of all elements of `x` (any shape; float32, or float16 converted to it).
+
+        Raises CalibrationError when `x` is empty or holds NaN or Inf.
+        """
+        flat = _flat(x)
+        _, minimum, maximum = count_values(flat, 0, 0, 0)
+        return cls._within(flat, minimum, maximum)
+
+    @classmethod
+    def _within(cls, flat: npt.NDArray[np.float32], minimum: float, maximum: float) -> Self:
+        """Histogram of `flat`, whose extremes are known; the maximum is Inf if it holds NaN."""
+        if not (math.isfinite(minimum) and math.isfinite(maximum)):
+            raise CalibrationError(NOT_FINITE)
+        minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
+        exponent = _exponent(minimum, maximum)
+        low, high = _index(minimum, exponent), _index(maximum, exponent)
+        counts, _, _ = count_values(flat, exponent, low, high - low + 1)
+        return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    @classmethod
+    def of_bins(cls, exponent: int, low: int, counts: npt.NDArray[np.int64], minimum: float, maximum: float) -> Self:
+        """Histogram of values with these extremes, counted in bins low, low+1, ... that are not too wide for them."""
+        minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
+        first, last = _index(minimum, exponent) - low, _index(maximum, exponent) - low
+        counts = counts[first : last + 1].copy()
+        return cls(exponent=exponent, low=low + first, counts=counts, minimum=minimum, maximum=maximum)
+
+    def add(self, x: npt.NDArray[np.floating[Any]]) -> Self:
+        """`self.merge(of(x))`, in a single pass over `x` as long as the bins keep their width.
+
+        Spare bins on both sides take what lies beyond the extremes so far; without them every new maximum would cost
+        a second pass.
+        """
+        if not self.counts.size:
+            return self.of(x)
+        flat = _flat(x)
+        spare = MAX_BINS - self.counts.size
+        first = self.low - (0 if self.minimum == 0 else spare if self.maximum == 0 else spare // 2)
+        counts, minimum, maximum = count_values(flat, self.exponent, first, MAX_BINS)
+        if not self._reaches(first, minimum, maximum):
+            return self.merge(self._within(flat, minimum, maximum))
+        minimum, maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
+        low, high = _index(minimum, self.exponent), _index(maximum, self.exponent)
+        counts = counts[low - first : high - first + 1].copy()
+        counts[self.low - low : self.low - low + self.counts.size] += self.counts
+        return replace(self, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    def _reaches(self, first: int, minimum: float, maximum: float) -> bool:
+        """MAX_BINS bins of this width from bin `first` hold values with these extremes, and need not be wider."""
+        if not (math.isfinite(minimum) and math.isfinite(maximum)):
+            return False
+        minimum, maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        return (
+            _exponent(minimum, maximum) == self.exponent
+            and _index(minimum, self.exponent) >= first
+            and _index(maximum, self.exponent) < first + MAX_BINS
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of elements counted."""
+        return int(self.counts.sum())
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, 2^exponent."""
+        return math.ldexp(1.0, self.exponent)
+
+    def edges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Lower and upper edge of each bin, float64[size], cut to the extremes."""
+        index = np.arange(self.low, self.low + self.counts.size, dtype=np.float64)
+        lower = np.where(index <= 0, index - 1, index) * self.width
+        upper = np.where(index >= 0, index + 1, index) * self.width
+        return np.maximum(lower, self.minimum), np.minimum(upper, self.maximum)
+
+    def merge(self, other: Self) -> Self:
+        """The histogram of both samples together."""
+        if not other.counts.size:
+            return self
+        if not self.counts.size:
+            return other
+        minimum, maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+        exponent = _exponent(minimum, maximum)
+        low, high = _index(minimum, exponent), _index(maximum, exponent)
+        counts = np.zeros(high - low + 1, np.int64)
+        for part in (self, other):
+            first, coarse = part._coarsened(exponent)
+            counts[first - low : first - low + coarse.size] += coarse
+        return type(self)(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    def coarsened(self, bins: int) -> Self:
+        """The same sample on bins so wide that there are at most `bins` (at least 2) of them."""
+        exponent = self.exponent
+        if self.counts.size:
+            while _index(self.maximum, exponent) - _index(self.minimum, exponent) >= bins:
+                exponent += 1
+        low, counts = self._coarsened(exponent)
+        return replace(self, exponent=exponent, low=low, counts=counts)
+
+    def _coarsened(self, exponent: int) -> tuple[int, npt.NDArray[np.int64]]:
+        shift = exponent - self.exponent
+        if shift == 0:
+            return self.low, self.counts
+        index = np.arange(self.low, self.low + self.counts.size)
+        coarse = np.sign(index) * (np.abs(index) >> min(shift, 62))
+        counts = np.zeros(int(coarse[-1] - coarse[0]) + 1, np.int64)
+        np.add.at(counts, coarse - coarse[0], self.counts)
+        return int(coarse[0]), counts
+
+    def is_consistent(self) -> bool:
+        """Whether exponent, bins and extremes are what `of` would give for some sample: a file may hold anything."""
+        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum):
+            return False
+        exponent = _exponent(self.minimum, self.maximum)
+        low, high = _index(self.minimum, exponent), _index(self.maximum, exponent)
+        ends = (self.exponent, self.low, self.low + self.counts.size - 1) == (exponent, low, high)
+        return ends and bool((self.counts >= 0).all()) and bool(self.counts[0] and self.counts[-1])
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Arrays from which `from_arrays` restores this histogram exactly."""
+        return {
+            "grid": np.asarray([self.exponent, self.low], np.int64),
+            "counts": self.counts,
+            "extremes": np.asarray([self.minimum, self.maximum], np.float64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Self:
+        exponent, low = (int(v) for v in arrays["grid"])
+        minimum, maximum = (float(v) for v in arrays["extremes"])
+        counts = np.asarray(arrays["counts"], np.int64)
+        return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DyadicHistogram) and (
+            (self.exponent, self.low, self.minimum, self.maximum)
+            == (other.exponent, other.low, other.minimum, other.maximum)
+            and np.array_equal(self.counts, other.counts)
+        )
+
+    __hash__ = None  # type: ignore[assignment]

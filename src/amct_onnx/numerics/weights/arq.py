@@ -1,0 +1,24 @@
+"""ARQ: weights scaled by their extremes (spec section 6.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, symmetric_from_range
+
+
+def solve_arq(weight: npt.NDArray[np.float32], spec: QSpec) -> QParams:
+    """QParams of `weight`, one scale or one per index of the spec's axis; an all-zero channel gets scale 1.
+
+    Raises ValueError when the weight is empty, holds NaN or Inf, or is too large.
+    """
+    if weight.size == 0:
+        raise ValueError("the weight is empty")
+    if not np.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or Inf")
+    if isinstance(spec.granularity, PerChannel):
+        rows = np.moveaxis(weight, spec.granularity.axis, 0).reshape(weight.shape[spec.granularity.axis], -1)
+    else:
+        rows = weight.reshape(1, -1)
+    return symmetric_from_range(rows.min(axis=1), rows.max(axis=1), spec)

@@ -1,0 +1,126 @@
+"""Grids with a scale and a zero point for each block of columns of a row, as weight-only quantization stores them.
+
+Blocks are cut from rows of output channels; the last one may be shorter. Integers are unsigned, as in ONNX Runtime's
+MatMulNBits. The grid of a block is that of the least squared error among some ranges, the widest of which holds all its
+weights; sums are numpy's, without BLAS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.numerics.grid import FLT_EPSILON
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.uint8]
+
+_SHRINKS = tuple(1 - 0.04 * i for i in range(13))
+_ELEMENTS = 1 << 18  # of a part
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockGrid:
+    """w ~ (q - zero_point) * scale, with q in [0, 2^bits).
+
+    scale: float32[C, B], finite and > 0. zero_point: uint8[C, B], 2^(bits-1) everywhere if symmetric. block: columns
+    of a block. Both arrays are made read-only. Raises ValueError where that does not hold.
+    """
+
+    scale: Floats
+    zero_point: Integers
+    block: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        scale, zero_point = np.array(self.scale, np.float32), np.array(self.zero_point, np.uint8)
+        if scale.ndim != 2 or scale.shape != zero_point.shape:
+            raise ValueError(f"scale and zero point differ in shape: {scale.shape} and {zero_point.shape}")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError("every scale must be finite and positive")
+        if zero_point.max(initial=0) > self.qmax:
+            raise ValueError(f"zero point above {self.qmax}")
+        for name, array in (("scale", scale), ("zero_point", zero_point)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    @property
+    def qmax(self) -> int:
+        """The highest integer, 2^bits - 1."""
+        return (1 << self.bits) - 1
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether all zero points are the middle, which needs not be stored."""
+        return bool((self.zero_point == 1 << (self.bits - 1)).all())
+
+    def columns(self, length: int, start: int = 0) -> tuple[Doubles, Doubles]:
+        """Scale and zero point of each weight of `length` columns from `start` on, float64[C, length]."""
+        block = (np.arange(start, start + length)) // self.block
+        return self.scale[:, block].astype(np.float64), self.zero_point[:, block].astype(np.float64)
+
+    def quantize(self, rows: Floats) -> Integers:
+        """The nearest integers of rows [C, n]."""
+        scale, zero_point = self.columns(rows.shape[1])
+        return np.clip(np.rint(rows / scale + zero_point), 0, self.qmax).astype(np.uint8)
+
+    def dequantize(self, integers: Integers) -> Floats:
+        """The weights float32[C, n] that integers [C, n] stand for, as ONNX Runtime computes them."""
+        scale, zero_point = self.columns(integers.shape[1])
+        weights: Floats = (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
+        return weights
+
+
+def solve_block_grid(
+    rows: Floats, *, block: int, bits: int, symmetric: bool = False, importance: Doubles | None = None
+) -> BlockGrid:
+    """The grid of least squared error for rows [C, n], weighted by importance float64[n] >= 0 of the columns.
+
+    A block of zeros gets scale 1. Raises ValueError for NaN or Inf.
+    """
+    if not np.isfinite(rows).all():
+        raise ValueError("the weight holds NaN or Inf")
+    count, length = rows.shape
+    blocks = -(-length // block)
+    filled = np.zeros((count, blocks * block), np.float32)
+    filled[:, :length] = rows
+    cut = filled.reshape(-1, block)
+    shares = np.zeros(blocks * block, np.float32)
+    shares[:length] = 1 if importance is None else importance / max(float(importance.max()), 1e-300)
+    weights = shares.reshape(blocks, block)
+    scale, zero_point = np.empty(len(cut), np.float32), np.empty(len(cut), np.uint8)
+    step = max(1, _ELEMENTS // (block * blocks)) * blocks
+    for start in range(0, len(cut), step):
+        part = slice(start, start + step)
+        some = cut[part]
+        scale[part], zero_point[part] = _search(some, np.tile(weights, (len(some) // blocks, 1)), bits, symmetric)
+    return BlockGrid(
+        scale=scale.reshape(count, blocks), zero_point=zero_point.reshape(count, blocks), block=block, bits=bits
+    )
+
+
+def _search(cut: Floats, weights: Floats, bits: int, symmetric: bool) -> tuple[Floats, Integers]:
+    """Scale and zero point of each of the blocks `cut` [R, block]."""
+    qmax, middle = (1 << bits) - 1, 1 << (bits - 1)
+    low, high = np.minimum(cut.min(axis=1), 0), np.maximum(cut.max(axis=1), 0)
+    widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / qmax
+    widest = np.where(widest < FLT_EPSILON, np.float32(1), widest)
+    best, zeros = widest.copy(), np.full(len(cut), middle, np.uint8)
+    least = np.full(len(cut), np.inf)
+    for shrink in _SHRINKS:
+        scale = widest * np.float32(shrink)
+        zero = np.full(len(cut), middle, np.float32) if symmetric else np.clip(np.rint(-low * shrink / scale), 0, qmax)
+        steps = cut / scale[:, None]
+        error = np.rint(steps)
+        np.clip(error, -zero[:, None], qmax - zero[:, None], out=error)
+        error -= steps
+        error *= error
+        error *= weights
+        total = error.sum(axis=1, dtype=np.float64) * scale.astype(np.float64) ** 2
+        better = total < least
+        best, zeros = np.where(better, scale, best), np.where(better, zero.astype(np.uint8), zeros)
+        least = np.minimum(total, least)
+    return best.astype(np.float32), zeros

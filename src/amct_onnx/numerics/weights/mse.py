@@ -1,0 +1,153 @@
+"""Weights by least squares: a scale for each row that leaves the least squared error of rounding and clipping.
+
+The scale of the extremes (ARQ) is the start, and all others are ratios of it. Going down in coarse steps, a row is done
+when its clipping alone costs more than the best scale so far: a smaller scale clips more. Its clipping is at least its
+error minus n * s^2 / 4, the most that rounding can cost. Around the best coarse ratio the error of a long row is
+smooth, so halving the distance finds the least. That of a short row is jagged, so many ratios are tried there.
+
+The search runs in float32, for speed. A row takes its new scale only where that is better by more than rounding in
+float32 can pretend; so no row is worse than with ARQ. Sums are numpy's, without BLAS: threads have no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.numerics.blocks import blocks
+from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
+from amct_onnx.numerics.weights.arq import solve_arq
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_ELEMENTS = 1 << 16  # of a part: three arrays of them stay in the cache
+_COARSE = 0.85
+_MOST_COARSE = 60  # down to a ratio of 6e-5
+_HALVINGS = 3
+_APART = 1 / 250  # ratios tried around the best
+_LEAST_TRIED, _MOST_TRIED, _TRIED_ELEMENTS = 6, 64, 1 << 11
+_SMOOTH_BITS = 6  # up to so many, trying more ratios of a long row gains nothing
+_SUMS = 1e-4  # relative error of the root of a sum of squares in float32
+_QUOTIENT = 2.0**-21  # relative error of w / s from four roundings in float32, with room
+
+
+def solve_weight_mse(rows: Floats, spec: QSpec, importance: Doubles | None = None) -> QParams:
+    """Symmetric QParams of a weight [C, n]: per row, or for all rows if the spec is per tensor.
+
+    Minimizes sum of importance * (w - w_q)^2, with importance float64[n] >= 0 such as E[x^2] of each input column.
+    A row of zeros gets scale 1. Raises ValueError like `solve_arq`, and for importance of another shape, negative or
+    not finite.
+    """
+    params = solve_arq(rows, spec)
+    table = rows.reshape(params.scale.size, -1)
+    root = _root(importance, rows.shape[1], table.shape[1] // rows.shape[1])
+    scale = params.scale.copy()
+    for part in _parts(table.shape):
+        scale[part] = _Search(table[part], params.scale[part], spec, root).best()
+    return QParams(scale=scale, zero_point=params.zero_point, spec=spec)
+
+
+def _root(importance: Doubles | None, length: int, repeats: int) -> Floats | None:
+    """Square root of the importance, of mean square 1."""
+    if importance is None:
+        return None
+    if importance.shape != (length,):
+        raise ValueError(f"importance must have one entry for each of {length} columns, got {importance.shape}")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise ValueError("importance holds negative numbers, NaN or Inf")
+    largest = importance.max()
+    if largest == 0:
+        return None
+    share = importance / largest
+    return np.tile(np.sqrt(share / share.mean()).astype(np.float32), repeats)
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    step = max(1, _ELEMENTS // shape[1])
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
+
+
+class _Search:
+    """Ratios to `scale` [R] for rows float32[R, n]; errors are float64[R] in units of scale^2."""
+
+    def __init__(self, rows: Floats, scale: Floats, spec: QSpec, root: Floats | None) -> None:
+        self._scale, self._spec, self._root = scale, spec, root
+        self._steps = np.divide(rows, scale[:, None])
+        self._least = FLT_EPSILON / scale.astype(np.float64)  # ratios of legal scales
+        self._most = 1 / FLT_EPSILON / scale.astype(np.float64)
+        size = max(self._steps[block].size for block in blocks(rows.shape))
+        self._rooms = np.empty((2, size), np.float32)  # new arrays of this size would come from the system each time
+        self._ratio = np.ones(scale.size)
+        self._start = self._errors(self._steps, self._ratio)
+        self._error = self._start.copy()
+
+    def best(self) -> Floats:
+        """The scales: float32[R]."""
+        # ARQ rounds to zeros only what is zero or too small for a legal scale.
+        largest = np.maximum(self._steps.max(axis=1), -self._steps.min(axis=1))
+        rows = np.flatnonzero((self._start > 0) & (largest > 0.5))
+        if rows.size:
+            self._descend(rows)
+            self._refine(slice(None) if rows.size == self._scale.size else rows)
+        unsure = _QUOTIENT * np.sqrt(self._sums(self._steps.copy()))
+        better = np.sqrt(self._error) * (1 + _SUMS) + unsure < np.sqrt(self._start) * (1 - _SUMS) - unsure
+        found = np.clip((self._scale * self._ratio).astype(np.float32), FLT_EPSILON, 1 / FLT_EPSILON)
+        return np.where(better, found, self._scale)
+
+    def _descend(self, rows: npt.NDArray[np.intp]) -> None:
+        steps, length = self._steps[rows], self._steps.shape[1]
+        for power in range(1, _MOST_COARSE):
+            ratio = np.full(rows.size, _COARSE**power)
+            error = self._try(rows, steps, ratio)
+            on = error - 0.25 * length * ratio**2 < self._error[rows]
+            on &= ratio * _COARSE > self._least[rows]
+            if not on.any():
+                break
+            if 2 * np.count_nonzero(on) <= rows.size:
+                rows, steps = rows[on], steps[on]
+
+    def _refine(self, rows: slice | npt.NDArray[np.intp]) -> None:
+        steps = self._steps[rows]
+        for halving in range(1, _HALVINGS + 1):
+            middle = self._ratio[rows]
+            for sign in (1, -1):
+                self._try(rows, steps, middle * _COARSE ** (sign * 0.5**halving))
+        least = _LEAST_TRIED if self._spec.bits > _SMOOTH_BITS else 0
+        tried = max(least, min(_MOST_TRIED, _TRIED_ELEMENTS // steps.shape[1]))
+        middle = self._ratio[rows]
+        for step in range(tried):
+            self._try(rows, steps, middle * (1 + _APART * (step - (tried - 1) / 2)))
+
+    def _try(self, rows: slice | npt.NDArray[np.intp], steps: Floats, ratio: Doubles) -> Doubles:
+        """Errors of `steps` = self._steps[rows] at these ratios; the best are kept."""
+        ratio = np.clip(ratio, self._least[rows], self._most[rows])
+        error = self._errors(steps, ratio)
+        best = self._error[rows]
+        better = error < best
+        self._error[rows] = np.where(better, error, best)
+        self._ratio[rows] = np.where(better, ratio, self._ratio[rows])
+        return error
+
+    def _errors(self, steps: Floats, ratio: Doubles) -> Doubles:
+        inverse = (1 / ratio).astype(np.float32)[:, None]
+        total = np.zeros(ratio.size)
+        for block in blocks(steps.shape):
+            part = steps[block]
+            exact, rounded = self._rooms[:, : part.size].reshape(2, *part.shape)
+            np.multiply(part, inverse[block[0]], out=exact)
+            np.rint(exact, out=rounded)
+            np.clip(rounded, self._spec.qmin, self._spec.qmax, out=rounded)
+            rounded -= exact
+            total[block[0]] += self._sums(rounded, block[1])
+        return total * ratio**2
+
+    def _sums(self, values: Floats, columns: slice = slice(None)) -> Doubles:
+        """Weighted sums of squares of rows; `values` is overwritten."""
+        if self._root is not None:
+            values *= self._root[columns]
+        sums: Doubles = np.einsum("ij,ij->i", values, values).astype(np.float64)
+        return sums

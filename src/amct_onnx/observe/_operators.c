@@ -1,0 +1,371 @@
+/* The calibration operators of the domain amct.customop without a copy of the tensor.
+ *
+ * ONNX Runtime calls a kernel with a pointer to the tensor; this module wraps it in a memoryview and hands it with the
+ * shape to the Python function given to `set_callback`. The same operators exist as Python operators of onnxruntime-extensions
+ * (observer_op.py), which copy every tensor first; they are what runs where this module was not compiled.
+ *
+ * ONNX Runtime's C interface is a table of functions to which later versions only append, so the few positions used
+ * here are declared by hand and one build serves every runtime. No runtime header is needed.
+ */
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef PyBUF_READ
+#define PyBUF_READ 0x100 /* part of the stable ABI, missing from its headers before Python 3.11 */
+#endif
+
+#ifdef _WIN32
+#define ORT_CALL __stdcall
+#define EXPORT __declspec(dllexport)
+#else
+#define ORT_CALL
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+/* Positions in the runtime's function table, and the version of the interface that has them all. */
+enum {
+    CREATE_STATUS = 0,
+    CREATE_CUSTOM_OP_DOMAIN = 26,
+    CUSTOM_OP_DOMAIN_ADD = 27,
+    ADD_CUSTOM_OP_DOMAIN = 28,
+    GET_TENSOR_MUTABLE_DATA = 51,
+    GET_DIMENSIONS_COUNT = 61,
+    GET_DIMENSIONS = 62,
+    GET_TENSOR_SHAPE_ELEMENT_COUNT = 64,
+    GET_TENSOR_TYPE_AND_SHAPE = 65,
+    ATTRIBUTE_FLOAT = 85,
+    ATTRIBUTE_INT = 86,
+    ATTRIBUTE_STRING = 87,
+    CONTEXT_GET_INPUT = 90,
+    CONTEXT_GET_OUTPUT = 91,
+    RELEASE_STATUS = 93,
+    RELEASE_TENSOR_TYPE_AND_SHAPE = 99,
+    CONTEXT_PARALLEL_FOR = 274,
+};
+#define INTERFACE_VERSION 17
+#define OPERATOR_VERSION 12 /* of the description of an operator below; a later one would have more fields */
+#define ELEMENT_FLOAT 1
+
+typedef void *Handle;
+typedef Handle Status; /* NULL is success */
+typedef void(ORT_CALL *Function)(void);
+
+typedef struct {
+    const Function *(ORT_CALL *get_functions)(uint32_t version);
+    const char *(ORT_CALL *get_version)(void);
+} Base;
+
+/* Lends the runtime's threads to `_counting.c`, which has the same declaration of the first member. */
+typedef struct Runner {
+    int (*run)(const struct Runner *, void (*task)(void *, size_t), void *data, size_t count);
+    const Function *functions;
+    Handle context;
+} Runner;
+
+/* An operator as the runtime wants it described. Fields of later interface versions stay NULL and are not read. */
+typedef struct Operator {
+    uint32_t version;
+    Handle(ORT_CALL *create)(const struct Operator *, const Function *, Handle info);
+    const char *(ORT_CALL *name)(const struct Operator *);
+    const char *(ORT_CALL *provider)(const struct Operator *);
+    int(ORT_CALL *input_type)(const struct Operator *, size_t);
+    size_t(ORT_CALL *input_count)(const struct Operator *);
+    int(ORT_CALL *output_type)(const struct Operator *, size_t);
+    size_t(ORT_CALL *output_count)(const struct Operator *);
+    void(ORT_CALL *compute)(Handle kernel, Handle context);
+    void(ORT_CALL *destroy)(Handle kernel);
+    int(ORT_CALL *input_characteristic)(const struct Operator *, size_t);
+    int(ORT_CALL *output_characteristic)(const struct Operator *, size_t);
+    void *later[32];
+    const char *op_type;
+} Operator;
+
+typedef struct {
+    const Function *functions;
+    const char *op_type;
+    PyObject *attributes;
+    void *tally; /* of a node `Tally`: where `tally_add` counts, NULL if the callback does */
+} Kernel;
+
+static PyObject *callback = NULL;
+static PyObject *tallies = NULL; /* dict: number of a node `Tally` -> address of its tally */
+static void (*tally_add)(void *tally, const float *x, size_t n, const Runner *runner) = NULL;
+
+/* Read an attribute into `attributes`; one that is missing is left out. Needs the GIL. */
+static void read_attribute(const Function *f, Handle info, PyObject *attributes, const char *name, char kind)
+{
+    Status status;
+    PyObject *value = NULL;
+    if (kind == 'i') {
+        int64_t number = 0;
+        status = ((Status(ORT_CALL *)(Handle, const char *, int64_t *))f[ATTRIBUTE_INT])(info, name, &number);
+        if (status == NULL)
+            value = PyLong_FromLongLong(number);
+    } else if (kind == 'f') {
+        float number = 0;
+        status = ((Status(ORT_CALL *)(Handle, const char *, float *))f[ATTRIBUTE_FLOAT])(info, name, &number);
+        if (status == NULL)
+            value = PyFloat_FromDouble(number);
+    } else {
+        typedef Status(ORT_CALL * ReadString)(Handle, const char *, char *, size_t *);
+        const ReadString read = (ReadString)f[ATTRIBUTE_STRING];
+        size_t size = 0;
+        char *text;
+        status = read(info, name, NULL, &size);
+        text = status == NULL && size > 0 ? PyMem_Malloc(size) : NULL;
+        if (text != NULL) {
+            status = read(info, name, text, &size);
+            if (status == NULL)
+                value = PyUnicode_DecodeUTF8(text, (Py_ssize_t)size - 1, "replace");
+            PyMem_Free(text);
+        }
+    }
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
+    if (value != NULL) {
+        PyDict_SetItemString(attributes, name, value);
+        Py_DECREF(value);
+    }
+    PyErr_Clear();
+}
+
+/* The tally of the number in `input_index`, NULL if there is none. Needs the GIL. */
+static void *find_tally(PyObject *attributes)
+{
+    PyObject *number = PyDict_GetItemString(attributes, "input_index");
+    PyObject *address = number == NULL || tallies == NULL ? NULL : PyDict_GetItem(tallies, number);
+    return address == NULL ? NULL : PyLong_AsVoidPtr(address);
+}
+
+static Handle ORT_CALL create(const Operator *op, const Function *functions, Handle info)
+{
+    static const struct {
+        const char *name;
+        char kind;
+    } known[] = {
+        {"input_stamp", 's'},  {"batch_num", 'i'},  {"num_bits", 'i'},       {"with_offset", 'i'},
+        {"start_ratio", 'f'},  {"end_ratio", 'f'},  {"step", 'f'},           {"max_percentile", 'f'},
+        {"min_percentile", 'f'}, {"nbins", 'i'},    {"record_file_path", 's'}, {"object_layers", 's'},
+        {"observers", 'i'},    {"input_index", 'i'}, {"calibration", 's'},    {"settings", 's'},
+        {"joint_group", 's'},  {"joint_members", 'i'}, {"fakequant_precision_mode", 's'}, {"op_data_type", 's'},
+    };
+    const PyGILState_STATE state = PyGILState_Ensure();
+    Kernel *kernel = PyMem_Malloc(sizeof(Kernel));
+    if (kernel != NULL) {
+        kernel->functions = functions;
+        kernel->op_type = op->op_type;
+        kernel->tally = NULL;
+        kernel->attributes = PyDict_New();
+        for (size_t i = 0; kernel->attributes != NULL && i < sizeof known / sizeof known[0]; i++)
+            read_attribute(functions, info, kernel->attributes, known[i].name, known[i].kind);
+        if (kernel->attributes != NULL && strcmp(op->op_type, "Tally") == 0)
+            kernel->tally = find_tally(kernel->attributes);
+    }
+    PyGILState_Release(state);
+    return kernel;
+}
+
+static void ORT_CALL destroy(Handle handle)
+{
+    Kernel *kernel = handle;
+    if (kernel == NULL || !Py_IsInitialized())
+        return;
+    const PyGILState_STATE state = PyGILState_Ensure();
+    Py_XDECREF(kernel->attributes);
+    PyMem_Free(kernel);
+    PyGILState_Release(state);
+}
+
+/* Pointer and number of elements of a tensor; 0 if the runtime cannot tell. */
+static int describe(const Function *f, Handle tensor, float **data, size_t *count)
+{
+    Handle shape = NULL;
+    Status status = ((Status(ORT_CALL *)(Handle, void **))f[GET_TENSOR_MUTABLE_DATA])(tensor, (void **)data);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(tensor, &shape);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_TENSOR_SHAPE_ELEMENT_COUNT])(shape, count);
+    if (shape != NULL)
+        ((void(ORT_CALL *)(Handle))f[RELEASE_TENSOR_TYPE_AND_SHAPE])(shape);
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
+    return status == NULL;
+}
+
+/* The shape of a tensor as a tuple, NULL if the runtime cannot tell. Needs the GIL. */
+static PyObject *shape_of(const Function *f, Handle tensor)
+{
+    Handle shape = NULL;
+    size_t rank = 0;
+    int64_t *sizes = NULL;
+    PyObject *tuple = NULL;
+    Status status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(tensor, &shape);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_DIMENSIONS_COUNT])(shape, &rank);
+    if (status == NULL)
+        sizes = PyMem_Malloc((rank + 1) * sizeof *sizes);
+    if (sizes != NULL)
+        status = ((Status(ORT_CALL *)(Handle, int64_t *, size_t))f[GET_DIMENSIONS])(shape, sizes, rank);
+    if (sizes != NULL && status == NULL)
+        tuple = PyTuple_New((Py_ssize_t)rank);
+    for (size_t i = 0; tuple != NULL && i < rank; i++)
+        PyTuple_SetItem(tuple, (Py_ssize_t)i, PyLong_FromLongLong(sizes[i]));
+    PyMem_Free(sizes);
+    if (shape != NULL)
+        ((void(ORT_CALL *)(Handle))f[RELEASE_TENSOR_TYPE_AND_SHAPE])(shape);
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
+    return tuple;
+}
+
+static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void *data, size_t count)
+{
+    typedef Status(ORT_CALL * ParallelFor)(Handle, void (*)(void *, size_t), size_t, size_t, void *);
+    const Status status =
+        ((ParallelFor)runner->functions[CONTEXT_PARALLEL_FOR])(runner->context, task, count, count, data);
+    if (status != NULL)
+        ((void(ORT_CALL *)(Status))runner->functions[RELEASE_STATUS])(status);
+    return status == NULL;
+}
+
+static void ORT_CALL compute(Handle handle, Handle context)
+{
+    typedef Status(ORT_CALL * GetInput)(Handle, size_t, Handle *);
+    typedef Status(ORT_CALL * GetOutput)(Handle, size_t, const int64_t *, size_t, Handle *);
+    const Kernel *kernel = handle;
+    const Function *f = kernel->functions;
+    const int64_t one = 1;
+    const Runner runner = {run_parallel, f, context};
+    Handle input = NULL, output = NULL;
+    float *x = NULL, *y = NULL;
+    size_t count = 0, written = 0;
+    Status status = ((GetOutput)f[CONTEXT_GET_OUTPUT])(context, 0, &one, 1, &output);
+    if (status == NULL && describe(f, output, &y, &written) && written == 1)
+        *y = 0.0f;
+    if (status == NULL)
+        status = ((GetInput)f[CONTEXT_GET_INPUT])(context, 0, &input);
+    if (status != NULL) {
+        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
+        return;
+    }
+    if (!describe(f, input, &x, &count))
+        return;
+    if (kernel->tally != NULL) {
+        tally_add(kernel->tally, x, count, &runner);
+        return;
+    }
+    const PyGILState_STATE state = PyGILState_Ensure();
+    static float nothing; /* a tensor without elements may have no address, and a memoryview needs one */
+    PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
+                                             PyBUF_READ);
+    PyObject *shape = shape_of(f, input);
+    if (view != NULL && shape != NULL && callback != NULL && kernel->attributes != NULL)
+        Py_XDECREF(PyObject_CallFunction(callback, "sOOON", kernel->op_type, view, shape, kernel->attributes,
+                                         PyLong_FromVoidPtr((void *)&runner)));
+    Py_XDECREF(view);
+    Py_XDECREF(shape);
+    /* Nothing may leave a kernel, and the callback raises nothing else: Ctrl-C, which Python handles wherever its code
+       runs next, is passed on to the code around the session. */
+    const int interrupted = PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+    PyErr_Clear();
+    if (interrupted)
+        PyErr_SetInterrupt();
+    PyGILState_Release(state);
+}
+
+static const char *ORT_CALL name(const Operator *op)
+{
+    return op->op_type;
+}
+static const char *ORT_CALL provider(const Operator *op)
+{
+    (void)op;
+    return NULL; /* CPU */
+}
+static int ORT_CALL element_type(const Operator *op, size_t index)
+{
+    (void)op;
+    (void)index;
+    return ELEMENT_FLOAT;
+}
+static size_t ORT_CALL single(const Operator *op)
+{
+    (void)op;
+    return 1;
+}
+static int ORT_CALL required(const Operator *op, size_t index)
+{
+    (void)op;
+    (void)index;
+    return 0;
+}
+
+#define OPERATOR(type)                                                                                                 \
+    {OPERATOR_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
+     compute,           destroy, required, required, {NULL},       type}
+static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG"), OPERATOR("DMQBalancer"),
+                               OPERATOR("Compare"), OPERATOR("Moments"), OPERATOR("Tally")};
+
+/* The name that SessionOptions.register_custom_ops_library looks up. */
+EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)
+{
+    const Function *f = base->get_functions(INTERFACE_VERSION);
+    Handle domain = NULL;
+    if (f == NULL)
+        return NULL;
+    /* The domain is never released: sessions may use it until the process ends. */
+    Status status = ((Status(ORT_CALL *)(const char *, Handle *))f[CREATE_CUSTOM_OP_DOMAIN])("amct.customop", &domain);
+    for (size_t i = 0; status == NULL && i < sizeof operators / sizeof operators[0]; i++)
+        status = ((Status(ORT_CALL *)(Handle, const Operator *))f[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[i]);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, Handle))f[ADD_CUSTOM_OP_DOMAIN])(options, domain);
+    return status;
+}
+
+static PyObject *set_callback(PyObject *module, PyObject *function)
+{
+    PyObject *old = callback;
+    (void)module;
+    Py_INCREF(function);
+    callback = function;
+    Py_XDECREF(old);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyObject *set_tallies(PyObject *module, PyObject *args)
+{
+    PyObject *addresses, *function;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO", &addresses, &function))
+        return NULL;
+    void *add = PyLong_AsVoidPtr(function);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_INCREF(addresses);
+    Py_XDECREF(tallies);
+    tallies = addresses;
+    tally_add = (void (*)(void *, const float *, size_t, const Runner *))(uintptr_t)add;
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyMethodDef methods[] = {
+    {"set_callback", set_callback, METH_O,
+     "set_callback(function): call function(op_type, view, shape, attributes, runner) for each tensor an observer "
+     "sees.\n\n"
+     "`view` is a memoryview of its float32 bytes, `runner` the address of a Runner; both hold during the call only."},
+    {"set_tallies", set_tallies, METH_VARARGS,
+     "set_tallies(addresses, function): nodes `Tally` whose number is in the dict `addresses` when a session opens\n"
+     "are counted by `function` of `_accumulator.c` (an address too), without Python. The others go to the callback."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_operators", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__operators(void)
+{
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,131 @@
+"""What an observer makes of the tensors that it sees: one collector for each kind of task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.errors import CalibrationError
+from amct_onnx.graph.instrument.observers import DataType, Observer, Stamp
+from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.channel_factors import dmq_factors
+from amct_onnx.numerics.grid import QParams, half_precision_scale
+from amct_onnx.numerics.im2col import LayerColumns, sample_columns
+from amct_onnx.numerics.settings import ActivationSettings
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.numerics.statistics.moments import Moments, SecondMoments
+from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.values.observer_tasks import Balance, Comparison
+
+# Columns of a layer that a whole calibration takes, and the least number of a batch.
+_COLUMNS = 1 << 14
+_COLUMNS_OF_A_BATCH = 64
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Collector(Protocol):
+    """Merges batches into a statistic, and solves it after the last one. Its memory does not grow with the batches."""
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
+
+    def join(self, other: Self) -> None:
+        """Take in what a collector of the same task has seen of another tensor."""
+
+    def solve(self, stamp: Stamp) -> dict[str, Any] | SecondMoments:
+        """The fields of `LayerRecord` that each layer of an observer gets, at least one; or what goes to the file of
+        moments beside the record. Raises like `add`."""
+
+
+def make_collector(observer: Observer) -> Collector:
+    """A new collector for the task of `observer`."""
+    if isinstance(observer.task, Balance):
+        return _BalanceCollector(observer.task)
+    if isinstance(observer.task, Comparison):
+        raise CalibrationError("a comparison fills no record")  # `observe` hands it to observe.comparison
+    if isinstance(observer.task, LayerColumns):
+        return _MomentsCollector(observer.task, observer.batch_num)
+    return _ActivationCollector(observer.task, observer)
+
+
+class _ActivationCollector:
+    """IFMR and HFMG: a histogram of the tensor, solved into one scale and offset."""
+
+    def __init__(self, settings: ActivationSettings, observer: Observer) -> None:
+        self._settings, self._observer = settings, observer
+        self._statistic = DyadicHistogram.empty()
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        self._statistic = self._statistic.add(x)
+
+    def join(self, other: _ActivationCollector) -> None:
+        self._statistic = self._statistic.merge(other._statistic)
+
+    def solve(self, stamp: Stamp) -> dict[str, Any]:
+        params, mode = solve_activation(self._statistic, self._settings), self._observer.precision_mode
+        if mode != "FORCE_FP16_QUANT":
+            return activation_factors(params, stamp, self._observer.op_data_type)
+        params = replace(params, scale=half_precision_scale(params.scale))
+        return activation_factors(params, stamp, self._observer.op_data_type) | {"fakequant_precision_mode": mode}
+
+
+class _BalanceCollector:
+    """DMQBalancer: the largest magnitude of each channel."""
+
+    def __init__(self, task: Balance) -> None:
+        self._task = task
+        self._maxima = np.zeros(len(task.weight_maxima), np.float32)
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        axis, channels = self._task.axis, self._maxima.size
+        if x.ndim < 2:  # the constant that balances it, [1, channels], would give it a dimension more
+            raise CalibrationError(f"a tensor of shape {list(x.shape)} cannot be balanced, take dmq_balancer away")
+        if not -x.ndim <= axis < x.ndim or x.shape[axis] != channels or x.size == 0:
+            raise CalibrationError(f"a tensor of shape {list(x.shape)} has no {channels} channels on axis {axis}")
+        rows = np.moveaxis(x, axis, 0).reshape(channels, -1)
+        maxima = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # no copy of the tensor, as abs() would make
+        if not np.isfinite(maxima).all():
+            raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
+        self._maxima = np.maximum(self._maxima, maxima)
+
+    def join(self, other: _BalanceCollector) -> None:
+        self._maxima = np.maximum(self._maxima, other._maxima)
+
+    def solve(self, stamp: Stamp) -> dict[str, Any]:
+        factors = dmq_factors(self._maxima, self._task.weight_maxima, self._task.strength)
+        return {"tensor_balance_factor": tuple(float(f) for f in factors)}
+
+
+class _MomentsCollector:
+    """Moments: the Gram matrix of the columns that a layer reads."""
+
+    def __init__(self, task: LayerColumns, batch_num: int) -> None:
+        self._task = task
+        self._limit = max(_COLUMNS_OF_A_BATCH, -(-_COLUMNS // batch_num))
+        self._statistic = Moments.empty()
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        with one_blas_thread():
+            for columns in sample_columns(x, self._task, self._limit):
+                self._statistic = self._statistic.merge(Moments.of(columns))
+
+    def join(self, other: _MomentsCollector) -> None:
+        self._statistic = self._statistic.merge(other._statistic)
+
+    def solve(self, stamp: Stamp) -> SecondMoments:
+        return self._statistic.solve()
+
+
+def activation_factors(params: QParams, stamp: Stamp, op_data_type: DataType) -> dict[str, Any]:
+    """The fields of a record that hold the factors of a tensor, by what the tensor is to its layer (spec 4.2)."""
+    scale, offset, kind = float(params.scale[0]), int(params.zero_point[0]), f"INT{params.spec.bits}"
+    if stamp == "weight":
+        return {"scale_w": (scale,), "offset_w": (offset,), "wts_type": kind}
+    if stamp == "initial_h":
+        return {"scale_h": scale, "offset_h": offset}
+    return {"scale_d": scale, "offset_d": offset, "act_type": kind, "op_data_type": op_data_type}

@@ -1,0 +1,142 @@
+"""Statistics of tensors in one pass over the data: what ONNX Runtime computes is counted where it lies.
+
+Batches run side by side, each on a thread of its own that computes and counts in turn. That is faster than several
+threads for one batch, which wait for each other after each node; and a histogram does not depend on who counts what.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from amct_onnx.errors import CalibrationError, DataError
+from amct_onnx.graph.instrument.shown_tensors import tally_model
+from amct_onnx.numerics.statistics.accumulator import Counter
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.observe.operators import session_options
+from amct_onnx.observe.shown_tensors import tallying
+from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+
+Feed = Mapping[str, npt.NDArray[Any]]
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# Batches that run side by side at most: the activations of each are in memory.
+MOST_WORKERS = 4
+# Batches that are read ahead of those that run.
+_AHEAD = 2
+
+
+def collect_statistics(
+    model: ir.Model,
+    names: Sequence[str],
+    feeds: Iterable[Feed],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, DyadicHistogram]:
+    """The histogram of each named tensor over all `feeds`, in the order of `names`.
+
+    `model` is left as it is; `names` are float tensors of its main graph. Each of `feeds` has the inputs of one run, by
+    name, and may have shapes of its own; some are read ahead. `progress` is told how many are done, after each. The
+    histograms do not depend on how the data is cut into feeds, nor on the number of threads.
+
+    Raises ModelError for a name that is no float tensor of the model, CalibrationError if ONNX Runtime cannot run the
+    model, or for a tensor that is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is
+    none; the number of the feed, from 1 on, is named.
+    """
+    if not names:
+        return {}
+    source, threads = iter(feeds), processors()
+    first = list(islice(source, min(threads, MOST_WORKERS)))
+    workers = max(1, len(first))
+    with (
+        _open(model, names, workers, threads // workers) as (session, tallies),
+        closing(run_side_by_side(_counting(session, tallies), chain(first, source), workers)) as runs,
+    ):
+        done = 0
+        for done, (feed, running) in enumerate(runs, 1):
+            try:
+                suspect = running.result()
+            except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+                text = f"Batch {done}: ONNX Runtime cannot run the model with it: {one_line(reason)}"
+                raise DataError(text) from reason
+            if suspect:
+                _check(model, names, feed, done)
+            if progress is not None:
+                progress(done)
+        if not done:
+            raise DataError("There are no calibration data: give at least one batch.")
+        return {name: tally.histogram() for name, tally in tallies.items()}
+
+
+def run_batch(session: ort.InferenceSession, feed: Feed) -> None:
+    """Run one batch; every inference of a calibration is a call of this function."""
+    session.run(None, dict(feed))
+
+
+@contextmanager
+def _open(
+    model: ir.Model, names: Sequence[str], workers: int, threads: int
+) -> Iterator[tuple[ort.InferenceSession, dict[str, Counter]]]:
+    """A session that counts the named tensors of `workers` batches at a time, each on `threads` threads."""
+    with tallying(names, min(workers * threads, 16)) as tallies:
+        observed = tally_model(model, {name: number for name, (number, _) in tallies.items()})
+        options = session_options()
+        options.log_severity_level = QUIET
+        options.intra_op_num_threads = threads
+        try:
+            session = open_session(observed, None, options)
+        except SessionError as error:
+            raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
+        del observed
+        yield session, {name: tally for name, (_, tally) in tallies.items()}
+
+
+def _counting(session: ort.InferenceSession, tallies: Mapping[str, Counter]) -> Callable[[Feed], bool]:
+    """Runs a feed: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
+
+    def run(feed: Feed) -> bool:
+        run_batch(session, feed)
+        return any(tally.wrong for tally in tallies.values())
+
+    return run
+
+
+def run_side_by_side(
+    run: Callable[[Item], Outcome], items: Iterable[Item], workers: int
+) -> Generator[tuple[Item, Future[Outcome]], None, None]:
+    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="amct_collect")
+    waiting: deque[tuple[Item, Future[Outcome]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(run, item)))
+            if len(waiting) >= workers + _AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> None:
+    """Raise CalibrationError if a tensor of this feed is wrong: it runs once more, alone."""
+    with _open(model, names, 1, 1) as (session, tallies):
+        run_batch(session, feed)
+        for name, tally in tallies.items():
+            if tally.wrong:
+                raise CalibrationError(f"Tensor {name} of batch {number}: {tally.wrong}")
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

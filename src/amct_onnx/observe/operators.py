@@ -1,0 +1,90 @@
+"""The operators of the domain amct.customop, and the session options behind AMCT_SO, which know them.
+
+Two implementations of the same operators: `_operators`, a small optional C extension that shows a tensor to Python
+where it lies, and Python operators of onnxruntime-extensions, which copy it first. Both end in `observe`, which never
+raises: an exception inside an operator would end the process.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from amct_onnx.graph.instrument.observers import TASK_OPERATORS
+from amct_onnx.graph.instrument.shown_tensors import TALLY
+from amct_onnx.graph.layers import OBSERVER_DOMAIN
+from amct_onnx.numerics.statistics.accumulator import compiled_function
+from amct_onnx.numerics.statistics.counting import threads_of
+from amct_onnx.observe import shown_tensors as tallies
+from amct_onnx.observe.calibration import observe
+
+_compiled: Any
+try:
+    _compiled = import_module("amct_onnx.observe._operators")
+except ImportError:  # built without a compiler
+    _compiled = None
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """New session options on which the calibration operators are registered.
+
+    Memory patterns are off: with them the runtime holds a second copy of all activations to save allocations that
+    calibration does not notice.
+    """
+    options = onnxruntime.SessionOptions()
+    options.enable_mem_pattern = False
+    options.register_custom_ops_library(_compiled_library() if _compiled is not None else _python_library())
+    return options
+
+
+@cache
+def _compiled_library() -> str:
+    def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any], runner: int) -> None:
+        size = math.prod(shape)  # a tensor without elements comes with a view of nothing
+        with threads_of(runner):
+            interrupted = observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes)
+        if interrupted:
+            raise KeyboardInterrupt  # _operators.c hands it to the code around the session
+
+    _compiled.set_callback(body)
+    if compiled_function():
+        _compiled.set_tallies(tallies.addresses, compiled_function())
+    return str(_compiled.__file__)
+
+
+@cache
+def _python_library() -> str:
+    from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
+
+    integer, real, text = PyCustomOpDef.dt_int64, PyCustomOpDef.dt_float, PyCustomOpDef.dt_string
+    common = dict.fromkeys(("batch_num", "observers", "input_index", "joint_members"), integer)
+    common |= dict.fromkeys(("input_stamp", "record_file_path", "object_layers", "calibration"), text)
+    common |= dict.fromkeys(("fakequant_precision_mode", "joint_group", "op_data_type"), text)
+    activation = dict.fromkeys(("num_bits", "with_offset"), integer)
+    ifmr = dict.fromkeys(("start_ratio", "end_ratio", "step", "max_percentile", "min_percentile"), real)
+    nothing = np.zeros(1, np.float32)
+
+    def declare(op_type: str, own: dict[str, Any]) -> None:
+        def body(x: npt.NDArray[np.float32], **attributes: Any) -> npt.NDArray[np.float32]:
+            observe(op_type, x, attributes)
+            return nothing
+
+        onnx_op(
+            op_type=f"{OBSERVER_DOMAIN}::{op_type}",
+            inputs=[PyCustomOpDef.dt_float],
+            outputs=[PyCustomOpDef.dt_float],
+            attrs=own,
+        )(body)
+
+    declare("IFMR", common | activation | ifmr)
+    declare("HFMG", common | activation | {"nbins": integer})
+    for op_type in TASK_OPERATORS:
+        declare(op_type, common | {"settings": text})
+    declare(TALLY, {"input_index": integer})
+    return str(get_library_path())

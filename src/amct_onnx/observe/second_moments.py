@@ -1,0 +1,206 @@
+"""Second moments of the inputs of layers, in bounded memory: what GPTQ, AdaRound and bias correction work on.
+
+The Gram matrices of all layers of a large model do not fit into memory. So the model runs once for each chunk of
+layers that does, and whoever asks solves the layers of a chunk before the next one is collected. A Gram matrix of n
+columns needs but a few n samples, so only some output positions of a layer are read: others in each feed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from amct_onnx.errors import CalibrationError, DataError, ModelError
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.instrument.shown_tensors import tally_model
+from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.passes.float_weights import layer_columns
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.tensors import shape_of
+from amct_onnx.graph.weights import output_rows_shape
+from amct_onnx.numerics.exact_products import LONGEST_SUM
+from amct_onnx.numerics.im2col import LayerColumns, sample_columns
+from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.numerics.statistics.gram_sum import WAITING, GramSum
+from amct_onnx.numerics.statistics.moments import SecondMoments
+from amct_onnx.observe.histograms import MOST_WORKERS, processors, run_batch, run_side_by_side
+from amct_onnx.observe.operators import session_options
+from amct_onnx.observe.shown_tensors import showing
+from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.threads import one_blas_thread
+
+Floats = npt.NDArray[np.float32]
+Feed = Mapping[str, npt.NDArray[Any]]
+
+MEMORY = 256 << 20
+# Columns that a layer of n inputs takes of all feeds.
+_COLUMNS_OF_AN_INPUT, _LEAST_COLUMNS = 4, 256
+
+
+def collect_moments(
+    model: ir.Model,
+    layers: Sequence[str],
+    feeds: Collection[Feed],
+    *,
+    memory: int = MEMORY,
+    longest: int = LONGEST_SUM,
+) -> Iterator[tuple[str, SecondMoments]]:
+    """The second moments of the columns that each layer multiplies its weight with, in the order of `layers`.
+
+    model: a fused float model, which is left as it is. layers: names of nodes of its main graph that are Conv,
+    ConvTranspose, Gemm or MatMul with a constant weight. feeds: inputs of one run each; they are read once for each
+    chunk of layers, so they must come in the same order again.
+
+    Gives mean float64[U, B] = E[x] and gram float64[U, B, B] = E[x x^T]: entries are in the order of the rows of
+    `graph/weights.kernel_rows`. U is the number of groups of a Conv or ConvTranspose, of matrices of a MatMul's weight,
+    and B the number of a row's entries in one. Rows of more than `longest` entries (at most 4096) are cut into blocks
+    of equal length, the last filled up with zeros; then U counts the blocks of all groups.
+
+    memory: bytes of a chunk; a single layer may take more. The result depends on the order and the sizes of feeds, but
+    not on the number of threads nor on `memory`.
+
+    Raises ModelError for a name that is no such layer, CalibrationError where ONNX Runtime cannot run the model or a
+    tensor is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is none.
+    """
+    if not feeds:
+        raise DataError("There are no calibration data: give at least one batch.")
+    copy = model.clone()
+    normalize_layers(copy, frozenset(layers))
+    nodes = {node.name: node for node in copy.graph}
+    jobs = [_job(nodes.get(layer), layer, min(longest, LONGEST_SUM), len(feeds)) for layer in layers]
+    for chunk in _chunks(jobs, memory):
+        totals = _collect(copy, chunk, feeds)
+        for name in list(totals):
+            try:
+                yield name, totals.pop(name).solve()
+            except ValueError as error:
+                raise CalibrationError(f'Layer "{name}": {error}.') from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What to read at a layer: `units` blocks of task.block entries, at most `limit` columns of each feed."""
+
+    layer: str
+    tensor: str
+    task: LayerColumns
+    units: int
+    limit: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the matrices and of the columns that wait to be multiplied."""
+        waiting = min(WAITING, _wanted(self.task.block))
+        return self.units * self.task.block * (8 * self.task.block + 4 * waiting)
+
+
+def _wanted(width: int) -> int:
+    return max(_LEAST_COLUMNS, _COLUMNS_OF_AN_INPUT * width)
+
+
+def _job(node: ir.Node | None, layer: str, longest: int, feeds: int) -> _Job:
+    weight = constant_tensor(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
+    if node is None or node.op_type not in WEIGHT_OPS or weight is None or node.inputs[0] is None:
+        raise ModelError(f'The model has no convolution or product "{layer}" with a constant weight: check the name.')
+    groups, _, length = output_rows_shape(shape_of(weight), node)
+    blocks = -(-length // longest)
+    task = replace(layer_columns(node, "", length, AdaRound()), block=-(-length // blocks))
+    limit = -(-_wanted(task.block) // feeds)
+    return _Job(layer=layer, tensor=node.inputs[0].name or "", task=task, units=groups * blocks, limit=limit)
+
+
+def _chunks(jobs: Sequence[_Job], memory: int) -> Iterator[list[_Job]]:
+    chunk: list[_Job] = []
+    for job in jobs:
+        if chunk and sum(other.memory for other in chunk) + job.memory > memory:
+            yield chunk
+            chunk = []
+        chunk.append(job)
+    if chunk:
+        yield chunk
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """What a run of the model has shown so far: pieces of columns by layer, or why there are none."""
+
+    number: int
+    found: dict[str, list[Floats]] = field(default_factory=dict)
+    failed: tuple[str, BaseException] | None = None
+
+
+class _Reader:
+    """Takes the columns of all layers that read one tensor, for the run of the thread that shows it."""
+
+    def __init__(self, jobs: Sequence[_Job], current: threading.local) -> None:
+        self._jobs, self._current = jobs, current
+
+    def add(self, x: Floats) -> None:
+        run: _Run = self._current.run
+        for job in self._jobs if x.size else ():
+            try:
+                pieces = sample_columns(x, job.task, job.limit, start=run.number * job.limit, channels_last=True)
+                run.found[job.layer] = list(pieces)
+            except BaseException as error:  # one that leaves an operator ends the process
+                run.failed = run.failed or (job.layer, error)
+
+
+def _collect(model: ir.Model, jobs: Sequence[_Job], feeds: Collection[Feed]) -> dict[str, GramSum]:
+    """Run the model once and sum up what the layers of `jobs` read."""
+    workers = min(len(feeds), processors(), MOST_WORKERS)
+    totals = {job.layer: GramSum(job.units, job.task.block) for job in jobs}
+    current = threading.local()
+    tensors = {job.tensor: [other for other in jobs if other.tensor == job.tensor] for job in jobs}
+    readers = {tensor: _Reader(some, current) for tensor, some in tensors.items()}
+    with one_blas_thread(), showing(readers) as numbers:
+        run = partial(_run, _session(model, numbers, max(1, processors() // workers)), current)
+        with closing(run_side_by_side(run, enumerate(feeds), workers)) as runs:
+            for (number, _), running in runs:
+                try:
+                    shown = running.result()
+                except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+                    text = f"Batch {number + 1}: ONNX Runtime cannot run the model with it: {one_line(reason)}"
+                    raise DataError(text) from reason
+                _add(totals, shown)
+        del run, runs
+        with ThreadPoolExecutor(processors()) as pool:
+            list(pool.map(GramSum.multiply, totals.values()))
+    return totals
+
+
+def _run(session: ort.InferenceSession, current: threading.local, item: tuple[int, Feed]) -> _Run:
+    current.run = shown = _Run(number=item[0])
+    run_batch(session, item[1])
+    return shown
+
+
+def _add(totals: Mapping[str, GramSum], run: _Run) -> None:
+    layer, error = run.failed or ("", None)
+    try:
+        if error is not None:
+            raise error
+        for layer, pieces in run.found.items():
+            for columns in pieces:
+                totals[layer].add(columns)
+    except ValueError as wrong:
+        raise CalibrationError(f'Layer "{layer}", batch {run.number + 1}: {wrong}') from wrong
+
+
+def _session(model: ir.Model, numbers: Mapping[str, int], threads: int) -> ort.InferenceSession:
+    options = session_options()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = threads
+    try:
+        return open_session(tally_model(model, numbers), None, options)
+    except SessionError as error:
+        raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error

@@ -1,0 +1,65 @@
+"""The tensors that are counted in this process: what a node `Tally` shows goes to the tally of its number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.numerics.statistics.accumulator import CompiledTally, Tally, new_tally
+
+
+class Reader(Protocol):
+    """Is shown tensors in the thread that runs the session, where that has one run at a time."""
+
+    def add(self, x: npt.NDArray[np.float32]) -> None:
+        """Read `x`, which is valid during the call only. Never raises."""
+
+
+_running: dict[int, Reader] = {}
+# The addresses of those that `_operators.c` may add to without Python.
+addresses: dict[int, int] = {}
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def tallying(names: Sequence[str], parts: int) -> Iterator[dict[str, tuple[int, Tally | CompiledTally]]]:
+    """A new tally, with its number, for each name; nodes of these numbers fill them while the block runs.
+
+    A session that has such nodes must be gone when the block ends. `parts` threads, 1 to 16, fill a tally at a time.
+    """
+    tallies = {name: new_tally(parts) for name in names}
+    with showing(tallies) as numbers:
+        own = {numbers[name]: tally.address for name, tally in tallies.items() if isinstance(tally, CompiledTally)}
+        addresses.update(own)
+        try:
+            yield {name: (numbers[name], tally) for name, tally in tallies.items()}
+        finally:
+            for number in own:
+                addresses.pop(number, None)
+
+
+@contextmanager
+def showing(readers: Mapping[str, Reader]) -> Iterator[dict[str, int]]:
+    """The number of each reader: nodes of these numbers show it their tensors while the block runs.
+
+    A session that has such nodes must be gone when the block ends.
+    """
+    numbers = {name: next(_numbers) for name in readers}
+    _running.update((numbers[name], reader) for name, reader in readers.items())
+    try:
+        yield numbers
+    finally:
+        for number in numbers.values():
+            _running.pop(number)
+
+
+def show(x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
+    """Body of the operator where it is not counted in C; a number that is not in use is ignored."""
+    reader = _running.get(int(attributes["input_index"]))
+    if reader is not None:
+        reader.add(x)

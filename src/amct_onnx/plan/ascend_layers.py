@@ -1,0 +1,151 @@
+"""From a model and its settings to a plan: one decision for each candidate layer, taken once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from amct_onnx.errors import ConfigError, ModelError
+from amct_onnx.graph.branches import joined_tensors
+from amct_onnx.graph.layers import candidates, is_product, tensor_reason
+from amct_onnx.graph.passes.fusion import fusable_nodes
+from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.numerics.settings import ActivationSettings, LayerSettings, Settings, TensorSettings
+from amct_onnx.values.ascend_table import Target
+from amct_onnx.values.layers import Decision, GraphFacts, LayerTraits, ObservedTensor, QuantPlan
+
+_log = logging.getLogger("amct_onnx.Config")
+
+
+def graph_facts(model: ir.Model, target: Target) -> GraphFacts:
+    """What file formats and planner need to know of a model whose nodes are named."""
+    layers = {traits.name: target.judge(traits) for traits in candidates(model)}
+    nodes = {node.name or "": node.op_type for node in model.graph.all_nodes()}
+    return GraphFacts(nodes=nodes, layers=layers, fusable=fusable_nodes(model))
+
+
+def decide(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
+    """One decision a candidate, in graph order.
+
+    Raises ConfigError when the settings ask for what this version cannot do, ModelError (AMCT's text, spec section
+    1.4) when nothing is enabled.
+    """
+    _refuse_unsupported(settings)
+    _warn_of_lost_digits(settings)
+    decisions = tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())
+    if not any(decision.quantized for decision in decisions) and not settings.tensor_quantize:
+        raise ModelError(
+            "No quant enable layer in quant config file, please check the quant config file: "
+            "set quant_enable to true for at least one layer."
+        )
+    return decisions
+
+
+def _decide(traits: LayerTraits, settings: LayerSettings | None) -> Decision:
+    if traits.reason is not None:
+        return Decision(layer=traits.name, quantized=False, reason=traits.reason)
+    if settings is None or not settings.quant_enable:
+        return Decision(layer=traits.name, quantized=False, reason="quant_enable is false in the configuration")
+    return Decision(layer=traits.name, quantized=True)
+
+
+def make_plan(model: ir.Model, target: Target, decisions: Sequence[Decision], settings: Settings) -> QuantPlan:
+    """The plan of a model whose layers are normalized: what reads one tensor alike shares an observer."""
+    chosen = {d.layer: settings.layers[d.layer] for d in decisions if d.quantized}
+    tensors = {tensor.key: tensor for tensor in settings.tensor_quantize}
+    return QuantPlan(
+        target=target.name,
+        decisions=tuple(decisions),
+        observed=_observed_tensors(model, chosen, tensors, joint=settings.joint_quant),
+        settings=chosen,
+        tensors=tensors,
+    )
+
+
+def _observed_tensors(
+    model: ir.Model, layers: Mapping[str, LayerSettings], tensors: Mapping[str, TensorSettings], *, joint: bool
+) -> tuple[ObservedTensor, ...]:
+    position = {node.name: index for index, node in enumerate(model.graph)}
+    nodes = {node.name: node for node in model.graph}
+    data = [(name, name, 0, entry.activation) for name, entry in layers.items()]
+    data += [(key, tensor.layer_name, tensor.input_index, tensor.activation) for key, tensor in tensors.items()]
+    first: dict[tuple[ir.Value, ActivationSettings], ObservedTensor] = {}
+    for key, node, index, activation in sorted(data, key=lambda reader: position[reader[1]]):
+        value = nodes[node].inputs[index]
+        assert value is not None  # only inputs that are there are quantized
+        new = ObservedTensor(keys=(key,), node=node, input_index=index, activation=activation)
+        old = first.get((value, activation))
+        first[value, activation] = new if old is None else replace(old, keys=(*old.keys, key))
+    observed = list(first.values())
+    for layer in sorted(layers, key=lambda name: position[name]):
+        if is_product(nodes[layer]):
+            activation = layers[layer].activation
+            observed.append(
+                ObservedTensor(keys=(layer,), node=layer, input_index=1, activation=activation, stamp="weight")
+            )
+        if nodes[layer].op_type in RECURRENT_OPS:
+            activation = layers[layer].activation
+            observed.append(
+                ObservedTensor(keys=(layer,), node=layer, input_index=0, activation=activation, stamp="initial_h")
+            )
+    return _join_branches(model, observed) if joint else tuple(observed)
+
+
+def _join_branches(model: ir.Model, observed: Sequence[ObservedTensor]) -> tuple[ObservedTensor, ...]:
+    """`observed` with a joint group for those whose tensors are of one set of `joined_tensors`."""
+    sets, nodes = joined_tensors(model), {node.name: node for node in model.graph}
+    members: dict[ir.Value, list[int]] = {}
+    for index, tensor in enumerate(observed):
+        value = nodes[tensor.node].inputs[tensor.input_index]
+        if value in sets and tensor.stamp != "initial_h":
+            members.setdefault(sets[value], []).append(index)
+    result = list(observed)
+    for indices in members.values():
+        if len({observed[index].activation for index in indices}) > 1:
+            names = ", ".join(observed[index].keys[0] for index in indices)
+            _log.warning("joint_quant: %s meet in an Add, and keep factors of their own where settings differ.", names)
+        by_settings: dict[ActivationSettings, list[int]] = {}
+        for index in indices:
+            by_settings.setdefault(observed[index].activation, []).append(index)
+        for alike in by_settings.values():
+            if len(alike) > 1:
+                name = f"{observed[alike[0]].node}:{observed[alike[0]].input_index}"
+                for index in alike:
+                    result[index] = replace(observed[index], joint=name)
+    return tuple(result)
+
+
+def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> None:
+    """Refuse `tensor_quantize` entries whose input cannot be quantized: ConfigError with all of them."""
+    nodes = {node.name: node for node in model.graph.all_nodes()}
+    wrong = []
+    for tensor in settings.tensor_quantize:
+        reason = tensor_reason(nodes[tensor.layer_name], tensor.input_index, model.graph)
+        if reason is None and tensor.key in facts.layers:
+            reason = "a layer of the model has the name of its record; rename one of the two nodes"
+        if reason is not None:
+            wrong.append(f"{tensor.key}: {reason}")
+    if wrong:
+        text = "tensor_quantize names inputs that cannot be quantized, remove the entries"
+        raise ConfigError(f"{text}: {'; '.join(wrong)}.")
+
+
+def _warn_of_lost_digits(settings: Settings) -> None:
+    wide = [name for name, layer in settings.layers.items() if layer.quant_enable and layer.activation.num_bits == 16]
+    if wide and settings.fakequant_precision_mode == "FORCE_FP16_QUANT":
+        text = "FORCE_FP16_QUANT rounds to float16, whose 11 digits are fewer than the 16 of %d layers (first: %s)."
+        _log.warning(text, len(wide), wide[0])
+
+
+def _refuse_unsupported(settings: Settings) -> None:
+    wanted = []
+    for name, layer in settings.layers.items():
+        if not layer.quant_enable:
+            continue
+        if layer.activation.num_bits == 4:
+            wanted.append(f"{name}.activation_quant_params.num_bits {layer.activation.num_bits}")
+    if wanted:
+        raise ConfigError(f"Not supported by this version: {', '.join(wanted)}. Remove it from the configuration.")

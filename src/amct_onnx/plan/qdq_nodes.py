@@ -1,0 +1,254 @@
+"""Where a Q/DQ target wants QuantizeLinear and DequantizeLinear: one decision for each node, taken once.
+
+Nodes that lead (convolutions, products with a weight) are quantized on their own account. Others follow: a sum, a
+pooling, a concatenation becomes an integer kernel where its operands are integers already; operators that move or pick
+elements also where their result is wanted quantized, so that the QuantizeLinear stands in front of them, and a tensor
+is quantized once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.layers import WEIGHT_OPS, candidates, is_standard
+from amct_onnx.graph.passes.fusion import is_op
+from amct_onnx.graph.tensors import shape_of
+from amct_onnx.values.layers import Decision, LayerTraits
+from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
+from amct_onnx.values.qdq_tables import QdqRule, QdqTarget
+
+_CLAMPS = ("Relu", "Clip")
+_OFF = "it is switched off by the settings"
+_ALONE = "a tensor that it reads is in float anyway"
+_CONSTANT = "its data is constant"
+
+
+def plan_qdq(model: ir.Model, target: QdqTarget, *, off: Collection[str] = ()) -> QdqPlan:
+    """The plan of a fused float model whose nodes are named; the nodes named in `off` stay in float."""
+    planner = _Planner(model, target, frozenset(off))
+    planner.spread()
+    return planner.plan()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A node with a rule. `data` are its variable inputs that may be quantized, `results` what its outputs become."""
+
+    node: ir.Node
+    rule: QdqRule
+    reason: str | None
+    data: tuple[tuple[int, ir.Value], ...] = ()
+    constants: tuple[int, ...] = ()
+    results: tuple[ir.Value, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+
+@dataclass
+class _Planner:
+    model: ir.Model
+    target: QdqTarget
+    off: frozenset[str]
+    tensors: dict[ir.Value, None] = field(default_factory=dict)  # quantized, in the order in which they were found
+    integer: dict[str, _Candidate] = field(default_factory=dict)
+    reads: dict[tuple[str, int], None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        traits = {layer.name: layer for layer in candidates(self.model)}
+        nodes = (node for node in self.model.graph if is_standard(node) and node.op_type in self.target.rules)
+        self.candidates = [
+            self._candidate(node, traits.get(node.name or "")) for node in nodes if not _is_bookkeeping(node)
+        ]
+
+    def _candidate(self, node: ir.Node, traits: LayerTraits | None) -> _Candidate:
+        rule = self.target.rules[node.op_type]
+        inputs = [(i, value) for i, value in enumerate(node.inputs) if value is not None]
+        if rule.inputs == "first" or (rule.weight_ranks and not (traits and traits.two_operands)):
+            inputs = inputs[:1]
+        elif node.op_type in WEIGHT_OPS:
+            inputs = inputs[:2]
+        fixed = [i for i, value in inputs if constant_tensor(value) is not None]
+        data = tuple((i, value) for i, value in inputs if i not in fixed)
+        reason = _OFF if node.name in self.off else self._reason(node, rule, traits, data, fixed)
+        results = tuple(self._result(value, rule) for value in node.outputs if value.name)
+        return _Candidate(node, rule, reason, data, tuple(fixed), results)
+
+    def _reason(
+        self,
+        node: ir.Node,
+        rule: QdqRule,
+        traits: LayerTraits | None,
+        data: Sequence[tuple[int, ir.Value]],
+        fixed: Sequence[int],
+    ) -> str | None:
+        """Why a node cannot be quantized, None if it can."""
+        if not data:
+            return _CONSTANT
+        if any(value.dtype not in (None, ir.DataType.FLOAT) for _, value in data):
+            return "it does not compute in float32"
+        if any((tensor := constant_tensor(node.inputs[i])) and tensor.dtype != ir.DataType.FLOAT for i in fixed):
+            return "it does not compute in float32"
+        if rule.weight_ranks:
+            return self._weight_reason(rule, traits)
+        if len(node.outputs) > 1 and node.op_type != "Split" and any(v.uses() for v in node.outputs[1:]):
+            return "its second output is in use"
+        if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+            return f"{self.target.name} has no integer kernel for interpolation"
+        if node.op_type == "Pad":
+            fill = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+            if node.attributes.get_string("mode", "constant") != "constant":
+                return None
+            if len(node.inputs) > 2 and node.inputs[2] is not None and (fill is None or fill.numpy().any()):
+                return "it pads with something else than zeros"
+        return None
+
+    def _weight_reason(self, rule: QdqRule, traits: LayerTraits | None) -> str | None:
+        if traits is None:
+            return "its weight is computed at run time"
+        if traits.two_operands:
+            return "it multiplies two activations, which costs accuracy"
+        if traits.reason is not None:
+            return traits.reason
+        if traits.half:
+            return "it computes in float16"
+        if traits.weight_rank not in rule.weight_ranks:
+            return f"its weight has {traits.weight_rank} dimensions, for which {self.target.name} has no integer kernel"
+        return None
+
+    def _result(self, value: ir.Value, rule: QdqRule) -> ir.Value:
+        """What stands for an output: that of the Relu or Clip behind it, if that can go into the grid."""
+        clamp = self._absorbable(value, rule)
+        return value if clamp is None else clamp.outputs[0]
+
+    def _absorbable(self, value: ir.Value, rule: QdqRule) -> ir.Node | None:
+        uses = list(value.uses())
+        if rule.output not in ("required", "free") or len(uses) != 1 or value.is_graph_output():
+            return None
+        clamp = uses[0].node
+        if (
+            clamp.graph is not self.model.graph
+            or clamp.op_type not in self.target.absorbs
+            or not is_op(clamp, *_CLAMPS)
+        ):
+            return None
+        bounds = clamp.inputs[1:]
+        fixed = all(bound is None or _is_scalar(bound) for bound in bounds)
+        return clamp if fixed and clamp.inputs[0] is value else None
+
+    def spread(self) -> None:
+        """Quantize what leads, then what follows, until nothing more follows."""
+        size = -1
+        while size != len(self.integer):
+            size = len(self.integer)
+            for candidate in self.candidates:
+                if candidate.reason is None and candidate.name not in self.integer and self._joins(candidate):
+                    self._join(candidate)
+
+    def _joins(self, candidate: _Candidate) -> bool:
+        if candidate.rule.leads:
+            return True
+        values = [value for _, value in candidate.data]
+        if candidate.rule.output == "same":
+            return all(v in self.tensors for v in values) or any(v in self.tensors for v in candidate.results)
+        if candidate.rule.inputs == "branch":
+            return self._fused_input(candidate) is not None
+        if candidate.rule.output == "float":
+            return all(self._is_near(value) for value in values)
+        return all(value in self.tensors for value in values)
+
+    def _join(self, candidate: _Candidate) -> None:
+        self.integer[candidate.name] = candidate
+        fused = self._fused_input(candidate) if candidate.rule.inputs == "branch" else None
+        for index, value in candidate.data:
+            if index != fused:
+                self.tensors[value] = None
+                self.reads[candidate.name, index] = None
+        for index in candidate.constants:
+            self.reads[candidate.name, index] = None
+        if candidate.rule.output in ("required", "same"):
+            self.tensors.update(dict.fromkeys(candidate.results))
+
+    def _fused_input(self, candidate: _Candidate) -> int | None:
+        """The operand of a sum whose producer, quantized and read by nobody else, takes the sum into its kernel."""
+        for index, value in reversed(candidate.data):
+            producer = value.producer()
+            alone = len(value.uses()) == 1 and not value.is_graph_output()
+            if alone and producer is not None and producer.name in self.integer and producer.op_type in WEIGHT_OPS:
+                return index
+        return None
+
+    def _is_near(self, value: ir.Value) -> bool:
+        """Quantized, or made by a quantized node, up to a clamp."""
+        producer = value.producer()
+        if producer is not None and is_op(producer, *_CLAMPS) and value not in self.tensors:
+            value = producer.inputs[0] or value
+            producer = value.producer()
+        return value in self.tensors or (producer is not None and producer.name in self.integer)
+
+    def plan(self) -> QdqPlan:
+        """What has been decided."""
+        made = {result: candidate for candidate in self.integer.values() for result in candidate.results}
+        integer = {value for value, maker in made.items() if value in self.tensors and maker.rule.output != "float"}
+        absorbed = {
+            clamp.name or "": candidate.name
+            for candidate in self.integer.values()
+            for value in candidate.node.outputs
+            if (clamp := self._absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
+        }
+        constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
+        return QdqPlan(
+            target=self.target.name,
+            decisions=tuple(self._decision(candidate) for candidate in self.candidates),
+            groups=tuple(self._groups()),
+            reads=frozenset(self.reads),
+            constants=constants,
+            integer=frozenset(value.name or "" for value in integer),
+            absorbed=absorbed,
+        )
+
+    def _decision(self, candidate: _Candidate) -> Decision:
+        quantized = candidate.name in self.integer
+        return Decision(
+            layer=candidate.name, quantized=quantized, reason="" if quantized else candidate.reason or _ALONE
+        )
+
+    def _groups(self) -> Iterator[TensorGroup]:
+        parents = {value: value for value in self.tensors}
+
+        def root(value: ir.Value) -> ir.Value:
+            while parents[value] is not value:
+                value = parents[value]
+            return value
+
+        moved: set[ir.Value] = set()
+        for candidate in self.integer.values():
+            if candidate.rule.output == "same":
+                values = [value for _, value in candidate.data]
+                for value in (*values, *candidate.results):
+                    parents[root(value)] = root(values[0])
+                if not candidate.constants:
+                    moved.update(candidate.results)
+        members: dict[ir.Value, list[ir.Value]] = {}
+        for value in self.tensors:
+            members.setdefault(root(value), []).append(value)
+        for group in members.values():
+            sources = tuple(value.name or "" for value in group if value not in moved)
+            yield TensorGroup(tensors=tuple(value.name or "" for value in group), sources=sources)
+
+
+def _is_bookkeeping(node: ir.Node) -> bool:
+    """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
+    types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
+    variable = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
+    return not variable or any(t is not None and not t.is_floating_point() for t in types)
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    return tensor is not None and shape_of(tensor) in ((), (1,))

@@ -1,0 +1,194 @@
+"""What each rounding of a quantized model does to its output: `sensitivity`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.keep_samples import Feed, Samples
+from amct_onnx.data.open_data import open_data
+from amct_onnx.errors import ArgumentError, DataError, ModelError
+from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.measure.rounded_network import Probe, power, side_by_side
+from amct_onnx.numerics.settings import ActivationSolver, Settings
+from amct_onnx.progress import Progress, silent
+from amct_onnx.ptq.calibrate import quantize
+from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.ptq.mixed.units import Unit, Units, operations, units_of
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.values.roundings import Change
+from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
+
+Doubles = npt.NDArray[np.float64]
+SAMPLES = 4
+
+
+def sensitivity(
+    model: Any,
+    data: Any = None,
+    *,
+    target: str = "onnxruntime",
+    settings: Settings | str | PathLike[str] | None = None,
+    algorithm: str | ActivationSolver | None = None,
+    skip_layers: Collection[str] = (),
+    reduce_range: bool = False,
+    images: ImageOptions | str | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    samples: int = SAMPLES,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """The effect of each quantized layer alone, and of all together, on the output of `model`.
+
+    One calibration with `data`, then `samples` of its samples run through the float model once for each layer, from
+    that layer on. A `QuantizedModel` in the place of `model` is taken as it is, with its target: nothing is calibrated,
+    and `data` give the samples; without data it is the one sample that the model keeps. The other arguments are those
+    of `quantize`. Errors are added up by their powers, as if those of two tensors had nothing to do with each other.
+
+    Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
+    """
+    if samples < 1:
+        raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
+    forms: dict[str, Any] = {"images": images, "shapes": shapes, "dtypes": dtypes, "names": names}
+    if isinstance(model, QuantizedModel):
+        if data is None:
+            if model.sample is None:
+                raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
+            return measure(model, [model.sample], progress=progress).sensitivity()
+        inputs = model_inputs(model.source.fused)
+        opened = open_data(data, inputs, batch_size=batch_size, limit=min(limit or samples, samples), **forms)
+        kept = Samples(opened, inputs, most=samples, hold_out=False)
+        for _ in kept:
+            pass
+        return measure(model, kept.kept, progress=progress).sensitivity()
+    source = FloatSource.open(model)
+    inputs = model_inputs(source.fused)
+    opened = open_data(data, inputs, batch_size=batch_size, limit=limit, **forms)
+    kept = Samples(opened, inputs, most=samples, hold_out=False)
+    quantized = quantize(
+        source,
+        kept,
+        target=target,
+        settings=settings,
+        algorithm=algorithm,
+        skip_layers=skip_layers,
+        reduce_range=reduce_range,
+        effort="fast",
+        progress=progress,
+    )
+    return measure(quantized, kept.kept, progress=progress).sensitivity()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Effects:
+    """Noise over signal of each unit and float output.
+
+    constants, tensors: from the two kinds of its roundings, float64[units, outputs]. together: all at once,
+    float64[outputs]. operations: what each unit costs, in multiplications.
+    """
+
+    target: str
+    units: tuple[Unit, ...]
+    outputs: tuple[str, ...]
+    constants: Doubles
+    tensors: Doubles
+    together: Doubles
+    operations: tuple[int, ...]
+    samples: int
+
+    def sensitivity(self) -> Sensitivity:
+        """The effects by layer."""
+        number = {unit.name: index for index, unit in enumerate(self.units)}
+        layers = []
+        for index, unit in enumerate(self.units):
+            if not unit.nodes:
+                continue
+            read = sum((self.tensors[number[name]] for name in unit.reads), np.zeros(len(self.outputs)))
+            alone = self.constants[index] + self.tensors[index] + read
+            effect = float(alone.mean())
+            share = float(self.constants[index].mean() / effect) if effect > 0 else 0.0
+            layers.append(
+                LayerEffect(
+                    layer=unit.name,
+                    op_type=unit.op_type,
+                    nodes=unit.nodes,
+                    effect=effect,
+                    outputs=self._by_output(alone),
+                    from_weight=share,
+                )
+            )
+        return Sensitivity(
+            target=self.target,
+            layers=tuple(sorted(layers, key=lambda layer: -layer.effect)),
+            together=float(self.together.mean()),
+            outputs=self._by_output(self.together),
+            samples=self.samples,
+        )
+
+    def _by_output(self, effects: Doubles) -> Mapping[str, float]:
+        return MappingProxyType(dict(zip(self.outputs, effects.tolist(), strict=True)))
+
+
+def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Progress | None = None) -> Effects:
+    """Run `samples` through the float model, with the roundings of each unit in turn and with all of them.
+
+    Raises ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that
+    it cannot run.
+    """
+    found = units_of(quantized)
+    units = found.units
+    if not any(unit.nodes for unit in units):
+        raise ModelError(f"{quantized.source.name} has no layer that is quantized for target {quantized.target}.")
+    probe = _open(found, samples)
+    if not probe.outputs:
+        raise ModelError(f"{quantized.source.name} has no float output that the effect of a layer could be seen in.")
+    signal = np.zeros(len(probe.outputs))
+    noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
+    changes = [Change.union([unit.constants, unit.tensors]) for unit in units]
+    changes.append(Change.union(changes))
+    for number, sample in enumerate(samples):
+        clean = probe.clean(sample)
+        signal += [power(clean[name]) for name in probe.outputs]
+        noise += side_by_side(partial(probe.noise, clean), changes)
+        shares += side_by_side(partial(_local, probe, clean), units)
+        (progress or silent)("sensitivity", (number + 1) / len(samples))
+    if not np.isfinite(noise).all() or not np.isfinite(signal).all():
+        raise DataError("The outputs of the model for the samples hold NaN or Inf, so that effects cannot be compared.")
+    relative = noise / np.where(signal > 0, signal, 1.0)
+    of_constants = np.divide(shares[:, 0], shares.sum(axis=1), out=np.zeros(len(units)), where=shares.any(axis=1))
+    return Effects(
+        target=quantized.target,
+        units=units,
+        outputs=probe.outputs,
+        constants=relative[:-1] * of_constants[:, None],
+        tensors=relative[:-1] * (1 - of_constants[:, None]),
+        together=relative[-1],
+        operations=tuple(operations(found.model, unit.nodes, probe.shapes) for unit in units),
+        samples=len(samples),
+    )
+
+
+def _open(units: Units, samples: Sequence[Feed]) -> Probe:
+    everything = Change.union(change for unit in units.units for change in (unit.constants, unit.tensors))
+    ends = [unit.last for unit in units.units if unit.last]
+    return Probe(units.model, everything, units.constants, samples[0], ends=ends)
+
+
+def _local(probe: Probe, clean: Mapping[str, npt.NDArray[Any]], unit: Unit) -> tuple[float, float]:
+    """Of the error of a unit where it ends, the powers that come from its constants and from its tensors."""
+    if not unit.constants.constants or not unit.last:
+        return (1.0, 0.0) if unit.constants.constants else (0.0, 1.0)
+    alone = probe.noise_at(clean, unit.constants, unit.last)
+    whole = probe.noise_at(clean, Change.union([unit.constants, unit.tensors]), unit.last)
+    return alone, max(whole - alone, 0.0)

@@ -1,0 +1,173 @@
+"""`quantize` as users call it: that of `workflow`, and a search for mixed precision where one is asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.keep_samples import Samples
+from amct_onnx.data.open_data import open_data
+from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.measure.saturation import saturates
+from amct_onnx.numerics.settings import ActivationSolver, Settings
+from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.progress import Progress
+from amct_onnx.ptq.calibrate import quantize as quantize_once
+from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.ptq.mixed.effects import SAMPLES
+from amct_onnx.ptq.mixed.search import Evaluator, Goal, search_mixed
+from amct_onnx.ptq.quantized_model import QuantizedModel, check_target
+from amct_onnx.values.findings import Effort
+from amct_onnx.values.qdq_tables import ONNXRUNTIME
+
+_log = logging.getLogger("amct_onnx.Quantize")
+_NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
+_JUDGES = 32  # samples that judge a model where there is no evaluator
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    target: str = "onnxruntime",
+    settings: Settings | str | os.PathLike[str] | None = None,
+    algorithm: str | ActivationSolver | None = None,
+    skip_layers: Collection[str] = (),
+    reduce_range: bool = False,
+    effort: Effort = "default",
+    weight_only: int | None = None,
+    block_size: int = 32,
+    images: ImageOptions | str | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    evaluator: Evaluator | None = None,
+    max_drop: float | None = None,
+    target_accuracy: float | None = None,
+    min_sqnr: float | None = None,
+) -> QuantizedModel:
+    """Calibrate `model` with `data` in one pass and quantize it for `target`.
+
+    model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
+    data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
+        iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
+        these for each input; or the `Statistics` of an earlier call, and then nothing is run.
+    target: onnxruntime, tensorrt, openvino or ascend.
+    settings: Settings, or the path of a config.json or .cfg.
+    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
+    skip_layers: names of nodes that stay in float.
+    reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
+    effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
+        (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
+        out of it; in some seconds, however much data there is. best: more of it, in minutes. `steps` of the result
+        tells what was tried and what it brought. With `settings`, what they say is done and no recipe.
+    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
+        of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
+        Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
+        batches of samples of equal length.
+    images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
+        limit: samples at once and in all. names: the name of each input in the data where it differs.
+    progress: called with what is being done and the share of it that is.
+
+    Mixed precision: with a target of accuracy, the layers that it takes stay in float (target ascend: or get int16
+    activations), as few and cheap ones as can be found with about ten evaluations; `precision` of the result tells
+    what was tried, and whether the target is met.
+    evaluator: called with an onnxruntime.InferenceSession of a model; returns a number, higher is better. Sessions have
+        default options, as yours will, so this CPU's int8 kernels are judged as well; target ascend is run by
+        `deployed_session`. The float model is evaluated first. Let it be finer than `max_drop`: top-1 of 250 images has
+        steps of 0.4 points, and one image on the edge can then take many layers to float.
+    max_drop: what may be lost of the float model's value. target_accuracy: the least value, in its place.
+    min_sqnr: the least signal-to-noise ratio of the outputs in dB, without an evaluator: up to 32 samples, at most a
+        quarter, are held out of the calibration for it.
+
+    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError; what
+    the evaluator raises passes through.
+    """
+    options: dict[str, Any] = {
+        "target": target,
+        "settings": settings,
+        "algorithm": algorithm,
+        "skip_layers": skip_layers,
+        "reduce_range": reduce_range,
+        "effort": effort,
+        "progress": progress,
+    }
+    forms: dict[str, Any] = {
+        "images": images,
+        "batch_size": batch_size,
+        "limit": limit,
+        "shapes": shapes,
+        "dtypes": dtypes,
+        "names": names,
+    }
+    if not _wants_search(evaluator, max_drop, target_accuracy, min_sqnr):
+        result = quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
+        _warn_of_noise(result)
+        return result
+    check_target(target)
+    if weight_only is not None:
+        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
+    if isinstance(data, Statistics):
+        raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
+    source = FloatSource.open(model)
+    inputs = model_inputs(source.fused)
+    opened = open_data(data, inputs, **forms)
+    most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
+    samples = Samples(opened, inputs, most=most, hold_out=hold_out)
+    quantized = quantize_once(source, samples, **options)
+    notes = [*opened.assumptions, *quantized.assumptions, *samples.notes]
+    if target == ONNXRUNTIME.name and not reduce_range and saturates():
+        notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
+    quantized = replace(quantized, assumptions=tuple(dict.fromkeys(notes)))
+    if min_sqnr is not None:
+        goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr)
+    else:
+        assert evaluator is not None  # the arguments have been checked
+        goal = Goal.of_evaluator(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
+    return search_mixed(quantized, goal, samples.spread(SAMPLES), progress=progress)
+
+
+def _warn_of_noise(result: QuantizedModel) -> None:
+    """Say so where the recipe has left more noise than most tasks bear, and what to do."""
+    measured = [step.after if step.after is not None and step.kept else step.before for step in result.steps]
+    reached = next((value for value in reversed(measured) if value < math.inf), math.inf)
+    if reached < _NOISY:
+        text = (
+            "The outputs are only %.1f dB above the noise of int8 on samples held out: min_sqnr=%d leaves the layers "
+            "that are to blame in float, `amct_onnx sensitivity` shows them."
+        )
+        _log.warning(text, reached, _NOISY)
+
+
+def _wants_search(
+    evaluator: Evaluator | None, max_drop: float | None, target_accuracy: float | None, min_sqnr: float | None
+) -> bool:
+    """Whether a search is asked for. Raises ArgumentError or ArgumentTypeError where that is not clear."""
+    goals = {"max_drop": max_drop, "target_accuracy": target_accuracy, "min_sqnr": min_sqnr}
+    given = [name for name, value in goals.items() if value is not None]
+    for name in given:
+        if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
+            raise ArgumentTypeError(f"{name} must be a number, got {type(goals[name]).__name__}")
+        if goals[name] != goals[name]:
+            raise ArgumentError(f"{name} is NaN: give a number.")
+    if len(given) > 1:
+        raise ArgumentError(f"{' and '.join(given)} are different targets: give one of them.")
+    if evaluator is not None and not callable(evaluator):
+        raise ArgumentTypeError(f"evaluator must be a function of a session, got {type(evaluator).__name__}")
+    if evaluator is None and given and given[0] != "min_sqnr":
+        raise ArgumentError(f"{given[0]} needs an evaluator, a function of a session; min_sqnr needs none.")
+    if evaluator is not None and (not given or given == ["min_sqnr"]):
+        raise ArgumentError("An evaluator goes with max_drop or target_accuracy: give one of them.")
+    if max_drop is not None and max_drop < 0:
+        raise ArgumentError(f"max_drop={max_drop} would be a gain: give 0 or more.")
+    return bool(given)

@@ -1,0 +1,78 @@
+"""Factors of equalization for groups of channels, and what they promise before anything is quantized with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.layers import int_attribute
+from amct_onnx.graph.passes.equalize import ChannelGroup
+from amct_onnx.graph.passes.fusion import is_op
+from amct_onnx.graph.weights import group_of
+from amct_onnx.numerics.channel_factors import equalizing_factors, rounding_noise
+from amct_onnx.values.sensitivity import decibel
+
+Floats = npt.NDArray[np.float32]
+
+
+def group_factors(
+    groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], strengths: tuple[float, float]
+) -> dict[str, Floats]:
+    """The factors of each group that has some, by its key.
+
+    maxima: the largest magnitude of each channel, by tensor. strengths: without and with a Clip in the group.
+    """
+    found = {}
+    for group in groups:
+        magnitudes = [maxima[name] for name in group.measured if name in maxima]
+        if magnitudes and all(magnitude.size == group.channels for magnitude in magnitudes):
+            factors = equalizing_factors(magnitudes, strength=strengths[group.ceiling < np.inf], ceiling=group.ceiling)
+            if (factors != 1).any():
+                found[group.key] = factors
+    return found
+
+
+def promised_gain(
+    model: ir.Model, groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], factors: Mapping[str, Floats]
+) -> float:
+    """By how many dB `factors` lower the noise that int8 makes in the layers behind the groups, as far as magnitudes
+    tell: see `rounding_noise`. 0 where no layer can be looked at."""
+    nodes = {node.name or "": node for node in model.graph}
+    before = after = 0.0
+    for group in groups:
+        if group.key not in factors:
+            continue
+        for consumer in group.consumers:
+            node = nodes[consumer]
+            magnitudes = maxima.get(_measured(node))
+            if magnitudes is None or magnitudes.size != group.channels:
+                continue
+            kernel = _kernel(node)
+            repeats = kernel.shape[0] * kernel.shape[2] // group.channels  # positions, behind a Flatten
+            each, divisors = np.repeat(magnitudes, repeats), np.repeat(factors[group.key], repeats)
+            before += rounding_noise(kernel, each, np.ones_like(divisors))
+            after += rounding_noise(kernel, each, divisors)
+    return decibel(after / before) if before > 0 else 0.0
+
+
+def _measured(layer: ir.Node) -> str:
+    """The tensor that a layer reads, in front of a Flatten."""
+    value = layer.inputs[0]
+    while value is not None and (node := value.producer()) is not None and is_op(node, "Flatten"):
+        value = node.inputs[0]
+    return (value.name or "") if value is not None else ""
+
+
+def _kernel(layer: ir.Node) -> npt.NDArray[np.floating]:
+    """The weight of a Conv or Gemm as [groups, outputs, inputs, taps]."""
+    weight = constant_value(layer.inputs[1])
+    assert weight is not None  # `channel_groups` has looked
+    if layer.op_type == "Conv":
+        groups = group_of(layer)
+        return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    rows = weight if int_attribute(layer, "transB", 0) else weight.T
+    return rows[None, :, :, None]

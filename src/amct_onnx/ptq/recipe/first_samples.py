@@ -1,0 +1,127 @@
+"""What an effort tries, and the first samples of the data, on which it tries it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amct_onnx.data.batches import BatchRule, joined
+from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.ptq.recipe.rounding import Method
+from amct_onnx.values.findings import Effort
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+_SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
+_TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
+# Rare outliers decide the factors of SmoothQuant: more samples than those that are run for anything else.
+_CHANNEL_SAMPLES = 64
+_MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an effort tries.
+
+    samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
+    so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
+    SmoothQuant. thorough: all of them are tried, and not those until one helps or the promising ones. rounding:
+    methods. ranges: on so many samples it is measured what ranges cost.
+    """
+
+    samples: int
+    memory: int
+    judges: int
+    quick: int
+    strengths: tuple[tuple[float, float], ...]
+    smooth: tuple[float, ...]
+    thorough: bool
+    rounding: tuple[Method, ...]
+    ranges: int
+
+    def for_samples_of(self, size: int) -> Plan:
+        """The plan for samples of so many bytes: more of them if they are small."""
+        if size > _SMALL:
+            return self
+        return replace(self, samples=self.samples * _MORE, quick=self.quick * _MORE, ranges=self.ranges * _MORE)
+
+
+PLANS: Mapping[Effort, Plan] = {
+    "fast": Plan(
+        samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
+    ),
+    "default": Plan(
+        samples=24,
+        memory=24 << 20,
+        judges=3,
+        quick=8,
+        strengths=((0.5, 0.25),),
+        smooth=(0.7,),
+        thorough=False,
+        rounding=("gptq",),
+        ranges=0,
+    ),
+    "best": Plan(
+        samples=96,
+        memory=96 << 20,
+        judges=3,
+        quick=32,
+        strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
+        smooth=(0.5, 0.7, 0.85),
+        thorough=True,
+        rounding=("gptq", "adaround"),
+        ranges=24,
+    ),
+}
+
+
+class Front:
+    """The first samples of `feeds`, which iterating gives before the others.
+
+    A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
+    size, and `rows` so many make a batch. `more`: the feeds behind the samples, within the same memory, which show the
+    magnitudes of channels.
+    """
+
+    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
+        self._rule = rule = BatchRule.of(inputs)
+        self.samples: list[Feed] = []
+        self.plan, self.rows = plan, 1
+        read: list[Feed] = []
+        size = 0
+        while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
+            count = rule.count(feed)
+            if not read:
+                bytes_of_one = sum(array.nbytes for array in feed.values()) // max(1, count)
+                tokens = sum(array.size for array in feed.values() if array.dtype in (np.int32, np.int64)) // max(
+                    1, count
+                )
+                self.plan = plan.for_samples_of(bytes_of_one + _TOKEN * tokens)
+                self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
+            read.append(feed)
+            for index in range(min(count, self.plan.samples - len(self.samples))):
+                self.samples.append(rule.sample(feed, index))
+                size += sum(array.nbytes for array in self.samples[-1].values())
+        self.more: list[Feed] = []
+        count = len(self.samples)
+        while self.samples and count < _CHANNEL_SAMPLES and size < plan.memory and (feed := next(feeds, None)):
+            self.more.append(feed)
+            count += rule.count(feed)
+            size += sum(array.nbytes for array in feed.values())
+        self._feeds = chain(read, self.more, feeds)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return self._feeds
+
+    def count(self, feed: Feed) -> int:
+        """How many samples a feed has."""
+        return self._rule.count(feed)
+
+    def batches(self, samples: Sequence[Feed]) -> list[dict[str, npt.NDArray[Any]]]:
+        """Some of `samples` in batches, whatever the batches were that they came in."""
+        return joined(samples, self._rule, self.rows)

@@ -1,0 +1,251 @@
+"""Weights of matrix products in few bits, activations in float: `quantize(..., weight_only=4)`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.data.open_data import DataSource
+from amct_onnx.errors import ArgumentError, CalibrationError, ModelError
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.digest import model_digest
+from amct_onnx.graph.layers import candidates
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.passes.smooth import product_inputs
+from amct_onnx.graph.weights import kernel_rows
+from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.numerics.statistics.moments import SecondMoments
+from amct_onnx.numerics.weights.adaround import learn_rounding
+from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
+from amct_onnx.numerics.weights.gptq import solve_gptq_blocks
+from amct_onnx.observe.histograms import processors, run_side_by_side
+from amct_onnx.observe.second_moments import collect_moments
+from amct_onnx.progress import Progress, silent
+from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.request import Choice
+from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.targets.to_nbits import BlockWeight, lower_nbits
+from amct_onnx.values.layers import Decision
+from amct_onnx.values.qdq_tables import ONNXRUNTIME
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.uint8]
+Feed = Mapping[str, npt.NDArray[Any]]
+Rounding = Literal["nearest", "gptq", "adaround"]
+
+_BITS = (4, 8)
+_LEAST_BLOCK = 16
+_LONGEST = 4096  # columns whose second moments are known together
+# Feeds are read once for each chunk of layers, so they are kept: so many bytes of them, at most so many samples.
+_KEPT_BYTES, _KEPT_SAMPLES = 256 << 20, 512
+_PRODUCTS = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class WeightOnlyModel(QuantizedModel):
+    """A model whose products have weights of few bits. `blocks` has the weight of each of them, by node."""
+
+    blocks: Mapping[str, BlockWeight] = field(default_factory=dict)
+
+    def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
+        """There is one target for weights alone. Raises ArgumentError."""
+        raise ArgumentError("A model of weight_only has no other target: call quantize without weight_only.")
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each product, and why where its weight stays in float."""
+        return tuple(_decisions(self.source.fused, self.choice.off()))
+
+    @cached_property
+    def activations(self) -> Mapping[str, QParams]:
+        """Nothing: activations stay in float."""
+        return {}
+
+    def solve(self) -> None:
+        """All is solved."""
+
+    @cached_property
+    def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
+        model = self.source.fused.clone()
+        lower_nbits(model, self.blocks)
+        return model, {}
+
+
+def check_weight_only(bits: Any, block_size: Any, target: str, data: object) -> None:
+    """Raise ArgumentError for what ONNX Runtime's MatMulNBits does not have, and for statistics instead of data."""
+    if target != ONNXRUNTIME.name:
+        raise ArgumentError(f"weight_only needs target {ONNXRUNTIME.name}, got {target}: leave one of them out.")
+    if bits not in _BITS:
+        raise ArgumentError(f"weight_only={bits!r} bits: use 4 or 8.")
+    if not isinstance(block_size, int) or block_size < _LEAST_BLOCK or block_size & (block_size - 1):
+        raise ArgumentError(f"block_size={block_size!r} is no power of two from {_LEAST_BLOCK} on, such as 32.")
+    if isinstance(data, Statistics):
+        raise ArgumentError("weight_only cannot use statistics of activations: give data, or None.")
+
+
+def quantize_weights(
+    source: FloatSource,
+    feeds: Iterable[Feed] | None,
+    *,
+    choice: Choice,
+    bits: int = 4,
+    block_size: int = 32,
+    rounding: Rounding = "gptq",
+    symmetric: bool = False,
+    settings: AdaRound | None = None,
+    progress: Progress = silent,
+) -> WeightOnlyModel:
+    """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
+
+    feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. symmetric: without
+    zero points. settings: those of AdaRound.
+
+    Raises ModelError without such a layer, DataError and CalibrationError like `collect_moments`.
+    """
+    layers = [decision.layer for decision in _decisions(source.fused, choice.off()) if decision.quantized]
+    if not layers:
+        raise ModelError(f"{source.name} has no product whose weight could be quantized: it needs MatMul or Gemm.")
+    model = source.fused.clone()
+    normalize_layers(model, frozenset(layers))
+    rows = {node.name or "": node for node in model.graph}
+    grid = partial(solve_block_grid, block=block_size, bits=bits, symmetric=symmetric)
+    samples, blocks, sample = 0, {}, None
+    if feeds is None or rounding == "nearest":
+        for done, layer in enumerate(layers, 1):
+            blocks[layer] = _nearest(layer, _rows(rows[layer]), grid)
+            progress("rounding", done / len(layers))
+    else:
+        kept, samples = _kept(feeds)
+        sample = kept[0] if kept else None
+        learned = (settings or AdaRound()) if rounding == "adaround" else None
+        for layer, block in _by_second_order(model, layers, kept, grid, learned, progress):
+            blocks[layer] = block
+    digest = model_digest(source.fused)
+    return WeightOnlyModel(
+        source=source,
+        target=ONNXRUNTIME.name,
+        choice=choice,
+        statistics=Statistics(tensors={}, samples=samples, digest=digest),
+        assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
+        sample=sample,
+        blocks={layer: blocks[layer] for layer in layers},
+    )
+
+
+def _decisions(model: ir.Model, off: frozenset[str]) -> Iterable[Decision]:
+    possible = {layer for tensor in product_inputs(model).values() for layer in tensor.layers}
+    for traits in candidates(model):
+        if traits.op_type in _PRODUCTS:
+            reason = _reason(traits.name in possible, traits.reason, traits.two_operands, traits.name in off)
+            yield Decision(layer=traits.name, quantized=not reason, reason=reason)
+
+
+def _reason(possible: bool, unfit: str | None, two_operands: bool, off: bool) -> str:
+    if off:
+        return "it is switched off by the settings"
+    if two_operands:
+        return "it multiplies two activations"
+    if unfit is not None:
+        return unfit
+    return "" if possible else "its weight is no float32 matrix"
+
+
+def _kept(feeds: Iterable[Feed]) -> tuple[list[Feed], int]:
+    """The first feeds, and how many samples they are; at least one feed if there is one."""
+    kept: list[Feed] = []
+    size = samples = 0
+    for feed in feeds:
+        size += sum(array.nbytes for array in feed.values())
+        if kept and (size > _KEPT_BYTES or samples >= _KEPT_SAMPLES):
+            break
+        kept.append({name: np.array(array) for name, array in feed.items()})
+        samples += max((len(array) for array in feed.values() if array.ndim), default=1)
+    return kept, samples
+
+
+def _rows(node: ir.Node) -> Floats:
+    weight = constant_value(node.inputs[1])
+    assert weight is not None  # the decision has looked
+    return kernel_rows(node, weight)
+
+
+def _nearest(layer: str, rows: Floats, solve: Callable[[Floats], BlockGrid]) -> BlockWeight:
+    try:
+        grid = solve(rows)
+    except ValueError as error:
+        raise ModelError(f'Layer "{layer}": {error}. Correct the model or switch the layer off.') from error
+    return BlockWeight(integers=grid.quantize(rows), grid=grid)
+
+
+def _by_second_order(
+    model: ir.Model,
+    layers: Sequence[str],
+    feeds: Sequence[Feed],
+    grid: Callable[[Floats], BlockGrid],
+    learned: AdaRound | None,
+    progress: Progress,
+) -> Iterable[tuple[str, BlockWeight]]:
+    nodes, stop = {node.name or "": node for node in model.graph}, threading.Event()
+
+    def advance(share: float) -> None:
+        if stop.is_set():
+            raise InterruptedError
+
+    def solve(item: tuple[str, SecondMoments]) -> BlockWeight:
+        layer, moments = item
+        rows = _rows(nodes[layer])
+        nearest = _nearest(layer, rows, grid)
+        try:
+            if learned is None:
+                integers = _gptq(rows, nearest.grid, moments)
+            else:
+                integers = _adaround(rows, nearest.grid, moments, learned, advance)
+        except ValueError as error:
+            raise CalibrationError(f'Layer "{layer}" cannot be rounded: {error}.') from error
+        return BlockWeight(integers=integers, grid=nearest.grid)
+
+    moments = collect_moments(model, layers, feeds, longest=_LONGEST)
+    with one_blas_thread(), closing(run_side_by_side(solve, moments, processors())) as rounded:
+        try:
+            for done, ((layer, _), running) in enumerate(rounded, 1):
+                yield layer, running.result()
+                progress("rounding", done / len(layers))
+        finally:
+            stop.set()
+
+
+def _gptq(rows: Floats, grid: BlockGrid, moments: SecondMoments) -> Integers:
+    """GPTQ, in parts as long as the Gram matrices."""
+    count, length = rows.shape
+    integers, width = np.empty((count, length), np.uint8), moments.mean.shape[1]
+    for unit, gram in enumerate(moments.gram):
+        part = slice(unit * width, min((unit + 1) * width, length))
+        size = part.stop - part.start
+        integers[:, part] = solve_gptq_blocks(
+            rows[:, part], gram[:size, :size], grid, start=part.start, by_diagonal=True
+        )
+    return integers
+
+
+def _adaround(
+    rows: Floats, grid: BlockGrid, moments: SecondMoments, settings: AdaRound, advance: Callable[[float], None]
+) -> Integers:
+    scale, zero_point = grid.columns(rows.shape[1])
+    spec = QSpec(bits=grid.bits)  # signed: half of the integers are below its zero
+    shift = zero_point + spec.qmin
+    found = learn_rounding(
+        rows[None], scale[None].astype(np.float32), spec, moments, settings, advance, shift=shift[None]
+    ).integers[0]
+    integers: Integers = (found - spec.qmin).astype(np.uint8)
+    return integers

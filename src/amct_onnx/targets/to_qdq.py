@@ -1,0 +1,319 @@
+"""Turn a float model into one with QuantizeLinear and DequantizeLinear nodes, as a plan says.
+
+Before                   After
+x -> Conv(w, b) -> y     x -> Q -> DQ -> Conv(DQ(w_int), DQ(b_int)) -> Q -> DQ -> y
+
+A tensor has one Q and one DQ, whoever reads it; a group of tensors has one scale and one zero point. Weights are stored
+as integers, per output channel, and biases as int32 with scale_x * scale_w where the target wants that. ONNX Runtime
+gives float layers between DQ and Q int8 weights of its own, one scale for all channels: a Concat of one tensor, which
+it neither removes nor sees through, keeps the Q away from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
+from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
+from amct_onnx.graph.passes.fusion import absorb, is_op
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.tensors import deferred
+from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.numerics.rounding import quantize
+from amct_onnx.values.findings import WeightGrid
+from amct_onnx.values.qdq_plan import QdqPlan
+from amct_onnx.values.qdq_tables import QdqTarget
+
+Array = npt.NDArray[Any]
+SolveWeight = Callable[[str, Array, QSpec, Array], WeightGrid]
+# A bias uses at most half of int32, so that the sums that it is added to have the other half.
+_BIAS_LIMIT = 2.0**30
+
+
+def lower_qdq(
+    model: ir.Model,
+    plan: QdqPlan,
+    target: QdqTarget,
+    grids: Mapping[str, QParams],
+    solve_weight: SolveWeight,
+) -> dict[str, QParams]:
+    """Quantize `model` in place; `grids` has the grid of each tensor of the plan. Returns those of weights, by node.
+
+    `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n], each in the order
+    in which kernels read it (the channels of an input position stand together), and the least scale of each row.
+
+    Raises ModelError for a weight without a grid, and for an opset that is too new for the target.
+    """
+    opset = default_opset(model)
+    if opset > target.maximum_opset and not target.beyond:
+        text = f"target {target.name} has QuantizeLinear up to opset {target.maximum_opset}"
+        raise ModelError(f"The model uses opset {opset}, and {text}: export it again with that or an earlier one.")
+    normalize_layers(model, frozenset(plan.layers))
+    lowering = _Lowering(model, plan, target, grids)
+    weights = {}
+    for node in list(model.graph):
+        if node.name in lowering.layers and node.op_type in WEIGHT_OPS:
+            params = lowering.quantize_weight(node, solve_weight)
+            weights[node.name or ""] = params
+    for node in list(model.graph):
+        if target.drops_clamps and (node.name or "") in plan.absorbed:
+            lowering.absorb(node)
+    for group in plan.groups:
+        for tensor in group.tensors:
+            lowering.quantize_tensor(tensor, group.tensors[0])
+    lowering.quantize_constants()
+    for node in list(model.graph):
+        if node.name in lowering.layers and target.rules[node.op_type].direct:
+            lowering.move_to_integers(node)
+    return weights
+
+
+@dataclass
+class _Lowering:
+    model: ir.Model
+    plan: QdqPlan
+    target: QdqTarget
+    grids: Mapping[str, QParams]
+    names: ValueNames = field(init=False)
+    layers: frozenset[str] = field(init=False)
+    domain: str = field(init=False)
+    nodes: dict[str, ir.Node] = field(init=False)
+    values: dict[str, ir.Value] = field(init=False)
+    scales: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    clamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.names, self.layers = ValueNames(self.model), frozenset(self.plan.layers)
+        self.domain = "" if default_opset(self.model) <= self.target.maximum_opset else self.target.beyond
+        if self.domain:
+            self.model.opset_imports.setdefault(self.domain, 1)
+        self.nodes = {node.name or "": node for node in graph}
+        self.values = {value.name: value for value in graph.inputs if value.name}
+        self.values |= {value.name: value for node in graph for value in node.outputs if value.name}
+
+    def quantize_weight(self, node: ir.Node, solve: SolveWeight) -> QParams:
+        """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
+        weight, source = constant_value(node.inputs[1]), node.inputs[0]
+        assert weight is not None  # the planner has looked
+        assert source is not None  # a layer has an input
+        data = self.grids[source.name or ""]
+        axis, rows = weight_axis(node, weight.ndim), kernel_rows(node, weight)
+        bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+        bound = bias is not None and self.target.int32_bias
+        least = _least_scale(data, bias) if bias is not None and bound else np.zeros(len(rows), np.float32)
+        spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
+        try:
+            grid = solve(node.name or "", rows, spec, least)
+        except ValueError as error:
+            raise ModelError(f'Layer "{node.name}": {error}. Correct the model or switch the layer off.') from error
+        spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
+        params = QParams(scale=grid.params.scale, zero_point=grid.params.zero_point, spec=spec)
+        if grid.correction is not None:
+            bias = self._corrected(node, bias, grid.correction)
+        if grid.integers is None:
+            integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
+        else:
+            integers = ir.tensor(from_kernel_rows(node, grid.integers, weight.shape))
+        self._dequantized(node, 1, integers, params.scale, axis)
+        if bias is not None and self.target.int32_bias:
+            scale = data.scale * params.scale
+            steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+            self._dequantized(node, 2, ir.tensor(steps), scale, 0)
+        return params
+
+    def _corrected(self, node: ir.Node, bias: Array | None, correction: Array) -> Array | None:
+        """The bias with a correction for each output channel, in the model too; a layer without bias gets one."""
+        if node.op_type == "MatMul" or (bias is not None and bias.size != correction.size):
+            return bias
+        wanted = correction if bias is None else bias + correction.reshape(bias.shape)
+        own_constant(node, 2, wanted.astype(np.float32), f"{node.name}.bias", names=self.names)
+        return wanted.astype(np.float32)
+
+    def _dequantized(self, node: ir.Node, index: int, integers: ir.TensorProtocol, scale: Array, axis: int) -> None:
+        """Input `index` of `node`, an initializer of its own, becomes `integers` behind a DequantizeLinear."""
+        value = node.inputs[index]
+        assert value is not None  # the caller has read it
+        name = value.name or ""
+        stored = add_initializer(self.model.graph, f"{name}.integers", integers, names=self.names)
+        steps = add_initializer(self.model.graph, f"{name}.scale", scale, names=self.names)
+        # ONNX Runtime has an integer Gemm only where the zero points of the weight are in the file.
+        zeros = np.zeros(scale.shape, integers.dtype.numpy())
+        zero_points = add_initializer(self.model.graph, f"{name}.zero_point", zeros, names=self.names)
+        output = ir.val(self.names.new(f"{name}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
+        operands = [stored, steps, zero_points]
+        dequantize = self._node("DequantizeLinear", operands, f"{name}.dequantize", output, axis=axis)
+        self.model.graph.insert_before(node, dequantize)
+        node.replace_input_with(index, output)
+        if not value.uses():
+            del self.model.graph.initializers[name]
+
+    def _node(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, output: ir.Value, **attributes: int
+    ) -> ir.Node:
+        return ir.node(op_type, inputs, attributes, domain=self.domain, name=name, outputs=[output])
+
+    def absorb(self, clamp: ir.Node) -> None:
+        """Leave out a Relu or Clip; where the grid of its output goes on behind its bounds, integers are clamped."""
+        name, producer = clamp.outputs[0].name or "", self.nodes[self.plan.absorbed[clamp.name or ""]]
+        self.clamps[name] = _integer_bounds(clamp, self.grids[name])
+        absorb(producer, clamp)
+        result = producer.outputs[0]
+        result.name = name
+        self.values[name] = result
+
+    def quantize_tensor(self, tensor: str, group: str) -> None:
+        """One QuantizeLinear and one DequantizeLinear behind `tensor`, for those that read it quantized."""
+        value, graph, spec = self.values[tensor], self.model.graph, self.grids[tensor].spec
+        scale, zero_point = self._scale(group)
+        integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
+        restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
+        fence = [self._fence(value)] if self._is_rounded(value) else []
+        source = fence[0].outputs[0] if fence else value
+        nodes = [
+            self._node("QuantizeLinear", [source, scale, zero_point], f"{tensor}.quantize", integers),
+            self._node("DequantizeLinear", [integers, scale, zero_point], f"{tensor}.dequantize", restored),
+        ]
+        clamp = self.clamps.get(tensor, (spec.qmin, spec.qmax))
+        if clamp != (spec.qmin, spec.qmax):
+            nodes.insert(1, self._integer_clamp(tensor, integers, clamp))
+            nodes[2].replace_input_with(0, nodes[1].outputs[0])
+        readers = [
+            (use.node, use.idx)
+            for use in value.uses()
+            if use.node not in (nodes[0], *fence)
+            and (tensor in self.plan.integer or (use.node.name or "", use.idx) in self.plan.reads)
+        ]
+        producer = value.producer()
+        nodes = [*fence, *nodes]
+        if producer is None:
+            graph.insert_before(graph[0], nodes)
+        else:
+            graph.insert_after(producer, nodes)
+        for node, index in readers:
+            node.replace_input_with(index, restored)
+        if value.is_graph_output() and tensor in self.plan.integer:
+            value.name, restored.name = self.names.new(f"{tensor}.float"), tensor
+            restored.type, restored.shape = value.type, value.shape
+            for index, output in enumerate(graph.outputs):
+                if output is value:
+                    graph.outputs[index] = restored
+
+    def _is_rounded(self, value: ir.Value) -> bool:
+        """Whether the target would round the weight of the float layer that makes a tensor which is quantized."""
+        node = value.producer()
+        if node is not None and is_op(node, *self.target.absorbs):
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node is None or node.name in self.layers or not is_op(node, *self.target.rounds_floats):
+            return False
+        source = node.inputs[0]
+        while source is not None and (maker := source.producer()) is not None:
+            if maker.op_type == "DequantizeLinear" or source.name in self.plan.integer:
+                return True
+            rule = self.target.rules.get(maker.op_type)
+            if rule is None or rule.output != "same":
+                return False
+            source = maker.inputs[0]
+        return False
+
+    def _fence(self, value: ir.Value) -> ir.Node:
+        output = ir.val(self.names.new(f"{value.name}.float"), dtype=ir.DataType.FLOAT, shape=value.shape)
+        return ir.node("Concat", [value], {"axis": 0}, name=f"{value.name}.fence", outputs=[output])
+
+    def _integer_clamp(self, tensor: str, integers: ir.Value, clamp: tuple[int, int]) -> ir.Node:
+        """A Clip on the integers of `tensor`."""
+        bounds = [
+            add_initializer(self.model.graph, f"{tensor}.{name}", self._stored(bound), names=self.names)
+            for name, bound in zip(("lowest", "highest"), clamp, strict=True)
+        ]
+        output = ir.val(self.names.new(f"{tensor}.clamped"), dtype=self._integer_type())
+        return ir.node("Clip", [integers, *bounds], name=f"{tensor}.clamp", outputs=[output])
+
+    def _stored(self, integers: npt.ArrayLike) -> Array:
+        """Integers of a grid as the file has them."""
+        offset = -self.target.activation.qmin if self.target.unsigned_activations else 0
+        return np.asarray(np.asarray(integers) + offset).astype(self._integer_type().numpy())
+
+    def _scale(self, group: str) -> tuple[ir.Value, ir.Value]:
+        """The initializers of scale and zero point that a group shares."""
+        if group not in self.scales:
+            self.scales[group] = self._grid_initializers(group, self.grids[group])
+        return self.scales[group]
+
+    def _grid_initializers(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
+        scale, stored = params.scale.reshape(()), self._stored(params.zero_point.reshape(()))
+        graph = self.model.graph
+        return (
+            add_initializer(graph, f"{name}.scale", scale, names=self.names),
+            add_initializer(graph, f"{name}.zero_point", stored, names=self.names),
+        )
+
+    def quantize_constants(self) -> None:
+        """Constant operands of sums, products and concatenations, on grids of their own."""
+        for name, index in sorted(self.plan.constants):
+            node = self.nodes[name]
+            array, value = constant_value(node.inputs[index]), node.inputs[index]
+            assert array is not None  # the planner has looked
+            assert value is not None  # as above
+            owner = f"{value.name}.{name}.{index}"
+            shared = node.outputs[0].name in self.grids and node.op_type == "Concat"
+            params = self.grids[node.outputs[0].name or ""] if shared else self._constant_grid(array)
+            scale, zero_point = self._grid_initializers(owner, params)
+            steps = self._stored(quantize(array, params))
+            stored = add_initializer(self.model.graph, f"{owner}.integers", steps, names=self.names)
+            output = ir.val(self.names.new(f"{owner}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
+            dequantize = self._node("DequantizeLinear", [stored, scale, zero_point], f"{owner}.dequantize", output)
+            self.model.graph.insert_before(node, dequantize)
+            node.replace_input_with(index, output)
+            remove_unused((value,))
+
+    def _constant_grid(self, array: Array) -> QParams:
+        spec, low, high = self.target.activation, min(0.0, float(array.min())), max(0.0, float(array.max()))
+        return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
+
+    def _integer_type(self) -> ir.DataType:
+        return ir.DataType.UINT8 if self.target.unsigned_activations else ir.DataType.INT8
+
+    def move_to_integers(self, node: ir.Node) -> None:
+        """Let an operator that moves elements work on integers: the runtime has no rule for it between Q and DQ."""
+        source, old = node.inputs[0], node.outputs[0]
+        dequantize = source.producer() if source is not None else None
+        assert dequantize is not None  # both sides of such a node are quantized
+        quantizer = next(iter(old.uses())).node
+        result = quantizer.outputs[0]
+        node.replace_input_with(0, dequantize.inputs[0])
+        if (
+            node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant"
+        ):  # zeros are zero points
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, dequantize.inputs[2])
+        old.type = ir.TensorType(self._integer_type())  # a new one: a clone shares it with its original
+        result.replace_all_uses_with(old)
+        self.model.graph.remove(quantizer, safe=True)
+        if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
+            self.model.graph.remove(dequantize, safe=True)
+
+
+def _least_scale(data: QParams, bias: Array) -> Array:
+    """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing."""
+    least = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
+    return least.astype(np.float32)
+
+
+def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:
+    """The lowest and highest integer of a grid that a Relu or a Clip of constant bounds lets through."""
+    bounds = [None if value is None else constant_value(value) for value in clamp.inputs[1:3]]
+    low, high = (float(bound.item()) if bound is not None else None for bound in (*bounds, None, None)[:2])
+    low = 0.0 if clamp.op_type == "Relu" else low
+    ends = np.asarray([-np.inf if low is None else low, np.inf if high is None else high])
+    spec, scale, zero_point = params.spec, float(params.scale[0]), int(params.zero_point[0])
+    lowest, highest = np.clip(np.rint(ends / scale) + zero_point, spec.qmin, spec.qmax)
+    return int(lowest), int(highest)

@@ -1,0 +1,45 @@
+"""What is quantized of a model for a Q/DQ target: the nodes, and the tensors with the grids that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from amct_onnx.values.layers import Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorGroup:
+    """Tensors that have one grid. `sources` are those whose values occur: the others hold a part of them."""
+
+    tensors: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdqPlan:
+    """One decision for each node of a type that the target has a rule for, in graph order.
+
+    `groups` partition the quantized tensors. `reads` are the quantized inputs, (node, index), `constants` those of them
+    that are constants. `integer` tensors leave their node as integers, so all readers get what was quantized.
+    `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in.
+    """
+
+    target: str
+    decisions: tuple[Decision, ...]
+    groups: tuple[TensorGroup, ...]
+    reads: frozenset[tuple[str, int]]
+    constants: frozenset[tuple[str, int]]
+    integer: frozenset[str]
+    absorbed: Mapping[str, str]
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The quantized nodes, in graph order."""
+        return tuple(decision.layer for decision in self.decisions if decision.quantized)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors that calibration has to see."""
+        return tuple(tensor for group in self.groups for tensor in group.sources)

@@ -1,0 +1,113 @@
+"""Counting in place: both tallies give the histogram that merging the arrays gives, whatever comes in which order."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from amct_onnx.numerics.statistics import accumulator as tally
+from amct_onnx.numerics.statistics.accumulator import CompiledTally, Counter, Tally
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+
+_VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 3e38])
+_ARRAYS = hnp.arrays(
+    np.float32, st.integers(1, 40), elements=_VALUES | st.floats(-64, 64, width=32) | st.floats(0, 1, width=32)
+)
+Make = Callable[[], Counter]
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "numpy":
+        return Tally
+    if tally._tally is None:
+        reason = "built without a C compiler: there is no amct_onnx.numerics.statistics._accumulator"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return lambda: CompiledTally(3)
+
+
+def merged(arrays: list[np.ndarray]) -> DyadicHistogram:
+    result = DyadicHistogram.empty()
+    for array in arrays:
+        result = result.merge(DyadicHistogram.of(array))
+    return result
+
+
+def counted(counter: Counter, arrays: list[np.ndarray]) -> DyadicHistogram:
+    for array in arrays:
+        counter.add(array)
+    assert counter.wrong == ""
+    return counter.histogram()
+
+
+@settings(max_examples=300)
+@given(st.lists(_ARRAYS, min_size=1, max_size=5))
+@example([np.zeros(3, np.float32), np.array([1e-45], np.float32), np.array([-3e38, 3e38], np.float32)])
+@example([np.array([1e6, 1e6 + 1], np.float32), np.array([1.1e6], np.float32), np.array([-5], np.float32)])
+@example([np.array([-1.0], np.float32), np.array([-(2.0**-126)], np.float32), np.array([16384.0], np.float32)])
+def test_the_sum_is_that_of_merged_histograms(arrays: list[np.ndarray]) -> None:
+    assert counted(Tally(), arrays) == merged(arrays)
+    if tally._tally is not None:
+        assert counted(CompiledTally(1), arrays) == merged(arrays)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 5000, 300_001])
+def test_ranges_that_grow_within_an_array_and_between(make: Make, n: int) -> None:
+    rng = np.random.default_rng(n)
+    growing = (rng.normal(size=n) * np.geomspace(1e-3, 1e3, n)).astype(np.float32)
+    rectified = np.maximum(rng.normal(0, 50, n), 0).astype(np.float32)
+    shifted = rng.normal(1e5, 3, (n, 1)).astype(np.float32)
+    arrays = [rectified, -rectified, growing, growing[::-1], shifted, growing * 1e6]
+    assert counted(make(), arrays) == merged(arrays)
+
+
+def test_threads_add_at_the_same_time(make: Make) -> None:
+    arrays = [np.random.default_rng(i).normal(i, 10.0 ** (i % 4), 20_000).astype(np.float32) for i in range(8)]
+    counter = make()
+    threads = [threading.Thread(target=lambda x=x: [counter.add(x) for _ in range(5)]) for x in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter.histogram() == merged(arrays * 5)
+
+
+@pytest.mark.parametrize("at", [0, 500, 2999])
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_noted(make: Make, value: float, at: int) -> None:
+    counter, x = make(), np.linspace(-1, 1, 3000, dtype=np.float32)
+    counter.add(x)
+    assert counter.wrong == ""
+    x[at] = value
+    counter.add(x)
+    assert "NaN or Inf" in counter.wrong
+    counter.add(np.ones(1, np.float32))
+    assert "NaN or Inf" in counter.wrong
+    first = make()
+    first.add(x)
+    assert "NaN or Inf" in first.wrong
+
+
+def test_an_empty_array_is_noted_and_nothing_is_the_empty_histogram(make: Make) -> None:
+    counter = make()
+    assert counter.histogram() == DyadicHistogram.empty()
+    counter.add(np.zeros((0, 3), np.float32))
+    assert "empty" in counter.wrong
+
+
+@pytest.mark.parametrize("parts", [0, -1, 17])
+def test_impossible_numbers_of_threads(parts: int) -> None:
+    if tally._tally is None:
+        pytest.skip("built without a C compiler")
+    with pytest.raises(ValueError, match="between 1 and 16"):
+        CompiledTally(parts)

@@ -1,0 +1,326 @@
+"""The recipe: what it keeps of the data, that it keeps only what helps, and that its result is what it judged."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from flow import build
+
+import amct_onnx
+from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
+from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.naming import name_nodes
+from amct_onnx.measure.output_noise import Judge
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.weights.mse import solve_weight_mse
+from amct_onnx.ptq import quantize as one_call
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.recipe.first_samples import PLANS, Front
+from amct_onnx.ptq.request import Choice
+from amct_onnx.values.findings import EFFORTS, Tuning, WeightGrid
+
+NETWORK = """g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w, b)
+    r = Relu(a)
+    c = Conv(r, v, d)
+    s = Relu(c)
+    y = Conv(s, u)
+}"""
+
+
+def filled(body: str, **weights: np.ndarray) -> ir.Model:
+    """A model of named nodes from ONNX text, with its initializers in float32."""
+    model = ir.from_proto(build(body, **{name: array.astype(np.float32) for name, array in weights.items()}))
+    name_nodes(model)
+    return model
+
+
+def network(spread: np.ndarray) -> ir.Model:
+    """Channels of the first tensor are as large as `spread` says, which the second convolution makes up for."""
+    random = np.random.default_rng(0)
+    return filled(
+        NETWORK,
+        w=random.standard_normal((16, 3, 3, 3)) * spread[:, None, None, None],
+        b=random.standard_normal(16) * spread,
+        v=random.standard_normal((16, 16, 1, 1)) / spread[None, :, None, None],
+        d=random.standard_normal(16),
+        u=random.standard_normal((4, 16, 1, 1)),
+    )
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    """A network of which quantization per tensor loses the small channels."""
+    return network(np.geomspace(1, 1000, 16))
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((48, 3, 8, 8)).astype(np.float32)
+
+
+def noise(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images])
+    return judge.noise_of_deployed(result.model()) if result.target == "ascend" else judge.noise(result.model())
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "ascend"])
+def test_more_effort_leaves_less_error_on_samples_that_were_not_seen(
+    model: ir.Model, images: np.ndarray, target: str
+) -> None:
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    results = {effort: amct_onnx.quantize(model, images, target=target, effort=effort) for effort in EFFORTS}
+    errors = {effort: noise(model, result, unseen) for effort, result in results.items()}
+    assert errors["default"] < 0.5 * errors["fast"]
+    assert errors["best"] < 1.1 * errors["default"]  # it was chosen by other samples than these
+    assert results["fast"].steps == ()
+
+
+def test_every_step_says_what_it_brought_and_is_kept_only_if_that_is_something(
+    model: ir.Model, images: np.ndarray
+) -> None:
+    steps = amct_onnx.quantize(model, images, effort="best").steps
+    assert {step.name.split(" ")[0] for step in steps} >= {"equalization", "rounding"}
+    for step in steps:
+        assert step.after is not None
+        assert step.kept == (step.after > step.before)
+        assert f"{step.before:.2f} -> {step.after:.2f} dB" in str(step)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
+def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_result(
+    model: ir.Model, images: np.ndarray, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first one has seen a part of the data: here the easy one."""
+    data = images * np.where(np.arange(len(images)) < 24, 1, 8).astype(np.float32)[:, None, None, None]
+    judges = data[:: PLANS["default"].judges]
+    step = amct_onnx.quantize(model, data, target=target).steps[-1]
+    assert step.first
+    assert str(step).endswith(" dB in a first quantization")
+    monkeypatch.setattr("amct_onnx.ptq.recipe.steps._SURE", step.after + 0.01)
+    result = amct_onnx.quantize(model, data, target=target)
+    step = result.steps[-1]
+    assert not step.first
+    assert step.name == "calibration with all data"
+    assert step.after == pytest.approx(-10 * np.log10(noise(model, result, judges)), abs=1e-2)  # batches sum otherwise
+    assert abs(step.after - step.before) > 0.1
+
+
+def test_the_float_function_stays(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images)
+    assert result.source.factors
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images[:4]])
+    assert judge.noise(result.source.fused.clone()) < 1e-10
+
+
+def test_the_same_data_give_the_same_bytes(model: ir.Model, images: np.ndarray) -> None:
+    first, second = (amct_onnx.quantize(model, images, batch_size=size).model() for size in (1, 8))
+    assert ir.to_proto(first).SerializeToString(deterministic=True) == ir.to_proto(second).SerializeToString(
+        deterministic=True
+    )
+
+
+def test_statistics_carry_the_factors_of_their_model(
+    model: ir.Model, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    result = amct_onnx.quantize(model, images)
+    path = tmp_path_factory.mktemp("s") / "s.npz"
+    amct_onnx.save_statistics(result.statistics, path)
+    loaded = amct_onnx.load_statistics(path)
+    assert loaded == result.statistics
+    again = amct_onnx.quantize(model, loaded)
+    assert {name: grid.scale.tolist() for name, grid in again.activations.items()} == {
+        name: grid.scale.tolist() for name, grid in result.activations.items()
+    }
+    fast = amct_onnx.quantize(model, images, effort="fast").statistics
+    assert not fast.factors
+    with pytest.raises(StatisticsError, match=r"different models|differently equalized"):
+        loaded.merge(fast)
+
+
+def test_other_targets_keep_what_was_found(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images)
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    for target in ("openvino", "ascend"):
+        fast = amct_onnx.quantize(model, images, target=target, effort="fast")
+        assert noise(model, result.to(target), unseen) < 0.5 * noise(model, fast, unseen)
+
+
+def test_with_settings_or_few_samples_there_is_no_recipe(model: ir.Model, images: np.ndarray) -> None:
+    assert amct_onnx.quantize(model, images[:3]).steps == ()
+    fast = amct_onnx.quantize(model, images[:3], effort="fast")
+    assert ir.to_proto(fast.model()) == ir.to_proto(amct_onnx.quantize(model, images[:3]).model())
+
+
+def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached = amct_onnx.quantize(model, images).steps[-1].after
+    assert not caplog.records
+    monkeypatch.setattr(one_call, "_NOISY", 60)
+    amct_onnx.quantize(model, images, effort="fast")
+    assert not caplog.records
+    amct_onnx.quantize(model, images)
+    assert f"only {reached:.1f} dB above the noise of int8" in caplog.text
+    assert "min_sqnr=60" in caplog.text
+
+
+def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:
+    with pytest.raises(ArgumentError, match="'high' is unknown, use one of fast, default, best"):
+        amct_onnx.quantize(model, images, effort="high")
+
+
+def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) -> None:
+    feeds = [{"x": np.full((5, 3, 8, 8), number, np.float32)} for number in range(40)]
+    front = Front(iter(feeds), model_inputs(model), PLANS["default"])
+    assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
+    assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
+    assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
+
+
+def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data(model: ir.Model) -> None:
+    inputs, images = model_inputs(model), np.arange(20, dtype=np.float32)[:, None, None, None]
+    whole = np.broadcast_to(images, (20, 3, 8, 8))
+    for size in (1, 7, 20):
+        feeds = ({"x": whole[start : start + size]} for start in range(0, 20, size))
+        front = Front(iter(feeds), inputs, PLANS["default"])
+        batches = front.batches(front.samples[3:])
+        assert [feed["x"][:, 0, 0, 0].tolist() for feed in batches] == [
+            list(range(3, 11)),
+            list(range(11, 19)),
+            [19],
+        ]
+
+
+def test_a_network_for_one_sample_at_a_time_has_a_recipe_as_well(
+    images: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = """g (float[n,3,8,8] x) => (float[k,4] y)
+        <int64[2] one = {1, 192}> { flat = Reshape(x, one) y = Gemm(flat, w) }"""
+    model = filled(text, w=np.random.default_rng(0).standard_normal((192, 4)))
+    result = amct_onnx.quantize(model, [{"x": image[None]} for image in images])
+    assert [step.reason for step in result.steps] == [""]
+    assert result.steps[0].name == "rounding by gptq, biases corrected"
+    assert "onnxruntime" not in capfd.readouterr().err  # it was asked to run a batch, and refused
+
+
+def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(images: np.ndarray) -> None:
+    text = """g (float[n,3,8,8] x) => (float[n,4,8,8] y)
+        { a = Conv(x, w) top = ReduceMax<keepdims=0>(a) y = Div(a, top) }"""
+    model = filled(text, w=np.random.default_rng(0).standard_normal((4, 3, 1, 1)))
+    feeds = [{"x": image[None] * np.float32(1 + index)} for index, image in enumerate(images)]
+    result = amct_onnx.quantize(model, feeds)
+    (step,) = result.steps
+    judge = Judge(model.clone(), feeds[::3])
+    reached = judge.noise(result.model())
+    assert (step.after if step.kept else step.before) == pytest.approx(-10 * np.log10(reached), abs=1e-6)
+
+
+def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
+    spec, none, known = QSpec(granularity=PerChannel(0)), np.zeros(3, np.float32), {}
+    rows = np.arange(1, 7, dtype=np.float32)
+    for shape in ((2, 3), (3, 2), (1, 6)):
+        found = Choice().weight("layer", rows.reshape(shape), spec, none[: shape[0]], known).params
+        assert found.scale.tolist() == solve_weight_mse(rows.reshape(shape), spec).scale.tolist()
+
+
+def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images, effort="fast")
+    group = next(group for group in result.plan.groups if group.tensors[0] == "r")
+    narrow = replace(result, tuning=Tuning(ranges={group.sources: (0.0, 1.0)}))
+    assert narrow.activations["r"].scale == pytest.approx(1 / 255)
+    joined = replace(result, tuning=Tuning(ranges={(*group.sources, "s"): (0.0, 1.0)}))
+    assert joined.activations["r"].scale == result.activations["r"].scale
+
+
+def test_equalization_that_promises_little_is_left_to_best(images: np.ndarray) -> None:
+    model = network(np.ones(16))
+    first = amct_onnx.quantize(model, images).steps[0]
+    assert first.name.startswith("equalization")
+    assert re.search(r"not tried, it promises -?\d\.\d dB, and less than 2.5 seldom holds", str(first))
+    assert all(step.after is not None for step in amct_onnx.quantize(model, images, effort="best").steps)
+
+
+def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) -> None:
+    text = """g (float[n,3,8,8] x) => (float[n,3,8,4] y) { y = MatMul(x, w) }"""
+    model = filled(text, w=np.random.default_rng(0).standard_normal((8, 4)))
+    (step,) = amct_onnx.quantize(model, images).steps
+    assert str(step) == 'rounding by gptq: not tried, no layer has a bias to correct; effort="best" tries it'
+    best = [step for step in amct_onnx.quantize(model, images, effort="best").steps if step.after is not None]
+    assert "rounding by gptq" in {step.name for step in best}
+
+
+def test_weights_that_make_no_noise_are_not_rounded_again(images: np.ndarray) -> None:
+    text = """g (float[n,3,8,8] x) => (float[n,4,8,8] y) { y = Conv(x, w) }"""
+    integers = np.random.default_rng(0).integers(-127, 128, (4, 3, 1, 1))
+    integers[:, 0] = 127  # the scale of each channel is a power of two
+    model = filled(text, w=integers / 128)
+    result = amct_onnx.quantize(model, images)
+    (step,) = result.steps
+    assert str(step) == "rounding: not tried, weights make 0% of the noise"
+    judge = Judge(model.clone(), [{"x": image[None]} for image in images[::3]])
+    assert step.before == pytest.approx(-10 * np.log10(judge.noise(result.model())), abs=1e-3)  # batches sum otherwise
+
+
+def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
+    spec = QSpec(granularity=PerChannel(0))
+    rows = np.array([[1.4, 3.6], [1.4, 3.6], [1.4, 3.6]], np.float32)
+    zeros = np.zeros(3, np.int32)
+    found = WeightGrid(
+        params=QParams(scale=np.array([1, 1, 2], np.float32), zero_point=zeros, spec=spec),
+        integers=np.array([[2, 3], [2, 3], [1, 1]], np.int8),
+        correction=np.array([0.5, 0.25, 0.125]),
+    )
+    tuning = Tuning(weights={"layer": found})
+    other = QParams(scale=np.array([1, 2, 2], np.float32), zero_point=zeros, spec=spec)
+    mixed = tuning.weight("layer", other, rows)
+    assert mixed is not None
+    assert mixed.integers.tolist() == [[2, 3], [1, 2], [1, 1]]
+    assert mixed.correction.tolist() == [0.5, 0.0, 0.125]
+    assert tuning.weight("layer", other) is None
+    assert tuning.weight("layer", found.params) is found
+    assert tuning.weight("other", found.params, rows) is None
+
+
+def test_integers_count_as_what_they_stand_for() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64[n,l] ids, float[100,8] table) => (float[n,l,8] y)
+        { y = Gather(table, ids) }"""
+    inputs = model_inputs(ir.from_onnx_text(text))[:1]
+    for dtype, length, samples in ((np.int64, 64, 24), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
+        feeds = [{"ids": np.zeros((5, length), dtype)} for _ in range(40)]
+        front = Front(iter(feeds), inputs, PLANS["default"])
+        assert len(front.samples) == samples
+        assert front.rows == 8
+
+
+def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise CalibrationError("no memory")
+
+    monkeypatch.setattr("amct_onnx.ptq.recipe.steps.round_weights", refuse)
+    result = amct_onnx.quantize(model, images)
+    assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True)]
+    assert str(result.steps[1]) == "rounding by gptq, biases corrected: not tried, no memory"
+    assert result.source.factors
+    assert not result.tuning.weights
+
+
+def test_an_input_that_is_no_batch_is_not_cut() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n,4] x, float[k,4] table, float factor) => (float[n,k] y) {
+        t = Transpose<perm=[1,0]>(table) m = MatMul(x, t) y = Mul(m, factor) }"""
+    inputs = model_inputs(ir.from_onnx_text(text))
+    feed = {"x": np.ones((6, 4), np.float32), "table": np.ones((3, 4), np.float32), "factor": np.float32(2)}
+    front = Front(iter([{name: np.asarray(array) for name, array in feed.items()}]), inputs, PLANS["default"])
+    assert len(front.samples) == 6
+    assert {name: array.shape for name, array in front.samples[0].items()} == {
+        "x": (1, 4),
+        "table": (3, 4),
+        "factor": (),
+    }

@@ -1,0 +1,203 @@
+"""Second-order rounding of layers: the outputs that ONNX Runtime computes with the integers are the judge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from flow import CPU, build, normal
+from layer_kinds import KINDS, Kind, model_of, outputs_by_group
+from threadpoolctl import threadpool_limits
+
+from amct_onnx.errors import CalibrationError
+from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, output_rows_shape
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.rounding import dequantize, quantize
+from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.numerics.weights.arq import solve_arq
+from amct_onnx.observe import second_moments as grams
+from amct_onnx.ptq.recipe import rounding as second_order
+from amct_onnx.ptq.recipe.rounding import Method, RoundedWeights, round_weights, with_rounded_weights
+
+SETTINGS = AdaRound(num_iteration=2000)
+TOLERANCE = 1e-4  # float32 sums, of ONNX Runtime and of Gram matrices
+
+
+def grid_of(node: ir.Node, weight: np.ndarray, bits: int) -> QParams:
+    return solve_arq(kernel_rows(node, weight), QSpec(bits=bits, granularity=PerChannel(0)))
+
+
+def feeds_of(kind: Kind, count: int = 4) -> list[dict[str, np.ndarray]]:
+    """Inputs that are correlated and have a mean, as behind a ReLU."""
+    return [{"x": np.maximum(normal(seed, *kind.x) + normal(9 + seed, *kind.x[:-1], 1), 0)} for seed in range(count)]
+
+
+def outputs(kind: Kind, weight: np.ndarray, feeds: list[dict[str, np.ndarray]], groups: int) -> np.ndarray:
+    session = ort.InferenceSession(model_of(kind, weight)[0].SerializeToString(), providers=CPU)
+    found = [outputs_by_group(kind, session.run(None, feed)[0], groups) for feed in feeds]
+    return np.concatenate(found, axis=2).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_nearest_weights_in_float(kind: Kind) -> None:
+    proto, _, weight = model_of(kind)
+    model, (feed, *_) = ir.from_proto(proto), feeds_of(kind)
+    node = model.graph.node(0)
+    grid = grid_of(node, weight, 4)
+    nearest = from_kernel_rows(node, dequantize(quantize(kernel_rows(node, weight), grid), grid), weight.shape)
+    rounded = with_rounded_weights(model, {"layer": grid})
+    expected, got = (
+        ort.InferenceSession(source.SerializeToString(), providers=CPU).run(None, feed)[0]
+        for source in (model_of(kind, nearest)[0], ir.to_proto(rounded))
+    )
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize(("method", "blocks"), [("gptq", False), ("gptq", True), ("adaround", False)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_worse_on_weights_better_on_outputs_and_the_mean_is_kept(
+    kind: Kind, bits: int, method: Method, blocks: bool, corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if blocks:
+        monkeypatch.setattr(second_order, "_LONGEST", 5)
+    monkeypatch.setattr(grams, "_LEAST_COLUMNS", 1 << 12)  # all of them, as the outputs below
+    proto, _, weight = model_of(kind)
+    model, feeds = ir.from_proto(proto), feeds_of(kind)
+    node = model.graph.node(0)
+    rows, grid = kernel_rows(node, weight), grid_of(node, weight, bits)
+    layers, chosen = ["layer"], ["layer"] if corrected else []
+    found = round_weights(model, layers, feeds, {"layer": grid}, method=method, settings=SETTINGS, corrected=chosen)
+    integers, corrections = found.integers["layer"], found.corrections["layer"]
+    assert integers.shape == rows.shape
+    assert integers.min() >= grid.spec.qmin
+    assert integers.max() <= grid.spec.qmax
+    groups, count, _ = output_rows_shape(weight.shape, node)
+    exact = outputs(kind, weight, feeds, groups)
+    got = [outputs(kind, from_kernel_rows(node, dequantize(q, grid), weight.shape), feeds, groups) for q in
+           (quantize(rows, grid), integers)]  # fmt: skip
+    lost = [(exact - y).mean(axis=2, keepdims=True) if corrected else np.zeros(1) for y in got]
+    nearest, learned = (np.square(y + mean - exact).sum() for y, mean in zip(got, lost, strict=True))
+    on_weights = [np.square(dequantize(q, grid) - rows).sum() for q in (quantize(rows, grid), integers)]
+    assert on_weights[1] >= on_weights[0]
+    if not blocks:  # between blocks nothing is known
+        assert learned <= nearest * (1 + TOLERANCE)
+        assert learned < 0.95 * nearest or groups * count <= 6
+    np.testing.assert_allclose(corrections, (exact - got[1]).mean(axis=2).reshape(-1), atol=TOLERANCE)
+    assert found.grids["layer"].scale.tolist() == grid.scale.tolist()
+
+
+def network() -> ir.Model:
+    return ir.from_proto(
+        build(
+            """g (float[N,6,H,W] x) => (float[N,4] y) {
+                [wide] a = Conv <pads=[1,1,1,1]> (x, w1)
+                b = Relu (a)
+                [deep] c = Conv <pads=[1,1,1,1], group=16> (b, w2)
+                d = Relu (c)
+                e = GlobalAveragePool (d)
+                f = Flatten (e)
+                [fc] y = Gemm <transB=1, alpha=0.5> (f, w3)
+            }""",
+            w1=normal(1, 16, 6, 3, 3),
+            w2=normal(2, 16, 1, 3, 3),
+            w3=normal(3, 4, 16),
+        )
+    )
+
+
+LAYERS = ["wide", "deep", "fc"]
+
+
+def grids(bits: int = 4) -> dict[str, QParams]:
+    shapes = {"wide": normal(1, 16, 54), "deep": normal(2, 16, 9), "fc": 0.5 * normal(3, 4, 16)}
+    return {name: solve_arq(rows, QSpec(bits=bits, granularity=PerChannel(0))) for name, rows in shapes.items()}
+
+
+def images(count: int = 6) -> list[dict[str, np.ndarray]]:
+    return [{"x": normal(seed, 2, 6, 9, 9) + 0.5} for seed in range(count)]
+
+
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+def test_neither_threads_nor_memory_change_a_bit(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(memory: int) -> list[tuple[str, bytes, bytes]]:
+        found = round_weights(network(), LAYERS, images(), grids(), method=method, settings=SETTINGS, memory=memory)
+        return [(n, found.integers[n].tobytes(), found.corrections[n].tobytes()) for n in found.integers]
+
+    want = run(1 << 28)
+    assert [name for name, *_ in want] == LAYERS
+    for threads in (1, 3):
+        monkeypatch.setattr(second_order, "processors", lambda threads=threads: threads)
+        with threadpool_limits(threads, user_api="blas"):
+            assert run(1) == want
+
+
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+@pytest.mark.parametrize("name", ["conv", "grouped", "depthwise", "transpose_grouped", "matmul_3d"])
+def test_of_several_scales_a_channel_takes_the_one_that_costs_it_least(
+    name: str, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grams, "_LEAST_COLUMNS", 1 << 12)  # all of them, as the outputs below
+    kind = KINDS[name]
+    proto, _, weight = model_of(kind)
+    model, feeds = ir.from_proto(proto), feeds_of(kind)
+    node, ratios = model.graph.node(0), (0.93, 1.0, 1.07)
+    grid, groups = grid_of(node, weight, 4), output_rows_shape(weight.shape, node)[0]
+
+    def errors(found: RoundedWeights) -> np.ndarray:
+        """Of each row of integers."""
+        rounded = dequantize(found.integers["layer"], found.grids["layer"])
+        y = outputs(kind, from_kernel_rows(node, rounded, weight.shape), feeds, groups) - exact
+        squares = np.square(y).sum(axis=2)
+        return squares.reshape(-1) if node.op_type == "Conv" else squares.sum(axis=0)
+
+    exact = outputs(kind, weight, feeds, groups)
+    run = partial(round_weights, model, ["layer"], feeds, method=method, settings=SETTINGS)
+    alone = [run({"layer": replace(grid, scale=grid.scale * np.float32(ratio))}) for ratio in ratios]
+    together = run({"layer": grid}, ratios=ratios)
+    least = np.min([errors(found) for found in alone], axis=0)
+    np.testing.assert_allclose(errors(together), least, rtol=1e-3)
+    chosen = together.grids["layer"].scale / grid.scale
+    assert len(set(np.round(chosen, 3))) > 1
+    assert set(np.round(chosen, 3)) <= set(np.float32(ratios))
+
+
+def test_inputs_that_never_vary_leave_nothing_to_round_by() -> None:
+    """With corrected biases whatever the integers are, the outputs are exact; without, rounding goes by the means."""
+    feeds = [{"x": np.full((2, 6, 9, 9), 0.3, np.float32)} for _ in range(3)]
+    model = ir.from_proto(build("g (float[N,6,9,9] x) => (float[N,4,9,9] y) { [layer] y = Conv (x, w) }",
+                                w=normal(1, 4, 6, 1, 1)))  # fmt: skip
+    rows = normal(1, 4, 6)
+    grid = solve_arq(rows, QSpec(bits=4, granularity=PerChannel(0)))
+    found = round_weights(model, ["layer"], feeds, {"layer": grid}, corrected=["layer"])
+    assert found.integers["layer"].tolist() == quantize(rows, grid).tolist()
+    plain = round_weights(model, ["layer"], feeds, {"layer": grid})
+    assert np.abs(plain.corrections["layer"]).max() < np.abs(found.corrections["layer"]).max()
+
+
+def test_weights_as_the_lowering_reads_them() -> None:
+    """A Gemm with alpha and a turned weight: the integers are those of alpha * w, turned."""
+    found = round_weights(network(), ["fc"], images(), grids(8))
+    weight = 0.5 * normal(3, 4, 16)
+    assert np.abs(dequantize(found.integers["fc"], grids(8)["fc"]) - weight).max() < 2 * grids(8)["fc"].scale.max()
+
+
+def test_progress_and_the_model_stay_as_they_should() -> None:
+    model, shown = network(), []
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    round_weights(model, LAYERS, images(), grids(), progress=lambda what, share: shown.append((what, share)))
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert shown == [("rounding", (done + 1) / 3) for done in range(3)]
+
+
+def test_a_weight_that_cannot_be_rounded_is_an_error() -> None:
+    wrong = grids() | {"deep": QParams(scale=np.ones(16, np.float32), zero_point=np.zeros(16, np.int32),
+                                       spec=QSpec(bits=16, granularity=PerChannel(0)))}  # fmt: skip
+    with pytest.raises(CalibrationError, match='Layer "deep" cannot be rounded: the grid must have'):
+        round_weights(network(), LAYERS, images(), wrong)
