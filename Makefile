@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow effort accuracy agreement auto mixed large adaround rounding transformers qat clean
+.PHONY: demo test lint bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ bench: $(STAMP)
 
 bench-flow: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
+
+digests: $(STAMP)
+	$(BIN)/python benchmarks/digests.py $(ARGS)
 
 effort: $(STAMP)
 	$(BIN)/python benchmarks/effort.py $(ARGS)
