@@ -26,9 +26,9 @@ from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize
-from amct_onnx.numerics.settings import AdaRound
+from amct_onnx.numerics.settings import AdaRound, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
-from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.recipe.rounding import Method, RoundedWeights, round_weights
 
 SCALES = (0.9, 1.0, 1.1)
@@ -62,7 +62,7 @@ class Network:
 
     def __init__(self, model: SharedModel, args: argparse.Namespace) -> None:
         self._model, self._args = model, args
-        self.fused = FloatSource.open(model.path(args.data)).fused.clone()
+        self.fused = FloatModel.open(model.path(args.data)).fuse(Settings()).model.clone()
         nodes = [node for node in self.fused.graph if node.op_type in WEIGHT_OPS]
         self.layers = [node.name or "" for node in nodes if constant_value(node.inputs[1]) is not None]
         normalize_layers(self.fused, frozenset(self.layers))

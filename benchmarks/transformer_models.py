@@ -24,10 +24,11 @@ from tasks import Feed, Sentences, Similarities
 
 import amct_onnx
 from amct_onnx.measure.kernel_report import inspect_model
-from amct_onnx.numerics.settings import AdaRound
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.request import Choice
+from amct_onnx.numerics.settings import AdaRound, Settings
+from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.weight_only import quantize_weights
+from amct_onnx.targets.table import TARGETS
+from amct_onnx.values.request import Request
 
 TASK = Sentences(name="minilm", file="minilm_l6.onnx", tally=Similarities, suffix=".npz")
 MODEL = DATA / "models" / TASK.file
@@ -100,13 +101,15 @@ def forms(feeds: list[Feed], iterations: int) -> Iterator[tuple[str, amct_onnx.Q
     yield int8
     yield timed("int8, reduce_range", lambda: int8[1].to(reduce_range=True))
     yield timed("int8, fast", lambda: amct_onnx.quantize(MODEL, feeds, effort="fast"))
-    source = FloatSource.open(str(MODEL))
+    source = FloatModel.open(str(MODEL)).fuse(Settings())
     learned = AdaRound(num_iteration=iterations)
     yield timed("int4, nearest", lambda: amct_onnx.quantize(MODEL, None, weight_only=4))
     yield timed("int4, GPTQ", lambda: amct_onnx.quantize(MODEL, feeds, weight_only=4))
     yield timed(
         "int4, AdaRound",
-        lambda: quantize_weights(source, feeds, choice=Choice(), rounding="adaround", settings=learned),
+        lambda: quantize_weights(
+            source, feeds, request=Request(), target=TARGETS["onnxruntime"], rounding="adaround", settings=learned
+        ),
     )
 
 

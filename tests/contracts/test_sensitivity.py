@@ -15,7 +15,6 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.measure.rounded_network import Probe
 from amct_onnx.ptq.mixed.effects import measure
-from amct_onnx.ptq.mixed.units import units_of
 from amct_onnx.values.roundings import Change
 
 # Sums in another order, relative to the largest output. A value that lies between two steps could go the other way and
@@ -35,7 +34,7 @@ def run(model: onnx.ModelProto, feed: Any) -> list[np.ndarray]:
 
 
 def opened(case: Case) -> tuple[Probe, Change]:
-    found = units_of(case.result)
+    found = case.result.lowered.units()
     everything = Change.union(change for unit in found.units for change in (unit.constants, unit.tensors))
     ends = [unit.last for unit in found.units if unit.last]
     return Probe(found.model, everything, found.constants, case.feeds[0], ends=ends), everything
@@ -66,10 +65,10 @@ def test_no_rounding_makes_no_noise(case: Case) -> None:
 
 
 def test_every_layer_belongs_to_one_unit(case: Case) -> None:
-    units = units_of(case.result).units
+    units = case.result.lowered.units().units
     nodes = [node for unit in units for node in unit.nodes]
     assert len(set(nodes)) == len(nodes)
-    assert set(nodes) <= set(case.result.plan.layers)
+    assert set(nodes) <= set(case.result.lowered.plan.layers)
     names = {unit.name for unit in units}
     assert all({*unit.holders, *unit.reads} <= names for unit in units)
     rounded = [tensor for unit in units for tensor in (*unit.tensors.tensors, *unit.tensors.reads)]
@@ -78,7 +77,7 @@ def test_every_layer_belongs_to_one_unit(case: Case) -> None:
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_effects_are_numbers_of_every_unit(case: Case, samples: int) -> None:
-    if not case.result.plan.layers:
+    if not case.result.lowered.plan.layers:
         with pytest.raises(ModelError, match="no layer that is quantized for target"):
             measure(case.result, case.feeds[:1])
         return

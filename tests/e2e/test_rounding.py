@@ -22,14 +22,15 @@ from flow import CPU, Flow, build, check_outputs, feeds, images, normal, two_con
 from refusal import refused
 
 from amct_onnx.amct import adaround as rounding
-from amct_onnx.amct.rollback import CalibratedModel, FloatModel
-from amct_onnx.amct.save import FactoredModel, read_quantized
+from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
+from amct_onnx.amct.save import read_calibrated
 from amct_onnx.errors import CalibrationError, ConfigError, ModelError, RecordError
 from amct_onnx.files.moments_file import moments_path
 from amct_onnx.graph.instrument.observers import Observer
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.observe import operators as observer_op
 from amct_onnx.observe.collectors import make_collector
+from amct_onnx.targets.ascend_model import AscendModel
 
 SUMMARY = re.compile(
     r"(\d+) layers: the output error of rounding to nearest is lowered by ([\d.]+) % "
@@ -105,7 +106,7 @@ def output_errors(flow: Flow, batch: dict[str, np.ndarray]) -> tuple[float, floa
     """Squared error of the output of a model of one layer by rounding to nearest and by what was learned."""
     wanted = flow.run_float(batch)
     (nearest,) = flow.session().run(None, batch)
-    model = ir.to_proto(read_quantized(flow.modified, flow.record).model)
+    model = ir.to_proto(read_calibrated(flow.modified, flow.record).model)
     (learned,) = ort.InferenceSession(model.SerializeToString(), providers=CPU).run(None, batch)
     one, other = (float(np.square(y.astype(np.float64) - wanted).sum()) for y in (nearest, learned))
     return one, other
@@ -298,11 +299,11 @@ def test_a_search_learns_once_and_uses_that_in_each_trial(tmp_path: Path, log: C
     batch = {"x": smooth(3, 100, 48)}
     flow = Flow.of(build(body, w1=normal(1, 48, 32), w2=normal(2, 32, 32)), tmp_path).configure(batch_num=1)
     choose(flow, **QUICK).quantize().calibrate([batch])
-    calibrated = CalibratedModel.read(FloatModel.read(flow.model, flow.config), flow.modified, flow.record)
+    calibrated = CalibratedModel.read(ConfiguredModel.read(flow.model, flow.config), flow.modified, flow.record)
     assert len(log("INFO")) == 1
     Path(moments_path(flow.record)).unlink()  # nobody asks for it again
 
-    def integers(quantized: FactoredModel) -> list[bytes]:
+    def integers(quantized: AscendModel) -> list[bytes]:
         initializers = ir.to_proto(quantized.deploy()).graph.initializer
         return [t.raw_data for t in initializers if t.data_type == onnx.TensorProto.INT8]
 
@@ -368,7 +369,7 @@ def test_a_weight_on_its_grid_is_said_to_make_no_error(tmp_path: Path, log: Call
 def test_progress_grows_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flow = choose(Flow.of(two_convs(), tmp_path).configure(batch_num=1), **QUICK).quantize().calibrate(feeds(0))
     shares: list[float] = []
-    read_quantized(flow.modified, flow.record, progress=lambda what, share: shares.append(share))
+    read_calibrated(flow.modified, flow.record, progress=lambda what, share: shares.append(share))
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert len(shares) > 50

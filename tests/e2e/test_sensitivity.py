@@ -167,7 +167,9 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))
     result = amct_onnx.quantize(path, data, target=target, limit=SAMPLES[name], **options)
     found = amct_onnx.sensitivity(result, data, samples=SAMPLES[name], batch_size=1, **options)
-    samples = list(open_data(data, model_inputs(result.source.fused), limit=SAMPLES[name], batch_size=1, **options))
+    samples = list(
+        open_data(data, model_inputs(result.calibration.source.model), limit=SAMPLES[name], batch_size=1, **options)
+    )
     session_options = ort.SessionOptions()
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()

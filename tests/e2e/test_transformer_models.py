@@ -66,7 +66,7 @@ def test_weights_of_four_bits(feeds: list[dict[str, np.ndarray]], tmp_path: Path
     found = {}
     for name, data in (("nearest", None), ("gptq", feeds)):
         result = amct_onnx.quantize(encoder.MODEL, data, weight_only=4)
-        assert len(result.blocks) == 36
+        assert len(result.lowered.blocks) == 36
         found[name] = result.save(tmp_path / name, inspect=False).files[0]
     assert correlation(found["gptq"]) >= FLOAT - INT4_LOSS
     assert sqnr(found["gptq"]) >= sqnr(found["nearest"]) + 2

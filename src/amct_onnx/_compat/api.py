@@ -7,11 +7,13 @@ from types import NoneType
 from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx._compat.log import start_log
 from amct_onnx.amct.balance_model import prepare_balancing
-from amct_onnx.amct.calibration_model import ConfigRequest, create_config, prepare_calibration
+from amct_onnx.amct.calibration_model import write_calibration_model
+from amct_onnx.amct.configuration import ConfigRequest, create_config
 from amct_onnx.amct.convert_qat import convert_qdq
-from amct_onnx.amct.save import save_quantized
+from amct_onnx.amct.save import read_calibrated
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.progress import show_on_terminal
+from amct_onnx.targets.ascend_model import write_ascend_files
 
 
 @checked(
@@ -83,7 +85,7 @@ def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, r
         ("record_file", record_file),
     ):
         check_file(name, path)
-    prepare_calibration(config_file, model_file, modified_onnx_file, record_file)
+    write_calibration_model(config_file, model_file, modified_onnx_file, record_file)
 
 
 @checked(config_file=str, record_file=str, model_file=str, modified_onnx_file=str)
@@ -123,7 +125,7 @@ def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> Non
     check_file("modified_onnx_file", modified_onnx_file)
     check_file("record_file", record_file)
     check_prefix("save_path", save_path)
-    save_quantized(modified_onnx_file, record_file, save_path, progress=show_on_terminal)
+    write_ascend_files(read_calibrated(modified_onnx_file, record_file, progress=show_on_terminal), save_path)
 
 
 @checked(model_file=str, save_path=str, record_file=(str, NoneType))

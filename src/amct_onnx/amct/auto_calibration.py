@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.amct.auto_control import CONFIG_FILE, AccuracyBasedAutoCalibrationBase
-from amct_onnx.amct.calibration_model import prepare_calibration
+from amct_onnx.amct.calibration_model import write_calibration_model
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.amct.ranking import write_ranking_model
-from amct_onnx.amct.rollback import CalibratedModel, FloatModel
-from amct_onnx.amct.save import FactoredModel, write_quantized
+from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
 from amct_onnx.amct.step_line import showing
 from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchError
 from amct_onnx.files.onnx_file import save_model_file
@@ -32,6 +31,7 @@ from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
 from amct_onnx.observe.calibration import begin
 from amct_onnx.observe.comparison import comparing
 from amct_onnx.progress import show_on_terminal
+from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 
 Floats = npt.NDArray[np.float32]
 _BEIJING = timezone(timedelta(hours=8))  # AMCT's clock
@@ -56,7 +56,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
             raise SearchError(
                 f"Can not find the config_file at {self.config_file}: create it with create_quant_config."
             )
-        self._source = FloatModel.read(self.model_file, self.config_file)
+        self._configured = ConfiguredModel.read(self.model_file, self.config_file)
         self._calibrated: CalibratedModel | None = None
         self._folder = ""
 
@@ -76,9 +76,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
 
     def get_ranking_info(self) -> dict[str, float]:
         """Run the calibration data through a model that compares each layer before and after quantization."""
-        path, layers = self._path("ranking_model.onnx"), self._source.layers
+        path, layers = self._path("ranking_model.onnx"), self._configured.layers
         write_ranking_model(self._done, layers, path)
-        with comparing(path, self._measure, self._source.settings.batch_num) as comparisons:
+        with comparing(path, self._measure, self._configured.settings.batch_num) as comparisons:
             self.evaluator.calibration(path)
         means = comparisons.means()
         lacking = [layer for layer in layers if layer not in means]
@@ -94,9 +94,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
 
     def save_results(self, roll_back_config: Mapping[str, bool]) -> None:
         rolled_back = _rolled_back(roll_back_config)
-        write_quantized(self._done.without(rolled_back), self.save_dir)
+        write_ascend_files(self._done.without(rolled_back), self.save_dir)
         self._done.write_record(self.record_file, rolled_back)
-        config = self._source.config_without(rolled_back)
+        config = self._configured.config_without(rolled_back)
         write_atomic(Path(os.path.dirname(self.save_dir), CONFIG_FILE), config)
 
     def _measure(self, data: Floats, other: Floats) -> Any:
@@ -119,13 +119,13 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
     def _calibrate(self) -> CalibratedModel:
         """Prepare the model with all layers, let the evaluator run it, and read what came of it."""
         modified, record = self._path("modified_model.onnx"), self._path("record.txt")
-        if any(layer.dmq_strength is not None for layer in self._source.settings.layers.values()):
+        if any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values()):
             _copy_if_there(self.record_file, record)  # quantize_preprocess has left its factors there
-        prepare_calibration(self.config_file, self.model_file, modified, record)
+        write_calibration_model(self.config_file, self.model_file, modified, record)
         try:
             self.evaluator.calibration(modified)
             try:
-                return CalibratedModel.read(self._source, modified, record, progress=show_on_terminal)
+                return CalibratedModel.read(self._configured, modified, record, progress=show_on_terminal)
             except RecordError as error:
                 raise self._explain(error, record) from error
         finally:
@@ -135,14 +135,14 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         notes = read_notes(record)
         if any(note.error for note in notes):
             return error
-        needed = self._source.settings.batch_num
+        needed = self._configured.settings.batch_num
         seen = min((note.seen for note in notes), default=0)
         return CalibrationError(
             f"{self._evaluator_name}.calibration() ran {seen} of the {needed} batches that config_file asks for, "
             f"{needed - seen} are missing: run more batches, in this process, or lower batch_num."
         )
 
-    def _evaluate(self, quantized: FactoredModel) -> Any:
+    def _evaluate(self, quantized: AscendModel) -> Any:
         prefix = os.path.basename(self.save_dir)
         path = self._path(f"{prefix}_fake_quant_model.onnx" if prefix else "fake_quant_model.onnx")
         save_model_file(quantized.simulation(), path)

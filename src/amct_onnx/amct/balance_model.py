@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from amct_onnx.amct.balancing import balance_tasks, balanced_layers, balancing_id
-from amct_onnx.amct.calibration_model import fuse_model, load_float_model
 from amct_onnx.errors import ModelError
 from amct_onnx.files.config_json import read_config
 from amct_onnx.files.onnx_file import save_model_file
@@ -14,14 +14,16 @@ from amct_onnx.files.whole_files import atomic_path
 from amct_onnx.graph.instrument.observers import Observer, insert_observers
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.observe.calibration import begin
-from amct_onnx.plan.ascend_layers import decide, graph_facts
-from amct_onnx.values.ascend_table import ASCEND
+from amct_onnx.plan.ascend_layers import decide
+from amct_onnx.plan.float_model import FloatModel
+
+_log = logging.getLogger("amct_onnx.Config")
 
 
 def prepare_balancing(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
     """Fuse as `quantize_model` will, observe the inputs of the layers to balance; write that and an empty record."""
-    model = load_float_model(model_file)
-    facts = graph_facts(model, ASCEND)
+    source = FloatModel.open(model_file)
+    facts = source.facts
     settings = read_config(config_file, facts)
     layers = [decision.layer for decision in decide(facts, settings) if decision.quantized]
     wanted = balanced_layers(layers, settings)
@@ -31,8 +33,10 @@ def prepare_balancing(config_file: str, record_file: str, model_file: str, modif
             f"{config_file} has no enabled layer with dmq_balancer_param. Create it from a simplified configuration "
             "with dmq_balancer, or call quantize_model directly."
         )
-    if settings.do_fusion:
-        fuse_model(model, settings)
+    fused = source.fuse(settings)
+    for note in fused.notes:
+        _log.warning("%s", note)
+    model = fused.model
     normalize_layers(model, frozenset(wanted))
     tasks = balance_tasks(model, wanted, settings)
     record_path, calibration = os.path.realpath(record_file), balancing_id(tasks)

@@ -8,7 +8,6 @@ and so knows factors of other weights or strengths. It appends the id to its own
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,6 @@ _FACTOR_TOLERANCE = 1e-5
 # A float16 model holds 1/f: two steps of its 11 bits, and its smallest number.
 _HALF_TOLERANCE, _HALF_SMALLEST = 1e-3, 2.0**-24
 _AGAIN = "run quantize_preprocess and the model that it writes again, with the same record file"
-_log = logging.getLogger("amct_onnx.Config")
 
 
 def balanced_layers(layers: Iterable[str], settings: Settings) -> tuple[str, ...]:
@@ -70,12 +68,14 @@ def balancing_id(tasks: Mapping[str, Balance]) -> str:
 class BalanceFactors:
     """The balance factors of a record: of quantized layers that the configuration wants balanced, and of others.
 
-    `calibration` is the id of the quantize_preprocess call that the record began with, "" if there is none.
+    `calibration` is the id of the quantize_preprocess call that the record began with, "" if there is none. `notes`:
+    what a user should know, as sentences.
     """
 
     used: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     unused: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     calibration: str = ""
+    notes: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, Floats]:
         """The factors in use, float32[C] each."""
@@ -101,8 +101,7 @@ def read_balancing(
     """
     wanted = balanced_layers(layers, settings)
     if not wanted:
-        _warn_of_factors(record_file)
-        return BalanceFactors()
+        return BalanceFactors(notes=_dropped_factors(record_file))
     if not os.path.exists(record_file):
         text = f"config_file indicates dmq_balancer, but record_file {record_file} does not exist"
         raise RecordError(f"{text}: {_AGAIN}.")
@@ -147,15 +146,14 @@ def _refuse_missing(record_file: str, missing: Sequence[str], wanted: Sequence[s
         )
 
 
-def _warn_of_factors(record_file: str) -> None:
-    """A record that is about to be overwritten may hold what somebody waited for."""
+def _dropped_factors(record_file: str) -> tuple[str, ...]:
+    """What to tell where a record that is about to be overwritten holds factors that somebody waited for."""
     try:
         balanced = any(record.tensor_balance_factor for record in read_record(record_file).values())
     except AmctError:
-        return
-    if balanced:
-        text = "%s holds balance factors, which are dropped: no enabled layer has dmq_balancer_param."
-        _log.warning(text, record_file)
+        return ()
+    text = f"{record_file} holds balance factors, which are dropped: no enabled layer has dmq_balancer_param."
+    return (text,) if balanced else ()
 
 
 def check_balanced(model: ir.Model, layers: Iterable[str], records: Mapping[str, LayerRecord], path: str) -> None:

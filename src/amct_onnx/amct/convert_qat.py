@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from amct_onnx.amct.calibration_model import SIMULATED_KEY
-from amct_onnx.amct.save import FactoredModel, write_quantized
 from amct_onnx.errors import ModelError
 from amct_onnx.files.onnx_file import check_opset, load_model
 from amct_onnx.files.record import format_record
@@ -19,6 +17,8 @@ from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read.read_qdq import Reading, has_qdq, read_qdq
+from amct_onnx.plan.float_model import SIMULATED_KEY
+from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.to_integers import integer_bias
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import Kept, LayerRecord, QuantizedLayer
@@ -37,17 +37,17 @@ def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> tup
     quantized, kept = read_qat_model(model_file)
     _log_summary(quantized, kept)
     if record_file is None:
-        write_quantized(quantized, save_path)
+        write_ascend_files(quantized, save_path)
         return kept
     if os.path.exists(record_file):
         _log.warning("The file already exists at %s and it will be overwritten by AMCT", record_file)
     with atomic_path(record_file) as file:  # moved into place when the models are written too
         file.write_text(format_record(_records(quantized)), encoding="utf-8")
-        write_quantized(quantized, save_path)
+        write_ascend_files(quantized, save_path)
     return kept
 
 
-def read_qat_model(model_file: str) -> tuple[FactoredModel, tuple[Kept, ...]]:
+def read_qat_model(model_file: str) -> tuple[AscendModel, tuple[Kept, ...]]:
     """The model of a file with its factors, and what could not be converted. Raises ModelError."""
     model = load_model(model_file)
     _refuse_others(model, model_file)
@@ -64,8 +64,8 @@ def read_qat_model(model_file: str) -> tuple[FactoredModel, tuple[Kept, ...]]:
     return _quantized(model, reading, origins), reading.kept
 
 
-def _quantized(model: ir.Model, reading: Reading, origins: dict[str, tuple[str, ...]]) -> FactoredModel:
-    return FactoredModel(
+def _quantized(model: ir.Model, reading: Reading, origins: dict[str, tuple[str, ...]]) -> AscendModel:
+    return AscendModel(
         model=model, layers=reading.layers, tensors=reading.tensors, outputs=reading.outputs, origins=origins
     )
 
@@ -120,7 +120,7 @@ def _reasons(kept: Sequence[Kept]) -> list[str]:
     return clauses
 
 
-def _log_summary(quantized: FactoredModel, kept: Sequence[Kept]) -> None:
+def _log_summary(quantized: AscendModel, kept: Sequence[Kept]) -> None:
     counts = len(quantized.layers), len(quantized.tensors), len(quantized.outputs)
     _log.info("Converted %d layers, %d other tensors and %d int8 outputs of the Q/DQ model.", *counts)
     clauses = _reasons(kept)
@@ -132,7 +132,7 @@ def _log_summary(quantized: FactoredModel, kept: Sequence[Kept]) -> None:
         _log.debug("Not converted: %s %s: %s.", entry.op_type, entry.name, entry.reason)
 
 
-def _records(quantized: FactoredModel) -> dict[str, LayerRecord]:
+def _records(quantized: AscendModel) -> dict[str, LayerRecord]:
     """The factors as save_model reads them; those of tensors where AMCT's record has a place: Add and MaxPool."""
     records: dict[str, LayerRecord] = {}
     for layer in quantized.layers:

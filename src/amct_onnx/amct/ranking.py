@@ -18,13 +18,14 @@ from amct_onnx.values.observer_tasks import Comparison
 def write_ranking_model(calibrated: CalibratedModel, layers: Sequence[str], path: str) -> None:
     """Write the model in which each of `layers` is compared under the key `path`."""
     prepared = calibrated.prepared()
-    model = calibrated.source.fused()
+    configured = calibrated.configured
+    model = configured.source.fuse(configured.settings).model
     marks = mark_outputs(prepared, layers, model)
     quantized = calibrated.assemble(prepared).simulation()
     observer = Observer(
         layers=(),
         task=Comparison(),
-        batch_num=calibrated.source.settings.batch_num,
+        batch_num=configured.settings.batch_num,
         record_path=path,
         observers=len(layers),
     )

@@ -8,59 +8,44 @@ activation were observed while the weights of all layers in front of it were rou
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import onnx_ir as ir
 
-from amct_onnx.amct.calibration_model import fuse_model, load_float_model, prepare_model
-from amct_onnx.amct.save import FactoredModel, assemble, read_quantized
+from amct_onnx.amct.calibration_model import make_calibration_model
+from amct_onnx.amct.save import assemble, read_calibrated
 from amct_onnx.files.config_json import format_config, read_config
 from amct_onnx.files.record import read_calibration, read_record, write_record
 from amct_onnx.graph.instrument.observers import remove_observers
 from amct_onnx.numerics.settings import Settings
-from amct_onnx.plan.ascend_layers import decide, graph_facts
+from amct_onnx.plan.ascend_layers import decide
+from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
-from amct_onnx.values.ascend_table import ASCEND
-from amct_onnx.values.layers import GraphFacts, LayerRecord
+from amct_onnx.targets.ascend_model import AscendModel
+from amct_onnx.values.layers import LayerRecord
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """What is to be said of model and configuration was said when all layers were prepared; trials do not repeat it."""
-    log = logging.getLogger("amct_onnx.Config")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConfiguredModel:
+    """A float model and its configuration, before anything is done to it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class FloatModel:
-    """A model and its configuration, before anything is done to it."""
-
-    model: ir.Model
-    facts: GraphFacts
+    source: FloatModel
     settings: Settings
 
     @classmethod
-    def read(cls, model_file: str, config_file: str) -> FloatModel:
+    def read(cls, model_file: str, config_file: str) -> ConfiguredModel:
         """Raises the errors of `quantize_model` for the two files."""
-        model = load_float_model(model_file)
-        facts = graph_facts(model, ASCEND)
-        settings = read_config(config_file, facts)
-        decide(facts, settings)
-        return cls(model=model, facts=facts, settings=settings)
+        source = FloatModel.open(model_file)
+        settings = read_config(config_file, source.facts)
+        decide(source.facts, settings)
+        return cls(source=source, settings=settings)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that the configuration quantizes, in graph order."""
-        return tuple(decision.layer for decision in decide(self.facts, self.settings) if decision.quantized)
+        return tuple(decision.layer for decision in decide(self.source.facts, self.settings) if decision.quantized)
 
     def settings_without(self, layers: Collection[str]) -> Settings:
         """The configuration with `layers` switched off."""
@@ -72,40 +57,32 @@ class FloatModel:
 
     def config_without(self, layers: Collection[str]) -> str:
         """The text of config.json with `layers` switched off."""
-        return format_config(self.settings_without(layers), self.facts)
-
-    def fused(self) -> ir.Model:
-        """A new float model in which only fusion has happened."""
-        model = self.model.clone()
-        if self.settings.do_fusion:
-            with _quietly():
-                fuse_model(model, self.settings)
-        return model
+        return format_config(self.settings_without(layers), self.source.facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratedModel:
     """A calibration that is complete: `quantized` has all layers, `records` their factors as in `record_file`."""
 
-    source: FloatModel
-    quantized: FactoredModel
+    configured: ConfiguredModel
+    quantized: AscendModel
     records: Mapping[str, LayerRecord]
     record_file: str
 
     @classmethod
     def read(
-        cls, source: FloatModel, modified_onnx_file: str, record_file: str, *, progress: Progress = silent
+        cls, configured: ConfiguredModel, modified_onnx_file: str, record_file: str, *, progress: Progress = silent
     ) -> CalibratedModel:
-        """The result of `quantize_model` and the batches that ran since. Raises like `read_quantized`."""
-        quantized = read_quantized(modified_onnx_file, record_file, progress=progress)
-        return cls(source=source, quantized=quantized, records=read_record(record_file), record_file=record_file)
+        """The result of `quantize_model` and the batches that ran since. Raises like `read_calibrated`."""
+        quantized = read_calibrated(modified_onnx_file, record_file, progress=progress)
+        return cls(
+            configured=configured, quantized=quantized, records=read_record(record_file), record_file=record_file
+        )
 
     def prepared(self, layers: Collection[str] = ()) -> ir.Model:
         """A new calibration model in which `layers` stay in float."""
-        model = self.source.model.clone()
-        with _quietly():
-            prepare_model(model, self.source.facts, self.source.settings_without(layers), self.record_file)
-        return model
+        settings = self.configured.settings_without(layers)
+        return make_calibration_model(self.configured.source, settings, self.record_file).model
 
     def records_without(self, layers: Collection[str]) -> dict[str, LayerRecord]:
         """The factors of all but `layers`, of which balance factors stay, as `quantize_model` keeps them."""
@@ -117,12 +94,12 @@ class CalibratedModel:
         """Write `records_without`, with the id of the calibration."""
         write_record(path, self.records_without(layers), calibration=read_calibration(self.record_file))
 
-    def without(self, layers: Collection[str]) -> FactoredModel:
+    def without(self, layers: Collection[str]) -> AscendModel:
         """The quantized model in which `layers` stay in float; at least one other layer must be left."""
         return self.assemble(self.prepared(layers), layers) if layers else self.quantized
 
-    def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> FactoredModel:
-        """What `save_model` makes of a model of `prepared`, which this changes."""
+    def assemble(self, prepared: ir.Model, layers: Collection[str] = ()) -> AscendModel:
+        """What `save_model` makes of a model of `prepared`, which is used up."""
         observers = remove_observers(prepared)
         records = self.records_without(layers)
         return assemble(prepared, observers, records, self.record_file, rounding=self.quantized.rounding)

@@ -1,122 +1,42 @@
-"""The second half of the job: from the calibrated model and its record to the files that are deployed."""
+"""save_model, its first half: a calibrated model and its record become layers with all their factors."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.amct.adaround import Integers, finish_rounding
 from amct_onnx.amct.balancing import check_balanced
-from amct_onnx.amct.calibration_model import FUSIONS_KEY, SIMULATED_KEY
-from amct_onnx.amct.recurrent import split_recurrent
+from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError
-from amct_onnx.files.fusion_json import FusionOp, write_fusion
-from amct_onnx.files.onnx_file import is_source, load_model, save_model_file
+from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
-from amct_onnx.graph.passes.balance import constant_first
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import weight_rows
-from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
 from amct_onnx.plan.ascend_layers import graph_facts
 from amct_onnx.progress import Progress, silent
-from amct_onnx.targets.ascend_dialect import AscendDialect
-from amct_onnx.targets.simulation_dialect import SimulationDialect
-from amct_onnx.targets.to_integers import integer_weight, layer_owner, lower, weight_spec
+from amct_onnx.targets.ascend_model import AscendModel
+from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
+from amct_onnx.targets.recurrent_layers import split_recurrent
+from amct_onnx.targets.to_integers import integer_weight
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import (
     CalibrationNote,
-    GraphFacts,
     LayerRecord,
     QuantizedLayer,
-    QuantizedOutput,
-    QuantizedTensor,
 )
 from amct_onnx.values.observer_tasks import Balance
 
-_log = logging.getLogger("amct_onnx.Utils")
-_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class FactoredModel:
-    """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
-
-    `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip
-    quantizes in float16 (FORCE_FP16_QUANT). `parts` holds the nodes that recurrent layers were decomposed into, each
-    with the number of the layer's output that it gives, or None. `outputs` are int8 outputs of
-    the model. `rounding`: what `finish_rounding` has learned, by layer.
-    """
-
-    model: ir.Model
-    layers: tuple[QuantizedLayer, ...]
-    origins: Mapping[str, tuple[str, ...]]
-    tensors: tuple[QuantizedTensor, ...] = ()
-    half: bool = False
-    parts: Mapping[str, int | None] = field(default_factory=dict)
-    outputs: tuple[QuantizedOutput, ...] = ()
-    rounding: Mapping[str, Integers] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        """What is quantized: layers, nodes in front of which a tensor is, and those that made outputs."""
-        tensors, outputs = ([part.node for part in parts] for parts in (self.tensors, self.outputs))
-        return [*dict.fromkeys(layer.layer for layer in self.layers), *tensors, *outputs]
-
-    def deploy(self) -> ir.Model:
-        """A new model with Ascend operators and int8 weights."""
-        model = self.model.clone()
-        dialect = AscendDialect(model, half=self.half)
-        lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
-        return model
-
-    def simulation(self) -> ir.Model:
-        """A new model of standard operators that computes what `deploy()` computes."""
-        model = self.model.clone()
-        constant_first(model, {layer.name for layer in self.layers})
-        dialect = SimulationDialect(model, half=self.half)
-        lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
-        model.metadata_props[SIMULATED_KEY] = json.dumps(self.names, ensure_ascii=False)
-        return model
-
-
-def save_quantized(modified_onnx_file: str, record_file: str, save_path: str, *, progress: Progress = silent) -> None:
-    """Write the deploy model, the fake-quant model and the fusion file of a calibrated model."""
-    write_quantized(read_quantized(modified_onnx_file, record_file, progress=progress), save_path)
-
-
-def write_quantized(quantized: FactoredModel, save_path: str) -> tuple[str, ...]:
-    """Write all files of a quantized model (spec section 1.6), and return their paths."""
-    folder, prefix = os.path.split(save_path)
-    stem = os.path.join(folder, f"{prefix}_" if prefix else "")
-    deploy = quantized.deploy()
-    files = {f"{stem}deploy_model.onnx": deploy, f"{stem}fake_quant_model.onnx": quantized.simulation()}
-    # Weights of both may still be in the files of the calibrated model: one that takes its place is written last.
-    for file in sorted(files, key=lambda file: is_source(quantized.model, file)):
-        _save(files[file], file)
-    name = prefix or deploy.graph.name or "default"
-    write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
-    return (*files, f"{stem}quant.json")
-
-
-def _save(model: ir.Model, file: str) -> None:
-    if os.path.exists(file):
-        _log.warning("The file already exists at %s and it will be overwritten by AMCT", file)
-    save_model_file(model, file)
-    _log.info("The model file is saved in %s", file)
-
-
-def read_quantized(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> FactoredModel:
+def read_calibrated(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> AscendModel:
     """The calibrated model of `quantize_model`'s file and its record, with rounding learned where that is wanted.
 
     Raises ModelError when the file is not one of `quantize_model`, RecordError when the record is empty, incomplete,
@@ -154,7 +74,7 @@ def assemble(
     *,
     rounding: Mapping[str, Integers] | None = None,
     progress: Progress = silent,
-) -> FactoredModel:
+) -> AscendModel:
     """The layers of `observers`, taken out of the calibration model `model`, with their factors of `record_file`.
 
     `rounding`: that of a model of the same calibration, so that none is learned again. Raises RecordError when the
@@ -169,16 +89,17 @@ def assemble(
     check_balanced(model, layers, records, record_file)
     recurrent = [layer for layer in layers if facts.layers[layer].op_type in RECURRENT_OPS]
     plain = [layer for layer in layers if layer not in recurrent]
-    quantized = _quantized_layers(model, facts, plain, records, record_file)
+    quantized = quantized_layers(facts, records, plain)
+    _check_weights(model, quantized, records, record_file)
     learned = finish_rounding(model, observers, quantized, record_file, rounding, progress)
     halves, decomposed = split_recurrent(model, records, recurrent, record_file)
     parts = {name: number for whole in decomposed for name, number in whole.nodes.items()}
     origins |= {name: origins.get(whole.layer, (whole.layer,)) for whole in decomposed for name in whole.nodes}
-    return FactoredModel(
+    return AscendModel(
         model=model,
         layers=(*quantized, *halves),
         origins=origins,
-        tensors=tuple(_quantized_tensor(key, records[key]) for key in tensors),
+        tensors=tuple(quantized_tensor(key, records[key]) for key in tensors),
         half=observers[0].precision_mode == "FORCE_FP16_QUANT",
         parts=parts,
         rounding=learned,
@@ -223,52 +144,18 @@ def _factor_of(observer: Observer) -> str:
     return {"weight": "scale_w", "initial_h": "scale_h"}.get(observer.stamp, "scale_d")
 
 
-def _quantized_tensor(key: str, record: LayerRecord) -> QuantizedTensor:
-    node, _, index = key.rpartition(":")
-    return QuantizedTensor(node=node, input_index=int(index), activation=_activation_params(record))
-
-
-def _quantized_layers(
-    model: ir.Model,
-    facts: GraphFacts,
-    wanted: list[str],
-    records: Mapping[str, LayerRecord],
-    record_file: str,
-) -> tuple[QuantizedLayer, ...]:
-    order = {name: position for position, name in enumerate(facts.layers)}
+def _check_weights(
+    model: ir.Model, layers: Sequence[QuantizedLayer], records: Mapping[str, LayerRecord], record_file: str
+) -> None:
+    """A record of another model, or an edited one, does not reproduce the weights that calibration saw."""
     nodes = {node.name: node for node in model.graph}
-    layers = []
-    for name in sorted(wanted, key=lambda layer: order[layer]):
-        record = records[name]
-        activation = _activation_params(record)
-        weight = None
-        if facts.layers[name].has_weight:
-            weight = _weight_params(record)
-            _check_grid(nodes[name], weight, record_file)
-            _check_levels(nodes[name], weight, record.cluster, record_file)
-        second = _weight_params(record) if facts.layers[name].two_operands else None
-        layers.append(QuantizedLayer(name=name, activation=activation, weight=weight, second=second))
-    return tuple(layers)
-
-
-def _bits(type_name: str | None) -> int:
-    return int((type_name or "INT8").removeprefix("INT"))
-
-
-def _activation_params(record: LayerRecord) -> QParams:
-    spec = QSpec(bits=_bits(record.act_type), symmetric=False)
-    scale, offset = cast(float, record.scale_d), record.offset_d or 0
-    return QParams(scale=np.float32(scale), zero_point=np.int32(offset), spec=spec)
-
-
-def _weight_params(record: LayerRecord) -> QParams:
-    spec = weight_spec(_bits(record.wts_type), channel_wise=len(record.scale_w) > 1)
-    scale = np.asarray(record.scale_w, np.float32)
-    return QParams(scale=scale, zero_point=np.zeros(scale.shape, np.int32), spec=spec)
+    for layer in layers:
+        if layer.weight is not None:
+            _check_grid(nodes[layer.name], layer.weight, record_file)
+            _check_levels(nodes[layer.name], layer.weight, records[layer.name].cluster, record_file)
 
 
 def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
-    """A record of another model, or an edited scale_w, does not reproduce the weights that calibration saw."""
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
     if not is_on_grid(weight_rows(weight, node), params):
@@ -289,54 +176,3 @@ def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], reco
             f"{record_file}: the weights of layer {node.name} take the value {strange[0]}, which its cluster lacks. "
             "The record belongs to another model or was edited: run quantize_model and the calibration again."
         )
-
-
-def _fusion_ops(deploy: ir.Model, quantized: FactoredModel) -> list[FusionOp]:
-    """One entry a node of the deploy model (spec section 7.7)."""
-    owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
-    owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
-    owners |= {output.node: output.node for output in quantized.outputs}
-    makers = _makers(quantized)
-    inside = (node for node in deploy.graph.all_nodes() if node.graph is not deploy.graph)
-    nodes = [*deploy.graph, *(node for node in inside if _owner(node, owners) in quantized.parts)]
-    return [_fusion_op(node, owners, quantized, makers) for node in nodes]
-
-
-def _makers(quantized: FactoredModel) -> set[str]:
-    """The nodes of the deploy model that make what a layer or a marked pair of the original made."""
-    layers = {layer.name for layer in quantized.layers if f"{layer.name}.columns" not in quantized.origins}
-    markers = (tensor.owner for tensor in quantized.tensors if tensor.marker)
-    return {f"{name}.dequant" for name in layers} | {f"{owner}.anti_quant" for owner in markers}
-
-
-def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
-    """The layer or tensor that a node was made for, otherwise the node itself."""
-    name = node.name or ""
-    return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
-
-
-def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: FactoredModel, makers: Collection[str]) -> FusionOp:
-    """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
-    name, origins, part = node.name or "", quantized.origins, _owner(node, owners)
-    number = 0
-    if part in quantized.parts:
-        given = quantized.parts.get(name)
-        originals, produces, number = origins[part], given is not None, given or 0
-    elif (owner := owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))) is not None:
-        originals, produces = origins.get(owner, (owner,)), name in makers
-    else:
-        originals, produces = origins.get(name, ()), name in origins
-    return FusionOp(
-        name=name,
-        type=node.op_type,
-        original_names=originals,
-        output_of=originals[-1] if produces else None,
-        output_index=number,
-        data_type="DT_FLOAT16" if _gives_half(node) else "DT_FLOAT",
-    )
-
-
-def _gives_half(node: ir.Node) -> bool:
-    if node.op_type == "AscendDequant":
-        return node.attributes.get_int("dtype", 0) == 1
-    return node.outputs[0].dtype == ir.DataType.FLOAT16

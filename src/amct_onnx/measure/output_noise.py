@@ -12,8 +12,7 @@ import onnxruntime as ort
 
 from amct_onnx.errors import DataError
 from amct_onnx.measure.rounded_network import FLOAT_TYPES, power
-from amct_onnx.run.deployed import open_deployed
-from amct_onnx.run.session import QUIET, one_line, open_session
+from amct_onnx.run.session import QUIET, one_line, open_exact_session, open_session
 
 Feed = Mapping[str, npt.NDArray[Any]]
 _LIKE = 1e-6  # noise over signal of float kernels for batches of another size, with room
@@ -38,13 +37,7 @@ class Judge:
 
     def noise(self, quantized: ir.Model) -> float:
         """Noise over signal of the outputs of a model of standard operators, the mean over outputs."""
-        options = _options()
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        return self.noise_of(open_session(quantized, None, options))
-
-    def noise_of_deployed(self, deploy: ir.Model) -> float:
-        """The same of a deploy model of Ascend, which is used up."""
-        return self.noise_of(open_deployed(deploy))
+        return self.noise_of(open_exact_session(quantized))
 
     def noise_of(self, session: ort.InferenceSession) -> float:
         """The same of a session. Outputs that are zero throughout count as 1. Raises DataError."""

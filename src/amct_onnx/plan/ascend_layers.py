@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,8 +15,6 @@ from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.settings import ActivationSettings, LayerSettings, Settings, TensorSettings
 from amct_onnx.values.ascend_table import Target
 from amct_onnx.values.layers import Decision, GraphFacts, LayerTraits, ObservedTensor, QuantPlan
-
-_log = logging.getLogger("amct_onnx.Config")
 
 
 def graph_facts(model: ir.Model, target: Target) -> GraphFacts:
@@ -34,7 +31,6 @@ def decide(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
     1.4) when nothing is enabled.
     """
     _refuse_unsupported(settings)
-    _warn_of_lost_digits(settings)
     decisions = tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())
     if not any(decision.quantized for decision in decisions) and not settings.tensor_quantize:
         raise ModelError(
@@ -56,17 +52,22 @@ def make_plan(model: ir.Model, target: Target, decisions: Sequence[Decision], se
     """The plan of a model whose layers are normalized: what reads one tensor alike shares an observer."""
     chosen = {d.layer: settings.layers[d.layer] for d in decisions if d.quantized}
     tensors = {tensor.key: tensor for tensor in settings.tensor_quantize}
+    observed, notes = _observed_tensors(model, chosen, tensors), _lost_digits(settings)
+    if settings.joint_quant:
+        observed, apart = _join_branches(model, observed)
+        notes += apart
     return QuantPlan(
         target=target.name,
         decisions=tuple(decisions),
-        observed=_observed_tensors(model, chosen, tensors, joint=settings.joint_quant),
+        observed=observed,
         settings=chosen,
         tensors=tensors,
+        notes=notes,
     )
 
 
 def _observed_tensors(
-    model: ir.Model, layers: Mapping[str, LayerSettings], tensors: Mapping[str, TensorSettings], *, joint: bool
+    model: ir.Model, layers: Mapping[str, LayerSettings], tensors: Mapping[str, TensorSettings]
 ) -> tuple[ObservedTensor, ...]:
     position = {node.name: index for index, node in enumerate(model.graph)}
     nodes = {node.name: node for node in model.graph}
@@ -91,22 +92,24 @@ def _observed_tensors(
             observed.append(
                 ObservedTensor(keys=(layer,), node=layer, input_index=0, activation=activation, stamp="initial_h")
             )
-    return _join_branches(model, observed) if joint else tuple(observed)
+    return tuple(observed)
 
 
-def _join_branches(model: ir.Model, observed: Sequence[ObservedTensor]) -> tuple[ObservedTensor, ...]:
-    """`observed` with a joint group for those whose tensors are of one set of `joined_tensors`."""
+def _join_branches(
+    model: ir.Model, observed: Sequence[ObservedTensor]
+) -> tuple[tuple[ObservedTensor, ...], tuple[str, ...]]:
+    """`observed` with a joint group for those whose tensors are of one set of `joined_tensors`, and what to tell."""
     sets, nodes = joined_tensors(model), {node.name: node for node in model.graph}
     members: dict[ir.Value, list[int]] = {}
     for index, tensor in enumerate(observed):
         value = nodes[tensor.node].inputs[tensor.input_index]
         if value in sets and tensor.stamp != "initial_h":
             members.setdefault(sets[value], []).append(index)
-    result = list(observed)
+    result, notes = list(observed), []
     for indices in members.values():
         if len({observed[index].activation for index in indices}) > 1:
             names = ", ".join(observed[index].keys[0] for index in indices)
-            _log.warning("joint_quant: %s meet in an Add, and keep factors of their own where settings differ.", names)
+            notes.append(f"joint_quant: {names} meet in an Add, and keep factors of their own where settings differ.")
         by_settings: dict[ActivationSettings, list[int]] = {}
         for index in indices:
             by_settings.setdefault(observed[index].activation, []).append(index)
@@ -115,7 +118,7 @@ def _join_branches(model: ir.Model, observed: Sequence[ObservedTensor]) -> tuple
                 name = f"{observed[alike[0]].node}:{observed[alike[0]].input_index}"
                 for index in alike:
                     result[index] = replace(observed[index], joint=name)
-    return tuple(result)
+    return tuple(result), tuple(notes)
 
 
 def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> None:
@@ -133,11 +136,24 @@ def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> Non
         raise ConfigError(f"{text}: {'; '.join(wrong)}.")
 
 
-def _warn_of_lost_digits(settings: Settings) -> None:
+def refuse_fused_tensors(model: ir.Model, settings: Settings) -> None:
+    """Refuse `tensor_quantize` entries whose node is not in the fused model any more: ConfigError with all of them."""
+    left = {node.name for node in model.graph}
+    fused = [tensor.key for tensor in settings.tensor_quantize if tensor.layer_name not in left]
+    if fused:
+        raise ConfigError(
+            f"tensor_quantize names nodes that are fused into a BatchNormalization: {', '.join(fused)}. Remove the "
+            "entries, or name the BatchNormalization or its convolution in skip_fusion_layers."
+        )
+
+
+def _lost_digits(settings: Settings) -> tuple[str, ...]:
+    """What to tell of layers whose 16 bits a chip that rounds to float16 does not keep."""
     wide = [name for name, layer in settings.layers.items() if layer.quant_enable and layer.activation.num_bits == 16]
-    if wide and settings.fakequant_precision_mode == "FORCE_FP16_QUANT":
-        text = "FORCE_FP16_QUANT rounds to float16, whose 11 digits are fewer than the 16 of %d layers (first: %s)."
-        _log.warning(text, len(wide), wide[0])
+    if not wide or settings.fakequant_precision_mode != "FORCE_FP16_QUANT":
+        return ()
+    digits = "FORCE_FP16_QUANT rounds to float16, whose 11 digits are fewer than the 16 of"
+    return (f"{digits} {len(wide)} layers (first: {wide[0]}).",)
 
 
 def _refuse_unsupported(settings: Settings) -> None:

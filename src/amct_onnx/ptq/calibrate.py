@@ -1,119 +1,90 @@
-"""One call from a float model and data to a quantized model."""
+"""From a float model and data to a quantized model: calibrate once, solve, and try what may be better."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.open_data import open_data
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
+from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.quantized_model import QuantizedModel, check_target
-from amct_onnx.ptq.recipe.first_samples import PLANS, Front
-from amct_onnx.ptq.recipe.steps import Recipe
-from amct_onnx.ptq.request import make_choice
-from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
-from amct_onnx.values.findings import Effort, check_effort
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
+from amct_onnx.ptq.recipe.steps import Candidate, Recipe
+from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.protocol import Target
+from amct_onnx.targets.table import observed_tensors
+from amct_onnx.values.findings import Effort
+from amct_onnx.values.request import Request
 
 Feed = Mapping[str, npt.NDArray[Any]]
+_log = logging.getLogger("amct_onnx.Config")
 
 
-def quantize(
-    model: Any,
-    data: Any,
+def calibrate(
+    source: FusedModel,
+    feeds: Iterable[Feed],
+    total: int | None,
     *,
-    target: str = "onnxruntime",
-    settings: Settings | str | os.PathLike[str] | None = None,
-    algorithm: str | ActivationSolver | None = None,
-    skip_layers: Collection[str] = (),
-    reduce_range: bool = False,
-    effort: Effort = "default",
-    weight_only: int | None = None,
-    block_size: int = 32,
-    images: ImageOptions | str | None = None,
-    batch_size: int | None = None,
-    limit: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    names: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    target: Target,
+    request: Request,
+    effort: Effort,
+    progress: Progress = silent,
 ) -> QuantizedModel:
-    """`amct_onnx.quantize` without a search for mixed precision: its docstring has the arguments and errors."""
-    check_target(target)
-    plan = PLANS[check_effort(effort)]
-    if weight_only is not None:
-        check_weight_only(weight_only, block_size, target, data)
-    opened = partial(
-        open_data,
-        data,
-        images=images,
-        batch_size=batch_size,
-        limit=limit,
-        shapes=shapes,
-        dtypes=dtypes,
-        names=names,
-    )
-    source = FloatSource.open(model)
-    choice = make_choice(
-        settings=source.read_settings(settings),
-        algorithm=algorithm,
-        skip_layers=skip_layers,
-        reduce_range=reduce_range,
-        nodes=source.facts.nodes,
-    )
-    if weight_only is not None:
-        feeds = None if data is None or effort == "fast" else opened(model_inputs(source.fused))
-        return quantize_weights(
-            source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
-        )
-    if isinstance(data, Statistics):
-        source = source.equalized(data.factors)
-        if data.digest != model_digest(source.fused):
-            raise StatisticsError("The statistics belong to another model: calibrate this one with data.")
-        result = QuantizedModel(source=source, target=target, choice=choice, statistics=data)
-        result.solve()
-        return result
-    inputs = model_inputs(source.fused)
-    if not source.observed:
+    """Run the data through the model once, and solve what they say for a target.
+
+    total: how many feeds there are, None where only their end shows it. Raises ModelError for a model without a layer
+    that can be quantized, CalibrationError, DataError.
+    """
+    inputs = model_inputs(source.model)
+    if not observed_tensors(source):
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
-    feeds, told = opened(inputs), progress or silent
-    front = Front(iter(feeds), inputs, plan)
-    recipe = Recipe(source=source, target=target, choice=choice, front=front, progress=told)
+    samples = FirstSamples(iter(feeds), inputs, PLANS[effort])
+    recipe = Recipe(source, target, request, samples, progress)
     source, tuning = recipe.prepare()
-    watched = _Watched(front, feeds.total, inputs, told)
-    tensors = collect_statistics(source.fused, source.observed, watched)
+    watched = _Watched(samples, total, inputs, progress)
+    tensors = collect_statistics(source.model, observed_tensors(source), watched)
     statistics = Statistics(
-        tensors=tensors,
-        samples=watched.samples,
-        digest=model_digest(source.fused),
-        factors=source.factors,
+        tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
-    result = QuantizedModel(
-        source=source,
-        target=target,
-        choice=choice,
-        statistics=statistics,
-        assumptions=tuple(feeds.assumptions),
+    calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning)
+    calibration.solved.weights.update(recipe.solved_weights)
+    best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
+    tell(best.lowered.notes)
+    return QuantizedModel(
+        target=target.name,
+        calibration=best.calibration,
+        lowered=best.lowered,
         sample=watched.first,
-        tuning=tuning,
-        known=recipe.known,
+        steps=tuple(recipe.steps),
     )
-    result.solve()
-    return recipe.tune(result)
+
+
+def from_statistics(source: FusedModel, statistics: Statistics, *, target: Target, request: Request) -> QuantizedModel:
+    """Solve statistics of an earlier calibration for a target. Raises StatisticsError for those of another model."""
+    divided = source.divided(statistics.factors)
+    if statistics.digest != model_digest(divided.model):
+        raise StatisticsError("The statistics belong to another model: calibrate this one with data.")
+    calibration = Calibration(source=divided, statistics=statistics, request=request)
+    lowered = target.solve(calibration)
+    tell(lowered.notes)
+    return QuantizedModel(target=target.name, calibration=calibration, lowered=lowered)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Log what a user should know."""
+    for note in notes:
+        _log.warning("%s", note)
 
 
 class _Watched:

@@ -1,4 +1,4 @@
-"""`quantize` as users call it: that of `workflow`, and a search for mixed precision where one is asked for."""
+"""`quantize`: one call from a float model and data to a quantized model, with a target of accuracy if there is one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -18,14 +19,16 @@ from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
-from amct_onnx.progress import Progress
-from amct_onnx.ptq.calibrate import quantize as quantize_once
-from amct_onnx.ptq.float_model import FloatSource
+from amct_onnx.plan.float_model import FloatModel
+from amct_onnx.progress import Progress, silent
+from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.mixed.effects import SAMPLES
 from amct_onnx.ptq.mixed.search import Evaluator, Goal, search_mixed
-from amct_onnx.ptq.quantized_model import QuantizedModel, check_target
-from amct_onnx.values.findings import Effort
-from amct_onnx.values.qdq_tables import ONNXRUNTIME
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.request import make_request, read_settings
+from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
+from amct_onnx.targets.table import target_of
+from amct_onnx.values.findings import Effort, check_effort
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
@@ -93,48 +96,59 @@ def quantize(
     Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError; what
     the evaluator raises passes through.
     """
-    options: dict[str, Any] = {
-        "target": target,
-        "settings": settings,
-        "algorithm": algorithm,
-        "skip_layers": skip_layers,
-        "reduce_range": reduce_range,
-        "effort": effort,
-        "progress": progress,
-    }
-    forms: dict[str, Any] = {
-        "images": images,
-        "batch_size": batch_size,
-        "limit": limit,
-        "shapes": shapes,
-        "dtypes": dtypes,
-        "names": names,
-    }
-    if not _wants_search(evaluator, max_drop, target_accuracy, min_sqnr):
-        result = quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
-        _warn_of_noise(result)
-        return result
-    check_target(target)
+    search = _wants_search(evaluator, max_drop, target_accuracy, min_sqnr)
+    found, told = target_of(target), progress or silent
+    effort = check_effort(effort)
     if weight_only is not None:
-        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
-    if isinstance(data, Statistics):
+        check_weight_only(weight_only, block_size, found, data, search=search)
+    if search and isinstance(data, Statistics):
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
-    source = FloatSource.open(model)
-    inputs = model_inputs(source.fused)
-    opened = open_data(data, inputs, **forms)
+    source = FloatModel.open(model).fuse(Settings())
+    tell(source.notes)
+    request = make_request(
+        settings=read_settings(settings, source.facts),
+        algorithm=algorithm,
+        skip_layers=skip_layers,
+        reduce_range=reduce_range,
+        nodes=source.facts.nodes,
+    )
+    found.check(source, request)
+    if isinstance(data, Statistics):
+        return from_statistics(source, data, target=found, request=request)
+    inputs = model_inputs(source.model)
+    opened = partial(
+        open_data,
+        data,
+        inputs,
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+    )
+    if weight_only is not None:
+        kept = None if data is None or effort == "fast" else opened()
+        return quantize_weights(
+            source, kept, request=request, target=found, bits=weight_only, block_size=block_size, progress=told
+        )
+    feeds = opened()
+    if not search:
+        run = calibrate(source, feeds, feeds.total, target=found, request=request, effort=effort, progress=told)
+        _warn_of_noise(run)
+        return replace(run, assumptions=feeds.assumptions)
     most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
-    samples = Samples(opened, inputs, most=most, hold_out=hold_out)
-    quantized = quantize_once(source, samples, **options)
-    notes = [*opened.assumptions, *quantized.assumptions, *samples.notes]
-    if target == ONNXRUNTIME.name and not reduce_range and saturates():
+    samples = Samples(feeds, inputs, most=most, hold_out=hold_out)
+    run = calibrate(source, samples, feeds.total, target=found, request=request, effort=effort, progress=told)
+    notes = [*feeds.assumptions, *samples.notes]
+    if found.runs_here and not reduce_range and saturates():
         notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
-    quantized = replace(quantized, assumptions=tuple(dict.fromkeys(notes)))
-    if min_sqnr is not None:
-        goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr)
-    else:
-        assert evaluator is not None  # the arguments have been checked
+    quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
+    if evaluator is not None:
         goal = Goal.of_evaluator(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
-    return search_mixed(quantized, goal, samples.spread(SAMPLES), progress=progress)
+    else:
+        goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr or 0.0)
+    return search_mixed(quantized, goal, samples.spread(SAMPLES), progress=told)
 
 
 def _warn_of_noise(result: QuantizedModel) -> None:

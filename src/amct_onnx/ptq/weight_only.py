@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.weights import kernel_rows
-from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.moments import SecondMoments
@@ -30,14 +29,17 @@ from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
 from amct_onnx.numerics.weights.gptq import solve_gptq_blocks
 from amct_onnx.observe.histograms import processors, run_side_by_side
 from amct_onnx.observe.second_moments import collect_moments
+from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.request import Choice
+from amct_onnx.ptq.quantized_model import WeightOnlyModel
 from amct_onnx.run.threads import one_blas_thread
-from amct_onnx.targets.to_nbits import BlockWeight, lower_nbits
+from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.packed_weights import PackedWeights
+from amct_onnx.targets.protocol import Target
+from amct_onnx.targets.table import TARGETS
+from amct_onnx.targets.to_nbits import BlockWeight
 from amct_onnx.values.layers import Decision
-from amct_onnx.values.qdq_tables import ONNXRUNTIME
+from amct_onnx.values.request import Request
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.uint8]
@@ -52,40 +54,13 @@ _KEPT_BYTES, _KEPT_SAMPLES = 256 << 20, 512
 _PRODUCTS = ("MatMul", "Gemm")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class WeightOnlyModel(QuantizedModel):
-    """A model whose products have weights of few bits. `blocks` has the weight of each of them, by node."""
-
-    blocks: Mapping[str, BlockWeight] = field(default_factory=dict)
-
-    def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
-        """There is one target for weights alone. Raises ArgumentError."""
-        raise ArgumentError("A model of weight_only has no other target: call quantize without weight_only.")
-
-    @cached_property
-    def decisions(self) -> tuple[Decision, ...]:
-        """What happens to each product, and why where its weight stays in float."""
-        return tuple(_decisions(self.source.fused, self.choice.off()))
-
-    @cached_property
-    def activations(self) -> Mapping[str, QParams]:
-        """Nothing: activations stay in float."""
-        return {}
-
-    def solve(self) -> None:
-        """All is solved."""
-
-    @cached_property
-    def _lowered(self) -> tuple[ir.Model, Mapping[str, QParams]]:
-        model = self.source.fused.clone()
-        lower_nbits(model, self.blocks)
-        return model, {}
-
-
-def check_weight_only(bits: Any, block_size: Any, target: str, data: object) -> None:
-    """Raise ArgumentError for what ONNX Runtime's MatMulNBits does not have, and for statistics instead of data."""
-    if target != ONNXRUNTIME.name:
-        raise ArgumentError(f"weight_only needs target {ONNXRUNTIME.name}, got {target}: leave one of them out.")
+def check_weight_only(bits: Any, block_size: Any, target: Target, data: object, *, search: bool) -> None:
+    """Raise ArgumentError for what a target does not have, for statistics instead of data, and for a search."""
+    if search:
+        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
+    if not target.packs_weights:
+        able = " or ".join(name for name, other in TARGETS.items() if other.packs_weights)
+        raise ArgumentError(f"weight_only needs target {able}, got {target.name}: leave one of them out.")
     if bits not in _BITS:
         raise ArgumentError(f"weight_only={bits!r} bits: use 4 or 8.")
     if not isinstance(block_size, int) or block_size < _LEAST_BLOCK or block_size & (block_size - 1):
@@ -95,10 +70,11 @@ def check_weight_only(bits: Any, block_size: Any, target: str, data: object) -> 
 
 
 def quantize_weights(
-    source: FloatSource,
+    source: FusedModel,
     feeds: Iterable[Feed] | None,
     *,
-    choice: Choice,
+    request: Request,
+    target: Target,
     bits: int = 4,
     block_size: int = 32,
     rounding: Rounding = "gptq",
@@ -113,10 +89,11 @@ def quantize_weights(
 
     Raises ModelError without such a layer, DataError and CalibrationError like `collect_moments`.
     """
-    layers = [decision.layer for decision in _decisions(source.fused, choice.off()) if decision.quantized]
+    decisions = tuple(_decisions(source.model, request.off()))
+    layers = [decision.layer for decision in decisions if decision.quantized]
     if not layers:
         raise ModelError(f"{source.name} has no product whose weight could be quantized: it needs MatMul or Gemm.")
-    model = source.fused.clone()
+    model = source.model.clone()
     normalize_layers(model, frozenset(layers))
     rows = {node.name or "": node for node in model.graph}
     grid = partial(solve_block_grid, block=block_size, bits=bits, symmetric=symmetric)
@@ -131,15 +108,15 @@ def quantize_weights(
         learned = (settings or AdaRound()) if rounding == "adaround" else None
         for layer, block in _by_second_order(model, layers, kept, grid, learned, progress):
             blocks[layer] = block
-    digest = model_digest(source.fused)
+    statistics = Statistics(tensors={}, samples=samples, digest=model_digest(source.model))
     return WeightOnlyModel(
-        source=source,
-        target=ONNXRUNTIME.name,
-        choice=choice,
-        statistics=Statistics(tensors={}, samples=samples, digest=digest),
+        target=target.name,
+        calibration=Calibration(source=source, statistics=statistics, request=request),
+        lowered=PackedWeights(
+            float_model=source.model, blocks={layer: blocks[layer] for layer in layers}, decisions=decisions
+        ),
         assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
         sample=sample,
-        blocks={layer: blocks[layer] for layer in layers},
     )
 
 

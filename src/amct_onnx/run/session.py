@@ -80,6 +80,14 @@ def open_session(
         return session(str(file))
 
 
+def open_exact_session(model: ir.Model) -> ort.InferenceSession:
+    """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do."""
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return open_session(model, None, options)
+
+
 def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
     """A copy of `model` without its large initializers, and those: the runtime takes them from where they are, and not
     from a serialized model that would be written and parsed first."""

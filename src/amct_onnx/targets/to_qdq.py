@@ -11,7 +11,7 @@ it neither removes nor sees through, keeps the Q away from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,50 +19,41 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
-from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb, is_op
-from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
-from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.graph.weights import from_kernel_rows
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
 
 Array = npt.NDArray[Any]
-SolveWeight = Callable[[str, Array, QSpec, Array], WeightGrid]
-# A bias uses at most half of int32, so that the sums that it is added to have the other half.
-_BIAS_LIMIT = 2.0**30
 
 
-def lower_qdq(
-    model: ir.Model,
-    plan: QdqPlan,
-    target: QdqTarget,
-    grids: Mapping[str, QParams],
-    solve_weight: SolveWeight,
-) -> dict[str, QParams]:
-    """Quantize `model` in place; `grids` has the grid of each tensor of the plan. Returns those of weights, by node.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QdqGrids:
+    """Everything that is solved before a model is lowered.
 
-    `solve_weight` gets the name of a node and its weight as rows of output channels, float32[C, n], each in the order
-    in which kernels read it (the channels of an input position stand together), and the least scale of each row.
-
-    Raises ModelError for a weight without a grid, and for an opset that is too new for the target.
+    activations: the grid of each quantized tensor, by name. weights: of each layer with a weight, by node, as rows of
+    output channels in the order in which kernels read them (the channels of an input position stand together). axes:
+    where those channels are in the weight itself. constants: of other constant operands, by node and index.
     """
-    opset = default_opset(model)
-    if opset > target.maximum_opset and not target.beyond:
-        text = f"target {target.name} has QuantizeLinear up to opset {target.maximum_opset}"
-        raise ModelError(f"The model uses opset {opset}, and {text}: export it again with that or an earlier one.")
-    normalize_layers(model, frozenset(plan.layers))
+
+    activations: Mapping[str, QParams]
+    weights: Mapping[str, WeightGrid]
+    axes: Mapping[str, int]
+    constants: Mapping[tuple[str, int], QParams]
+
+
+def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids) -> None:
+    """Quantize `model`, a float model whose layers are normalized, in place."""
     lowering = _Lowering(model, plan, target, grids)
-    weights = {}
     for node in list(model.graph):
-        if node.name in lowering.layers and node.op_type in WEIGHT_OPS:
-            params = lowering.quantize_weight(node, solve_weight)
-            weights[node.name or ""] = params
+        if (grid := grids.weights.get(node.name or "")) is not None:
+            lowering.quantize_weight(node, grid)
     for node in list(model.graph):
         if target.drops_clamps and (node.name or "") in plan.absorbed:
             lowering.absorb(node)
@@ -73,7 +64,6 @@ def lower_qdq(
     for node in list(model.graph):
         if node.name in lowering.layers and target.rules[node.op_type].direct:
             lowering.move_to_integers(node)
-    return weights
 
 
 @dataclass
@@ -81,7 +71,7 @@ class _Lowering:
     model: ir.Model
     plan: QdqPlan
     target: QdqTarget
-    grids: Mapping[str, QParams]
+    grids: QdqGrids
     names: ValueNames = field(init=False)
     layers: frozenset[str] = field(init=False)
     domain: str = field(init=False)
@@ -100,35 +90,26 @@ class _Lowering:
         self.values = {value.name: value for value in graph.inputs if value.name}
         self.values |= {value.name: value for node in graph for value in node.outputs if value.name}
 
-    def quantize_weight(self, node: ir.Node, solve: SolveWeight) -> QParams:
+    def quantize_weight(self, node: ir.Node, grid: WeightGrid) -> None:
         """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
-        weight, source = constant_value(node.inputs[1]), node.inputs[0]
+        name, weight, source = node.name or "", constant_value(node.inputs[1]), node.inputs[0]
         assert weight is not None  # the planner has looked
         assert source is not None  # a layer has an input
-        data = self.grids[source.name or ""]
-        axis, rows = weight_axis(node, weight.ndim), kernel_rows(node, weight)
+        axis, scale = self.grids.axes[name], grid.params.scale
         bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
-        bound = bias is not None and self.target.int32_bias
-        least = _least_scale(data, bias) if bias is not None and bound else np.zeros(len(rows), np.float32)
-        spec = QSpec(bits=self.target.weight.bits, granularity=PerChannel(0))
-        try:
-            grid = solve(node.name or "", rows, spec, least)
-        except ValueError as error:
-            raise ModelError(f'Layer "{node.name}": {error}. Correct the model or switch the layer off.') from error
-        spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
-        params = QParams(scale=grid.params.scale, zero_point=grid.params.zero_point, spec=spec)
         if grid.correction is not None:
             bias = self._corrected(node, bias, grid.correction)
         if grid.integers is None:
+            spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
+            params = QParams(scale=scale, zero_point=grid.params.zero_point, spec=spec)
             integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
         else:
             integers = ir.tensor(from_kernel_rows(node, grid.integers, weight.shape))
-        self._dequantized(node, 1, integers, params.scale, axis)
+        self._dequantized(node, 1, integers, scale, axis)
         if bias is not None and self.target.int32_bias:
-            scale = data.scale * params.scale
-            steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
-            self._dequantized(node, 2, ir.tensor(steps), scale, 0)
-        return params
+            steps_of = self.grids.activations[source.name or ""].scale * scale
+            steps = np.rint(bias.astype(np.float64) / steps_of.astype(np.float64)).astype(np.int32)
+            self._dequantized(node, 2, ir.tensor(steps), steps_of, 0)
 
     def _corrected(self, node: ir.Node, bias: Array | None, correction: Array) -> Array | None:
         """The bias with a correction for each output channel, in the model too; a layer without bias gets one."""
@@ -164,7 +145,7 @@ class _Lowering:
     def absorb(self, clamp: ir.Node) -> None:
         """Leave out a Relu or Clip; where the grid of its output goes on behind its bounds, integers are clamped."""
         name, producer = clamp.outputs[0].name or "", self.nodes[self.plan.absorbed[clamp.name or ""]]
-        self.clamps[name] = _integer_bounds(clamp, self.grids[name])
+        self.clamps[name] = _integer_bounds(clamp, self.grids.activations[name])
         absorb(producer, clamp)
         result = producer.outputs[0]
         result.name = name
@@ -172,7 +153,7 @@ class _Lowering:
 
     def quantize_tensor(self, tensor: str, group: str) -> None:
         """One QuantizeLinear and one DequantizeLinear behind `tensor`, for those that read it quantized."""
-        value, graph, spec = self.values[tensor], self.model.graph, self.grids[tensor].spec
+        value, graph, spec = self.values[tensor], self.model.graph, self.grids.activations[tensor].spec
         scale, zero_point = self._scale(group)
         integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
         restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
@@ -245,7 +226,7 @@ class _Lowering:
     def _scale(self, group: str) -> tuple[ir.Value, ir.Value]:
         """The initializers of scale and zero point that a group shares."""
         if group not in self.scales:
-            self.scales[group] = self._grid_initializers(group, self.grids[group])
+            self.scales[group] = self._grid_initializers(group, self.grids.activations[group])
         return self.scales[group]
 
     def _grid_initializers(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
@@ -264,8 +245,7 @@ class _Lowering:
             assert array is not None  # the planner has looked
             assert value is not None  # as above
             owner = f"{value.name}.{name}.{index}"
-            shared = node.outputs[0].name in self.grids and node.op_type == "Concat"
-            params = self.grids[node.outputs[0].name or ""] if shared else self._constant_grid(array)
+            params = self.grids.constants[name, index]
             scale, zero_point = self._grid_initializers(owner, params)
             steps = self._stored(quantize(array, params))
             stored = add_initializer(self.model.graph, f"{owner}.integers", steps, names=self.names)
@@ -274,10 +254,6 @@ class _Lowering:
             self.model.graph.insert_before(node, dequantize)
             node.replace_input_with(index, output)
             remove_unused((value,))
-
-    def _constant_grid(self, array: Array) -> QParams:
-        spec, low, high = self.target.activation, min(0.0, float(array.min())), max(0.0, float(array.max()))
-        return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
 
     def _integer_type(self) -> ir.DataType:
         return ir.DataType.UINT8 if self.target.unsigned_activations else ir.DataType.INT8
@@ -300,12 +276,6 @@ class _Lowering:
         self.model.graph.remove(quantizer, safe=True)
         if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
             self.model.graph.remove(dequantize, safe=True)
-
-
-def _least_scale(data: QParams, bias: Array) -> Array:
-    """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing."""
-    least = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
-    return least.astype(np.float32)
 
 
 def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:

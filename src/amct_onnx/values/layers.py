@@ -154,7 +154,7 @@ class QuantPlan:
     """Computed once from model, settings and target: one decision a candidate, in graph order.
 
     `settings` has the settings of each quantized layer, `tensors` those of the inputs of float nodes that are
-    quantized and restored, by their record keys.
+    quantized and restored, by their record keys. `notes`: what a user should know of the plan, as sentences.
     """
 
     target: str
@@ -162,6 +162,7 @@ class QuantPlan:
     observed: tuple[ObservedTensor, ...]
     settings: Mapping[str, LayerSettings]
     tensors: Mapping[str, TensorSettings]
+    notes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class QdqTarget:
     domain whose QuantizeLinear and DequantizeLinear the target has. beyond: the domain of those in later models, "" for
     none. rounds_floats: operators whose float weight the target rounds by itself where a DequantizeLinear stands in
     front of the node and a QuantizeLinear behind it; those that are to stay in float are set apart from the latter.
+    runs_here: the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by
+    weights that alone are in few bits.
     """
 
     name: str
@@ -58,6 +60,8 @@ class QdqTarget:
     maximum_opset: int = 27
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
+    runs_here: bool = False
+    packs_weights: bool = False
 
 
 _SAME = QdqRule(inputs="first", output="same")
@@ -90,6 +94,8 @@ ONNXRUNTIME = QdqTarget(
     beyond="com.microsoft",
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
+    runs_here=True,
+    packs_weights=True,
 )
 
 # What runs in u8 in OpenVINO's CPU plugin (tests/e2e/test_openvino.py). It reads Q/DQ as FakeQuantize, fuses clamps

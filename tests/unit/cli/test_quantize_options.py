@@ -8,8 +8,8 @@ from amct_onnx.cli import quantize_options
 from amct_onnx.cli.options import parse
 from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
 from amct_onnx.data.images import PRESETS
-from amct_onnx.ptq.quantized_model import TARGETS
 from amct_onnx.ptq.request import ALGORITHMS
+from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.findings import EFFORTS
 
 BASE = ("quantize", "m.onnx", "--save_path", "out/m")

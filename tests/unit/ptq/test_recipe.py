@@ -19,8 +19,8 @@ from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
 from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.recipe.first_samples import PLANS, Front
-from amct_onnx.ptq.request import Choice
+from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
+from amct_onnx.targets.calibration import SolvedGrids
 from amct_onnx.values.findings import EFFORTS, Tuning, WeightGrid
 
 NETWORK = """g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
@@ -65,7 +65,7 @@ def images() -> np.ndarray:
 
 def noise(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
     judge = Judge(model.clone(), [{"x": image[None]} for image in images])
-    return judge.noise_of_deployed(result.model()) if result.target == "ascend" else judge.noise(result.model())
+    return judge.noise_of(result.lowered.exact_session())
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "ascend"])
@@ -112,9 +112,9 @@ def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_resu
 
 def test_the_float_function_stays(model: ir.Model, images: np.ndarray) -> None:
     result = amct_onnx.quantize(model, images)
-    assert result.source.factors
+    assert result.calibration.source.factors
     judge = Judge(model.clone(), [{"x": image[None]} for image in images[:4]])
-    assert judge.noise(result.source.fused.clone()) < 1e-10
+    assert judge.noise(result.calibration.source.model.clone()) < 1e-10
 
 
 def test_the_same_data_give_the_same_bytes(model: ir.Model, images: np.ndarray) -> None:
@@ -176,7 +176,7 @@ def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> No
 
 def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) -> None:
     feeds = [{"x": np.full((5, 3, 8, 8), number, np.float32)} for number in range(40)]
-    front = Front(iter(feeds), model_inputs(model), PLANS["default"])
+    front = FirstSamples(iter(feeds), model_inputs(model), PLANS["default"])
     assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
     assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
     assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
@@ -187,8 +187,8 @@ def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data
     whole = np.broadcast_to(images, (20, 3, 8, 8))
     for size in (1, 7, 20):
         feeds = ({"x": whole[start : start + size]} for start in range(0, 20, size))
-        front = Front(iter(feeds), inputs, PLANS["default"])
-        batches = front.batches(front.samples[3:])
+        front = FirstSamples(iter(feeds), inputs, PLANS["default"])
+        batches = front.batches(front.samples[3:], front.rows)
         assert [feed["x"][:, 0, 0, 0].tolist() for feed in batches] == [
             list(range(3, 11)),
             list(range(11, 19)),
@@ -221,19 +221,23 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(
 
 
 def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
-    spec, none, known = QSpec(granularity=PerChannel(0)), np.zeros(3, np.float32), {}
+    spec, solved = QSpec(granularity=PerChannel(0)), SolvedGrids()
     rows = np.arange(1, 7, dtype=np.float32)
     for shape in ((2, 3), (3, 2), (1, 6)):
-        found = Choice().weight("layer", rows.reshape(shape), spec, none[: shape[0]], known).params
+        found = solved.weight(solve_weight_mse, rows.reshape(shape), spec)
         assert found.scale.tolist() == solve_weight_mse(rows.reshape(shape), spec).scale.tolist()
 
 
 def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.ndarray) -> None:
     result = amct_onnx.quantize(model, images, effort="fast")
-    group = next(group for group in result.plan.groups if group.tensors[0] == "r")
-    narrow = replace(result, tuning=Tuning(ranges={group.sources: (0.0, 1.0)}))
+    group = next(group for group in result.lowered.plan.groups if group.tensors[0] == "r")
+
+    def tuned(sources: tuple[str, ...]) -> QuantizedModel:
+        return result.solved(replace(result.calibration, tuning=Tuning(ranges={sources: (0.0, 1.0)})))
+
+    narrow = tuned(group.sources)
     assert narrow.activations["r"].scale == pytest.approx(1 / 255)
-    joined = replace(result, tuning=Tuning(ranges={(*group.sources, "s"): (0.0, 1.0)}))
+    joined = tuned((*group.sources, "s"))
     assert joined.activations["r"].scale == result.activations["r"].scale
 
 
@@ -292,7 +296,7 @@ def test_integers_count_as_what_they_stand_for() -> None:
     inputs = model_inputs(ir.from_onnx_text(text))[:1]
     for dtype, length, samples in ((np.int64, 64, 24), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
         feeds = [{"ids": np.zeros((5, length), dtype)} for _ in range(40)]
-        front = Front(iter(feeds), inputs, PLANS["default"])
+        front = FirstSamples(iter(feeds), inputs, PLANS["default"])
         assert len(front.samples) == samples
         assert front.rows == 8
 
@@ -307,8 +311,8 @@ def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
     result = amct_onnx.quantize(model, images)
     assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True)]
     assert str(result.steps[1]) == "rounding by gptq, biases corrected: not tried, no memory"
-    assert result.source.factors
-    assert not result.tuning.weights
+    assert result.calibration.source.factors
+    assert not result.calibration.tuning.weights
 
 
 def test_an_input_that_is_no_batch_is_not_cut() -> None:
@@ -317,7 +321,7 @@ def test_an_input_that_is_no_batch_is_not_cut() -> None:
         t = Transpose<perm=[1,0]>(table) m = MatMul(x, t) y = Mul(m, factor) }"""
     inputs = model_inputs(ir.from_onnx_text(text))
     feed = {"x": np.ones((6, 4), np.float32), "table": np.ones((3, 4), np.float32), "factor": np.float32(2)}
-    front = Front(iter([{name: np.asarray(array) for name, array in feed.items()}]), inputs, PLANS["default"])
+    front = FirstSamples(iter([{name: np.asarray(array) for name, array in feed.items()}]), inputs, PLANS["default"])
     assert len(front.samples) == 6
     assert {name: array.shape for name, array in front.samples[0].items()} == {
         "x": (1, 4),

@@ -82,7 +82,7 @@ def test_the_step_is_reported_and_left_out_where_nothing_is_tried() -> None:
     steps = [step for step in amct_onnx.quantize(model, FEEDS).steps if "smoothed" in step.name]
     assert [step.kept for step in steps] == [True]
     for result in (amct_onnx.quantize(model, FEEDS, effort="fast"), amct_onnx.quantize(model, FEEDS, target="ascend")):
-        assert "t.smooth" not in {node.name for node in result.source.fused.graph}
+        assert "t.smooth" not in {node.name for node in result.calibration.source.model.graph}
 
 
 def test_the_statistics_know_the_factors(tmp_path: Path) -> None:

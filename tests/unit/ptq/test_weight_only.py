@@ -14,10 +14,11 @@ from flow import CPU, build, normal, sqnr, two_convs
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ModelError
-from amct_onnx.numerics.settings import AdaRound
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.request import Choice
+from amct_onnx.numerics.settings import AdaRound, Settings
+from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.weight_only import quantize_weights
+from amct_onnx.targets.table import TARGETS
+from amct_onnx.values.request import Request
 
 WIDTH = 96
 MODEL = build(
@@ -50,11 +51,13 @@ def run(model: Any, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
 def test_second_order_rounding_beats_the_nearest_on_other_data(tmp_path: Path) -> None:
     test = [{"x": correlated(seed)} for seed in range(50, 54)]
     exact = run(MODEL, test)
-    source = FloatSource.open(MODEL)
+    source = FloatModel.open(MODEL).fuse(Settings())
     learned = AdaRound(num_iteration=2000)
     found = {}
     for rounding in ("nearest", "gptq", "adaround"):
-        result = quantize_weights(source, FEEDS, choice=Choice(), rounding=rounding, settings=learned)
+        result = quantize_weights(
+            source, FEEDS, request=Request(), target=TARGETS["onnxruntime"], rounding=rounding, settings=learned
+        )
         found[rounding] = sqnr(exact, run(result.save(tmp_path / rounding, inspect=False).files[0], test))
     assert found["gptq"] > found["nearest"] + 2
     assert found["adaround"] > found["nearest"] + 2
@@ -70,7 +73,7 @@ def test_every_product_with_a_weight_is_decided_and_smaller(tmp_path: Path) -> N
         "mix": "it multiplies two activations",
         "third": "it is switched off by the settings",
     }
-    assert sorted(result.blocks) == ["first", "second"]
+    assert sorted(result.lowered.blocks) == ["first", "second"]
     saved = result.save(tmp_path / "m")
     assert saved.files == (str(tmp_path / "m_onnxruntime.onnx"),)
     assert saved.report is not None
@@ -82,7 +85,7 @@ def test_every_product_with_a_weight_is_decided_and_smaller(tmp_path: Path) -> N
 def test_without_data_weights_are_rounded_to_the_nearest() -> None:
     result = amct_onnx.quantize(MODEL, None, weight_only=4)
     for weight, array in (("first", "w"), ("second", "v")):
-        block = result.blocks[weight]
+        block = result.lowered.blocks[weight]
         rows = next(onnx.numpy_helper.to_array(i) for i in MODEL.graph.initializer if i.name == array).T
         assert np.array_equal(block.integers, block.grid.quantize(rows))
 

@@ -19,11 +19,13 @@ from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.rounded_network import Probe, power, side_by_side
 from amct_onnx.numerics.settings import ActivationSolver, Settings
+from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
-from amct_onnx.ptq.calibrate import quantize
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.mixed.units import Unit, Units, operations, units_of
+from amct_onnx.ptq.calibrate import calibrate, tell
 from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.request import make_request, read_settings
+from amct_onnx.targets.table import target_of
+from amct_onnx.targets.units import Unit, Units, operations
 from amct_onnx.values.roundings import Change
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 
@@ -60,32 +62,40 @@ def sensitivity(
     """
     if samples < 1:
         raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
-    forms: dict[str, Any] = {"images": images, "shapes": shapes, "dtypes": dtypes, "names": names}
-    if isinstance(model, QuantizedModel):
-        if data is None:
-            if model.sample is None:
-                raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
-            return measure(model, [model.sample], progress=progress).sensitivity()
-        inputs = model_inputs(model.source.fused)
-        opened = open_data(data, inputs, batch_size=batch_size, limit=min(limit or samples, samples), **forms)
-        kept = Samples(opened, inputs, most=samples, hold_out=False)
-        for _ in kept:
-            pass
-        return measure(model, kept.kept, progress=progress).sensitivity()
-    source = FloatSource.open(model)
-    inputs = model_inputs(source.fused)
-    opened = open_data(data, inputs, batch_size=batch_size, limit=limit, **forms)
+    if isinstance(model, QuantizedModel) and data is None:
+        if model.sample is None:
+            raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
+        return measure(model, [model.sample], progress=progress).sensitivity()
+    calibrated = model if isinstance(model, QuantizedModel) else None
+    source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).fuse(Settings())
+    inputs = model_inputs(source.model)
+    opened = open_data(
+        data,
+        inputs,
+        images=images,
+        batch_size=batch_size,
+        limit=limit if calibrated is None else min(limit or samples, samples),
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+    )
     kept = Samples(opened, inputs, most=samples, hold_out=False)
-    quantized = quantize(
-        source,
-        kept,
-        target=target,
-        settings=settings,
+    if calibrated is not None:
+        for _ in kept:  # those that it keeps are all that is wanted
+            pass
+        return measure(calibrated, kept.kept, progress=progress).sensitivity()
+    found = target_of(target)
+    tell(source.notes)
+    request = make_request(
+        settings=read_settings(settings, source.facts),
         algorithm=algorithm,
         skip_layers=skip_layers,
         reduce_range=reduce_range,
-        effort="fast",
-        progress=progress,
+        nodes=source.facts.nodes,
+    )
+    found.check(source, request)
+    quantized = calibrate(
+        source, kept, opened.total, target=found, request=request, effort="fast", progress=progress or silent
     )
     return measure(quantized, kept.kept, progress=progress).sensitivity()
 
@@ -146,13 +156,13 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
     Raises ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that
     it cannot run.
     """
-    found = units_of(quantized)
-    units = found.units
+    found = quantized.lowered.units()
+    units, name = found.units, quantized.calibration.source.name
     if not any(unit.nodes for unit in units):
-        raise ModelError(f"{quantized.source.name} has no layer that is quantized for target {quantized.target}.")
+        raise ModelError(f"{name} has no layer that is quantized for target {quantized.target}.")
     probe = _open(found, samples)
     if not probe.outputs:
-        raise ModelError(f"{quantized.source.name} has no float output that the effect of a layer could be seen in.")
+        raise ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
     signal = np.zeros(len(probe.outputs))
     noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
     changes = [Change.union([unit.constants, unit.tensors]) for unit in units]

@@ -19,12 +19,11 @@ from amct_onnx.measure.output_noise import Judge
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.mixed.effects import Effects, measure
 from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path
-from amct_onnx.ptq.mixed.units import wide_layers
-from amct_onnx.ptq.quantized_model import ASCEND_NAME, QuantizedModel
-from amct_onnx.ptq.request import Choice
-from amct_onnx.run.deployed import open_deployed
+from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.session import open_session
+from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.mixed_precision import Evaluation, MixedPrecision
+from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
 
 # Called with an onnxruntime.InferenceSession; gives a number, higher is better.
@@ -58,14 +57,14 @@ class Goal:
         target_accuracy: float | None,
     ) -> Goal:
         """A value of the user's own measure; the float model is evaluated for it. Raises ArgumentTypeError."""
-        reference = _number(evaluator(open_session(quantized.source.model.clone(), None)))
+        reference = _number(evaluator(open_session(quantized.calibration.source.source.model.clone(), None)))
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
         return cls(measure="evaluator", evaluate=evaluator, reference=reference, required=required)
 
     @classmethod
     def of_sqnr(cls, quantized: QuantizedModel, samples: Sequence[Feed], least: float) -> Goal:
         """The signal-to-noise ratio of the outputs for `samples`, in dB."""
-        judge = Judge(quantized.source.model.clone(), samples)
+        judge = Judge(quantized.calibration.source.source.model.clone(), samples)
 
         def sqnr(candidate: Any) -> float:
             return decibel(judge.noise_of(candidate))
@@ -110,7 +109,7 @@ def search_mixed(
 
 def _path(quantized: QuantizedModel, effects: Effects) -> tuple[list[frozenset[Wish]], dict[Wish, float]]:
     """The sets of wishes to choose from, each of which has all of the one before it; and the price of each wish."""
-    wide = wide_layers(quantized)
+    wide = TARGETS[quantized.target].wide_layers(quantized.calibration)
     parts: list[Part] = []
     prices: dict[Wish, float] = {}
     for unit, operations, constants, tensors in zip(
@@ -136,7 +135,7 @@ class _Search:
     progress: Progress
     most: int
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    choices: list[Choice] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     known: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
@@ -156,15 +155,16 @@ class _Search:
         model = self._model(wishes)
         if model is None:
             return True
-        key = (model.decisions, model.choice.wide)
+        request = model.calibration.request
+        key = (model.decisions, request.wide)
         if key not in self.known:
-            value = _number(self.goal.evaluate(_session(model)))
+            value = _number(self.goal.evaluate(model.lowered.session()))
             self.known[key] = met = self.goal.is_met_by(value)
-            self.choices.append(model.choice)  # and not the model, which holds its weights
+            self.requests.append(request)  # and not the model, which holds its weights
             self.evaluations.append(
                 Evaluation(
                     float_layers=_lost(self.quantized, model),
-                    wide_layers=model.choice.wide,
+                    wide_layers=request.wide,
                     value=value,
                     cost=share,
                     met=met,
@@ -180,13 +180,12 @@ class _Search:
         units = {unit for kind, unit in wishes if kind == "float"}
         off = [node for name, nodes in self.nodes.items() if name in units for node in nodes]
         wide = [name for name in self.nodes if ("int16", name) in wishes and name not in units]
-        choice = self.quantized.choice
+        request = self.quantized.calibration.request
         layers = {decision.layer for decision in self.quantized.decisions if decision.quantized}
         if layers <= set(off):
             return None
-        choice = replace(choice, skip_layers=tuple(dict.fromkeys([*choice.skip_layers, *off])), wide=tuple(wide))
-        model = replace(self.quantized, choice=choice)
-        model.solve()
+        skipped = tuple(dict.fromkeys([*request.skip_layers, *off]))
+        model = self._solved(replace(request, skip_layers=skipped, wide=tuple(wide)))
         return model if any(decision.quantized for decision in model.decisions) else None
 
     def result(self) -> QuantizedModel:
@@ -204,12 +203,13 @@ class _Search:
             evaluations=tuple(self.evaluations),
             chosen=chosen,
         )
-        return replace(self.quantized, choice=self.choices[chosen], precision=precision)
+        return replace(self._solved(self.requests[chosen]), precision=precision)
 
-
-def _session(model: QuantizedModel) -> Any:
-    """A session with ONNX Runtime's default options, as users open it; of target ascend, that of deployed_session."""
-    return open_deployed(model.model()) if model.target == ASCEND_NAME else open_session(model.model(), None)
+    def _solved(self, request: Request) -> QuantizedModel:
+        """The quantized model with another request, from the same calibration."""
+        if request == self.quantized.calibration.request:
+            return self.quantized
+        return self.quantized.solved(replace(self.quantized.calibration, request=request))
 
 
 def _lost(whole: QuantizedModel, model: QuantizedModel) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EffortPlan:
     """What an effort tries.
 
     samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
@@ -44,18 +44,18 @@ class Plan:
     rounding: tuple[Method, ...]
     ranges: int
 
-    def for_samples_of(self, size: int) -> Plan:
+    def for_samples_of(self, size: int) -> EffortPlan:
         """The plan for samples of so many bytes: more of them if they are small."""
         if size > _SMALL:
             return self
         return replace(self, samples=self.samples * _MORE, quick=self.quick * _MORE, ranges=self.ranges * _MORE)
 
 
-PLANS: Mapping[Effort, Plan] = {
-    "fast": Plan(
+PLANS: Mapping[Effort, EffortPlan] = {
+    "fast": EffortPlan(
         samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
     ),
-    "default": Plan(
+    "default": EffortPlan(
         samples=24,
         memory=24 << 20,
         judges=3,
@@ -66,7 +66,7 @@ PLANS: Mapping[Effort, Plan] = {
         rounding=("gptq",),
         ranges=0,
     ),
-    "best": Plan(
+    "best": EffortPlan(
         samples=96,
         memory=96 << 20,
         judges=3,
@@ -80,15 +80,15 @@ PLANS: Mapping[Effort, Plan] = {
 }
 
 
-class Front:
-    """The first samples of `feeds`, which iterating gives before the others.
+class FirstSamples:
+    """The first samples of `feeds`; iterating gives all feeds, these included, once.
 
     A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
-    size, and `rows` so many make a batch. `more`: the feeds behind the samples, within the same memory, which show the
-    magnitudes of channels.
+    size, and `rows` of them make a batch that costs little. `more`: the feeds behind the samples, within the same
+    memory, which show the magnitudes of channels.
     """
 
-    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: Plan) -> None:
+    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: EffortPlan) -> None:
         self._rule = rule = BatchRule.of(inputs)
         self.samples: list[Feed] = []
         self.plan, self.rows = plan, 1
@@ -122,6 +122,6 @@ class Front:
         """How many samples a feed has."""
         return self._rule.count(feed)
 
-    def batches(self, samples: Sequence[Feed]) -> list[dict[str, npt.NDArray[Any]]]:
-        """Some of `samples` in batches, whatever the batches were that they came in."""
-        return joined(samples, self._rule, self.rows)
+    def batches(self, samples: Sequence[Feed], rows: int) -> list[dict[str, npt.NDArray[Any]]]:
+        """Some of `samples` in batches of so many, whatever the batches were that they came in."""
+        return joined(samples, self._rule, rows)

@@ -5,15 +5,18 @@ signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` sa
 
 1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
-   channels in front of matrix products (`graph.passes.smooth`), for Q/DQ targets. They are tried on a first
-   quantization, calibrated with some of the samples alone.
+   channels in front of matrix products (`graph.passes.smooth`), where the target has use for it. They are tried on a
+   first quantization, calibrated with some of the samples alone.
 2. "best" only: ranges of activations that cost the outputs less (`ptq.recipe.ranges`).
 3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
    if there was one.
 
-"default" leaves out what is dear and seldom pays: equalization that promises little (`ptq.recipe.equalization`), and
-rounding where no bias can be corrected or weights make little of the noise.
+"default" leaves out what takes long and seldom helps: equalization that promises little (`ptq.recipe.equalization`),
+and rounding where no bias can be corrected or weights make little of the noise.
+
+A step is a generator of trials. `Recipe.run` is the one loop that solves and judges them; the step sees in `best`
+whether its last trial was kept.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
@@ -36,25 +40,22 @@ from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.channel_maxima import channel_maxima
 from amct_onnx.observe.histograms import collect_statistics
-from amct_onnx.plan.qdq_nodes import plan_qdq
+from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress
-from amct_onnx.ptq.float_model import FloatSource
-from amct_onnx.ptq.quantized_model import ASCEND_NAME, QuantizedModel
 from amct_onnx.ptq.recipe.equalization import group_factors, promised_gain
-from amct_onnx.ptq.recipe.first_samples import Front
+from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.ptq.recipe.ranges import cheaper_ranges
 from amct_onnx.ptq.recipe.rounding import Method, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.smoothing import outlier_inputs
-from amct_onnx.ptq.request import Choice
+from amct_onnx.targets.calibration import Calibration, SolvedGrids
+from amct_onnx.targets.protocol import Lowered, Target
+from amct_onnx.targets.table import observed_tensors
 from amct_onnx.values.findings import Step, Tuning, WeightGrid
-from amct_onnx.values.qdq_tables import QDQ_TARGETS
+from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]
-T = TypeVar("T")
-# What it is called, and what it makes of the best so far.
-Try = tuple[str, Callable[[QuantizedModel], QuantizedModel]]
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -66,132 +67,158 @@ _SURE = 20.0
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A calibration, solved for the target of the recipe."""
+
+    calibration: Calibration
+    lowered: Lowered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What `make` makes of the best calibration so far; or, without it, why it is not tried.
+
+    measured: the reason came from a measurement of the best so far.
+    """
+
+    name: str
+    make: Callable[[Candidate], Calibration] | None = None
+    reason: str = ""
+    measured: bool = False
+
+
+Trials = Iterator[Trial]
+
+
 class Recipe:
-    """The steps for one model, target and choice; `steps` has what was tried so far."""
+    """The steps for one model, target and request. `best` is what has been found, `steps` what was tried.
 
-    source: FloatSource
-    target: str
-    choice: Choice
-    front: Front
-    progress: Progress
+    Where there are too few samples, or settings of the user, nothing is tried.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, source: FusedModel, target: Target, request: Request, samples: FirstSamples, progress: Progress
+    ) -> None:
+        self.best: Candidate | None = None
         self.steps: list[Step] = []
-        self.plan, samples = self.front.plan, self.front.samples
-        self._judges = samples[:: self.plan.judges] if self.plan.judges else []
-        self._fit = [sample for index, sample in enumerate(samples) if index % self.plan.judges] if self._judges else []
-        self.known: dict[bytes, QParams] = {}
-        self._measured: tuple[QuantizedModel, float] | None = None  # the best of a step, and its noise over signal
-        self._first: QuantizedModel | None = None  # a first quantization, of the best model so far
-        self._reached: float | None = None  # noise over signal of a first quantization on which all was tried
+        self._source, self._target, self._request = source, target, request
+        self._samples, self._plan, self._progress = samples, samples.plan, progress
+        self.solved_weights: dict[bytes, QParams] = {}  # the grids of weights, which all trials share
+        self._noise: float | None = None  # over signal, of the best
+        self._is_first = True  # trials are of a first quantization
+        self._reached = math.inf  # noise over signal of a first quantization on which all was tried
+        self._fit: list[Feed] = []
+        self._judge: Judge | None = None
+        self._problem = ""
+        kept = samples.samples
+        if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self._plan.judges:
+            return
+        self._fit = [sample for index, sample in enumerate(kept) if index % self._plan.judges]
+        try:
+            self._judge, self._rows = _open_judge(source.model, samples, kept[:: self._plan.judges])
+        except _REASONS as reason:  # samples that do not run are the calibration's to tell of
+            self._problem = str(reason)
 
-    @property
-    def tries(self) -> bool:
-        """Whether there is anything to try, and samples to try it on."""
-        return len(self.front.samples) >= _LEAST_SAMPLES and self.choice.is_ours
+    def prepare(self) -> tuple[FusedModel, Tuning]:
+        """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
+        and rounded weights if that could be judged by it as well; from the samples alone."""
+        self._run("equalization", self._equalize())
+        self._run("smoothing of outlier channels", self._smooth())
+        if self.best is not None and not self._plan.ranges:
+            self._run("rounding", self._round())
+            self._reached = self.noise()
+        found, tuning = self._found(), Tuning() if self.best is None else self.best.calibration.tuning
+        self.best = self._noise = None  # memory for the calibration
+        return found, tuning
+
+    def tune(self, calibrated: Candidate) -> Candidate:
+        """The calibrated model with those of the later steps that help."""
+        self.best, self._is_first = calibrated, False
+        if self._reached == math.inf:
+            self._run("ranges by what they cost the outputs", self._choose_ranges())
+            self._run("rounding", self._round())
+        elif decibel(self._reached) < _SURE:
+            self._run("calibration with all data", self._measure())
+        return self.best
+
+    def _run(self, step: str, trials: Trials) -> None:
+        """Solve and judge the trials of a step; the best so far is replaced where one is better."""
+        if self._problem:
+            self._leave_out(step, self._problem)
+        if self._judge is None:
+            return
+        try:
+            for trial in trials:
+                if trial.make is None:
+                    self._leave_out(trial.name, trial.reason, measured=trial.measured)
+                    continue
+                if self.best is None:
+                    first = self._quick(self._source)
+                    self.best = Candidate(calibration=first, lowered=self._target.solve(first))
+                try:
+                    before, made = self.noise(), trial.make(self.best)
+                    candidate = Candidate(calibration=made, lowered=self._target.solve(made))
+                    after = self._judge.noise_of(candidate.lowered.exact_session())
+                except _REASONS as reason:
+                    self._leave_out(trial.name, str(reason))
+                    continue
+                self._note(trial.name, before, after, kept=after < before)
+                if after < before:
+                    self.best, self._noise = candidate, after
+        except _REASONS as reason:
+            self._leave_out(step, str(reason))
+
+    def noise(self) -> float:
+        """Noise over signal of the outputs of the best so far, for the samples that judge; measured once."""
+        if self._noise is None and self.best is not None and self._judge is not None:
+            self._noise = self._judge.noise_of(self.best.lowered.exact_session())
+        return math.inf if self._noise is None else self._noise
+
+    def _note(self, name: str, before: float, after: float, *, kept: bool) -> None:
+        self.steps.append(
+            Step(name=name, before=decibel(before), after=decibel(after), kept=kept, first=self._is_first)
+        )
+
+    def _leave_out(self, name: str, reason: str, *, measured: bool = False) -> None:
+        """Tell why a step is not tried."""
+        before = decibel(self.noise()) if measured else math.inf
+        first = self._is_first and self.best is not None
+        self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason, first=first))
 
     def _feeds(self, most: int | None = None) -> list[dict[str, npt.NDArray[Any]]]:
         """The samples to fit, or the first of them, in batches."""
-        _ = self._judge  # which tells whether the model takes batches
-        return self.front.batches(self._fit[:most])
+        return self._samples.batches(self._fit[:most], self._rows)
 
-    def prepare(self) -> tuple[FloatSource, Tuning]:
-        """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
-        and rounded weights if that could be judged by it as well; from the samples alone."""
-        source = self._attempt("equalization", self._equalize, self.source)
-        source = self._attempt("smoothing of outlier channels", self._smooth, source)
-        tuning = Tuning()
-        if self._first is not None and not self.plan.ranges:
-            tuning = self._attempt("rounding", self._round, self._first).tuning
-            self._reached = self._measured[1] if self._measured is not None else None
-        self._first = self._measured = None  # memory for the calibration
-        return source, tuning
-
-    def tune(self, result: QuantizedModel) -> QuantizedModel:
-        """`result` with those of the later steps that help."""
-        if self._reached is None:
-            result = self._attempt("ranges by what they cost the outputs", self._choose_ranges, result)
-            result = self._attempt("rounding", self._round, result)
-        elif decibel(self._reached) < _SURE:
-            result = self._attempt("calibration with all data", partial(self._measure, self._reached), result)
-        return result.with_steps(self.steps)
-
-    def _measure(self, before: float, result: QuantizedModel) -> QuantizedModel:
-        step = Step(
-            name="calibration with all data", before=decibel(before), after=decibel(self._ratio(result)), kept=True
+    def _quick(self, source: FusedModel) -> Calibration:
+        """A calibration of `source` with the samples to fit."""
+        statistics = Statistics(
+            tensors=collect_statistics(source.model, observed_tensors(source), self._feeds(self._plan.quick)),
+            samples=len(self._fit[: self._plan.quick]),
+            digest="",  # nobody gets to see them
+            factors=source.factors,
         )
-        self.steps.append(step)
-        return result
+        solved = SolvedGrids(self.solved_weights)
+        return Calibration(source=source, statistics=statistics, request=self._request, solved=solved)
 
-    def _attempt(self, name: str, step: Callable[[T], T], start: T) -> T:
-        """What a step makes of `start`; `start` itself, with the reason in `steps`, where the step cannot be tried.
-
-        Samples that do not run are the calibration's to tell of.
-        """
-        try:
-            return step(start) if self.tries else start
-        except _REASONS as reason:
-            self._leave_out(name, str(reason))
-            return start
-
-    def _leave_out(self, name: str, reason: str, measured: QuantizedModel | None = None) -> None:
-        """Tell why a step is not tried; `measured`: the best so far, if that is known."""
-        before = math.inf if measured is None else decibel(self._noise_of(measured))
-        self.steps.append(
-            Step(name=name, before=before, after=None, kept=False, reason=reason, first=self._first is not None)
-        )
-
-    def _noise_of(self, best: QuantizedModel) -> float:
-        """Noise over signal of the best so far, measured once."""
-        if self._measured is None or self._measured[0] is not best:
-            self._measured = (best, self._ratio(best))
-        return self._measured[1]
-
-    def _best_of(self, start: QuantizedModel, tries: Iterable[Try], *, thorough: bool) -> QuantizedModel:
-        """The best of `start` and what `tries` make of the best so far; the first that helps, unless `thorough`."""
-        best = start
-        for name, make in tries:
-
-            def improve(so_far: QuantizedModel, try_: Try = (name, make)) -> QuantizedModel:
-                name, make = try_
-                before, candidate = self._noise_of(so_far), make(so_far)
-                after = self._ratio(candidate)
-                kept = after < before
-                step = Step(
-                    name=name,
-                    before=decibel(before),
-                    after=decibel(after),
-                    kept=kept,
-                    first=self._first is not None,
-                )
-                self.steps.append(step)
-                self._measured = (candidate, after) if kept else self._measured
-                return candidate if kept else so_far
-
-            found = self._attempt(name, improve, best)
-            if found is not best and not thorough:
-                return found
-            best = found
-        return best
-
-    def _equalize(self, start: FloatSource) -> FloatSource:
-        groups = channel_groups(start.fused) if self.plan.strengths else ()
+    def _equalize(self) -> Trials:
+        start = self._source
+        groups = channel_groups(start.model) if self._plan.strengths else ()
         if not groups:
-            return start
-        maxima = channel_maxima(start.fused, [name for group in groups for name in group.measured], self._feeds())
+            return
+        maxima = channel_maxima(start.model, [name for group in groups for name in group.measured], self._feeds())
         tries, left_out = [], {}
         for name, chosen, strength in self._equalizations(groups):
             factors = group_factors(chosen, maxima, strength)
-            promise = promised_gain(start.fused, chosen, maxima, factors)
-            if self.plan.thorough or promise >= _PROMISE:
+            promise = promised_gain(start.model, chosen, maxima, factors)
+            if self._plan.thorough or promise >= _PROMISE:
                 tries.append((name, factors))
             elif factors:
                 left_out[name] = f"it promises {promise:.1f} dB, and less than {_PROMISE} seldom holds"
-        found = self._divide(start, tries)
-        for name, reason in left_out.items() if found is start else ():
-            self._leave_out(name, reason)
-        return found
+        yield from self._divide(start, tries)
+        if self._found() is start:
+            for name, reason in left_out.items():
+                yield Trial(name=name, reason=reason)
 
     def _equalizations(
         self, groups: Sequence[ChannelGroup]
@@ -199,85 +226,96 @@ class Recipe:
         """What is tried, as words, groups and the two strengths; the most promising first."""
         free = [group for group in groups if group.ceiling == np.inf]
         if len(free) < len(groups):
-            for strength in self.plan.strengths:
+            for strength in self._plan.strengths:
                 words = f"strengths {strength[0]} and {strength[1]} behind a Clip"
                 yield f"equalization of channels, {words}", list(groups), strength
-        for power in dict.fromkeys(strength[0] for strength in self.plan.strengths) if free else ():
+        for power in dict.fromkeys(strength[0] for strength in self._plan.strengths) if free else ():
             yield f"equalization of channels that nothing clips, strength {power}", free, (power, 0.0)
 
-    def _smooth(self, start: FloatSource) -> FloatSource:
-        if not self.plan.smooth or self.target == ASCEND_NAME:
-            return start
-        plan = plan_qdq(start.fused, QDQ_TARGETS[self.target], off=self.choice.off())
-        found = outlier_inputs(start.fused, plan, [*self._feeds(), *self.front.more])
+    def _smooth(self) -> Trials:
+        start = self._found()
+        wanted = self._target.smoothable(start, self._request) if self._plan.smooth else ()
+        found = outlier_inputs(start.model, wanted, [*self._feeds(), *self._samples.more])
         tries = []
-        for strength in self.plan.smooth:
+        for strength in self._plan.smooth:
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
             tries.append((f"outlier channels smoothed, strength {strength}", factors))
-        return self._divide(start, tries)
+        yield from self._divide(start, tries)
 
-    def _divide(self, start: FloatSource, tries: Iterable[tuple[str, Mapping[str, Floats]]]) -> FloatSource:
-        """`start` with the factors under which a first quantization does best, or as it is."""
+    def _found(self) -> FusedModel:
+        """The float model of the best so far."""
+        return self._source if self.best is None else self.best.calibration.source
 
-        def divided(factors: Mapping[str, Floats], _: QuantizedModel) -> QuantizedModel:
-            return self._quick(start.equalized(factors))
+    def _divide(self, start: FusedModel, tries: Iterable[tuple[str, Mapping[str, Floats]]]) -> Trials:
+        """Trials of `start` with its channels divided by factors; up to the first that helps, unless thorough."""
 
-        made = [(name, partial(divided, factors)) for name, factors in tries if factors]
-        if not made:
-            return start
-        self._first = self._first or self._quick(start)
-        self._first = self._best_of(self._first, made, thorough=self.plan.thorough)
-        return self._first.source
+        def divided(factors: Mapping[str, Floats], _: Candidate) -> Calibration:
+            return self._quick(start.divided(factors))
 
-    def _choose_ranges(self, start: QuantizedModel) -> QuantizedModel:
-        if not self.plan.ranges or self.target == ASCEND_NAME:
-            return start
-        found = cheaper_ranges(start, self._feeds(self.plan.ranges), self.progress)
+        for name, factors in tries:
+            if factors:
+                yield Trial(name=name, make=partial(divided, factors))
+                if self._found() is not start and not self._plan.thorough:
+                    return
 
-        def narrowed(count: int, _: QuantizedModel) -> QuantizedModel:
-            return replace(start, tuning=replace(start.tuning, ranges=dict(found[:count])))
+    def _choose_ranges(self) -> Trials:
+        start = self.best
+        if start is None or not self._plan.ranges:
+            return
+        model, choices = start.calibration.source.model, start.lowered.range_choices()
+        found = cheaper_ranges(model, choices, self._feeds(self._plan.ranges), self._progress)
 
-        counts = dict.fromkeys(round(share * len(found)) for share in _SHARES)
-        tries = [(f"ranges of {n} tensors by what they cost the outputs", partial(narrowed, n)) for n in counts if n]
-        return self._best_of(start, tries, thorough=True)
+        def narrowed(count: int, _: Candidate) -> Calibration:
+            tuning = replace(start.calibration.tuning, ranges=dict(found[:count]))
+            return replace(start.calibration, tuning=tuning)
 
-    def _round(self, start: QuantizedModel) -> QuantizedModel:
-        if self.choice.reduce_range and self.plan.rounding:
-            self._leave_out("rounding", "reduce_range chooses the integers of weights")
-            return start
-        best, biased = start, _with_bias(start) if self.plan.rounding else frozenset[str]()
-        if best.weights and biased and not self.plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
-            self._leave_out("rounding", f"weights make {share:.0%} of the noise", start)
-            return start
-        for method in self.plan.rounding if start.weights else ():
-            tries: list[Try] = []
-            if biased:
-                tries.append((f"rounding by {method}, biases corrected", partial(self._rounded, method, biased)))
-            if self.plan.thorough:
-                tries.append((f"rounding by {method}", partial(self._rounded, method, frozenset())))
+        for count in dict.fromkeys(round(share * len(found)) for share in _SHARES):
+            if count:
+                name = f"ranges of {count} tensors by what they cost the outputs"
+                yield Trial(name=name, make=partial(narrowed, count))
+
+    def _round(self) -> Trials:
+        start = self.best
+        if start is None or not self._plan.rounding:
+            return
+        if self._request.reduce_range:
+            yield Trial(name="rounding", reason="reduce_range chooses the integers of weights")
+            return
+        grids, biased = start.lowered.rows, _with_bias(start, adds_bias=self._target.adds_bias)
+        if grids and biased and not self._plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
+            yield Trial(name="rounding", reason=f"weights make {share:.0%} of the noise", measured=True)
+            return
+        for method in self._plan.rounding if grids else ():
+            tries = [(f"rounding by {method}, biases corrected", biased)] if biased else []
+            if self._plan.thorough:
+                tries.append((f"rounding by {method}", frozenset()))
             if not tries:
-                self._leave_out(f"rounding by {method}", 'no layer has a bias to correct; effort="best" tries it')
-            best = self._best_of(best, tries, thorough=False)
-        return best
+                reason = 'no layer has a bias to correct; effort="best" tries it'
+                yield Trial(name=f"rounding by {method}", reason=reason)
+            before = self.best
+            for name, corrected in tries:
+                if self.best is before:
+                    yield Trial(name=name, make=partial(self._rounded, method, corrected))
 
-    def _weights_share(self, start: QuantizedModel) -> float:
+    def _weights_share(self, start: Candidate) -> float:
         """What nearest weights do to the outputs, as a share of the noise: all that rounding can take away."""
-        grids = {layer: start.weight_params(layer) for layer in start.weights}
-        alone = self._judge.noise(with_rounded_weights(start.source.fused, grids))
-        together = self._noise_of(start)
+        if self._judge is None:
+            return 0.0
+        alone = self._judge.noise(with_rounded_weights(start.calibration.source.model, start.lowered.rows))
+        together = self.noise()
         return alone / together if together > 0 else 0.0
 
-    def _rounded(self, method: Method, corrected: frozenset[str], start: QuantizedModel) -> QuantizedModel:
+    def _rounded(self, method: Method, corrected: frozenset[str], start: Candidate) -> Calibration:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""
-        params = {layer: start.weight_params(layer) for layer in start.weights}
+        params = start.lowered.rows
         found = round_weights(
-            start.source.fused,
+            start.calibration.source.model,
             list(params),
             self._feeds(),
             params,
             method=method,
             corrected=corrected,
-            progress=self.progress,
+            progress=self._progress,
         )
         weights = {
             layer: WeightGrid(
@@ -287,48 +325,34 @@ class Recipe:
             )
             for layer, integers in found.integers.items()
         }
-        return replace(start, tuning=replace(start.tuning, weights=weights))
+        return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
 
-    def _quick(self, source: FloatSource) -> QuantizedModel:
-        """A quantized model of `source` from the samples to fit."""
-        statistics = Statistics(
-            tensors=collect_statistics(source.fused, source.observed, self._feeds(self.plan.quick)),
-            samples=len(self._fit[: self.plan.quick]),
-            digest="",  # nobody gets to see them
-            factors=source.factors,
-        )
-        return QuantizedModel(
-            source=source, target=self.target, choice=self.choice, statistics=statistics, known=self.known
-        )
-
-    @cached_property
-    def _judge(self) -> Judge:
-        try:
-            batches = self.front.batches(self._judges)
-            apart = self._judges[: self.front.count(batches[0])]
-            return Judge(self.source.fused, batches, apart=apart if len(apart) > 1 else ())
-        except DataError:
-            self.front.rows = 1  # the network may take one sample, or mix those of a batch, though the batch is open
-            return Judge(self.source.fused, self._judges)
-
-    def _ratio(self, result: QuantizedModel) -> float:
-        """Noise over signal of the outputs for the samples that judge."""
-        if result.target == ASCEND_NAME:
-            return self._judge.noise_of_deployed(result.model())
-        return self._judge.noise(result.lowered)
+    def _measure(self) -> Trials:
+        self._note("calibration with all data", self._reached, self.noise(), kept=True)
+        yield from ()
 
 
-def _with_bias(result: QuantizedModel) -> frozenset[str]:
-    """The quantized layers whose bias can make up for something: one number for each output channel, or none yet, of
-    which target ascend makes none."""
-    found, weights = [], result.weights
-    for node in result.source.fused.graph:
+def _open_judge(model: ir.Model, samples: FirstSamples, kept: Sequence[Feed]) -> tuple[Judge, int]:
+    """What compares models on the samples `kept`, and how many samples the network takes at a time."""
+    try:
+        batches = samples.batches(kept, samples.rows)
+        apart = kept[: samples.count(batches[0])]
+        return Judge(model, batches, apart=apart if len(apart) > 1 else ()), samples.rows
+    except DataError:  # the network may take one sample, or mix those of a batch, though the batch is open
+        return Judge(model, kept), 1
+
+
+def _with_bias(best: Candidate, *, adds_bias: bool) -> frozenset[str]:
+    """The quantized layers whose bias can make up for something: one number for each output channel, or none yet.
+
+    adds_bias: the target gives a layer without a bias one.
+    """
+    found, weights = [], best.lowered.rows
+    for node in best.calibration.source.model.graph:
         if node.name not in weights or node.op_type not in ("Conv", "Gemm"):
             continue
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         tensor = constant_tensor(bias)
-        if (bias is None and result.target != ASCEND_NAME) or (
-            tensor is not None and tensor.size == output_channels(node)
-        ):
+        if (bias is None and adds_bias) or (tensor is not None and tensor.size == output_channels(node)):
             found.append(node.name or "")
     return frozenset(found)

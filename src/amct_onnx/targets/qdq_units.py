@@ -1,113 +1,31 @@
-"""A quantized model as a float model and its roundings, in units that can be left in float.
-
-A unit is a layer with what its kernel, or those that only go on with its result, round: its constants and the tensors
-that it makes. What comes from elsewhere (the model's inputs, a float node) and is quantized is a unit of its own.
-"""
+"""Which roundings of a Q/DQ model belong together: the units of a plan."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.amct.calibration_model import fuse_model
-from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import constant_tensor, constant_value
-from amct_onnx.graph.layers import WEIGHT_OPS
-from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.qdq import GridConstant, grid_constant
-from amct_onnx.graph.tensors import shape_of
-from amct_onnx.numerics.settings import Settings
-from amct_onnx.ptq.quantized_model import ASCEND_NAME, QuantizedModel
-from amct_onnx.targets.to_integers import integer_bias
-from amct_onnx.values.layers import QuantizedLayer
+from amct_onnx.numerics.grid import QParams
+from amct_onnx.targets.units import Unit, Units
 from amct_onnx.values.qdq_plan import QdqPlan
-from amct_onnx.values.qdq_tables import QDQ_TARGETS, QdqTarget
+from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.roundings import Change
 
 Array = npt.NDArray[Any]
-# Multiplications in the time of writing one element and reading it again: bandwidth bounds what is no product.
-_PER_ELEMENT = 16
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Unit:
-    """`nodes` go to float together, the first one gives the name and type; none for a tensor from elsewhere.
+class QdqUnits:
+    """Finds the units of a plan; `model` is the normalized float model, `lowered` the same with integers."""
 
-    constants, tensors: the two kinds of its roundings. last: the tensor behind all of them that others read, "" where
-    there is nothing but constants. holders: the units that want `tensors` quantized, this one included. reads: the
-    units whose tensors it reads.
-    """
-
-    name: str
-    op_type: str
-    nodes: tuple[str, ...]
-    constants: Change
-    tensors: Change
-    last: str
-    holders: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Units:
-    """`model` is the float model that the units round; `constants` the quantized ones, by node and input."""
-
-    model: ir.Model
-    units: tuple[Unit, ...]
-    constants: Mapping[str, Mapping[int, Array]]
-
-
-def units_of(quantized: QuantizedModel) -> Units:
-    """The units of a quantized model, in graph order."""
-    return _ascend_units(quantized) if quantized.target == ASCEND_NAME else _QdqUnits(quantized).found()
-
-
-def _ascend_units(quantized: QuantizedModel) -> Units:
-    """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""
-    factored, source = quantized.factored, quantized.source
-    settings = quantized.choice.settings or Settings()
-    model = source.start.clone()
-    if settings.do_fusion:
-        fuse_model(model, settings)
-    normalize_layers(model, frozenset(layer.name for layer in factored.layers))
-    nodes = {node.name or "": node for node in model.graph}
-    rounded = {node.name or "": node for node in factored.model.graph}
-    units, constants = [], {}
-    for layer in factored.layers:
-        node, name = nodes[layer.name], layer.name
-        weight = constant_value(rounded[name].inputs[1]) if layer.weight is not None else None
-        if weight is not None:
-            constants[name] = {1: weight}
-        reads = {(name, 0): layer.activation}
-        if layer.second is not None:
-            reads[name, 1] = layer.second
-        units.append(
-            Unit(
-                name=name,
-                op_type=node.op_type,
-                nodes=(name,),
-                constants=Change(constants=frozenset([name] if weight is not None else [])),
-                tensors=Change(reads=reads),
-                last=node.outputs[0].name or "",
-                holders=(name,),
-            )
-        )
-    return Units(model=model, units=tuple(units), constants=constants)
-
-
-class _QdqUnits:
-    def __init__(self, quantized: QuantizedModel) -> None:
-        self._plan: QdqPlan = quantized.plan
-        self._target: QdqTarget = QDQ_TARGETS[quantized.target]
-        self._grids = quantized.activations
-        self._lowered = quantized.lowered
-        self._model = quantized.source.fused.clone()
-        normalize_layers(self._model, frozenset(self._plan.layers))
+    def __init__(
+        self, model: ir.Model, plan: QdqPlan, table: QdqTarget, grids: Mapping[str, QParams], lowered: ir.Model
+    ) -> None:
+        self._model, self._plan, self._target, self._grids, self._lowered = model, plan, table, grids, lowered
         self._layers = frozenset(self._plan.layers)
         self._values = {value.name or "": value for node in self._model.graph for value in node.outputs}
         self._values |= {value.name or "": value for value in self._model.graph.inputs}
@@ -116,6 +34,7 @@ class _QdqUnits:
         self._members: dict[str, list[str]] = {}
 
     def found(self) -> Units:
+        """The units, in graph order."""
         constants = self._constants()
         for node in self._model.graph:
             if node.name in self._layers:
@@ -229,41 +148,3 @@ class _QdqUnits:
                 elif maker is not None and maker.name in self._layers:  # a move of several units' tensors
                     waiting.append(maker)
         return tuple(unit for unit in found if unit != name)
-
-
-def wide_layers(quantized: QuantizedModel) -> frozenset[str]:
-    """The quantized layers whose activations may have 16 bits: their type has that, and their sums stay in int32."""
-    if quantized.target != ASCEND_NAME:
-        return frozenset()
-    able = [name for name, traits in quantized.source.facts.supported.items() if traits.supports_int16]
-    factored = replace(quantized, choice=replace(quantized.choice, wide=tuple(able))).factored
-    nodes = {node.name: node for node in factored.model.graph}
-    return frozenset(layer.name for layer in factored.layers if layer.name in able and _fits(nodes[layer.name], layer))
-
-
-def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:
-    try:
-        integer_bias(node, layer)
-    except ModelError:
-        return False
-    return True
-
-
-def operations(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """What `nodes` of a model cost, in multiplications, where its tensors have these shapes."""
-    return sum(_operations(node, shapes) for node in model.graph if node.name in nodes)
-
-
-def _operations(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    def shape(value: ir.Value | None) -> tuple[int, ...]:
-        tensor = constant_tensor(value)
-        return shapes.get((value and value.name) or "", ()) if tensor is None else shape_of(tensor)
-
-    result = math.prod(shape(node.outputs[0]))
-    written = _PER_ELEMENT * result
-    if node.op_type not in WEIGHT_OPS:
-        return written
-    weight = shape(node.inputs[1])
-    if node.op_type == "ConvTranspose":
-        return written + math.prod(shape(node.inputs[0])) * math.prod(weight[1:])
-    return written + result * (math.prod(weight[1:]) if node.op_type == "Conv" else weight[-2])

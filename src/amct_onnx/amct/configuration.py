@@ -1,0 +1,80 @@
+"""create_quant_config: the configuration of a model, with an entry for each layer that can be quantized."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amct_onnx.files.config_json import default_settings, format_config
+from amct_onnx.files.config_text import read_cfg
+from amct_onnx.files.onnx_file import save_model_file
+from amct_onnx.files.whole_files import atomic_path
+from amct_onnx.numerics.settings import Settings
+from amct_onnx.plan.ascend_layers import check_tensors
+from amct_onnx.plan.float_model import FloatModel
+from amct_onnx.values.layers import GraphFacts
+
+_SHOWN_LAYERS = 5
+_log = logging.getLogger("amct_onnx.Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigRequest:
+    """The arguments of `create_quant_config`."""
+
+    config_file: str
+    model_file: str
+    skip_layers: Sequence[str]
+    batch_num: int
+    activation_offset: bool
+    config_defination: str | None
+    updated_model: str | None
+
+
+def create_config(request: ConfigRequest) -> None:
+    """Write the configuration of a model, and the model with its nodes named when that is asked for."""
+    source = FloatModel.open(request.model_file)
+    facts = source.facts
+    if request.config_defination is not None:
+        if request.skip_layers:
+            _log.warning("skip_layers is ignored, since config_defination is given.")
+        settings = read_cfg(request.config_defination, facts)
+    else:
+        settings = default_settings(
+            facts,
+            skip_layers=request.skip_layers,
+            batch_num=request.batch_num,
+            activation_offset=request.activation_offset,
+        )
+    check_tensors(source.model, facts, settings)
+    _report_products(facts, settings)
+    _report_float(facts)
+    with atomic_path(request.config_file) as file:  # moved into place when the model is written too
+        file.write_bytes(format_config(settings, facts).encode())
+        if request.updated_model is not None:
+            save_model_file(source.model, request.updated_model)
+    _log.info("Generate config file:%s success!", request.config_file)
+
+
+def _report_products(facts: GraphFacts, settings: Settings) -> None:
+    """config.json has no comments: the log says why these layers are off."""
+    products = [name for name, traits in facts.supported.items() if traits.two_operands]
+    off = [name for name in products if not settings.layers[name].quant_enable]
+    if off:
+        _log.info(
+            "%d MatMul layers multiply two activations (first: %s) and stay in float: quantizing them costs accuracy "
+            "and pays on few chips. Set quant_enable to true in the config file for those to be quantized.",
+            len(off),
+            off[0],
+        )
+
+
+def _report_float(facts: GraphFacts) -> None:
+    """config.json does not name these layers: the log says why."""
+    left = {name: traits.reason for name, traits in facts.layers.items() if traits.reason is not None}
+    if left:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:_SHOWN_LAYERS])
+        more = f"; and {len(left) - _SHOWN_LAYERS} more" if len(left) > _SHOWN_LAYERS else ""
+        text = "%d of %d layers cannot be quantized, and stay in float: %s%s."
+        _log.info(text, len(left), len(facts.layers), shown, more)

@@ -1,0 +1,233 @@
+"""Target ascend of `quantize`: the layers that AMCT's functions would quantize, with factors from given statistics.
+
+Observers of AMCT's functions see the network with rounded weights. Here statistics are of the float network, so that
+one calibration serves every target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.errors import CalibrationError, ModelError
+from amct_onnx.files.config_json import default_settings
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.settings import Mse, Settings
+from amct_onnx.numerics.weights.mse import solve_weight_mse
+from amct_onnx.observe.collectors import activation_factors
+from amct_onnx.plan.ascend_layers import check_tensors, decide, make_plan, refuse_fused_tensors
+from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.run.deployed import open_deployed
+from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
+from amct_onnx.targets.ascend_weights import quantize_weights
+from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.protocol import RangeChoice
+from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
+from amct_onnx.targets.to_integers import integer_bias
+from amct_onnx.targets.units import Unit, Units
+from amct_onnx.values.ascend_table import ASCEND
+from amct_onnx.values.findings import WeightGrid
+from amct_onnx.values.layers import Decision, GraphFacts, LayerRecord, ObservedTensor, QuantizedLayer, QuantPlan
+from amct_onnx.values.request import Request
+from amct_onnx.values.roundings import Change
+
+Floats = npt.NDArray[np.float32]
+
+_RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AscendLowered:
+    """The quantized layers with their factors; `floats` is the same model with float weights."""
+
+    factored: AscendModel
+    floats: ir.Model
+    records: Mapping[str, LayerRecord]
+    rows: Mapping[str, QParams]
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def activations(self) -> Mapping[str, QParams]:
+        return {}
+
+    @property
+    def weights(self) -> Mapping[str, QParams]:
+        return self.rows
+
+    def model(self) -> ir.Model:
+        return self.factored.deploy()
+
+    def save(self, prefix: str) -> tuple[str, ...]:
+        return write_ascend_files(self.factored, prefix)
+
+    def session(self) -> Any:
+        return open_deployed(self.model())
+
+    def exact_session(self) -> Any:
+        return self.session()
+
+    def units(self) -> Units:
+        """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""
+        nodes = {node.name or "": node for node in self.floats.graph}
+        rounded = {node.name or "": node for node in self.factored.model.graph}
+        units, constants = [], {}
+        for layer in self.factored.layers:
+            node, name = nodes[layer.name], layer.name
+            weight = constant_value(rounded[name].inputs[1]) if layer.weight is not None else None
+            if weight is not None:
+                constants[name] = {1: weight}
+            reads = {(name, 0): layer.activation}
+            if layer.second is not None:
+                reads[name, 1] = layer.second
+            units.append(
+                Unit(
+                    name=name,
+                    op_type=node.op_type,
+                    nodes=(name,),
+                    constants=Change(constants=frozenset([name] if weight is not None else [])),
+                    tensors=Change(reads=reads),
+                    last=node.outputs[0].name or "",
+                    holders=(name,),
+                )
+            )
+        return Units(model=self.floats.clone(), units=tuple(units), constants=constants)
+
+    def range_choices(self) -> tuple[RangeChoice, ...]:
+        return ()
+
+
+class AscendTarget:
+    """Ascend chips, by `ASCEND`, their table."""
+
+    name = ASCEND.name
+    adds_bias = runs_here = packs_weights = False
+
+    def observed(self, source: FusedModel) -> Iterable[str]:
+        for node in source.model.graph:
+            traits = source.facts.supported.get(node.name or "") if is_standard(node) else None
+            if traits is not None and not is_product(node) and node.op_type not in RECURRENT_OPS:
+                yield (node.inputs[0] and node.inputs[0].name) or ""
+
+    def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
+        return ()
+
+    def wide_layers(self, calibration: Calibration) -> frozenset[str]:
+        """Those whose type has 16 bits, and whose sums stay in int32."""
+        able = [name for name, traits in calibration.source.facts.supported.items() if traits.supports_int16]
+        request = replace(calibration.request, wide=tuple(able))
+        factored = self.solve(replace(calibration, request=request)).factored
+        nodes = {node.name: node for node in factored.model.graph}
+        return frozenset(
+            layer.name for layer in factored.layers if layer.name in able and _fits(nodes[layer.name], layer)
+        )
+
+    def check(self, source: FusedModel, request: Request) -> None:
+        request.refuse_for(self.name, integers=False)
+
+    def solve(self, calibration: Calibration) -> AscendLowered:
+        request, facts = calibration.request, calibration.source.facts
+        self.check(calibration.source, request)
+        settings = _settings(facts, request)
+        decisions = decide(facts, settings)
+        check_tensors(calibration.source.source.model, facts, settings)
+        fused = calibration.source
+        if request.settings is not None and not fused.factors:  # the settings may say what is fused
+            fused = fused.source.fuse(settings)
+        model = fused.model.clone()
+        refuse_fused_tensors(model, settings)
+        normalize_layers(model, frozenset(decision.layer for decision in decisions if decision.quantized))
+        floats, plan = model.clone(), make_plan(model, ASCEND, decisions, settings)
+        better = partial(_better_weight, calibration) if request.allows_recipe else None
+        weights = quantize_weights(model, plan, facts, better)
+        records = dict(weights.records)
+        nodes = {node.name: node for node in model.graph}
+        for tensor in plan.observed:
+            group = [other for other in plan.observed if other.joint == tensor.joint] if tensor.joint else [tensor]
+            values = [value for t in group if (value := nodes[t.node].inputs[t.input_index]) is not None]
+            factors = _activation(tensor, values, calibration, facts)
+            for key in tensor.keys:
+                records[key] = replace(records[key], **factors)
+        return AscendLowered(
+            factored=AscendModel(
+                model=model,
+                layers=quantized_layers(facts, records, plan.layers),
+                origins=fused.origins or {},
+                tensors=tuple(quantized_tensor(key, records[key]) for key in _tensor_keys(plan)),
+                half=settings.fakequant_precision_mode == "FORCE_FP16_QUANT",
+            ),
+            floats=floats,
+            records=MappingProxyType(records),
+            rows=weights.better,
+            decisions=tuple(_explained(decision, facts) for decision in decisions),
+            notes=(*plan.notes, *weights.notes),
+        )
+
+
+def _settings(facts: GraphFacts, request: Request) -> Settings:
+    """The settings of all layers: what is skipped is off, and so are layers whose states nobody observed."""
+    settings = request.settings or default_settings(facts)
+    recurrent = {name for name, traits in facts.layers.items() if traits.op_type in RECURRENT_OPS}
+    off = {*request.skip_layers, *recurrent}
+    layers = {
+        name: replace(entry, quant_enable=entry.quant_enable and name not in off)
+        for name, entry in settings.layers.items()
+    }
+    for name in request.wide:
+        if name in layers and facts.layers[name].supports_int16:
+            layers[name] = replace(layers[name], activation=replace(layers[name].activation, num_bits=16))
+    return replace(settings, layers=MappingProxyType(layers))
+
+
+def _better_weight(calibration: Calibration, layer: str, rows: Floats, spec: QSpec) -> WeightGrid:
+    """The grid of least squared error, with the integers that were found for it."""
+    params = calibration.solved.weight(solve_weight_mse, rows, spec)
+    tuned = calibration.tuning.weight(layer, params)
+    return WeightGrid(params=params) if tuned is None or tuned.integers is None else tuned
+
+
+def _activation(
+    tensor: ObservedTensor, values: Sequence[ir.Value], calibration: Calibration, facts: GraphFacts
+) -> dict[str, Any]:
+    """The fields of a record for a tensor whose factors come from what `values` held."""
+    request = calibration.request
+    solver = request.algorithm or (Mse() if request.settings is None else tensor.activation.solver)
+    settings = replace(tensor.activation, solver=solver)
+    key, known = (tuple(value.name for value in values), settings), calibration.solved.activations
+    try:
+        if key not in known:
+            known[key] = solve_activation(calibration.statistic(values), settings)
+    except ValueError as error:
+        raise CalibrationError(f'Layer "{tensor.keys[0]}": {error}.') from error
+    half = any(facts.layers[key].half for key in tensor.keys if key in facts.layers)
+    return activation_factors(known[key], tensor.stamp, "FLOAT16" if half else "FLOAT32")
+
+
+def _tensor_keys(plan: QuantPlan) -> Iterable[str]:
+    """The tensors of float nodes, in the order in which they are observed."""
+    return dict.fromkeys(key for tensor in plan.observed for key in tensor.keys if key in plan.tensors)
+
+
+def _explained(decision: Decision, facts: GraphFacts) -> Decision:
+    recurrent = decision.layer in facts.supported and facts.layers[decision.layer].op_type in RECURRENT_OPS
+    return replace(decision, reason=_RECURRENT) if recurrent else decision
+
+
+def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:
+    try:
+        integer_bias(node, layer)
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""Weights of layers for Ascend: their scales, and the model's weights rounded to them.
+
+The weights of a calibration model are rounded before it runs, so that calibration sees their error. By default scales
+come from the extremes of a weight, as in AMCT; a caller may bring scales of less error, and integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
+from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.graph.tensors import Array, array_of, shape_of
+from amct_onnx.graph.weights import fake_quantized, from_kernel_rows, weight_axis, weight_rows
+from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.rounding import fake_quantize
+from amct_onnx.numerics.settings import AdaRound, LayerSettings, Nuq
+from amct_onnx.numerics.weights.adaround import solve_scale
+from amct_onnx.numerics.weights.arq import solve_arq
+from amct_onnx.numerics.weights.nuq import cluster_levels
+from amct_onnx.targets.recurrent_layers import quantize_recurrent
+from amct_onnx.targets.to_integers import weight_spec
+from amct_onnx.values.findings import WeightGrid
+from amct_onnx.values.layers import GraphFacts, LayerRecord, QuantPlan
+
+# ConvTranspose has one scale for an index in all groups, which least squares does not know.
+_BETTER = ("Conv", "Gemm", "MatMul")
+# Gives the grid of the weight of a layer, float32[C, n] as rows of `weight_rows`; None leaves it to the settings.
+BetterGrid = Callable[[str, Array, QSpec], WeightGrid | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedWeights:
+    """What is known of each layer and tensor of a plan before anything has run.
+
+    records: by the keys of record.txt. better: the grids that did not come from the settings, by layer. notes: what a
+    user should know, as sentences.
+    """
+
+    records: Mapping[str, LayerRecord]
+    better: Mapping[str, QParams]
+    notes: tuple[str, ...]
+
+
+def quantize_weights(
+    model: ir.Model, plan: QuantPlan, facts: GraphFacts, better: BetterGrid | None = None
+) -> QuantizedWeights:
+    """Replace the weights of the layers of `plan`, of a normalized model, by their rounded values, in place.
+
+    Raises ModelError for a weight or bias that holds NaN or Inf, or is too large.
+    """
+    names, nodes = ValueNames(model), {node.name: node for node in model.graph}
+    records: dict[str, LayerRecord] = {}
+    grids: dict[str, QParams] = {}
+    vanished: dict[str, int] = {}
+    for layer in plan.layers:
+        entry, traits = plan.settings[layer], facts.layers[layer]
+        if traits.two_operands:
+            records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}")
+        elif not traits.has_weight:
+            records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
+        elif nodes[layer].op_type in RECURRENT_OPS:
+            records[layer], vanished[layer] = quantize_recurrent(nodes[layer], entry, names)
+        elif better is not None and (grid := _better_grid(nodes[layer], entry, better)) is not None:
+            _store(nodes[layer], grid, names)
+            records[layer], grids[layer] = _record(grid.params, entry), grid.params
+        else:
+            records[layer], vanished[layer] = _quantize_weight(nodes[layer], entry, names)
+    for key, tensor in plan.tensors.items():
+        records[key] = LayerRecord(is_tensor_quantize=True, act_type=f"INT{tensor.activation.num_bits}")
+    return QuantizedWeights(records=records, better=grids, notes=_notes({k: n for k, n in vanished.items() if n}))
+
+
+def _notes(vanished: Mapping[str, int]) -> tuple[str, ...]:
+    if not vanished:
+        return ()
+    where = f"{sum(vanished.values())} channels in {len(vanished)} layers (first: {next(iter(vanished))})"
+    return (f"{where} have weights so small that int8 makes them 0, as AMCT does.",)
+
+
+def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
+    """The record of a layer's weight, and how many of its channels are not zero and become zero."""
+    weight = constant_tensor(node.inputs[1])
+    assert weight is not None  # a planned layer's weight is constant
+    rows = weight_rows(array_of(weight), node)
+    solve = solve_scale if isinstance(entry.weight.solver, AdaRound) else solve_arq
+    try:
+        params = solve(rows, weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise))
+    except ValueError as error:
+        raise _bad(node, str(error)) from error
+    _check_bias(node)
+    extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
+    lost = int(((extremes > 0) & (fake_quantize(extremes, params) == 0)).sum())
+    solver = entry.weight.solver
+    cluster = cluster_levels(rows, params, solver) if isinstance(solver, Nuq) else ()
+    own_constant(node, 1, fake_quantized(weight, node, params, levels=cluster), f"{node.name}.weight", names=names)
+    return replace(_record(params, entry), cluster=cluster), lost
+
+
+def _record(params: QParams, entry: LayerSettings) -> LayerRecord:
+    return LayerRecord(
+        scale_w=tuple(float(s) for s in params.scale),
+        offset_w=(0,) * params.scale.size,
+        wts_type=f"INT{entry.weight.num_bits}",
+    )
+
+
+def _better_grid(node: ir.Node, entry: LayerSettings, better: BetterGrid) -> WeightGrid | None:
+    weight = constant_tensor(node.inputs[1])
+    if weight is None or weight.dtype != ir.DataType.FLOAT or node.op_type not in _BETTER:
+        return None
+    spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
+    try:
+        grid = better(node.name or "", weight_rows(array_of(weight), node), spec)
+    except ValueError as error:
+        raise _bad(node, str(error)) from error
+    _check_bias(node)
+    return grid
+
+
+def _store(node: ir.Node, grid: WeightGrid, names: ValueNames) -> None:
+    """Give a layer the weight of a grid, and the bias that goes with its integers."""
+    weight = constant_tensor(node.inputs[1])
+    assert weight is not None  # as above
+    rounded: Array | ir.TensorProtocol
+    if grid.integers is None:
+        rounded = fake_quantized(weight, node, grid.params)
+    else:  # the integers times their scales: rounding gives the integers again
+        integers, scale = from_kernel_rows(node, grid.integers, shape_of(weight)), grid.params.scale
+        ones = [1] * integers.ndim
+        if scale.size > 1:
+            ones[weight_axis(node, integers.ndim)] = scale.size
+        rounded = integers.astype(np.float32) * scale.reshape(ones)
+    own_constant(node, 1, rounded, f"{node.name}.weight", names=names)
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if grid.correction is None or bias is None or bias.size != grid.correction.size:
+        return
+    corrected = (bias + grid.correction.reshape(bias.shape)).astype(np.float32)
+    own_constant(node, 2, corrected, f"{node.name}.bias", names=names)
+
+
+def _check_bias(node: ir.Node) -> None:
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if bias is not None and not np.isfinite(bias).all():
+        raise _bad(node, "the bias holds NaN or Inf")
+
+
+def _bad(node: ir.Node, what: str) -> ModelError:
+    return ModelError(f'Layer "{node.name}": {what}. Correct the model or add the layer to skip_layers.')

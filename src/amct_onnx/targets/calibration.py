@@ -1,0 +1,75 @@
+"""What a target is solved from: a float model, what its tensors held, and what is wanted of the result."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.layers import is_standard
+from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.values.findings import Tuning
+from amct_onnx.values.request import Request
+
+Floats = npt.NDArray[np.float32]
+
+# Operators that move elements and keep all of them: what goes in has the statistic of what comes out.
+_MOVES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"})
+
+
+class SolvedGrids:
+    """Grids that have been solved, so that the same arithmetic on the same numbers is done once.
+
+    A memory, and no part of any result: with an empty one the results are the same, later. `weights` are known by their
+    bytes, `activations` by the names of their tensors and by their settings: they are those of one calibration.
+    """
+
+    def __init__(self, weights: dict[bytes, QParams] | None = None) -> None:
+        self.weights: dict[bytes, QParams] = {} if weights is None else weights
+        self.activations: dict[Hashable, QParams] = {}
+
+    def weight(self, solve: Callable[[Floats, QSpec], QParams], rows: Floats, spec: QSpec) -> QParams:
+        """`solve` of the rows of a weight."""
+        joined = np.ascontiguousarray(rows)
+        digest = hashlib.blake2b(f"{solve.__name__} {rows.shape} {spec}".encode())  # equal bytes may be another weight
+        digest.update(joined.data)
+        key = digest.digest()
+        if key not in self.weights:
+            self.weights[key] = solve(joined, spec)
+        return self.weights[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """A fused float model, the statistics of its tensors, and what is wanted.
+
+    tuning: what a recipe has found beyond the statistics.
+    """
+
+    source: FusedModel
+    statistics: Statistics
+    request: Request
+    tuning: Tuning = field(default_factory=Tuning)
+    solved: SolvedGrids = field(default_factory=SolvedGrids)
+
+    def statistic(self, values: Iterable[ir.Value]) -> DyadicHistogram:
+        """What the tensors behind `values` held together. Raises StatisticsError for one that was not observed."""
+        return self.statistics.of(dict.fromkeys(source_of(value).name or "" for value in values))
+
+
+def source_of(value: ir.Value) -> ir.Value:
+    """The tensor whose elements `value` has, behind operators that only move them."""
+    while (node := value.producer()) is not None and is_standard(node) and node.op_type in _MOVES:
+        source = node.inputs[0]
+        if source is None or value is not node.outputs[0] or constant_tensor(source) is not None:
+            break
+        value = source
+    return value

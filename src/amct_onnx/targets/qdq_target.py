@@ -1,0 +1,330 @@
+"""The targets that take QuantizeLinear and DequantizeLinear: ONNX Runtime, OpenVINO, TensorRT, each by its table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amct_onnx.errors import CalibrationError, ModelError
+from amct_onnx.files.onnx_file import save_model_file
+from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
+from amct_onnx.graph.passes.equalize import channel_groups
+from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.passes.raise_opset import raise_opset
+from amct_onnx.graph.passes.smooth import product_inputs
+from amct_onnx.graph.weights import kernel_rows, weight_axis
+from amct_onnx.numerics.activations.minmax import solve_minmax
+from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.numerics.settings import ActivationSettings, Mse
+from amct_onnx.numerics.weights.arq import solve_arq
+from amct_onnx.numerics.weights.mse import solve_weight_mse
+from amct_onnx.numerics.weights.pairs import solve_pairs
+from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.plan.qdq_nodes import plan_qdq
+from amct_onnx.run.session import open_exact_session, open_session
+from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.protocol import RangeChoice
+from amct_onnx.targets.qdq_units import QdqUnits
+from amct_onnx.targets.to_qdq import QdqGrids, lower_qdq
+from amct_onnx.targets.units import Units
+from amct_onnx.values.findings import WeightGrid
+from amct_onnx.values.layers import Decision, LayerRecord
+from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
+from amct_onnx.values.qdq_tables import QdqTarget
+from amct_onnx.values.request import Request
+from amct_onnx.values.roundings import Change
+
+Floats = npt.NDArray[np.float32]
+_SAFE_BITS = 7  # two such weights cannot overflow
+# A bias uses at most half of int32, so that the sums that it is added to have the other half.
+_BIAS_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QdqLowered:
+    """A float model, normalized for lowering, with the plan and all grids of a Q/DQ target."""
+
+    calibration: Calibration
+    table: QdqTarget
+    prepared: ir.Model
+    plan: QdqPlan
+    grids: QdqGrids
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        nodes = self.calibration.source.facts.nodes  # without those that smoothing has added
+        return tuple(decision for decision in self.plan.decisions if decision.layer in nodes)
+
+    @property
+    def activations(self) -> Mapping[str, QParams]:
+        return self.grids.activations
+
+    @property
+    def weights(self) -> Mapping[str, QParams]:
+        return {name: _along(grid.params, self.grids.axes[name]) for name, grid in self.grids.weights.items()}
+
+    @property
+    def rows(self) -> Mapping[str, QParams]:
+        return {name: grid.params for name, grid in self.grids.weights.items()}
+
+    @property
+    def records(self) -> Mapping[str, LayerRecord]:
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def model(self) -> ir.Model:
+        model = self.prepared.clone()
+        lower_qdq(model, self.plan, self.table, self.grids)
+        return model
+
+    def save(self, prefix: str) -> tuple[str, ...]:
+        folder, stem = os.path.split(prefix)
+        name = self.table.name
+        file = os.path.join(folder, f"{stem}_{name}.onnx" if stem else f"{name}.onnx")
+        save_model_file(self.model(), file)
+        return (file,)
+
+    def session(self) -> Any:
+        return open_session(self.model(), None)
+
+    def exact_session(self) -> Any:
+        return open_exact_session(self.model())
+
+    def units(self) -> Units:
+        lowered = self.model()
+        return QdqUnits(self.prepared.clone(), self.plan, self.table, self.activations, lowered).found()
+
+    def range_choices(self) -> tuple[RangeChoice, ...]:
+        reads: dict[str, list[tuple[str, int]]] = {}
+        for node in self.calibration.source.model.graph:
+            for index, value in enumerate(node.inputs):
+                if value is not None and (node.name or "", index) in self.plan.reads:
+                    reads.setdefault(value.name or "", []).append((node.name or "", index))
+
+        def change(group: TensorGroup, grid: QParams) -> Change:
+            made = [tensor for tensor in group.sources if tensor in self.plan.integer]
+            others = [tensor for tensor in group.sources if tensor not in self.plan.integer]
+            seen = {read: grid for tensor in others for read in reads.get(tensor, ())}
+            return Change(tensors=dict.fromkeys(made, grid), reads=seen)
+
+        def within(group: TensorGroup, low: float, high: float) -> Change:
+            return change(group, _grid_of_range(self.table, low, high))
+
+        values = _values(self.calibration.source.model)
+        choices = []
+        for group in self.plan.groups:
+            seen = self.calibration.statistic([values[name] for name in group.sources])
+            choices.append(
+                RangeChoice(
+                    key=group.sources,
+                    low=seen.minimum,
+                    high=seen.maximum,
+                    now=change(group, self.activations[group.tensors[0]]),
+                    within=partial(within, group),
+                )
+            )
+        return tuple(choices)
+
+
+@dataclass(frozen=True)
+class QdqFamily:
+    """A Q/DQ target, by its table."""
+
+    table: QdqTarget
+
+    adds_bias = True
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def runs_here(self) -> bool:
+        return self.table.runs_here
+
+    @property
+    def packs_weights(self) -> bool:
+        return self.table.packs_weights
+
+    def observed(self, source: FusedModel) -> Iterable[str]:
+        return plan_qdq(source.model, self.table).observed
+
+    def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
+        model, plan = source.model, plan_qdq(source.model, self.table, off=request.off())
+        own = {group.tensors[0] for group in plan.groups if len(group.tensors) == 1} - plan.integer
+        own -= {group.key for group in channel_groups(model)}
+        layers, values = set(plan.layers), {value.name: value for node in model.graph for value in node.outputs}
+        found = []
+        for tensor, products in product_inputs(model).items():
+            if tensor not in own or tensor not in values or not layers.issuperset(products.layers):
+                continue
+            readers = {use.node.name for use in values[tensor].uses() if (use.node.name or "", use.idx) in plan.reads}
+            if readers == set(products.layers):
+                found.append(tensor)
+        return tuple(found)
+
+    def wide_layers(self, calibration: Calibration) -> frozenset[str]:
+        return frozenset()
+
+    def check(self, source: FusedModel, request: Request) -> None:
+        request.refuse_for(self.name, integers=True)
+        opset = default_opset(source.model)
+        if opset > self.table.maximum_opset and not self.table.beyond:
+            text = f"target {self.name} has QuantizeLinear up to opset {self.table.maximum_opset}"
+            raise ModelError(f"The model uses opset {opset}, and {text}: export it again with that or an earlier one.")
+
+    def solve(self, calibration: Calibration) -> QdqLowered:
+        self.check(calibration.source, calibration.request)
+        source, table = calibration.source.model, self.table
+        plan = plan_qdq(source, table, off=calibration.request.off())
+        activations = _Activations(calibration, table, plan)
+        grids = {}
+        for group in plan.groups:
+            grids.update(dict.fromkeys(group.tensors, activations.grid(group)))
+        prepared = source.clone()
+        if default_opset(prepared) < table.minimum_opset:
+            raise_opset(prepared, table.minimum_opset)
+        normalize_layers(prepared, frozenset(plan.layers))
+        nodes = [node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS]
+        return QdqLowered(
+            calibration=calibration,
+            table=table,
+            prepared=prepared,
+            plan=plan,
+            grids=QdqGrids(
+                activations=grids,
+                weights={node.name or "": _solve_weight(node, table, grids, calibration) for node in nodes},
+                axes={node.name or "": _channel_axis(node) for node in nodes},
+                constants=_solve_constants(prepared, plan, table, grids),
+            ),
+        )
+
+
+class _Activations:
+    """Grids of the tensors of a plan, from the statistics of a calibration."""
+
+    def __init__(self, calibration: Calibration, table: QdqTarget, plan: QdqPlan) -> None:
+        self._calibration, self._table = calibration, table
+        graph = calibration.source.model.graph
+        self._values = _values(calibration.source.model)
+        self._readers: dict[str, list[str]] = {}  # of each tensor those that have it as input 0
+        for node in graph:
+            if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
+                self._readers.setdefault(node.inputs[0].name, []).append(node.name or "")
+        absorbed = plan.absorbed if table.drops_clamps else {}
+        self._clamped = {node.outputs[0].name for node in graph if node.name in absorbed}
+
+    def grid(self, group: TensorGroup) -> QParams:
+        """The grid that the tensors of a group share. Raises CalibrationError, StatisticsError."""
+        calibration = self._calibration
+        if (span := calibration.tuning.ranges.get(group.sources)) is not None:
+            return _grid_of_range(self._table, *span)
+        settings = self._settings([reader for tensor in group.tensors for reader in self._readers.get(tensor, ())])
+        clamped = not self._clamped.isdisjoint(group.tensors)
+        statistic = calibration.statistic([self._values[name] for name in group.sources])
+        key, known = (group.sources, settings), calibration.solved.activations
+        try:
+            if key not in known:
+                known[key] = solve_activation(statistic, settings)
+            grid = known[key]
+            if not clamped:
+                return grid
+            widest = solve_minmax(statistic, grid.spec)
+        except ValueError as error:
+            raise CalibrationError(f'Tensor "{group.tensors[0]}": {error}.') from error
+        # A grid that goes on behind a Clip would need a kernel for it.
+        return widest if grid.scale > widest.scale else grid
+
+    def _settings(self, readers: Sequence[str]) -> ActivationSettings:
+        """How a tensor that these layers read is quantized: as the first of them wants it."""
+        request, symmetric = self._calibration.request, self._table.activation.symmetric
+        layer = request.layer(readers)
+        if layer is None:
+            return ActivationSettings(asymmetric=not symmetric, solver=request.algorithm or Mse())
+        solver = request.algorithm or layer.activation.solver
+        return ActivationSettings(asymmetric=layer.activation.asymmetric and not symmetric, solver=solver)
+
+
+def _solve_weight(
+    node: ir.Node, table: QdqTarget, activations: Mapping[str, QParams], calibration: Calibration
+) -> WeightGrid:
+    """The grid of a layer's weight as rows of output channels, and its integers where they are not the nearest."""
+    weight, source = constant_value(node.inputs[1]), node.inputs[0]
+    assert weight is not None  # the planner has looked
+    assert source is not None  # a layer has an input
+    rows, name, request = kernel_rows(node, weight), node.name or "", calibration.request
+    least = _least_scale(node, table, activations[source.name or ""], len(rows))
+    layer = request.layer((name,))
+    bits = table.weight.bits if layer is None else layer.weight.num_bits
+    spec = QSpec(bits=bits, granularity=PerChannel(0))
+    try:
+        if request.reduce_range and bits > _SAFE_BITS:
+            params, integers = solve_pairs(rows, spec, least)
+            return WeightGrid(params=params, integers=integers)
+        params = calibration.solved.weight(solve_weight_mse if layer is None else solve_arq, rows, spec)
+        raised = QParams(scale=np.maximum(params.scale, least), zero_point=params.zero_point, spec=spec)
+        return calibration.tuning.weight(name, raised, rows) or WeightGrid(params=raised)
+    except ValueError as error:
+        raise ModelError(f'Layer "{name}": {error}. Correct the model or switch the layer off.') from error
+
+
+def _least_scale(node: ir.Node, table: QdqTarget, data: QParams, channels: int) -> Floats:
+    """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing."""
+    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if bias is None or not table.int32_bias:
+        return np.zeros(channels, np.float32)
+    least = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
+    return least.astype(np.float32)
+
+
+def _solve_constants(
+    prepared: ir.Model, plan: QdqPlan, table: QdqTarget, activations: Mapping[str, QParams]
+) -> dict[tuple[str, int], QParams]:
+    """Grids of the constant operands of sums, products and concatenations; the last have that of their output."""
+    nodes = {node.name or "": node for node in prepared.graph}
+    found = {}
+    for name, index in sorted(plan.constants):
+        node = nodes[name]
+        result = node.outputs[0].name or ""
+        if node.op_type == "Concat" and result in activations:
+            found[name, index] = activations[result]
+            continue
+        array = constant_value(node.inputs[index])
+        assert array is not None  # the planner has looked
+        found[name, index] = _grid_of_range(table, min(0.0, float(array.min())), max(0.0, float(array.max())))
+    return found
+
+
+def _grid_of_range(table: QdqTarget, low: float, high: float) -> QParams:
+    """The grid of activations from `low` <= 0 to `high` >= 0."""
+    spec = table.activation
+    return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
+
+
+def _channel_axis(node: ir.Node) -> int:
+    weight = node.inputs[1]
+    return weight_axis(node, len(weight.shape) if weight is not None and weight.shape is not None else 0)
+
+
+def _along(params: QParams, axis: int) -> QParams:
+    """The grid of rows as that of the weight in its own layout."""
+    spec = QSpec(bits=params.spec.bits, granularity=PerChannel(axis))
+    return QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    """The variable tensors of the main graph."""
+    found = {value.name: value for value in model.graph.inputs if value.name}
+    return found | {value.name: value for node in model.graph for value in node.outputs if value.name}

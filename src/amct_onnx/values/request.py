@@ -1,0 +1,58 @@
+"""What is wanted of one quantized model: which settings, and which layers stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from amct_onnx.errors import ConfigError
+from amct_onnx.numerics.settings import ActivationSolver, AdaRound, LayerSettings, Nuq, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The wishes for one result, checked against the model.
+
+    settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
+    none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
+    overflows kernels that add pairs of products in 16 bits. wide: layers whose activations get 16 bits, where the
+    target has that for them.
+    """
+
+    settings: Settings | None = None
+    algorithm: ActivationSolver | None = None
+    skip_layers: tuple[str, ...] = ()
+    reduce_range: bool = False
+    wide: tuple[str, ...] = ()
+
+    @property
+    def allows_recipe(self) -> bool:
+        """Whether steps beyond the settings may be tried: a user who gives settings wants just what they say."""
+        return self.settings is None
+
+    def off(self) -> frozenset[str]:
+        """The nodes that stay in float."""
+        layers = self.settings.layers if self.settings is not None else {}
+        return frozenset(self.skip_layers) | {name for name, layer in layers.items() if not layer.quant_enable}
+
+    def layer(self, names: Collection[str]) -> LayerSettings | None:
+        """The settings of the first of these layers that has some."""
+        layers = self.settings.layers if self.settings is not None else {}
+        return next((layers[name] for name in names if name in layers), None)
+
+    def refuse_for(self, target: str, *, integers: bool) -> None:
+        """Raise ConfigError for settings that need more than one pass over the data, or (`integers`) more than int8."""
+        wrong = []
+        for name, layer in (self.settings.layers if self.settings is not None else {}).items():
+            if not layer.quant_enable:
+                continue
+            if integers and layer.activation.num_bits != 8:
+                wrong.append(f"{name}: activations of {layer.activation.num_bits} bits")
+            if isinstance(layer.weight.solver, AdaRound) or (integers and isinstance(layer.weight.solver, Nuq)):
+                wrong.append(f"{name}: {type(layer.weight.solver).__name__} for weights")
+            if layer.dmq_strength is not None:
+                wrong.append(f"{name}: dmq_balancer")
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            text = f"quantize for target {target} does not have"
+            raise ConfigError(f"{text} {'; '.join(wrong[:3])}{more}: take them out of the settings.")
