@@ -120,9 +120,9 @@ def model_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in _initializers(model))
 
 
-def file_bytes(path: str | os.PathLike[str]) -> int:
-    """Bytes of the model file `path` and of the files that hold its external data; errors are those of `load_model`."""
-    _, files = load_model(path).graph.meta.get(_EXTERNAL_KEY) or ("", ())
+def file_bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
+    """Bytes of the file `path` that `model` was loaded from, and of the files that hold its external data."""
+    _, files = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
     return sum(os.path.getsize(file) for file in (path, *files))
 
 

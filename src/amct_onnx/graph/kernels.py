@@ -7,7 +7,6 @@ whether a node is an integer kernel is decided by the types that it reads and wr
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import onnx_ir as ir
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
+from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.graph.weights import kernel_rows
 from amct_onnx.numerics.weights.pairs import overflows
 
@@ -46,7 +46,7 @@ class FloatReason(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FloatNode:
-    """A node that is computed in floats; `name` is that of the optimised graph, which mostly is that of the model."""
+    """A node that is computed in floats; `name` is that in the file of the model, `op_type` that of the kernel."""
 
     name: str
     op_type: str
@@ -106,8 +106,8 @@ _OPSET = {"MaxPool": 12}
 _INTERPOLATING = ("linear", "cubic")
 
 
-def read_kernels(model: ir.Model) -> Kernels:
-    """The kernels of `model`, which ONNX Runtime wrote after it had optimised it.
+def read_kernels(model: ir.Model, source: SourceNodes) -> Kernels:
+    """The kernels of `model`, which ONNX Runtime wrote after it had optimised the model with the nodes `source`.
 
     Weights are read only to see whether products saturate, and at most until the first that does.
     """
@@ -132,7 +132,7 @@ def read_kernels(model: ir.Model) -> Kernels:
                 slow[_describe_slow(node)] = None
         elif types.touches(node, _FLOATS):
             reason = _reason(node, types)
-            stayed.append(FloatNode(name=_name(node), op_type=node.op_type, reason=reason))
+            stayed.append(FloatNode(name=source.name_of(node), op_type=node.op_type, reason=reason))
     return Kernels(
         integer=dict(integer.most_common()),
         floating=dict(Counter(node.op_type for node in stayed).most_common()),
@@ -152,16 +152,6 @@ def _at_border(node: ir.Node) -> bool:
     source = _source(node.inputs[0])
     from_outside = source is not None and source.is_graph_input() and is_quantize(node)
     return from_outside or (is_dequantize(node) and any(reader is None for reader in _readers(node.outputs[0])))
-
-
-def _name(node: ir.Node) -> str:
-    """The name of the node in the user's model, as far as ONNX Runtime has kept it."""
-    name = node.name or next((value.name for value in node.outputs if value.name), "")
-    return _ADDED_TO_NAME.sub("", name)
-
-
-# What ONNX Runtime appends when it changes the layout of a node.
-_ADDED_TO_NAME = re.compile(r"_nchwc$|_token_\d+$")
 
 
 # --- types of values

@@ -15,8 +15,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import DataError, ModelError
-from amct_onnx.files.onnx_file import file_bytes
+from amct_onnx.files.onnx_file import file_bytes, load_model
 from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
+from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.measure.latency import Latency, measure_latency
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.run.session import one_line
@@ -85,7 +86,7 @@ class RuntimeReport:
 
 def inspect_model(
     float_model: Source,
-    quantized_model: Source,
+    quantized_model: str | os.PathLike[str],
     feed: Mapping[str, npt.NDArray[Any]] | None = None,
     *,
     threads: int = 0,
@@ -93,16 +94,17 @@ def inspect_model(
 ) -> RuntimeReport:
     """Open both models in ONNX Runtime on the CPU, and report what it makes of the quantized one.
 
-    A model is a path or the bytes of a model without external data. With `feed`, an array for each input, latencies
+    The float model may also be given as bytes, without external data. With `feed`, an array for each input, latencies
     are measured within about `budget` seconds. `threads` is the number of threads in both sessions, 0 leaves it to the
     runtime. A copy of the quantized weights is in a temporary folder meanwhile.
 
     Raises FileMissingError or ModelFileError for a file that cannot be read, ModelError for a model that ONNX Runtime
     cannot open, DataError if it cannot run one with `feed`, and OutputError if no disk has room.
     """
-    sizes = [_bytes_of(source) for source in (float_model, quantized_model)]
-    with _optimised(quantized_model, sizes[1], threads) as (session, graph):
-        kernels = read_kernels(graph)
+    before_bytes = len(float_model) if isinstance(float_model, bytes) else _size_and_nodes(float_model)[0]
+    after_bytes, source = _size_and_nodes(quantized_model)
+    with _optimised(quantized_model, after_bytes, threads) as (session, graph):
+        kernels = read_kernels(graph, source)
     latency = None
     if feed is not None:
         before = _open(float_model, _options(threads), "float")
@@ -113,16 +115,18 @@ def inspect_model(
     return RuntimeReport(
         version=ort.__version__,
         kernels=kernels,
-        bytes_before=sizes[0],
-        bytes_after=sizes[1],
+        bytes_before=before_bytes,
+        bytes_after=after_bytes,
         latency=latency,
         saturates=kernels.saturable and saturates(),
         slow_because=() if latency is None or not latency.slower else _slow_because(kernels, latency),
     )
 
 
-def _bytes_of(source: Source) -> int:
-    return len(source) if isinstance(source, bytes) else file_bytes(source)
+def _size_and_nodes(path: str | os.PathLike[str]) -> tuple[int, SourceNodes]:
+    """Bytes of a model and its nodes; the weights are not kept in memory."""
+    model = load_model(path)
+    return file_bytes(model, path), SourceNodes(model)
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -135,17 +139,18 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 @contextmanager
-def _optimised(source: Source, size: int, threads: int) -> Iterator[tuple[ort.InferenceSession, ir.Model]]:
+def _optimised(
+    path: str | os.PathLike[str], size: int, threads: int
+) -> Iterator[tuple[ort.InferenceSession, ir.Model]]:
     """A session of the model, and its optimised graph, whose weights are on disk until the end of the block."""
-    nearby = Path("the quantized model") if isinstance(source, bytes) else Path(source)
-    place = place_with_room(2 * size, nearby)
+    place = place_with_room(2 * size, Path(path))
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "optimised.onnx"
         options = _options(threads)
         options.optimized_model_filepath = str(file)
         options.add_session_config_entry(f"{_EXTERNAL}file_name", "optimised.data")
         options.add_session_config_entry(f"{_EXTERNAL}min_size_in_bytes", "4096")
-        session = _open(source, options, "quantized")
+        session = _open(path, options, "quantized")
         yield session, ir.load(file)
 
 
