@@ -28,13 +28,12 @@ from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.numerics.weights.adaround import learn_rounding
 from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
 from amct_onnx.numerics.weights.gptq import solve_gptq_blocks
-from amct_onnx.observe.histograms import processors, run_side_by_side
 from amct_onnx.observe.second_moments import collect_moments
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.float_model import FloatSource
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import Choice
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 from amct_onnx.targets.to_nbits import BlockWeight, lower_nbits
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_tables import ONNXRUNTIME
