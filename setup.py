@@ -10,14 +10,10 @@ from setuptools import Extension, setup
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-trapping-math", "-fno-math-errno"]
 
 
-BLOCKS = "src/amct_onnx/numerics/statistics/_blocks.h"
-
-
-def extension(folder: str, name: str, *headers: str) -> Extension:
+def extension(folder: str, name: str) -> Extension:
     return Extension(
         f"amct_onnx.{folder.replace('/', '.')}.{name}",
         [f"src/amct_onnx/{folder}/{name}.c"],
-        depends=list(headers),
         extra_compile_args=FLAGS,
         libraries=[] if sys.platform == "win32" else ["m"],
         py_limited_api=True,
@@ -27,8 +23,7 @@ def extension(folder: str, name: str, *headers: str) -> Extension:
 
 setup(
     ext_modules=[
-        extension("numerics/statistics", "_counting", BLOCKS),
-        extension("numerics/statistics", "_accumulator", BLOCKS),
+        extension("numerics/statistics", "_accumulator"),
         extension("observe", "_operators"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -406,7 +406,7 @@ def test_threads_batches_and_implementations_give_the_same_bytes(
     for compiled, processors, threads in [(True, 1, 1), (True, 3, 2), (False, 2, 4)]:
         if not compiled:
             monkeypatch.setattr(observer_op, "_compiled", None)
-        monkeypatch.setattr(rounding, "_processors", lambda processors=processors: processors)
+        monkeypatch.setattr(rounding, "processors", lambda processors=processors: processors)
         options = observer_op.session_options()
         options.intra_op_num_threads = threads
         flow = Flow.of(two_convs(), tmp_path, options=options).configure(batch_num=4)

@@ -7,7 +7,6 @@ works for minutes could show no progress and would not hear Ctrl-C.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -31,7 +30,7 @@ from amct_onnx.numerics.rounding import dequantize
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.weights.adaround import LONGEST_BLOCK, learn_rounding
 from amct_onnx.progress import Progress
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors
 from amct_onnx.values.layers import QuantizedLayer, QuantPlan
 
 Integers = npt.NDArray[np.int8]
@@ -202,7 +201,7 @@ def _run(jobs: Sequence[_Job], file: MomentsFile, progress: Progress) -> list[_O
     """
     total, lock, stop = sum(job.size for job in jobs), threading.Lock(), threading.Event()
     done, shown = 0.0, -1
-    threads = max(1, min(_processors(), MEMORY_BUDGET // max(job.memory for job in jobs)))
+    threads = max(1, min(processors(), MEMORY_BUDGET // max(job.memory for job in jobs)))
 
     def advance(job: _Job) -> Callable[[float], None]:
         def count(share: float) -> None:
@@ -235,10 +234,6 @@ def _run(jobs: Sequence[_Job], file: MomentsFile, progress: Progress) -> list[_O
         if error is not None and not isinstance(error, InterruptedError):
             raise error
     return [futures[job].result() for job in jobs]
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(outcomes: Sequence[_Outcome]) -> None:

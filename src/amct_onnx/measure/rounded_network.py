@@ -17,8 +17,8 @@ from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.segments import Segment, cut_model, cut_tensors
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
-from amct_onnx.observe.histograms import processors
 from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.threads import processors
 from amct_onnx.values.roundings import Change
 
 Array = npt.NDArray[Any]

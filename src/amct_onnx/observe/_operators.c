@@ -2,7 +2,7 @@
  *
  * ONNX Runtime calls a kernel with a pointer to the tensor; this module wraps it in a memoryview and hands it with the
  * shape to the Python function given to `set_callback`. The same operators exist as Python operators of onnxruntime-extensions
- * (observer_op.py), which copy every tensor first; they are what runs where this module was not compiled.
+ * (operators.py), which copy every tensor first; they are what runs where this module was not compiled.
  *
  * ONNX Runtime's C interface is a table of functions to which later versions only append, so the few positions used
  * here are declared by hand and one build serves every runtime. No runtime header is needed.
@@ -57,7 +57,7 @@ typedef struct {
     const char *(ORT_CALL *get_version)(void);
 } Base;
 
-/* Lends the runtime's threads to `_counting.c`, which has the same declaration of the first member. */
+/* Lends the runtime's threads to `_accumulator.c`, which has the same declaration of the first member. */
 typedef struct Runner {
     int (*run)(const struct Runner *, void (*task)(void *, size_t), void *data, size_t count);
     const Function *functions;
@@ -86,12 +86,14 @@ typedef struct {
     const Function *functions;
     const char *op_type;
     PyObject *attributes;
-    void *tally; /* of a node `Tally`: where `tally_add` counts, NULL if the callback does */
+    void *accumulator; /* of a node `Show`: where `add_values` counts; NULL if Python reads the tensor */
 } Kernel;
 
 static PyObject *callback = NULL;
-static PyObject *tallies = NULL; /* dict: number of a node `Tally` -> address of its tally */
-static void (*tally_add)(void *tally, const float *x, size_t n, const Runner *runner) = NULL;
+static PyObject *accumulators = NULL; /* dict: number of a node `Show` -> address of its accumulator */
+/* Functions of `_accumulator.c`; NULL without it. */
+static void (*add_values)(void *accumulator, const float *x, size_t n) = NULL;
+static void (*lend_threads)(const Runner *runner) = NULL;
 
 /* Read an attribute into `attributes`; one that is missing is left out. Needs the GIL. */
 static void read_attribute(const Function *f, Handle info, PyObject *attributes, const char *name, char kind)
@@ -131,11 +133,11 @@ static void read_attribute(const Function *f, Handle info, PyObject *attributes,
     PyErr_Clear();
 }
 
-/* The tally of the number in `input_index`, NULL if there is none. Needs the GIL. */
-static void *find_tally(PyObject *attributes)
+/* The accumulator of the number in `input_index`, NULL if there is none. Needs the GIL. */
+static void *find_accumulator(PyObject *attributes)
 {
     PyObject *number = PyDict_GetItemString(attributes, "input_index");
-    PyObject *address = number == NULL || tallies == NULL ? NULL : PyDict_GetItem(tallies, number);
+    PyObject *address = number == NULL || accumulators == NULL ? NULL : PyDict_GetItem(accumulators, number);
     return address == NULL ? NULL : PyLong_AsVoidPtr(address);
 }
 
@@ -156,12 +158,12 @@ static Handle ORT_CALL create(const Operator *op, const Function *functions, Han
     if (kernel != NULL) {
         kernel->functions = functions;
         kernel->op_type = op->op_type;
-        kernel->tally = NULL;
+        kernel->accumulator = NULL;
         kernel->attributes = PyDict_New();
         for (size_t i = 0; kernel->attributes != NULL && i < sizeof known / sizeof known[0]; i++)
             read_attribute(functions, info, kernel->attributes, known[i].name, known[i].kind);
-        if (kernel->attributes != NULL && strcmp(op->op_type, "Tally") == 0)
-            kernel->tally = find_tally(kernel->attributes);
+        if (kernel->attributes != NULL && strcmp(op->op_type, "Show") == 0)
+            kernel->accumulator = find_accumulator(kernel->attributes);
     }
     PyGILState_Release(state);
     return kernel;
@@ -230,6 +232,27 @@ static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void
     return status == NULL;
 }
 
+/* Hand a tensor to the callback. */
+static void show_to_python(const Kernel *kernel, Handle input, float *x, size_t count)
+{
+    const PyGILState_STATE state = PyGILState_Ensure();
+    static float nothing; /* a tensor without elements may have no address, and a memoryview needs one */
+    PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
+                                             PyBUF_READ);
+    PyObject *shape = shape_of(kernel->functions, input);
+    if (view != NULL && shape != NULL && callback != NULL && kernel->attributes != NULL)
+        Py_XDECREF(PyObject_CallFunction(callback, "sOOO", kernel->op_type, view, shape, kernel->attributes));
+    Py_XDECREF(view);
+    Py_XDECREF(shape);
+    /* Nothing may leave a kernel, and the callback raises nothing else: Ctrl-C, which Python handles wherever its code
+       runs next, is passed on to the code around the session. */
+    const int interrupted = PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+    PyErr_Clear();
+    if (interrupted)
+        PyErr_SetInterrupt();
+    PyGILState_Release(state);
+}
+
 static void ORT_CALL compute(Handle handle, Handle context)
 {
     typedef Status(ORT_CALL * GetInput)(Handle, size_t, Handle *);
@@ -252,27 +275,14 @@ static void ORT_CALL compute(Handle handle, Handle context)
     }
     if (!describe(f, input, &x, &count))
         return;
-    if (kernel->tally != NULL) {
-        tally_add(kernel->tally, x, count, &runner);
-        return;
-    }
-    const PyGILState_STATE state = PyGILState_Ensure();
-    static float nothing; /* a tensor without elements may have no address, and a memoryview needs one */
-    PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
-                                             PyBUF_READ);
-    PyObject *shape = shape_of(f, input);
-    if (view != NULL && shape != NULL && callback != NULL && kernel->attributes != NULL)
-        Py_XDECREF(PyObject_CallFunction(callback, "sOOON", kernel->op_type, view, shape, kernel->attributes,
-                                         PyLong_FromVoidPtr((void *)&runner)));
-    Py_XDECREF(view);
-    Py_XDECREF(shape);
-    /* Nothing may leave a kernel, and the callback raises nothing else: Ctrl-C, which Python handles wherever its code
-       runs next, is passed on to the code around the session. */
-    const int interrupted = PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
-    PyErr_Clear();
-    if (interrupted)
-        PyErr_SetInterrupt();
-    PyGILState_Release(state);
+    if (lend_threads != NULL)
+        lend_threads(&runner);
+    if (kernel->accumulator != NULL)
+        add_values(kernel->accumulator, x, count);
+    else
+        show_to_python(kernel, input, x, count);
+    if (lend_threads != NULL)
+        lend_threads(NULL);
 }
 
 static const char *ORT_CALL name(const Operator *op)
@@ -306,7 +316,7 @@ static int ORT_CALL required(const Operator *op, size_t index)
     {OPERATOR_VERSION, create,  name,     provider, element_type, single, element_type, single,                       \
      compute,           destroy, required, required, {NULL},       type}
 static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG"), OPERATOR("DMQBalancer"),
-                               OPERATOR("Compare"), OPERATOR("Moments"), OPERATOR("Tally")};
+                               OPERATOR("Compare"), OPERATOR("Moments"), OPERATOR("Show")};
 
 /* The name that SessionOptions.register_custom_ops_library looks up. */
 EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)
@@ -335,31 +345,32 @@ static PyObject *set_callback(PyObject *module, PyObject *function)
     return Py_None;
 }
 
-static PyObject *set_tallies(PyObject *module, PyObject *args)
+static PyObject *set_accumulators(PyObject *module, PyObject *args)
 {
-    PyObject *addresses, *function;
+    PyObject *addresses, *add, *lend;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OO", &addresses, &function))
+    if (!PyArg_ParseTuple(args, "OOO", &addresses, &add, &lend))
         return NULL;
-    void *add = PyLong_AsVoidPtr(function);
+    void *const functions[] = {PyLong_AsVoidPtr(add), PyLong_AsVoidPtr(lend)};
     if (PyErr_Occurred())
         return NULL;
     Py_INCREF(addresses);
-    Py_XDECREF(tallies);
-    tallies = addresses;
-    tally_add = (void (*)(void *, const float *, size_t, const Runner *))(uintptr_t)add;
+    Py_XDECREF(accumulators);
+    accumulators = addresses;
+    add_values = (void (*)(void *, const float *, size_t))(uintptr_t)functions[0];
+    lend_threads = (void (*)(const Runner *))(uintptr_t)functions[1];
     Py_INCREF(Py_None);
     return Py_None;
 }
 
 static PyMethodDef methods[] = {
     {"set_callback", set_callback, METH_O,
-     "set_callback(function): call function(op_type, view, shape, attributes, runner) for each tensor an observer "
-     "sees.\n\n"
-     "`view` is a memoryview of its float32 bytes, `runner` the address of a Runner; both hold during the call only."},
-    {"set_tallies", set_tallies, METH_VARARGS,
-     "set_tallies(addresses, function): nodes `Tally` whose number is in the dict `addresses` when a session opens\n"
-     "are counted by `function` of `_accumulator.c` (an address too), without Python. The others go to the callback."},
+     "set_callback(function): call function(op_type, view, shape, attributes) for each tensor an observer sees.\n\n"
+     "`view` is a memoryview of its float32 bytes, which holds during the call only."},
+    {"set_accumulators", set_accumulators, METH_VARARGS,
+     "set_accumulators(addresses, add, lend): nodes `Show` whose number is in the dict `addresses` when a session\n"
+     "opens are counted without Python. The others go to the callback.\n\n"
+     "`add` and `lend` are addresses of the functions add_values and lend_threads of `_accumulator.c`, or 0."},
     {NULL, NULL, 0, NULL},
 };
 

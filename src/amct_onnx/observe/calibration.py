@@ -21,10 +21,9 @@ from amct_onnx.errors import AmctError, CalibrationError
 from amct_onnx.files.moments_file import moments_path, write_moments
 from amct_onnx.files.record import read_calibration, read_record, write_record
 from amct_onnx.graph.instrument.observers import Observer, parse_observer
-from amct_onnx.graph.instrument.shown_tensors import TALLY
+from amct_onnx.graph.instrument.shown_tensors import SHOW
 from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.observe import comparison
-from amct_onnx.observe import shown_tensors as tallies
+from amct_onnx.observe import comparison, shown_tensors
 from amct_onnx.observe.collectors import Collector, make_collector
 from amct_onnx.values.layers import CalibrationNote, LayerRecord
 
@@ -50,7 +49,8 @@ class _Progress:
 
     def count(self, x: npt.NDArray[np.float32]) -> None:
         """Merge one batch; the last one (each one, if there is no last) solves the factors and drops the collector."""
-        assert self.collector is not None  # it stays until the tensor is complete
+        if self.collector is None:  # it was dropped when the tensor was complete
+            return
         try:
             self.collector.add(x)
             self.seen += 1
@@ -229,7 +229,7 @@ def _signature(path: str) -> tuple[int, int, int] | None:
 
 
 # Operators that fill no record.
-_OTHERS = {comparison.COMPARE: comparison.show, TALLY: tallies.show}
+_OTHERS = {comparison.COMPARE: comparison.show, SHOW: shown_tensors.show}
 
 _calibrations: dict[str, _Calibration] = {}
 _registry_lock = threading.Lock()

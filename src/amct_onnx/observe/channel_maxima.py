@@ -13,11 +13,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError
-from amct_onnx.graph.instrument.shown_tensors import tally_model
-from amct_onnx.observe.histograms import MOST_WORKERS, processors, run_batch, run_side_by_side
+from amct_onnx.graph.instrument.shown_tensors import show_tensors
+from amct_onnx.observe.histograms import MOST_WORKERS, run_batch
 from amct_onnx.observe.operators import session_options
 from amct_onnx.observe.shown_tensors import showing
 from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.threads import processors, run_side_by_side
 
 Floats = npt.NDArray[np.float32]
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -60,7 +61,7 @@ def channel_maxima(
     options.intra_op_num_threads = max(1, processors() // workers)
     with showing(readers) as numbers:
         try:
-            session = open_session(tally_model(model, numbers), None, options)
+            session = open_session(show_tensors(model, numbers), None, options)
         except SessionError as error:
             raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
         with closing(run_side_by_side(partial(run_batch, session), feeds, workers)) as runs:

@@ -15,14 +15,17 @@ from amct_onnx.numerics.channel_factors import dmq_factors
 from amct_onnx.numerics.grid import QParams, half_precision_scale
 from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import ActivationSettings
+from amct_onnx.numerics.statistics.accumulator import new_accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.numerics.statistics.moments import Moments, SecondMoments
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors
 from amct_onnx.values.observer_tasks import Balance, Comparison
 
 # Columns of a layer that a whole calibration takes, and the least number of a batch.
 _COLUMNS = 1 << 14
 _COLUMNS_OF_A_BATCH = 64
+# Threads that count one tensor at most; each takes a table of its own, in all layers of the model.
+_MOST_THREADS = 4
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,16 +61,22 @@ class _ActivationCollector:
 
     def __init__(self, settings: ActivationSettings, observer: Observer) -> None:
         self._settings, self._observer = settings, observer
-        self._statistic = DyadicHistogram.empty()
+        self._own = new_accumulator(min(processors(), _MOST_THREADS))
+        self._joined = DyadicHistogram.empty()
 
     def add(self, x: npt.NDArray[np.float32]) -> None:
-        self._statistic = self._statistic.add(x)
+        self._own.add(x)
+        if self._own.wrong:
+            raise CalibrationError(self._own.wrong)
 
     def join(self, other: _ActivationCollector) -> None:
-        self._statistic = self._statistic.merge(other._statistic)
+        self._joined = self._joined.merge(other._histogram())
+
+    def _histogram(self) -> DyadicHistogram:
+        return self._own.histogram().merge(self._joined)
 
     def solve(self, stamp: Stamp) -> dict[str, Any]:
-        params, mode = solve_activation(self._statistic, self._settings), self._observer.precision_mode
+        params, mode = solve_activation(self._histogram(), self._settings), self._observer.precision_mode
         if mode != "FORCE_FP16_QUANT":
             return activation_factors(params, stamp, self._observer.op_data_type)
         params = replace(params, scale=half_precision_scale(params.scale))

@@ -6,34 +6,28 @@ threads for one batch, which wait for each other after each node; and a histogra
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError
-from amct_onnx.graph.instrument.shown_tensors import tally_model
-from amct_onnx.numerics.statistics.accumulator import Counter
+from amct_onnx.graph.instrument.shown_tensors import show_tensors
+from amct_onnx.numerics.statistics.accumulator import Accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.operators import session_options
-from amct_onnx.observe.shown_tensors import tallying
+from amct_onnx.observe.shown_tensors import counting
 from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.threads import processors, run_side_by_side
 
 Feed = Mapping[str, npt.NDArray[Any]]
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
 
 # Batches that run side by side at most: the activations of each are in memory.
 MOST_WORKERS = 4
-# Batches that are read ahead of those that run.
-_AHEAD = 2
 
 
 def collect_statistics(
@@ -59,8 +53,8 @@ def collect_statistics(
     first = list(islice(source, min(threads, MOST_WORKERS)))
     workers = max(1, len(first))
     with (
-        _open(model, names, workers, threads // workers) as (session, tallies),
-        closing(run_side_by_side(_counting(session, tallies), chain(first, source), workers)) as runs,
+        _open(model, names, workers, threads // workers) as (session, accumulators),
+        closing(run_side_by_side(_counting(session, accumulators), chain(first, source), workers)) as runs,
     ):
         done = 0
         for done, (feed, running) in enumerate(runs, 1):
@@ -75,7 +69,7 @@ def collect_statistics(
                 progress(done)
         if not done:
             raise DataError("There are no calibration data: give at least one batch.")
-        return {name: tally.histogram() for name, tally in tallies.items()}
+        return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
 
 
 def run_batch(session: ort.InferenceSession, feed: Feed) -> None:
@@ -86,10 +80,10 @@ def run_batch(session: ort.InferenceSession, feed: Feed) -> None:
 @contextmanager
 def _open(
     model: ir.Model, names: Sequence[str], workers: int, threads: int
-) -> Iterator[tuple[ort.InferenceSession, dict[str, Counter]]]:
+) -> Iterator[tuple[ort.InferenceSession, dict[str, Accumulator]]]:
     """A session that counts the named tensors of `workers` batches at a time, each on `threads` threads."""
-    with tallying(names, min(workers * threads, 16)) as tallies:
-        observed = tally_model(model, {name: number for name, (number, _) in tallies.items()})
+    with counting(names, min(workers * threads, 16)) as counted:
+        observed = show_tensors(model, {name: number for name, (number, _) in counted.items()})
         options = session_options()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads
@@ -98,45 +92,23 @@ def _open(
         except SessionError as error:
             raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
         del observed
-        yield session, {name: tally for name, (_, tally) in tallies.items()}
+        yield session, {name: accumulator for name, (_, accumulator) in counted.items()}
 
 
-def _counting(session: ort.InferenceSession, tallies: Mapping[str, Counter]) -> Callable[[Feed], bool]:
+def _counting(session: ort.InferenceSession, accumulators: Mapping[str, Accumulator]) -> Callable[[Feed], bool]:
     """Runs a feed: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
 
     def run(feed: Feed) -> bool:
         run_batch(session, feed)
-        return any(tally.wrong for tally in tallies.values())
+        return any(accumulator.wrong for accumulator in accumulators.values())
 
     return run
 
 
-def run_side_by_side(
-    run: Callable[[Item], Outcome], items: Iterable[Item], workers: int
-) -> Generator[tuple[Item, Future[Outcome]], None, None]:
-    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="amct_collect")
-    waiting: deque[tuple[Item, Future[Outcome]]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(run, item)))
-            if len(waiting) >= workers + _AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> None:
     """Raise CalibrationError if a tensor of this feed is wrong: it runs once more, alone."""
-    with _open(model, names, 1, 1) as (session, tallies):
+    with _open(model, names, 1, 1) as (session, accumulators):
         run_batch(session, feed)
-        for name, tally in tallies.items():
-            if tally.wrong:
-                raise CalibrationError(f"Tensor {name} of batch {number}: {tally.wrong}")
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for name, accumulator in accumulators.items():
+            if accumulator.wrong:
+                raise CalibrationError(f"Tensor {name} of batch {number}: {accumulator.wrong}")

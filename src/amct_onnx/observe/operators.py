@@ -17,11 +17,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from amct_onnx.graph.instrument.observers import TASK_OPERATORS
-from amct_onnx.graph.instrument.shown_tensors import TALLY
+from amct_onnx.graph.instrument.shown_tensors import SHOW
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
-from amct_onnx.numerics.statistics.accumulator import compiled_function
-from amct_onnx.numerics.statistics.counting import threads_of
-from amct_onnx.observe import shown_tensors as tallies
+from amct_onnx.numerics.statistics.accumulator import compiled_functions
+from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
 
 _compiled: Any
@@ -45,16 +44,13 @@ def session_options() -> onnxruntime.SessionOptions:
 
 @cache
 def _compiled_library() -> str:
-    def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any], runner: int) -> None:
+    def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any]) -> None:
         size = math.prod(shape)  # a tensor without elements comes with a view of nothing
-        with threads_of(runner):
-            interrupted = observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes)
-        if interrupted:
+        if observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes):
             raise KeyboardInterrupt  # _operators.c hands it to the code around the session
 
     _compiled.set_callback(body)
-    if compiled_function():
-        _compiled.set_tallies(tallies.addresses, compiled_function())
+    _compiled.set_accumulators(shown_tensors.addresses, *compiled_functions())
     return str(_compiled.__file__)
 
 
@@ -86,5 +82,5 @@ def _python_library() -> str:
     declare("HFMG", common | activation | {"nbins": integer})
     for op_type in TASK_OPERATORS:
         declare(op_type, common | {"settings": text})
-    declare(TALLY, {"input_index": integer})
+    declare(SHOW, {"input_index": integer})
     return str(get_library_path())

@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.instrument.shown_tensors import tally_model
+from amct_onnx.graph.instrument.shown_tensors import show_tensors
 from amct_onnx.graph.layers import WEIGHT_OPS
 from amct_onnx.graph.passes.float_weights import layer_columns
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -33,11 +33,11 @@ from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.gram_sum import WAITING, GramSum
 from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.observe.histograms import MOST_WORKERS, processors, run_batch, run_side_by_side
+from amct_onnx.observe.histograms import MOST_WORKERS, run_batch
 from amct_onnx.observe.operators import session_options
 from amct_onnx.observe.shown_tensors import showing
 from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 
 Floats = npt.NDArray[np.float32]
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -201,6 +201,6 @@ def _session(model: ir.Model, numbers: Mapping[str, int], threads: int) -> ort.I
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
     try:
-        return open_session(tally_model(model, numbers), None, options)
+        return open_session(show_tensors(model, numbers), None, options)
     except SessionError as error:
         raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error

@@ -1,4 +1,4 @@
-"""The tensors that are counted in this process: what a node `Tally` shows goes to the tally of its number."""
+"""The readers of this process: what a node `Show` shows goes to the reader of its number."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.numerics.statistics.accumulator import CompiledTally, Tally, new_tally
+from amct_onnx.numerics.statistics.accumulator import Accumulator, CompiledAccumulator, new_accumulator
 
 
 class Reader(Protocol):
     """Is shown tensors in the thread that runs the session, where that has one run at a time."""
 
     def add(self, x: npt.NDArray[np.float32]) -> None:
-        """Read `x`, which is valid during the call only. Never raises."""
+        """Read `x`, which is valid during the call only. Raises no `Exception`: nothing would come of it."""
 
 
 _running: dict[int, Reader] = {}
@@ -27,17 +27,17 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def tallying(names: Sequence[str], parts: int) -> Iterator[dict[str, tuple[int, Tally | CompiledTally]]]:
-    """A new tally, with its number, for each name; nodes of these numbers fill them while the block runs.
+def counting(names: Sequence[str], threads: int) -> Iterator[dict[str, tuple[int, Accumulator]]]:
+    """A new accumulator, with its number, for each name; nodes of these numbers fill them while the block runs.
 
-    A session that has such nodes must be gone when the block ends. `parts` threads, 1 to 16, fill a tally at a time.
+    A session that has such nodes must be gone when the block ends. `threads`, 1 to 16, fill an accumulator at a time.
     """
-    tallies = {name: new_tally(parts) for name in names}
-    with showing(tallies) as numbers:
-        own = {numbers[name]: tally.address for name, tally in tallies.items() if isinstance(tally, CompiledTally)}
+    accumulators = {name: new_accumulator(threads) for name in names}
+    with showing(accumulators) as numbers:
+        own = {numbers[name]: one.address for name, one in accumulators.items() if isinstance(one, CompiledAccumulator)}
         addresses.update(own)
         try:
-            yield {name: (numbers[name], tally) for name, tally in tallies.items()}
+            yield {name: (numbers[name], accumulator) for name, accumulator in accumulators.items()}
         finally:
             for number in own:
                 addresses.pop(number, None)

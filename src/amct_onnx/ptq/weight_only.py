@@ -27,12 +27,11 @@ from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.numerics.weights.adaround import learn_rounding
 from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
 from amct_onnx.numerics.weights.gptq import solve_gptq_blocks
-from amct_onnx.observe.histograms import processors, run_side_by_side
 from amct_onnx.observe.second_moments import collect_moments
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.quantized_model import WeightOnlyModel
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.packed_weights import PackedWeights
 from amct_onnx.targets.protocol import Target

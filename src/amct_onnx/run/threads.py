@@ -1,4 +1,4 @@
-"""Keep numpy's BLAS library on one thread while many small matrices are multiplied.
+"""Threads: how many this process may use, work on several of them, and numpy's BLAS library on one.
 
 The threads of a BLAS library wait for each other in every product. On a machine that is busy with other things, such
 as with ONNX Runtime's own threads, learning to round a small network then takes twenty times as long. Work that has
@@ -8,14 +8,45 @@ several parts runs them on threads of its own instead. Results are the same eith
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# Items that `run_side_by_side` reads ahead of those that run.
+AHEAD = 2
 
 _lock = threading.Lock()
 _inside = 0
 _limits: Any = None
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_side_by_side(
+    run: Callable[[Item], Outcome], items: Iterable[Item], workers: int
+) -> Generator[tuple[Item, Future[Outcome]], None, None]:
+    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="amct_onnx")
+    waiting: deque[tuple[Item, Future[Outcome]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(run, item)))
+            if len(waiting) >= workers + AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

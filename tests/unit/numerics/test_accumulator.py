@@ -1,11 +1,13 @@
-"""Counting in place: both tallies give the histogram that merging the arrays gives, whatever comes in which order."""
+"""Counting in place: both accumulators give the histogram that merging gives, in whatever order arrays come."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,27 +15,32 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.numerics.statistics import accumulator as tally
-from amct_onnx.numerics.statistics.accumulator import CompiledTally, Counter, Tally
+from amct_onnx.numerics.statistics import accumulator
+from amct_onnx.numerics.statistics.accumulator import (
+    Accumulator,
+    CompiledAccumulator,
+    NumpyAccumulator,
+    compiled_functions,
+)
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
 _VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 3e38])
 _ARRAYS = hnp.arrays(
     np.float32, st.integers(1, 40), elements=_VALUES | st.floats(-64, 64, width=32) | st.floats(0, 1, width=32)
 )
-Make = Callable[[], Counter]
+Make = Callable[[], Accumulator]
 
 
 @pytest.fixture(params=["compiled", "numpy"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "numpy":
-        return Tally
-    if tally._tally is None:
+        return NumpyAccumulator
+    if accumulator._compiled is None:
         reason = "built without a C compiler: there is no amct_onnx.numerics.statistics._accumulator"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    return lambda: CompiledTally(3)
+    return lambda: CompiledAccumulator(3)
 
 
 def merged(arrays: list[np.ndarray]) -> DyadicHistogram:
@@ -43,7 +50,7 @@ def merged(arrays: list[np.ndarray]) -> DyadicHistogram:
     return result
 
 
-def counted(counter: Counter, arrays: list[np.ndarray]) -> DyadicHistogram:
+def counted(counter: Accumulator, arrays: list[np.ndarray]) -> DyadicHistogram:
     for array in arrays:
         counter.add(array)
     assert counter.wrong == ""
@@ -56,12 +63,12 @@ def counted(counter: Counter, arrays: list[np.ndarray]) -> DyadicHistogram:
 @example([np.array([1e6, 1e6 + 1], np.float32), np.array([1.1e6], np.float32), np.array([-5], np.float32)])
 @example([np.array([-1.0], np.float32), np.array([-(2.0**-126)], np.float32), np.array([16384.0], np.float32)])
 def test_the_sum_is_that_of_merged_histograms(arrays: list[np.ndarray]) -> None:
-    assert counted(Tally(), arrays) == merged(arrays)
-    if tally._tally is not None:
-        assert counted(CompiledTally(1), arrays) == merged(arrays)
+    assert counted(NumpyAccumulator(), arrays) == merged(arrays)
+    if accumulator._compiled is not None:
+        assert counted(CompiledAccumulator(1), arrays) == merged(arrays)
 
 
-@pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 5000, 300_001])
+@pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 5000, 65535, 65536, 65537, 300_001])
 def test_ranges_that_grow_within_an_array_and_between(make: Make, n: int) -> None:
     rng = np.random.default_rng(n)
     growing = (rng.normal(size=n) * np.geomspace(1e-3, 1e3, n)).astype(np.float32)
@@ -80,6 +87,51 @@ def test_threads_add_at_the_same_time(make: Make) -> None:
     for thread in threads:
         thread.join()
     assert counter.histogram() == merged(arrays * 5)
+
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
+_RUN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, _TASK, ctypes.c_void_p, ctypes.c_size_t)
+
+
+@contextmanager
+def lent_threads() -> Iterator[list[int]]:
+    """This thread counts on others, as in an operator of ONNX Runtime; the number of parts of each call is noted."""
+    calls: list[int] = []
+
+    def run(_: int, task: Callable[[int, int], None], data: int, count: int) -> int:
+        calls.append(count)
+        threads = [threading.Thread(target=task, args=(data, i)) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return 1
+
+    runner = ctypes.pointer(_RUN(run))  # a struct whose only member is the function
+    lend = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled_functions()[1])
+    lend(ctypes.cast(runner, ctypes.c_void_p))
+    try:
+        yield calls
+    finally:
+        lend(None)
+
+
+@pytest.mark.parametrize("nan_at", [None, 0, 200_000, 400_006])
+def test_threads_that_are_lent_do_not_change_the_result(nan_at: int | None) -> None:
+    if accumulator._compiled is None:
+        pytest.skip("built without a C compiler")
+    x = np.random.default_rng(1).normal(0, 100, 400_007).astype(np.float32)  # each full 2^17 elements get a thread
+    x[5], x[-5] = -1e30, 1e30
+    if nan_at is not None:
+        x[nan_at] = np.nan
+    counter = CompiledAccumulator(4)
+    with lent_threads() as calls:
+        counter.add(x)
+        counter.add(x[:1000])
+    assert calls == [3]
+    if nan_at is None:
+        assert counter.histogram() == merged([x, x[:1000]])
+    assert ("NaN or Inf" in counter.wrong) == (nan_at is not None)
 
 
 @pytest.mark.parametrize("at", [0, 500, 2999])
@@ -107,7 +159,7 @@ def test_an_empty_array_is_noted_and_nothing_is_the_empty_histogram(make: Make) 
 
 @pytest.mark.parametrize("parts", [0, -1, 17])
 def test_impossible_numbers_of_threads(parts: int) -> None:
-    if tally._tally is None:
+    if accumulator._compiled is None:
         pytest.skip("built without a C compiler")
     with pytest.raises(ValueError, match="between 1 and 16"):
-        CompiledTally(parts)
+        CompiledAccumulator(parts)

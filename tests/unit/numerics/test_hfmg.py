@@ -143,7 +143,7 @@ def test_scale_of_the_specification_on_raw_batches(name: str, spec: QSpec) -> No
     batches = _batches(name)
     statistic = DyadicHistogram.empty()
     for batch in batches:
-        statistic = statistic.add(batch.astype(np.float32))
+        statistic = statistic.merge(DyadicHistogram.of(batch.astype(np.float32)))
     scale, offset = _reference(batches, 1024, spec)
     params = solve_hfmg(statistic, spec, Hfmg(num_of_bins=1024))
     assert params.scale[0] == pytest.approx(scale, rel=SCALE_TOLERANCE)
@@ -156,7 +156,7 @@ def test_splitting_a_run_into_batches_changes_nothing(spec: QSpec) -> None:
     batches = _batches("growing_few")
     statistic = DyadicHistogram.empty()
     for batch in batches:
-        statistic = statistic.add(batch.astype(np.float32))
+        statistic = statistic.merge(DyadicHistogram.of(batch.astype(np.float32)))
     scale, offset = _reference([np.concatenate(batches)], 1024, spec)
     params = solve_hfmg(statistic, spec, Hfmg(num_of_bins=1024))
     assert params.scale[0] == pytest.approx(scale, rel=SCALE_TOLERANCE)

@@ -17,28 +17,29 @@ from flow import build, normal, two_convs
 from half import to_half
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
-from amct_onnx.numerics.statistics import accumulator as tally
+from amct_onnx.numerics.statistics import accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe import histograms as collect
 from amct_onnx.observe import operators as observer_op
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.run import session as opening
+from amct_onnx.run.threads import AHEAD
 
 CPU = ["CPUExecutionProvider"]
 NAMES = ["y", "x", "r", "a"]
 
 
-@pytest.fixture(params=["compiled", "compiled operator", "compiled tally", "python"], autouse=True)
+@pytest.fixture(params=["compiled", "compiled operator", "compiled accumulator", "python"], autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs with operators and counting in C, with one of them, and with Python alone."""
-    if request.param != "python" and (observer_op._compiled is None or tally._tally is None):
+    if request.param != "python" and (observer_op._compiled is None or accumulator._compiled is None):
         if os.environ.get("CI") == "true":
             pytest.fail("the C extensions were not built, and CI has a compiler")
         pytest.skip("the C extensions were not built")
-    if request.param in ("compiled tally", "python"):
+    if request.param in ("compiled accumulator", "python"):
         monkeypatch.setattr(observer_op, "_compiled", None)
     if request.param in ("compiled operator", "python"):
-        monkeypatch.setattr(tally, "_tally", None)
+        monkeypatch.setattr(accumulator, "_compiled", None)
 
 
 def expect(model: onnx.ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]]) -> dict[str, DyadicHistogram]:
@@ -123,7 +124,7 @@ def test_every_batch_runs_once_and_few_are_read_ahead(monkeypatch: pytest.Monkey
     collect_statistics(ir.from_proto(two_convs()), ["r"], feeds(), progress=done.append)
     assert done == list(range(41))
     assert len(runs) == 40
-    assert max(ahead) <= collect.MOST_WORKERS + collect._AHEAD
+    assert max(ahead) <= collect.MOST_WORKERS + AHEAD
 
 
 def test_tensors_of_a_model_with_a_function_and_a_subgraph() -> None:

@@ -18,6 +18,7 @@ import onnxruntime as ort
 import pytest
 
 import amct_onnx as amct
+from amct_onnx.numerics.statistics.accumulator import new_accumulator
 from amct_onnx.observe import operators as observer_op
 
 MODEL = """<ir_version: 8, opset_import: ["" : 13]>
@@ -109,7 +110,7 @@ def test_what_is_raised_in_an_operator_comes_out_of_save_model(
     def stop(*_: Any) -> None:
         raise SystemError("stopped by a test")
 
-    monkeypatch.setattr("amct_onnx.numerics.statistics.histogram.DyadicHistogram.add", stop)
+    monkeypatch.setattr(type(new_accumulator(1)), "add", stop)
     run(options, np.ones((1, 4), np.float32))  # an exception that leaves an operator would end the process
     with pytest.raises(RuntimeError, match="stopped by a test"):
         amct.save_model("modified.onnx", "record.txt", "out")
@@ -124,7 +125,7 @@ def test_ctrl_c_in_an_operator_ends_the_run_that_it_interrupts(
     def interrupt(*_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("amct_onnx.numerics.statistics.histogram.DyadicHistogram.add", interrupt)
+    monkeypatch.setattr(type(new_accumulator(1)), "add", interrupt)
     with pytest.raises(KeyboardInterrupt) if observer_op._compiled is not None else nullcontext():
         run(options, np.ones((1, 4), np.float32))
     with pytest.raises(RuntimeError, match="KeyboardInterrupt"):

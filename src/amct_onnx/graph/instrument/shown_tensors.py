@@ -1,10 +1,10 @@
-"""A copy of a model that computes chosen tensors and nothing else, and shows each to an operator that counts it.
+"""A copy of a model that computes chosen tensors and nothing else, and shows each to whoever reads it.
 
 Before                     After
-x -> Conv -> y -> Relu     x -> Conv -> y -> amct.customop.Tally -> (output)
+x -> Conv -> y -> Relu     x -> Conv -> y -> amct.customop.Show -> (output)
 
-The outputs of the copy are those of its Tally nodes, one number each, and nodes that no tally needs are left out. The
-order is that of graph.instrument.observers: each tensor is counted when it exists.
+The outputs of the copy are those of its Show nodes, one number each, and nodes that none of them needs are left out.
+The order is that of graph.instrument.observers: each tensor is shown when it exists.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.instrument.observed import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
-TALLY = "Tally"
+SHOW = "Show"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def tally_model(model: ir.Model, tallies: Mapping[str, int]) -> ir.Model:
-    """A copy of `model`, which shares its weights; each value named in `tallies` is shown to the tally of that number.
+def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
+    """A copy of `model`, which shares its weights; each value named in `readers` is shown to the one of that number.
 
     Values are those of the main graph: inputs, outputs of nodes, initializers. Raises ModelError for a name that the
     graph does not have, and for a tensor that is not of a float type.
     """
     copy = model.clone()
     graph, found, order = copy.graph, _values(copy.graph), _positions(copy.graph)
-    _check(tallies, found)
+    _check(readers, found)
     names, outputs = ValueNames(copy), []
-    for name in sorted(tallies, key=lambda name: order[name], reverse=True):
-        value, hint = found[name], f"{name}.tally"
+    for name in sorted(readers, key=lambda name: order[name], reverse=True):
+        value, hint = found[name], f"{name}.show"
         if value.dtype != ir.DataType.FLOAT:
             value = Branch(copy, hint, names).as_float32(value)
         output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
-        attributes = {"input_index": tallies[name]}
-        graph.append(ir.node(TALLY, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
+        attributes = {"input_index": readers[name]}
+        graph.append(ir.node(SHOW, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
         outputs.append(output)
     graph.outputs[:] = outputs
     copy.opset_imports[OBSERVER_DOMAIN] = 1

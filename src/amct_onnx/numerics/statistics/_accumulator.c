@@ -1,13 +1,22 @@
-/* A tally: the histogram of one tensor, which keeps its bins from call to call. The twin of `Tally` in tally.py.
+/* An accumulator: the histogram of one tensor, which keeps its bins from call to call. `NumpyAccumulator` in
+ * accumulator.py counts the same without a compiler.
  *
- * Values are added up in tables of MAX_BINS bins, one for each thread that counts at a time. A table is large enough for
- * all values so far, on the grid that histogram.py gives to their extremes. When the range grows, the bins are moved or
- * added up, which is exact; so no value is looked at twice.
+ * Values are added up in tables of MAX_BINS bins, one for each thread that counts at a time. A table is large enough
+ * for all values so far, on the grid that histogram.py gives to their extremes. When the range grows, the bins are
+ * moved or added up, which is exact; so no value is looked at twice.
+ *
+ * Arrays come as addresses, since the stable ABI of Python 3.10 has no buffer protocol. accumulator.py owns them.
  */
-#include "_blocks.h"
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
 #include <math.h>
 #include <pythread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
+#define BLOCK 1024
+#define MOST_PARTS 16
 #define MAX_BINS 16384
 #define INDEX_BITS 23
 #define MIN_EXPONENT (-120)
@@ -17,6 +26,21 @@
 #define NOT_FINITE 1
 #define EMPTY 2
 #define NO_MEMORY 4
+#define INFINITY_KEY 0x7f800000
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
+#define WIDEST_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDEST_VECTORS
+#endif
+
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#define THREAD_LOCAL __thread
+#else
+#define PREFETCH(address) ((void)(address))
+#define THREAD_LOCAL __declspec(thread)
+#endif
 
 typedef struct {
     PyThread_type_lock busy;
@@ -31,7 +55,39 @@ typedef struct {
     Table tables[MOST_PARTS];
     int parts;
     volatile int wrong; /* flags: what was wrong with the values of any call */
-} Tally;
+} Accumulator;
+
+/* What runs the parts of one call: `run` calls task(data, i) for each i < count, on threads of its own. `_operators.c`
+ * has the same declaration and lends ONNX Runtime's threads, which are warm and otherwise idle. */
+typedef struct Runner {
+    int (*run)(const struct Runner *, void (*task)(void *, size_t), void *data, size_t count);
+} Runner;
+
+/* The threads that the operator lends which runs in this thread; NULL outside of one. */
+static THREAD_LOCAL const Runner *lent = NULL;
+
+static float float_of(int32_t key)
+{
+    float value;
+    key ^= (key >> 31) & INT32_MAX;
+    memcpy(&value, &key, sizeof value);
+    return value;
+}
+
+/* Widen [smallest, largest] to `n` values, as integers in the order of the floats: NaN lies beyond the infinities. */
+WIDEST_VECTORS static void find_extremes(const float *x, Py_ssize_t n, int32_t *smallest, int32_t *largest)
+{
+    int32_t low = *smallest, high = *largest;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int32_t key;
+        memcpy(&key, x + i, sizeof key);
+        key ^= (key >> 31) & INT32_MAX;
+        low = key < low ? key : low;
+        high = key > high ? key : high;
+    }
+    *smallest = low;
+    *largest = high;
+}
 
 static int32_t index_of(double value, int exponent)
 {
@@ -56,15 +112,21 @@ static int exponent_of(double low, double high)
     return exponent;
 }
 
+/* Add `recent` to int64[MAX_BINS]. */
+static void add_recent(const Table *table, int64_t *counts)
+{
+    for (int i = 0; i < MAX_BINS; i++)
+        counts[i] += table->recent[i];
+    for (int i = 0; i < SPREAD && table->first <= 0 && table->first + MAX_BINS > 0; i++)
+        counts[-table->first] += table->recent[MAX_BINS + i];
+}
+
 /* Empty `recent` into `counts`. */
 static int flush_table(Table *table)
 {
     if (table->counts == NULL && (table->counts = calloc(MAX_BINS, sizeof(int64_t))) == NULL)
         return NO_MEMORY;
-    for (int i = 0; i < MAX_BINS; i++)
-        table->counts[i] += table->recent[i];
-    for (int i = 0; i < SPREAD && table->first <= 0 && table->first + MAX_BINS > 0; i++)
-        table->counts[-table->first] += table->recent[MAX_BINS + i];
+    add_recent(table, table->counts);
     memset(table->recent, 0, (MAX_BINS + SPREAD) * sizeof(uint32_t));
     table->filled = 0;
     return 0;
@@ -124,11 +186,6 @@ WIDEST_VECTORS static void count_block(const float *x, int n, float factor, int3
         bins[index[i]]++;
 }
 
-WIDEST_VECTORS static void block_extremes(const float *x, Py_ssize_t n, int32_t *smallest, int32_t *largest)
-{
-    find_extremes(x, n, smallest, largest);
-}
-
 static int add_to_table(Table *table, const float *x, Py_ssize_t n)
 {
     int32_t smallest = table->smallest, largest = table->largest;
@@ -136,11 +193,11 @@ static int add_to_table(Table *table, const float *x, Py_ssize_t n)
     if (table->recent == NULL) { /* the whole range at once, not block by block */
         if ((table->recent = calloc(MAX_BINS + SPREAD, sizeof(uint32_t))) == NULL)
             return NO_MEMORY;
-        block_extremes(x, n, &smallest, &largest);
+        find_extremes(x, n, &smallest, &largest);
     }
     for (Py_ssize_t start = 0; start < n && !wrong; start += BLOCK) {
         const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
-        block_extremes(x + start, length, &smallest, &largest);
+        find_extremes(x + start, length, &smallest, &largest);
         if (largest >= INFINITY_KEY || smallest <= ~INFINITY_KEY)
             return NOT_FINITE;
         if (smallest < table->smallest || largest > table->largest)
@@ -156,7 +213,7 @@ static int add_to_table(Table *table, const float *x, Py_ssize_t n)
 }
 
 typedef struct {
-    Tally *tally;
+    Accumulator *accumulator;
     const float *x;
     Py_ssize_t n, parts;
 } Addition;
@@ -165,50 +222,58 @@ typedef struct {
 static void add_part(void *data, size_t index)
 {
     const Addition *job = data;
-    Tally *tally = job->tally;
+    Accumulator *accumulator = job->accumulator;
     const Py_ssize_t i = (Py_ssize_t)index, begin = job->n / job->parts * i;
     const Py_ssize_t end = i + 1 == job->parts ? job->n : job->n / job->parts * (i + 1);
     int free_one = 0;
-    while (free_one < tally->parts && !PyThread_acquire_lock(tally->tables[free_one].busy, NOWAIT_LOCK))
+    while (free_one < accumulator->parts && !PyThread_acquire_lock(accumulator->tables[free_one].busy, NOWAIT_LOCK))
         free_one++;
-    if (free_one == tally->parts)
-        PyThread_acquire_lock(tally->tables[free_one = 0].busy, WAIT_LOCK);
-    const int wrong = add_to_table(&tally->tables[free_one], job->x + begin, end - begin);
+    if (free_one == accumulator->parts)
+        PyThread_acquire_lock(accumulator->tables[free_one = 0].busy, WAIT_LOCK);
+    const int wrong = add_to_table(&accumulator->tables[free_one], job->x + begin, end - begin);
     if (wrong)
-        tally->wrong |= wrong;
-    PyThread_release_lock(tally->tables[free_one].busy);
+        accumulator->wrong |= wrong;
+    PyThread_release_lock(accumulator->tables[free_one].busy);
 }
 
-/* Count `n` values on at most as many threads as the tally has tables. Does not need the GIL; `_operators.c` calls it. */
-static void tally_add(void *handle, const float *x, size_t n, const Runner *runner)
+/* Count `n` values, in as many parts as the accumulator has tables if threads were lent. Does not need the GIL;
+ * `_operators.c` calls it. */
+static void add_values(void *handle, const float *x, size_t n)
 {
-    Tally *tally = handle;
-    Addition job = {tally, x, (Py_ssize_t)n, (Py_ssize_t)(n / PER_THREAD)};
-    job.parts = job.parts > tally->parts ? tally->parts : job.parts < 1 ? 1 : job.parts;
-    if (n == 0)
-        tally->wrong |= EMPTY;
-    else if (runner == NULL || job.parts == 1 || !runner->run(runner, add_part, &job, (size_t)job.parts))
-        for (Py_ssize_t i = 0; i < job.parts; i++)
-            add_part(&job, (size_t)i);
-}
-
-static void free_tally(Tally *tally)
-{
-    for (int i = 0; i < tally->parts; i++) {
-        free(tally->tables[i].recent);
-        free(tally->tables[i].counts);
-        if (tally->tables[i].busy != NULL)
-            PyThread_free_lock(tally->tables[i].busy);
+    Accumulator *accumulator = handle;
+    Addition job = {accumulator, x, (Py_ssize_t)n, (Py_ssize_t)(n / PER_THREAD)};
+    job.parts = job.parts > accumulator->parts ? accumulator->parts : job.parts < 1 ? 1 : job.parts;
+    if (n == 0) {
+        accumulator->wrong |= EMPTY;
+    } else if (lent == NULL || job.parts == 1 || !lent->run(lent, add_part, &job, (size_t)job.parts)) {
+        job.parts = 1;
+        add_part(&job, 0);
     }
-    free(tally);
 }
 
-static void destroy_tally(PyObject *capsule)
+/* Let this thread count on the threads of `runner`, which must live until it is called with NULL. */
+static void lend_threads(const Runner *runner)
 {
-    free_tally(PyCapsule_GetPointer(capsule, NULL));
+    lent = runner;
 }
 
-static PyObject *tally_new(PyObject *module, PyObject *args)
+static void free_accumulator(Accumulator *accumulator)
+{
+    for (int i = 0; i < accumulator->parts; i++) {
+        free(accumulator->tables[i].recent);
+        free(accumulator->tables[i].counts);
+        if (accumulator->tables[i].busy != NULL)
+            PyThread_free_lock(accumulator->tables[i].busy);
+    }
+    free(accumulator);
+}
+
+static void destroy_accumulator(PyObject *capsule)
+{
+    free_accumulator(PyCapsule_GetPointer(capsule, NULL));
+}
+
+static PyObject *new_accumulator(PyObject *module, PyObject *args)
 {
     int parts;
     (void)module;
@@ -218,100 +283,112 @@ static PyObject *tally_new(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "between 1 and 16 parts");
         return NULL;
     }
-    Tally *tally = calloc(1, sizeof(Tally));
-    if (tally == NULL)
+    Accumulator *accumulator = calloc(1, sizeof(Accumulator));
+    if (accumulator == NULL)
         return PyErr_NoMemory();
-    tally->parts = parts;
+    accumulator->parts = parts;
     for (int i = 0; i < parts; i++) {
-        tally->tables[i].smallest = INT32_MAX;
-        tally->tables[i].largest = INT32_MIN;
-        if ((tally->tables[i].busy = PyThread_allocate_lock()) == NULL) {
-            free_tally(tally);
+        accumulator->tables[i].smallest = INT32_MAX;
+        accumulator->tables[i].largest = INT32_MIN;
+        if ((accumulator->tables[i].busy = PyThread_allocate_lock()) == NULL) {
+            free_accumulator(accumulator);
             return PyErr_NoMemory();
         }
     }
-    PyObject *capsule = PyCapsule_New(tally, NULL, destroy_tally);
+    PyObject *capsule = PyCapsule_New(accumulator, NULL, destroy_accumulator);
     if (capsule == NULL)
-        free_tally(tally);
+        free_accumulator(accumulator);
     return capsule;
 }
 
-static PyObject *tally_address(PyObject *module, PyObject *capsule)
+static PyObject *address_of(PyObject *module, PyObject *capsule)
 {
     (void)module;
-    Tally *tally = PyCapsule_GetPointer(capsule, NULL);
-    return tally == NULL ? NULL : PyLong_FromVoidPtr(tally);
+    Accumulator *accumulator = PyCapsule_GetPointer(capsule, NULL);
+    return accumulator == NULL ? NULL : PyLong_FromVoidPtr(accumulator);
 }
 
-static PyObject *tally_show(PyObject *module, PyObject *args)
+static PyObject *add(PyObject *module, PyObject *args)
 {
     PyObject *capsule, *address;
     Py_ssize_t n;
     (void)module;
     if (!PyArg_ParseTuple(args, "OOn", &capsule, &address, &n))
         return NULL;
-    Tally *tally = PyCapsule_GetPointer(capsule, NULL);
+    Accumulator *accumulator = PyCapsule_GetPointer(capsule, NULL);
     const float *x = PyLong_AsVoidPtr(address);
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    tally_add(tally, x, (size_t)n, NULL);
+    add_values(accumulator, x, (size_t)n);
     Py_END_ALLOW_THREADS
     Py_INCREF(Py_None);
     return Py_None;
 }
 
-static PyObject *tally_wrong(PyObject *module, PyObject *capsule)
+static PyObject *wrong_of(PyObject *module, PyObject *capsule)
 {
     (void)module;
-    const Tally *tally = PyCapsule_GetPointer(capsule, NULL);
-    return tally == NULL ? NULL : PyLong_FromLong(tally->wrong);
+    const Accumulator *accumulator = PyCapsule_GetPointer(capsule, NULL);
+    return accumulator == NULL ? NULL : PyLong_FromLong(accumulator->wrong);
 }
 
-static PyObject *tally_read(PyObject *module, PyObject *args)
+static PyObject *read_table(PyObject *module, PyObject *args)
 {
     PyObject *capsule, *address;
     int part;
     (void)module;
     if (!PyArg_ParseTuple(args, "OiO", &capsule, &part, &address))
         return NULL;
-    Tally *tally = PyCapsule_GetPointer(capsule, NULL);
+    Accumulator *accumulator = PyCapsule_GetPointer(capsule, NULL);
     int64_t *counts = PyLong_AsVoidPtr(address);
     if (PyErr_Occurred())
         return NULL;
-    if (part < 0 || part >= tally->parts || tally->tables[part].recent == NULL) {
+    if (part < 0 || part >= accumulator->parts || accumulator->tables[part].recent == NULL) {
         Py_INCREF(Py_None);
         return Py_None;
     }
-    Table *table = &tally->tables[part];
-    if (flush_table(table))
-        return PyErr_NoMemory();
-    memcpy(counts, table->counts, MAX_BINS * sizeof(int64_t));
+    const Table *table = &accumulator->tables[part];
+    if (table->counts == NULL)
+        memset(counts, 0, MAX_BINS * sizeof(int64_t));
+    else
+        memcpy(counts, table->counts, MAX_BINS * sizeof(int64_t));
+    add_recent(table, counts);
     return Py_BuildValue("iidd", (int)table->exponent, (int)table->first, (double)float_of(table->smallest),
                          (double)float_of(table->largest));
 }
 
 static PyMethodDef methods[] = {
-    {"new", tally_new, METH_VARARGS, "new(parts) -> tally, which `parts` threads can add to at a time"},
-    {"address", tally_address, METH_O, "address(tally) -> what `tally_function` takes; the tally owns it"},
-    {"show", tally_show, METH_VARARGS, "show(tally, address, n): count n float32 values"},
-    {"wrong", tally_wrong, METH_O,
-     "wrong(tally) -> flags: 1 for NaN or Inf, 2 for no values at all, 4 for no memory"},
-    {"read", tally_read, METH_VARARGS,
-     "read(tally, part, counts_address) -> (exponent, first, minimum, maximum), or None if it counted nothing\n\n"
+    {"new", new_accumulator, METH_VARARGS, "new(parts) -> accumulator, which `parts` threads can add to at a time"},
+    {"address", address_of, METH_O, "address(accumulator) -> what `add_function` takes; the accumulator owns it"},
+    {"add", add, METH_VARARGS, "add(accumulator, address, n): count n float32 values"},
+    {"wrong", wrong_of, METH_O,
+     "wrong(accumulator) -> flags: 1 for NaN or Inf, 2 for no values at all, 4 for no memory"},
+    {"read", read_table, METH_VARARGS,
+     "read(accumulator, part, counts_address) -> (exponent, first, minimum, maximum), or None if it counted nothing\n\n"
      "Writes int64[16384]. Nobody may add meanwhile."},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_accumulator", NULL, -1, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_accumulator", NULL, -1, methods, NULL, NULL, NULL, NULL,
+};
+
+static int add_address(PyObject *module, const char *name, uintptr_t address)
+{
+    PyObject *number = PyLong_FromVoidPtr((void *)address);
+    if (number != NULL && PyModule_AddObject(module, name, number) == 0)
+        return 0;
+    Py_XDECREF(number);
+    return -1;
+}
 
 PyMODINIT_FUNC PyInit__accumulator(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    PyObject *function = PyLong_FromVoidPtr((void *)(uintptr_t)tally_add);
-    if (module == NULL || function == NULL || PyModule_AddObject(module, "function", function) < 0) {
-        Py_XDECREF(function);
-        Py_XDECREF(module);
+    if (module != NULL && (add_address(module, "add_function", (uintptr_t)add_values) ||
+                           add_address(module, "lend_function", (uintptr_t)lend_threads))) {
+        Py_DECREF(module);
         return NULL;
     }
     return module;

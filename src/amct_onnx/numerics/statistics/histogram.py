@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError
-from amct_onnx.numerics.statistics.counting import count_values
 
 MAX_BINS = 1 << 14
 # Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
 _INDEX_BITS = 23
 _MIN_EXPONENT = -120
+# Elements that are counted at a time, so that their bins stay in the processor's cache.
+_CHUNK = 1 << 16
 # What is wrong with tensors that cannot be counted.
 EMPTY = "the tensor is empty: feed a batch in which every dimension is at least 1"
 NOT_FINITE = "the tensor holds NaN or Inf: check the model and the calibration data"
@@ -49,11 +50,13 @@ def _index(x: float, exponent: int) -> int:
     return math.trunc(math.ldexp(x, -exponent))
 
 
-def _flat(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    if flat.size == 0:
-        raise CalibrationError(EMPTY)
-    return flat
+def _count(x: npt.NDArray[np.float32], exponent: int, low: int, size: int) -> npt.NDArray[np.int64]:
+    """Counts int64[size] of the values of `x`, float32[n], in the bins from `low` on, which hold all of them."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, x.size, _CHUNK):
+        index = (x[start : start + _CHUNK] * np.float32(2.0**-exponent)).astype(np.intp)  # truncates towards zero
+        counts += np.bincount(index - low, minlength=size)
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,19 +83,15 @@ class DyadicHistogram:
 
         Raises CalibrationError when `x` is empty or holds NaN or Inf.
         """
-        flat = _flat(x)
-        _, minimum, maximum = count_values(flat, 0, 0, 0)
-        return cls._within(flat, minimum, maximum)
-
-    @classmethod
-    def _within(cls, flat: npt.NDArray[np.float32], minimum: float, maximum: float) -> Self:
-        """Histogram of `flat`, whose extremes are known; the maximum is Inf if it holds NaN."""
+        flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+        if not flat.size:
+            raise CalibrationError(EMPTY)
+        minimum, maximum = float(flat.min()) + 0.0, float(flat.max()) + 0.0  # -0.0 and 0.0 are one value
         if not (math.isfinite(minimum) and math.isfinite(maximum)):
             raise CalibrationError(NOT_FINITE)
-        minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
         exponent = _exponent(minimum, maximum)
         low, high = _index(minimum, exponent), _index(maximum, exponent)
-        counts, _, _ = count_values(flat, exponent, low, high - low + 1)
+        counts = _count(flat, exponent, low, high - low + 1)
         return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
     @classmethod
@@ -102,37 +101,6 @@ class DyadicHistogram:
         first, last = _index(minimum, exponent) - low, _index(maximum, exponent) - low
         counts = counts[first : last + 1].copy()
         return cls(exponent=exponent, low=low + first, counts=counts, minimum=minimum, maximum=maximum)
-
-    def add(self, x: npt.NDArray[np.floating[Any]]) -> Self:
-        """`self.merge(of(x))`, in a single pass over `x` as long as the bins keep their width.
-
-        Spare bins on both sides take what lies beyond the extremes so far; without them every new maximum would cost
-        a second pass.
-        """
-        if not self.counts.size:
-            return self.of(x)
-        flat = _flat(x)
-        spare = MAX_BINS - self.counts.size
-        first = self.low - (0 if self.minimum == 0 else spare if self.maximum == 0 else spare // 2)
-        counts, minimum, maximum = count_values(flat, self.exponent, first, MAX_BINS)
-        if not self._reaches(first, minimum, maximum):
-            return self.merge(self._within(flat, minimum, maximum))
-        minimum, maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
-        low, high = _index(minimum, self.exponent), _index(maximum, self.exponent)
-        counts = counts[low - first : high - first + 1].copy()
-        counts[self.low - low : self.low - low + self.counts.size] += self.counts
-        return replace(self, low=low, counts=counts, minimum=minimum, maximum=maximum)
-
-    def _reaches(self, first: int, minimum: float, maximum: float) -> bool:
-        """MAX_BINS bins of this width from bin `first` hold values with these extremes, and need not be wider."""
-        if not (math.isfinite(minimum) and math.isfinite(maximum)):
-            return False
-        minimum, maximum = min(self.minimum, minimum), max(self.maximum, maximum)
-        return (
-            _exponent(minimum, maximum) == self.exponent
-            and _index(minimum, self.exponent) >= first
-            and _index(maximum, self.exponent) < first + MAX_BINS
-        )
 
     @property
     def total(self) -> int:

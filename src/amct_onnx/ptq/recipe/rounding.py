@@ -29,10 +29,9 @@ from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.numerics.weights.adaround import learn_rounding
 from amct_onnx.numerics.weights.bias import bias_correction
 from amct_onnx.numerics.weights.gptq import solve_gptq_groups
-from amct_onnx.observe.histograms import processors, run_side_by_side
 from amct_onnx.observe.second_moments import MEMORY, collect_moments
 from amct_onnx.progress import Progress, silent
-from amct_onnx.run.threads import one_blas_thread
+from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
