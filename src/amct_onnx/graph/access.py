@@ -7,17 +7,19 @@ requires. The functions here give what must be there, and raise RuntimeError whe
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import onnx_ir as ir
 
 
 def is_standard(node: ir.Node) -> bool:
     """Whether the operator belongs to the default domain of ONNX."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain == ""  # onnx_ir gives "ai.onnx" this name too
 
 
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
+def is_op(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
     """Whether there is a node, and it is one of these operators of the default domain."""
-    return node is not None and node.domain == "" and node.op_type in op_types
+    return node is not None and node.op_type in op_types and is_standard(node)
 
 
 def name_of(item: ir.Node | ir.Value) -> str:
@@ -25,6 +27,11 @@ def name_of(item: ir.Node | ir.Value) -> str:
     if not item.name:
         raise RuntimeError(f"{_described(item)} has no name; nodes get theirs from name_nodes.")
     return item.name
+
+
+def label_of(node: ir.Node) -> str:
+    """The name of a node, or its operator type where it has none: for messages, and to name what belongs to it."""
+    return node.name or node.op_type
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value:
@@ -46,6 +53,14 @@ def producer_of(node: ir.Node, index: int) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
+def maker_of(value: ir.Value) -> ir.Node:
+    """The node that makes a value. Raises RuntimeError for an input of the model and an initializer."""
+    node = value.producer()
+    if node is None:
+        raise RuntimeError(f"{_described(value)} is made by no node.")
+    return node
+
+
 def graph_of(item: ir.Node | ir.Value) -> ir.Graph:
     """The graph that a node or value is in. Raises RuntimeError where it was removed from its graph."""
     if item.graph is None:
@@ -55,4 +70,4 @@ def graph_of(item: ir.Node | ir.Value) -> ir.Graph:
 
 def _described(item: ir.Node | ir.Value) -> str:
     kind = item.op_type if isinstance(item, ir.Node) else "tensor"
-    return f'The {kind} "{item.name or ""}"'
+    return f"The {kind} {item.name!r}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import input_of, is_standard, name_of, optional_input
+from amct_onnx.graph.access import input_of, is_standard, label_of, name_of, optional_input
 from amct_onnx.graph.constants import Data, ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.tensors import Array, array_of, shape_of
 
@@ -101,11 +101,11 @@ class Layer:
 
     def replace_weight(self, data: Data, *, names: ValueNames) -> None:
         """Give the layer a weight of its own; other readers of the old one keep it. See `own_constant`."""
-        own_constant(self.node, 1, data, f"{self.name}.weight", names=names)
+        own_constant(self.node, 1, data, f"{label_of(self.node)}.weight", names=names)
 
     def replace_bias(self, data: Data, *, names: ValueNames) -> None:
         """Give the layer a bias of its own, whether it had one or not. See `own_constant`."""
-        own_constant(self.node, 2, data, f"{self.name}.bias", names=names)
+        own_constant(self.node, 2, data, f"{label_of(self.node)}.bias", names=names)
 
 
 def layer_of(node: ir.Node) -> Layer:

@@ -18,8 +18,9 @@ from amct_onnx.errors import ArgumentTypeError, ModelFileError, StatisticsError
 from amct_onnx.files.config_json import read_config
 from amct_onnx.files.config_text import read_cfg
 from amct_onnx.files.onnx_file import load_model
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.recurrent import RECURRENT_OPS

@@ -20,9 +20,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import is_op
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
-from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
-from amct_onnx.graph.passes.fusion import absorb, is_op
+from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.layers import default_opset
+from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import deferred
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, weight_axis

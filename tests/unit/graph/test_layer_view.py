@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import graph_of, input_of, name_of, optional_input, producer_of
+from amct_onnx.graph.access import graph_of, input_of, label_of, maker_of, name_of, optional_input, producer_of
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer, constant_input, layer_of
@@ -141,20 +141,23 @@ def test_constant_input_names_the_node() -> None:
 def test_what_is_there() -> None:
     model = _model("[first] t = Relu (x) [second] y = Clip (t, , w)", w=_ones())
     first, second = model.graph
-    assert name_of(first) == "first"
+    assert name_of(first) == label_of(first) == "first"
+    assert label_of(ir.node("Relu", [None])) == "Relu"
     assert name_of(input_of(first, 0)) == "x"
     assert optional_input(second, 1) is None
     assert optional_input(second, 3) is None
     assert producer_of(second, 0) is first
     assert [producer_of(second, index) for index in (1, 2, 3)] == [None] * 3
+    assert maker_of(input_of(second, 0)) is first
     assert graph_of(first) is graph_of(model.graph.inputs[0]) is model.graph
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (name_of, 'The Relu "" has no name'),
-        (lambda node: name_of(node.outputs[0]), 'The tensor "" has no name'),
+        (name_of, "The Relu None has no name"),
+        (lambda node: name_of(node.outputs[0]), "The tensor None has no name"),
+        (lambda node: maker_of(ir.val("x")), "The tensor 'x' is made by no node"),
         (lambda node: input_of(node, 0), "has no input 0"),
         (lambda node: input_of(node, 1), "has no input 1"),
         (graph_of, "is in no graph"),

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from amct_onnx.amct.calibration_model import fuse_model
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import constant_tensor, constant_value
-from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.qdq import GridConstant, grid_constant
 from amct_onnx.graph.tensors import shape_of

@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
+from amct_onnx.graph.layer_view import layer_of
+from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.measure.output_noise import Judge
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.numerics.grid import QParams
@@ -328,7 +329,7 @@ def _with_bias(result: QuantizedModel) -> frozenset[str]:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         tensor = constant_tensor(bias)
         if (bias is None and result.target != ASCEND_NAME) or (
-            tensor is not None and tensor.size == output_channels(node)
+            tensor is not None and tensor.size == layer_of(node).output_channels
         ):
             found.append(node.name or "")
     return frozenset(found)
