@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shared_data import DATA, MODELS, SharedModel, batches, read_labels, spread
 
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
-from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layers import is_standard
 
 _KEEPS_GRID = frozenset(
     {

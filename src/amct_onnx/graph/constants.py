@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import graph_of, is_standard, label_of, name_of
 from amct_onnx.graph.tensors import Array, array_of, deferred, renamed, shape_of
 
 Data = npt.ArrayLike | ir.TensorProtocol
@@ -77,7 +78,7 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _is_link(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type in _CHAIN
+    return node.op_type in _CHAIN and is_standard(node)
 
 
 def _numeric(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
@@ -156,8 +157,7 @@ def own_constant(node: ir.Node, index: int, array: Data, name_hint: str, *, name
     Calling it again for the same input changes the array only. The node must be in the main graph or in a subgraph:
     the bodies of model functions cannot hold initializers.
     """
-    graph = node.graph
-    assert graph is not None, "the node was removed"
+    graph = graph_of(node)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     old = node.inputs[index]
@@ -177,7 +177,7 @@ def own_constant(node: ir.Node, index: int, array: Data, name_hint: str, *, name
     if gone and old.name:
         owned = _register(graph, old.name, array)
     else:
-        owned = add_initializer(graph, f"{old.name}.{node.name or node.op_type}", array, names=names)
+        owned = add_initializer(graph, f"{old.name}.{label_of(node)}", array, names=names)
     node.replace_input_with(index, owned)
     return owned
 
@@ -210,8 +210,7 @@ def _remove_if_unused(value: ir.Value) -> bool:
     if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
         return False
     if value.is_initializer():
-        assert value.name is not None, "initializers have names"
-        del graph.initializers[value.name]
+        del graph.initializers[name_of(value)]
         return True
     producer = value.producer()
     if producer is None or not _is_link(producer):

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op, is_standard, name_of, optional_input
 from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.layer_view import WEIGHT_OPS, input_channels
 from amct_onnx.graph.recurrent import RECURRENT_OPS, recurrent_reason, recurrent_shape
 from amct_onnx.graph.tensors import shape_of
-from amct_onnx.graph.weights import channel_count, group_of
+from amct_onnx.graph.weights import channel_count
 from amct_onnx.values.layers import LayerTraits
 
 OBSERVER_DOMAIN = "amct.customop"
-WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LAYER_OPS = (*WEIGHT_OPS, "AveragePool", *RECURRENT_OPS)
 _QUANTIZED_OPS = frozenset(
     {
@@ -22,11 +23,6 @@ _QUANTIZED_OPS = frozenset(
         *("QLinearMatMul", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     }
 )
-
-
-def is_standard(node: ir.Node) -> bool:
-    """The operator belongs to the default ONNX domain."""
-    return node.domain in ("", "ai.onnx")
 
 
 def default_opset(model: ir.Model) -> int:
@@ -48,7 +44,7 @@ def candidates(model: ir.Model) -> Iterator[LayerTraits]:
 
 
 def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
-    name, op_type = node.name or "", node.op_type
+    name, op_type = name_of(node), node.op_type
     if op_type == "AveragePool":
         return LayerTraits(name=name, op_type=op_type, reason=reason or _pool_reason(node))
     if is_product(node):
@@ -64,7 +60,7 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
         op_type=op_type,
         reason=reason,
         channels=channel_count(shape, node) if len(shape) > 1 else 1,
-        input_channels=_input_channels(shape, node),
+        input_channels=input_channels(node, shape) if len(shape) > 1 else 1,
         weight_rank=len(shape),
         dilated=any(size != 1 for size in node.attributes.get_ints("dilations", ())),
         half=is_half(node),
@@ -73,14 +69,14 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
 
 def is_half(node: ir.Node) -> bool:
     """Whether a node with a constant weight computes in float16: its input, weight and output have one type."""
-    weight = constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = constant_tensor(optional_input(node, 1))
     return weight is not None and weight.dtype == ir.DataType.FLOAT16
 
 
 def _recurrent_traits(node: ir.Node, reason: str | None) -> LayerTraits:
     shape = recurrent_shape(node)
     return LayerTraits(
-        name=node.name or "",
+        name=name_of(node),
         op_type=node.op_type,
         reason=reason or recurrent_reason(node),
         channels=shape[1] if len(shape) == 3 else 1,
@@ -90,22 +86,10 @@ def _recurrent_traits(node: ir.Node, reason: str | None) -> LayerTraits:
     )
 
 
-def _input_channels(shape: tuple[int, ...], node: ir.Node) -> int:
-    if len(shape) < 2:
-        return 1
-    if node.op_type == "Conv":
-        return shape[1] * group_of(node)
-    if node.op_type == "Gemm":
-        return shape[1] if int_attribute(node, "transB", 0) else shape[0]
-    return shape[-2] if node.op_type == "MatMul" else shape[0]
-
-
 def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
-    value = node.inputs[1] if len(node.inputs) > 1 else None
-    weight = constant_tensor(value)
+    weight = constant_tensor(optional_input(node, 1))
     if weight is None:
-        first = constant_tensor(node.inputs[0]) if node.inputs else None
-        if node.op_type == "MatMul" and first is not None:
+        if node.op_type == "MatMul" and constant_tensor(optional_input(node, 0)) is not None:
             return (), "its constant operand is the first one, and a weight must be the second"
         return (), "its weight is computed at run time"
     shape, dtype = shape_of(weight), weight.dtype.numpy()
@@ -115,9 +99,10 @@ def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
 
 
 def _bias_reason(node: ir.Node) -> str | None:
-    if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+    bias = optional_input(node, 2)
+    if node.op_type == "MatMul" or bias is None:
         return None
-    return None if constant_tensor(node.inputs[2]) is not None else "its bias is computed at run time"
+    return None if constant_tensor(bias) is not None else "its bias is computed at run time"
 
 
 def _pool_reason(node: ir.Node) -> str | None:
@@ -148,7 +133,7 @@ def tensor_reason(node: ir.Node, index: int, graph: ir.Graph) -> str | None:
     """Why input `index` of `node` cannot be quantized and restored in front of it, None if it can."""
     if node.graph is not graph:
         return "it is inside a subgraph"
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = optional_input(node, index)
     if value is None:
         return f"it has no input {index}"
     if constant_tensor(value) is not None:
@@ -165,28 +150,16 @@ def _element_type(value: ir.Value | None) -> ir.DataType | None:
         producer = value.producer()
         if producer is None or not producer.inputs:
             return None
-        if producer.op_type == "Cast" and is_standard(producer):
-            return ir.DataType(int_attribute(producer, "to", 0))
+        if is_op(producer, "Cast"):
+            return ir.DataType(producer.attributes.get_int("to", 0))
         # A weight is in the file with its type; the activation beside it has the same.
-        weight = producer.inputs[1] if producer.op_type in WEIGHT_OPS and len(producer.inputs) > 1 else None
+        weight = optional_input(producer, 1) if producer.op_type in WEIGHT_OPS else None
         value = weight if weight is not None and weight.dtype is not None else producer.inputs[0]
     return None if value is None else value.dtype
 
 
 def _gemm_reason(node: ir.Node) -> str | None:
-    bias = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = constant_tensor(optional_input(node, 2))
     if bias is not None and len(bias.shape) == 2 and shape_of(bias)[0] > 1:
         return "its bias differs from row to row"
     return None
-
-
-def int_attribute(node: ir.Node, name: str, default: int) -> int:
-    """Integer attribute `name`, or `default`."""
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None else default
-
-
-def float_attribute(node: ir.Node, name: str, default: float) -> float:
-    """Float attribute `name`, or `default`."""
-    attribute = node.attributes.get(name)
-    return attribute.as_float() if attribute is not None else default

@@ -7,14 +7,14 @@ Both operators of the default domain and of com.microsoft are read. The real val
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import input_of, is_op, is_standard, optional_input
 from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.layers import is_standard
 from amct_onnx.numerics.grid import QParams, QSpec
 
 Array = npt.NDArray[Any]
@@ -63,17 +63,17 @@ class GridConstant:
             return self.steps.astype(np.float32) * self.scale
 
 
-def is_quantize(node: ir.Node | None) -> bool:
-    """A QuantizeLinear of either domain."""
-    return node is not None and node.op_type == "QuantizeLinear" and (is_standard(node) or node.domain == _MICROSOFT)
+def is_quantize(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    """Whether there is a node, and it is a QuantizeLinear of either domain."""
+    return node is not None and node.op_type == "QuantizeLinear" and node.domain in _DOMAINS
 
 
-def is_dequantize(node: ir.Node | None) -> bool:
-    """A DequantizeLinear of either domain."""
-    return node is not None and node.op_type == "DequantizeLinear" and (is_standard(node) or node.domain == _MICROSOFT)
+def is_dequantize(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    """Whether there is a node, and it is a DequantizeLinear of either domain."""
+    return node is not None and node.op_type == "DequantizeLinear" and node.domain in _DOMAINS
 
 
-_MICROSOFT = "com.microsoft"
+_DOMAINS = ("", "com.microsoft")
 
 
 def grid_of(node: ir.Node) -> Grid | str:
@@ -87,7 +87,7 @@ def grid_of(node: ir.Node) -> Grid | str:
         return f"the scale of its quantization is {scale.dtype}, and only float32 is supported"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         return "a scale of its quantization is not a positive number"
-    given = node.inputs[2] if len(node.inputs) > 2 else None
+    given = optional_input(node, 2)
     zero_point = _known(given)
     if given is not None and zero_point is None:
         return f"the zero point of its quantization {_RUN_TIME}"
@@ -108,14 +108,14 @@ def _known(value: ir.Value | None) -> Array | None:
     """The array behind a value, also of a ConstantOfShape or a Cast of integers: PyTorch makes zero points of them."""
     array = constant_value(value)
     node = value.producer() if value is not None else None
-    if array is not None or node is None or not is_standard(node):
+    if array is not None:
         return array
-    if node.op_type == "ConstantOfShape":
+    if is_op(node, "ConstantOfShape"):
         shape = constant_value(node.inputs[0])
         fill = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
         small = shape is not None and np.prod(shape, dtype=np.float64) <= _LARGEST_FILL
         return np.full([int(n) for n in shape], fill.reshape(())) if shape is not None and small else None
-    if node.op_type == "Cast":
+    if is_op(node, "Cast"):
         source = _known(node.inputs[0])
         target = ir.DataType(node.attributes.get_int("to", 0))
         if source is None or not _is_integer(source.dtype) or not target.is_integer():
@@ -132,15 +132,15 @@ def _implied_dtype(node: ir.Node) -> np.dtype[Any] | None:
     """The type of the integers of a node without a zero point."""
     if is_quantize(node):
         return ir.DataType(node.attributes.get_int("output_dtype", 0) or int(ir.DataType.UINT8)).numpy()
-    source = node.inputs[0]
+    source = input_of(node, 0)
     array = constant_value(source)
     if array is not None:
         return array.dtype
-    producer = source.producer() if source is not None else None
-    if producer is not None and is_quantize(producer):
+    producer = source.producer()
+    if is_quantize(producer):
         grid = grid_of(producer)
         return None if isinstance(grid, str) else grid.dtype
-    return source.dtype.numpy() if source is not None and source.dtype is not None else None
+    return source.dtype.numpy() if source.dtype is not None else None
 
 
 def _is_integer(dtype: np.dtype[Any]) -> bool:
@@ -155,7 +155,7 @@ def commutes(node: ir.Node, index: int = 0) -> bool:
     if node.op_type == "MaxPool":  # of equal integers, another one may be the largest float
         return len(node.outputs) == 1
     if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
-        fill = node.inputs[2] if len(node.inputs) > 2 else None
+        fill = optional_input(node, 2)
         array = constant_value(fill)
         return fill is None or (array is not None and not array.any())
     return True
@@ -180,8 +180,6 @@ def grid_constant(value: ir.Value | None) -> GridConstant | str | None:
     None when there is no such node or its input is no constant; a reason when its grid cannot be read.
     """
     node = value.producer() if value is not None else None
-    if node is None:
-        return None
     if is_dequantize(node):
         integers = _integers(node.inputs[0])
         if integers is None or isinstance(integers, str):
@@ -196,7 +194,9 @@ def grid_constant(value: ir.Value | None) -> GridConstant | str | None:
         except ValueError:
             return "the scales of its quantization do not fit its shape"
         return GridConstant(steps=steps, scale=full)
-    inner = grid_constant(node.inputs[0]) if _is_move(node) else None
+    if not is_op(node, *_CONSTANT_MOVES):
+        return None
+    inner = grid_constant(node.inputs[0])
     if not isinstance(inner, GridConstant):
         return inner
     moved_steps, moved_scale = moved(inner.steps, node), moved(inner.scale, node)
@@ -219,11 +219,9 @@ def _integers(value: ir.Value | None) -> npt.NDArray[np.int64] | str | None:
     if array is not None:
         return array.astype(np.int64) if _is_integer(array.dtype) else f"its integers are {array.dtype}"
     node = value.producer() if value is not None else None
-    if node is None:
-        return None
     if is_quantize(node):
         return _quantized_constant(node)
-    if not is_standard(node) or not (node.op_type == "Clip" or _is_move(node)):
+    if not is_op(node, "Clip", *_CONSTANT_MOVES):
         return None
     inner = _integers(node.inputs[0])
     if inner is None or isinstance(inner, str):
@@ -258,7 +256,7 @@ def _quantized_constant(node: ir.Node) -> npt.NDArray[np.int64] | str | None:
 def _moved_constant(value: ir.Value | None) -> Array | None:
     array = constant_value(value)
     node = value.producer() if value is not None else None
-    if array is not None or node is None or not _is_move(node):
+    if array is not None or not is_op(node, *_CONSTANT_MOVES):
         return array
     inner = _moved_constant(node.inputs[0])
     return None if inner is None else moved(inner, node)
@@ -268,7 +266,7 @@ def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     """The constant bounds of a Clip, infinite where there is none; None if they are not constant."""
     bounds = []
     for index, default in ((1, -np.inf), (2, np.inf)):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = optional_input(node, index)
         bound = constant_value(value)
         if value is not None and (bound is None or bound.size != 1):
             return None
@@ -276,11 +274,7 @@ def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
-_CONSTANT_MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-
-
-def _is_move(node: ir.Node) -> bool:
-    return is_standard(node) and node.op_type in _CONSTANT_MOVES
+_CONSTANT_MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def moved(array: Array, node: ir.Node) -> Array | None:
@@ -301,7 +295,8 @@ def _move(array: Array, node: ir.Node) -> Array | None:
         axis = node.attributes.get_int("axis", 1)
         axis = axis + array.ndim if axis < 0 else axis
         return array.reshape(int(np.prod(array.shape[:axis], dtype=np.int64)), -1)
-    operand = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+    given = optional_input(node, 1)
+    operand = constant_value(given)
     if node.op_type == "Reshape":
         allow_zero = node.attributes.get_int("allowzero", 0)
         if operand is None or allow_zero:
@@ -309,7 +304,7 @@ def _move(array: Array, node: ir.Node) -> Array | None:
         shape = [array.shape[i] if n == 0 and i < array.ndim else int(n) for i, n in enumerate(operand)]
         return array.reshape(shape)
     axes = node.attributes.get_ints("axes") if operand is None else [int(n) for n in operand]
-    if len(node.inputs) > 1 and node.inputs[1] is not None and operand is None:
+    if given is not None and operand is None:
         return None
     if node.op_type == "Squeeze":
         return np.squeeze(array) if axes is None else np.squeeze(array, tuple(axes))

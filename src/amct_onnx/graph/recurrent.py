@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.tensors import Array, shape_of
 
@@ -18,14 +19,9 @@ _DIRECTIONS = ("forward", "reverse")
 WEIGHT, RECURRENCE, BIAS, LENGTHS, HIDDEN, CELL, PEEPHOLE = range(1, 8)
 
 
-def input_at(node: ir.Node, index: int) -> ir.Value | None:
-    """Input `index`, None when it is missing or empty."""
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def recurrent_shape(node: ir.Node) -> tuple[int, ...]:
     """Shape of the constant W, [1, gates * hidden, input]; () when W is not constant."""
-    weight = constant_tensor(input_at(node, WEIGHT))
+    weight = constant_tensor(optional_input(node, WEIGHT))
     return () if weight is None else shape_of(weight)
 
 
@@ -49,13 +45,13 @@ def _attribute_reason(node: ir.Node) -> str | None:
             return words
     if node.op_type == "GRU" and not attributes.get_int("linear_before_reset", 0):
         return "its linear_before_reset is not 1"
-    if input_at(node, LENGTHS) is not None:
+    if optional_input(node, LENGTHS) is not None:
         return "it has an input sequence_lens"
-    return "it has peepholes" if input_at(node, PEEPHOLE) is not None else None
+    return "it has peepholes" if optional_input(node, PEEPHOLE) is not None else None
 
 
 def _constant_reason(node: ir.Node) -> str | None:
-    w, r, bias = (constant_tensor(input_at(node, index)) for index in (WEIGHT, RECURRENCE, BIAS))
+    w, r, bias = (constant_tensor(optional_input(node, index)) for index in (WEIGHT, RECURRENCE, BIAS))
     if w is None or r is None:
         return "its weight is computed at run time"
     if w.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):  # R and B have the same type
@@ -67,7 +63,7 @@ def _constant_reason(node: ir.Node) -> str | None:
     if len(of_w) != 3 or len(of_r) != 3 or of_w[:2] != (1, rows) or of_r[:2] != (1, rows):
         return f"its weights of shape {list(of_w)} and {list(of_r)} do not fit one direction"
     if bias is None:
-        return None if input_at(node, BIAS) is None else "its bias is computed at run time"
+        return None if optional_input(node, BIAS) is None else "its bias is computed at run time"
     return None if shape_of(bias) == (1, 2 * rows) else f"its bias has the shape {list(shape_of(bias))}"
 
 

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.instrument.shown_tensors import show_tensors
-from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.float_weights import layer_columns
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.tensors import shape_of

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op, is_standard
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layers import WEIGHT_OPS, candidates, is_standard
-from amct_onnx.graph.passes.fusion import is_op
+from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup

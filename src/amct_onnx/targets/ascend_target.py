@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, ModelError
 from amct_onnx.files.config_json import default_settings
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.layers import is_product, is_standard
+from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.activations.solve import solve_activation

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layers import is_standard
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram

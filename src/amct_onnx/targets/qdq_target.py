@@ -15,7 +15,8 @@ import onnx_ir as ir
 from amct_onnx.errors import CalibrationError, ModelError
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.layers import WEIGHT_OPS, default_opset
+from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.raise_opset import raise_opset

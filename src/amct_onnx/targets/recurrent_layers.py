@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError, RecordError
+from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.passes.decompose_recurrent import Decomposed, decompose_recurrent
-from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows, input_at
+from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows
 from amct_onnx.graph.tensors import Array
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize, is_on_grid
@@ -28,7 +29,7 @@ def quantize_recurrent(node: ir.Node, entry: LayerSettings, names: ValueNames) -
     Returns the layer's record, with one scale a row or one a gate, and how many rows are not zero and become zero.
     Raises ModelError for weights or biases that hold NaN or Inf.
     """
-    bias = constant_value(input_at(node, BIAS))
+    bias = constant_value(optional_input(node, BIAS))
     if bias is not None and not np.isfinite(bias).all():
         raise _bad(node, "the bias holds NaN or Inf")
     scales, lost = [], 0
@@ -100,7 +101,7 @@ def _params(scale: Array, *, axis: int) -> QParams:
 
 
 def _weight(node: ir.Node, index: int) -> Array:
-    weight = constant_value(input_at(node, index))
+    weight = constant_value(optional_input(node, index))
     assert weight is not None  # a planned layer's weights are constant
     return weight
 

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
 from amct_onnx.graph.layers import default_opset
-from amct_onnx.graph.passes.fusion import absorb, is_op
+from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.tensors import deferred
 from amct_onnx.graph.weights import from_kernel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layers import WEIGHT_OPS
+from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.roundings import Change
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from amct_onnx.graph.layers import candidates, float_attribute, int_attribute, is_standard, quantized_nodes
+from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.layers import candidates, quantized_nodes
 from amct_onnx.values.ascend_table import ASCEND, OpRule, Target
 from amct_onnx.values.layers import LayerTraits
 
@@ -300,9 +301,3 @@ def test_quantized_nodes_in_subgraphs() -> None:
         s=_weight(),
     )
     assert [n.name for n in quantized_nodes(model)] == ["hidden"]
-
-
-def test_attributes_with_defaults() -> None:
-    node = _model("[l] y = Gemm <alpha=0.5, transB=1> (x, w)", w=_weight(6, 4)).graph[0]
-    assert (int_attribute(node, "transB", 0), int_attribute(node, "transA", 0)) == (1, 0)
-    assert (float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)) == (0.5, 1.0)

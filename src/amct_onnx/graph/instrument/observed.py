@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer
-from amct_onnx.graph.recurrent import HIDDEN, input_at
+from amct_onnx.graph.recurrent import HIDDEN
 
 
 class Branch:
@@ -33,7 +34,7 @@ class Branch:
         if not y.name:
             y.name = self._names.new(f"{self._observer}.Y")
         shape = add_initializer(self._graph, f"{self._observer}.flat", np.array([-1], np.int64), names=self._names)
-        states = [value for value in (input_at(node, HIDDEN), y) if value is not None]
+        states = [value for value in (optional_input(node, HIDDEN), y) if value is not None]
         flat = [self._op("Reshape", [v, shape], f"reshape{i}", {}, y.dtype) for i, v in enumerate(states)]
         return self._op("Concat", flat, "concat", {"axis": 0}, y.dtype)
 

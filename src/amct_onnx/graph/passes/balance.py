@@ -16,9 +16,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value, own_constant
+from amct_onnx.graph.access import input_of, name_of, producer_of
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
+from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.passes.normalize_layers import gemm_weight
-from amct_onnx.graph.tensors import array_of, shape_of
+from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import input_channel_maxima, scaled_by_input_channel
 
 Floats = npt.NDArray[np.float32]
@@ -31,37 +33,34 @@ def balance_layers(model: ir.Model, factors: Mapping[str, Floats]) -> None:
     """
     names = ValueNames(model)
     for node in list(model.graph):
-        wanted = factors.get(node.name or "")
-        if wanted is not None and balance_factors(node) is None:
-            _balance(model.graph, node, wanted, names)
+        if node.name in factors and balance_factors(node) is None:
+            layer = layer_of(node)
+            _balance(model.graph, layer, factors[layer.name], names)
 
 
-def _balance(graph: ir.Graph, node: ir.Node, factors: Floats, names: ValueNames) -> None:
-    source, weight = node.inputs[0], constant_tensor(node.inputs[1])
-    assert source is not None  # a layer's first input is required
-    assert weight is not None  # a layer's weight is constant
-    spatial = [1] * (len(shape_of(weight)) - 2) if channel_axis(node) == 1 else []
+def _balance(graph: ir.Graph, layer: Layer, factors: Floats, names: ValueNames) -> None:
+    name, source = layer.name, layer.input
+    spatial = [1] * (len(layer.shape) - 2) if channel_axis(layer.node) == 1 else []
     inverse = (np.float32(1) / factors).reshape(1, -1, *spatial)
-    if weight.dtype == ir.DataType.FLOAT16:
+    if layer.half:
         with np.errstate(over="ignore"):  # it is refused next
             inverse = inverse.astype(np.float16)
-        factors = _factors_in_half(node, inverse)
-    scaled = scaled_by_input_channel(weight, factors, node)
-    own_constant(node, 1, scaled, f"{node.name}.weight", names=names)
-    constant = add_initializer(graph, f"{node.name}.tensor_balance_factor", inverse, names=names)
-    output = ir.val(names.new(f"{node.name}.mul.output0"), type=source.type, shape=source.shape)
-    graph.insert_before(node, ir.node("Mul", [source, constant], name=f"{node.name}.mul", outputs=[output]))
-    node.replace_input_with(0, output)
+        factors = _factors_in_half(layer, inverse)
+    layer.replace_weight(scaled_by_input_channel(layer.weight, factors, layer.node), names=names)
+    constant = add_initializer(graph, f"{name}.tensor_balance_factor", inverse, names=names)
+    output = ir.val(names.new(f"{name}.mul.output0"), type=source.type, shape=source.shape)
+    graph.insert_before(layer.node, ir.node("Mul", [source, constant], name=f"{name}.mul", outputs=[output]))
+    layer.node.replace_input_with(0, output)
 
 
-def _factors_in_half(node: ir.Node, inverse: npt.NDArray[np.float16]) -> Floats:
+def _factors_in_half(layer: Layer, inverse: npt.NDArray[np.float16]) -> Floats:
     """What float16 makes of the factors. Raises ModelError where it cannot hold 1/f or the weight."""
     with np.errstate(divide="ignore"):
         factors: Floats = np.float32(1) / inverse.astype(np.float32).reshape(-1)
-    largest = weight_maxima(node).astype(np.float32) * factors
+    largest = weight_maxima(layer.node).astype(np.float32) * factors
     if not (np.isfinite(factors).all() and inverse.max() < np.inf and largest.max() <= np.finfo(np.float16).max):
         raise ModelError(
-            f'Layer "{node.name}": its balance factors or its balanced weight leave the range of float16. Take '
+            f'Layer "{layer.name}": its balance factors or its balanced weight leave the range of float16. Take '
             "dmq_balancer_param from the layer, or balance the model in float32."
         )
     return factors
@@ -75,12 +74,10 @@ def balance_factors(node: ir.Node) -> Floats | None:
 
 
 def _balancing_mul(node: ir.Node) -> ir.Node | None:
-    mul = node.inputs[0].producer() if node.inputs[0] is not None else None
+    mul = producer_of(node, 0)
     if mul is None or mul.op_type != "Mul" or mul.name != f"{node.name}.mul":
         return None
-    constant = mul.inputs[1]
-    named = constant is not None and (constant.name or "").startswith(f"{node.name}.tensor_balance_factor")
-    return mul if named else None
+    return mul if name_of(input_of(mul, 1)).startswith(f"{node.name}.tensor_balance_factor") else None
 
 
 def constant_first(model: ir.Model, layers: Collection[str]) -> None:
@@ -104,6 +101,6 @@ def channel_axis(node: ir.Node) -> int:
 
 def weight_maxima(node: ir.Node) -> Floats:
     """float32[C]: the largest magnitude of the weight for each input channel, whether normalized or not."""
-    weight = gemm_weight(node) if node.op_type == "Gemm" else constant_tensor(node.inputs[1])
-    assert weight is not None  # a layer's weight is constant
+    layer = layer_of(node)
+    weight = gemm_weight(layer) if node.op_type == "Gemm" else layer.weight
     return input_channel_maxima(array_of(weight), node)

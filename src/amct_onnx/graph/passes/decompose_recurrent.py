@@ -25,9 +25,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import graph_of, input_of, maker_of, name_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
+from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.layers import default_opset, is_half
-from amct_onnx.graph.recurrent import BIAS, CELL, HIDDEN, RECURRENCE, RECURRENT_OPS, WEIGHT, input_at
+from amct_onnx.graph.recurrent import BIAS, CELL, HIDDEN, RECURRENCE, RECURRENT_OPS, WEIGHT
+from amct_onnx.graph.tensors import array_of
 
 Array = npt.NDArray[Any]
 _FLOAT = ir.DataType.FLOAT
@@ -53,7 +56,7 @@ def decompose_recurrent(model: ir.Model, layers: Collection[str]) -> list[Decomp
     They stand in the main graph, and `graph.recurrent.recurrent_reason` has nothing against them. Idempotent.
     """
     names = ValueNames(model)
-    taken = {node.name or "" for graph in model.graphs() for node in graph}
+    taken = {node.name for graph in model.graphs() for node in graph if node.name}
     chosen = [node for node in model.graph if node.name in layers and node.op_type in RECURRENT_OPS]
     return [_decompose(node, _Writer(model, node, names, taken)) for node in chosen]
 
@@ -162,10 +165,8 @@ def _gru(write: _Writer, p: ir.Value, q: ir.Value, states: Sequence[ir.Value]) -
 
 
 def _decompose(node: ir.Node, write: _Writer) -> Decomposed:
-    x, w, r = node.inputs[0], constant_value(input_at(node, WEIGHT)), constant_value(input_at(node, RECURRENCE))
-    assert x is not None, "X is required"
-    assert w is not None, "W is constant"
-    assert r is not None, "R is constant"
+    x = input_of(node, 0)
+    w, r = (array_of(constant_input(node, index)) for index in (WEIGHT, RECURRENCE))
     hidden, half = r.shape[2], is_half(node)
     bias, inner_bias = _biases(node, hidden)
     cell = _Cell(
@@ -179,7 +180,6 @@ def _decompose(node: ir.Node, write: _Writer) -> Decomposed:
     weights = [write.constant(w[0].T.astype(np.float32), "input.weight")]
     weights += [] if bias is None else [write.constant(bias, "input.bias")]
     p = write.op("Gemm", [flat, *weights], "input")
-    first = _producer(p)
     states, body = _initial_states(node, x, hidden, write), list[ir.Node]()
     if _static(x, 0) == 1:
         states, q = cell.step(write, p, states)
@@ -190,19 +190,19 @@ def _decompose(node: ir.Node, write: _Writer) -> Decomposed:
     if half:
         outputs = _in_half(node, outputs, write)
     made = [*write.nodes, *body]
-    numbers = {_producer(value).name: index for index, value in reversed(list(enumerate(outputs)))}
+    numbers = {maker_of(value): index for index, value in reversed(list(enumerate(outputs)))}
     _replace(node, outputs, write.nodes)
     return Decomposed(
-        layer=node.name or "",
-        input=first.name or "",
-        recurrence=_producer(q).name or "",
-        nodes={new.name or "": numbers.get(new.name) for new in made},
+        layer=name_of(node),
+        input=name_of(maker_of(p)),
+        recurrence=name_of(maker_of(q)),
+        nodes={name_of(new): numbers.get(new) for new in made},
     )
 
 
 def _biases(node: ir.Node, hidden: int) -> tuple[Array | None, Array | None]:
     """The biases of the products with W and with R, [gates * H] each, None for one that is not there."""
-    bias = constant_value(input_at(node, BIAS))
+    bias = constant_value(optional_input(node, BIAS))
     if bias is None:
         return None, None
     of_w, of_r = np.split(bias.reshape(-1).astype(np.float64), 2)
@@ -214,7 +214,7 @@ def _biases(node: ir.Node, hidden: int) -> tuple[Array | None, Array | None]:
 
 def _initial_states(node: ir.Node, x: ir.Value, hidden: int, write: _Writer) -> list[ir.Value]:
     """initial_h, and initial_c of an LSTM: [1,N,H]."""
-    given = [input_at(node, index) for index in ((HIDDEN, CELL) if node.op_type == "LSTM" else (HIDDEN,))]
+    given = [optional_input(node, index) for index in ((HIDDEN, CELL) if node.op_type == "LSTM" else (HIDDEN,))]
     if is_half(node):
         given = [value and write.cast(value, _FLOAT, f"initial{index}") for index, value in enumerate(given)]
     present = [value for value in given if value is not None]
@@ -286,16 +286,9 @@ def _static(x: ir.Value, axis: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None, "it has just been made"
-    return node
-
-
 def _replace(node: ir.Node, outputs: Sequence[ir.Value], made: Sequence[ir.Node]) -> None:
     """Put the new nodes in the place of `node`: users, graph outputs, names and types of its outputs pass to them."""
-    graph = node.graph
-    assert graph is not None, "the layer is in the graph"
+    graph = graph_of(node)
     graph.insert_before(node, made)
     for old, new in zip(node.outputs, outputs, strict=False):
         if not old.name:

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
-from amct_onnx.graph.layers import int_attribute
-from amct_onnx.graph.passes.fusion import is_op
-from amct_onnx.graph.tensors import Array, shape_of
-from amct_onnx.graph.weights import group_of, scaled_by_input_channel
+from amct_onnx.graph.access import is_op, name_of, optional_input
+from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, as_layer, layer_of
+from amct_onnx.graph.tensors import Array
+from amct_onnx.graph.weights import scaled_by_input_channel
 
 Floats = npt.NDArray[np.float32]
 
@@ -77,12 +78,13 @@ class _Groups:
 
     def _visit(self, node: ir.Node) -> None:
         variables = [v for v in node.inputs if v is not None and constant_tensor(v) is None]
-        if is_op(node, *_LAYERS) and len(variables) == 1 and variables[0] is node.inputs[0] and _is_plain(node):
+        reads_one = len(variables) == 1 and variables[0] is node.inputs[0]
+        if reads_one and is_op(node, *_LAYERS) and _is_plain(node):
             self._root(node.outputs[0])
             return
         joins = is_op(node, "Add") and len(variables) == 2
-        passes = (len(variables) == 1 and variables[0] is node.inputs[0]) and (
-            is_op(node, *_UNARY) or (is_op(node, "Flatten") and int_attribute(node, "axis", 1) == 1)
+        passes = reads_one and (
+            is_op(node, *_UNARY) or (is_op(node, "Flatten") and node.attributes.get_int("axis", 1) == 1)
         )
         if passes and node.op_type == "Clip":
             ceiling = _ceiling(node)
@@ -108,61 +110,41 @@ class _Groups:
         uses = [use for value in members for use in value.uses()]
         if not self.bad.isdisjoint(members) or any(use.node.graph is not self.model.graph for use in uses):
             return None
-        producers = [node for value in members if (node := value.producer()) is not None and is_op(node, *_LAYERS)]
-        consumers = [use.node for use in uses if is_op(use.node, *_LAYERS)]
+        producers = [layer_of(node) for value in members if is_op(node := value.producer(), *_LAYERS)]
+        consumers = [layer_of(use.node) for use in uses if is_op(use.node, *_LAYERS)]
         flat = any(is_op(value.producer(), "Flatten") for value in members)
         sums = any(is_op(value.producer(), "Add") for value in members)
-        channels = {output_channels(node) for node in producers}
-        if len(channels) != 1 or not consumers or len({node.op_type for node in producers}) != 1 or (flat and sums):
+        channels = {layer.output_channels for layer in producers}
+        if len(channels) != 1 or not consumers or len({layer.op_type for layer in producers}) != 1 or (flat and sums):
             return None
         (count,) = channels
-        if any(_input_channels(node) % count if flat else _input_channels(node) != count for node in consumers):
+        if any(layer.input_channels % count if flat else layer.input_channels != count for layer in consumers):
             return None
         measured = [v for v in members if any(not is_op(use.node, "Relu", "Clip") for use in v.uses())]
         return ChannelGroup(
-            tensors=tuple(value.name or "" for value in members),
-            measured=tuple(value.name or "" for value in measured if not is_op(value.producer(), "Flatten")),
-            producers=tuple(node.name or "" for node in producers),
-            consumers=tuple(dict.fromkeys(node.name or "" for node in consumers)),
+            tensors=tuple(map(name_of, members)),
+            measured=tuple(name_of(value) for value in measured if not is_op(value.producer(), "Flatten")),
+            producers=tuple(layer.name for layer in producers),
+            consumers=tuple(dict.fromkeys(layer.name for layer in consumers)),
             channels=count,
             ceiling=min((self.ceilings[value] for value in members if value in self.ceilings), default=np.inf),
         )
 
 
-def _is_plain(layer: ir.Node) -> bool:
-    """Whether weight and bias of a Conv or Gemm can be scaled; the caller has seen that they are constant."""
-    tensors = [constant_tensor(value) for value in layer.inputs[1:] if value is not None]
-    if not tensors or any(tensor is None or tensor.dtype != ir.DataType.FLOAT for tensor in tensors):
+def _is_plain(node: ir.Node) -> bool:
+    """Whether weight and bias of a Conv or Gemm can be scaled."""
+    layer = as_layer(node)
+    if layer is None or layer.weight.dtype != ir.DataType.FLOAT or node.attributes.get_int("transA", 0) != 0:
         return False
-    if layer.op_type == "Gemm" and int_attribute(layer, "transA", 0):
-        return False
-    shapes = [shape_of(tensor) for tensor in tensors if tensor is not None]
-    count = output_channels(layer)
-    return all(shape in ((count,), (1, count)) for shape in shapes[1:])
-
-
-def output_channels(layer: ir.Node) -> int:
-    """Of a Conv or Gemm whose weight is constant."""
-    tensor = constant_tensor(layer.inputs[1])
-    assert tensor is not None  # the caller has looked
-    shape = shape_of(tensor)
-    return shape[0] if layer.op_type == "Conv" or int_attribute(layer, "transB", 0) else shape[1]
-
-
-def _input_channels(layer: ir.Node) -> int:
-    tensor = constant_tensor(layer.inputs[1])
-    assert tensor is not None  # the caller has looked
-    shape = shape_of(tensor)
-    if layer.op_type == "Conv":
-        return shape[1] * group_of(layer)
-    return shape[1] if int_attribute(layer, "transB", 0) else shape[0]
+    count, bias = layer.output_channels, layer.bias
+    return bias is None or (bias.dtype == np.float32 and bias.shape in ((count,), (1, count)))
 
 
 def _ceiling(clip: ir.Node) -> float | None:
     """The upper bound of a Clip from 0 on, None for another Clip."""
     bounds: list[float | None] = []
     for index, name in ((1, "min"), (2, "max")):
-        value = clip.inputs[index] if index < len(clip.inputs) else None
+        value = optional_input(clip, index)
         array = constant_value(value)
         attribute = clip.attributes.get(name)
         if value is not None and (array is None or array.size != 1):
@@ -178,35 +160,29 @@ def equalize_channels(model: ir.Model, factors: Mapping[str, Floats]) -> None:
     Raises KeyError for a key that is none, ValueError for factors of another number of channels.
     """
     groups = {group.key: group for group in channel_groups(model)}
-    nodes = {node.name or "": node for node in model.graph}
-    names = ValueNames(model)
+    index, names = index_graph(model), ValueNames(model)
     for key, wanted in factors.items():
         group = groups[key]
         if wanted.shape != (group.channels,):
             raise ValueError(f"{key} has {group.channels} channels, and factors of shape {wanted.shape}")
         for producer in dict.fromkeys(group.producers):
-            _divide(nodes[producer], wanted, names)
+            _divide(index.layer(producer), wanted, names)
         for consumer in group.consumers:
-            node = nodes[consumer]
-            weight = constant_tensor(node.inputs[1])
-            assert weight is not None  # `channel_groups` has looked
-            repeated = np.repeat(wanted, _input_channels(node) // group.channels)
-            own_constant(node, 1, _scaled(node, weight, repeated), f"{consumer}.weight", names=names)
+            layer = index.layer(consumer)
+            repeated = np.repeat(wanted, layer.input_channels // group.channels)
+            layer.replace_weight(_multiplied(layer, repeated), names=names)
 
 
-def _divide(layer: ir.Node, factors: Floats, names: ValueNames) -> None:
-    weight = constant_value(layer.inputs[1])
-    assert weight is not None  # `channel_groups` has looked
-    first = layer.op_type == "Conv" or int_attribute(layer, "transB", 0)
-    shape = (-1, *([1] * (weight.ndim - 1))) if first else (1, -1)
-    own_constant(layer, 1, weight / factors.reshape(shape), f"{layer.name}.weight", names=names)
-    bias = constant_value(layer.inputs[2]) if len(layer.inputs) > 2 else None
+def _divide(layer: Layer, factors: Floats, names: ValueNames) -> None:
+    weight, bias = layer.array(), layer.bias
+    outputs_first = layer.op_type == "Conv" or layer.weight_is_turned
+    shape = (-1, *([1] * (weight.ndim - 1))) if outputs_first else (1, -1)
+    layer.replace_weight(weight / factors.reshape(shape), names=names)
     if bias is not None:
-        divided: Array = bias / factors
-        own_constant(layer, 2, divided, f"{layer.name}.bias", names=names)
+        layer.replace_bias(bias / factors, names=names)
 
 
-def _scaled(layer: ir.Node, weight: ir.TensorProtocol, factors: Floats) -> Array | ir.TensorProtocol:
-    if layer.op_type == "Gemm" and int_attribute(layer, "transB", 0):
-        return np.asarray(weight.numpy() * factors)
-    return scaled_by_input_channel(weight, factors, layer)
+def _multiplied(layer: Layer, factors: Floats) -> Array | ir.TensorProtocol:
+    if layer.weight_is_turned:
+        return np.asarray(layer.array() * factors)
+    return scaled_by_input_channel(layer.weight, factors, layer.node)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op, label_of, optional_input, producer_of
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
@@ -22,8 +23,6 @@ from amct_onnx.graph.passes.fusion import (
     Fusions,
     Skipped,
     absorb,
-    input_of,
-    is_op,
     why_not_affine,
     why_shared,
 )
@@ -50,31 +49,28 @@ def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) 
 
 
 def _is_listed(batch_norm: ir.Node, skip: Collection[str]) -> bool:
-    source = input_of(batch_norm, 0)
-    producer = source.producer() if source is not None else None
-    return batch_norm.name in skip or (
-        producer is not None and is_op(producer, *CONVOLUTIONS) and producer.name in skip
-    )
+    producer = producer_of(batch_norm, 0)
+    return batch_norm.name in skip or (is_op(producer, *CONVOLUTIONS) and producer.name in skip)
 
 
 def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | Skipped | None:
     """Fold the node after `batch_norm`; None when it is no candidate at all."""
     consumers = batch_norm.outputs[0].consumers()
     follower = consumers[0] if consumers else None
-    if follower is None or not is_op(follower, "Mul", "Add") or why_not_affine(batch_norm, opset) is not None:
+    if not is_op(follower, "Mul", "Add") or why_not_affine(batch_norm, opset) is not None:
         return None
     operand = constant_value(next((v for v in follower.inputs if v is not batch_norm.outputs[0]), None))
     if operand is None:
         return None
     reason = why_shared(batch_norm, follower)
     if reason is not None:
-        return Skipped(node=follower.name or "", reason=reason)
-    scale, shift = (constant_value(input_of(batch_norm, index)) for index in (1, 2))
+        return Skipped(node=label_of(follower), reason=reason)
+    scale, shift = (constant_value(optional_input(batch_norm, index)) for index in (1, 2))
     if scale is None or shift is None or scale.ndim != 1 or scale.shape != shift.shape:
-        return Skipped(node=follower.name or "", reason="a parameter of BatchNormalization is not constant")
+        return Skipped(node=label_of(follower), reason="a parameter of BatchNormalization is not constant")
     factor = _per_channel(operand, scale.size, _rank(batch_norm))
     if factor is None or {"axis", "broadcast"} & set(follower.attributes):  # attributes of opset < 7: other rules
-        return Skipped(node=follower.name or "", reason="the constant is not per channel")
+        return Skipped(node=label_of(follower), reason="the constant is not per channel")
     with np.errstate(all="ignore"):
         new_scale, new_shift = scale.astype(np.float64), shift.astype(np.float64)
         if follower.op_type == "Mul":
@@ -83,25 +79,25 @@ def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | S
             new_shift = new_shift + factor
         rounded = new_scale.astype(scale.dtype), new_shift.astype(shift.dtype)
         if not all(np.isfinite(array.astype(np.float64)).all() for array in rounded):
-            return Skipped(node=follower.name or "", reason="fused parameters are not finite")
+            return Skipped(node=label_of(follower), reason="fused parameters are not finite")
     for index, array in enumerate(rounded, start=1):
-        hint = f"{batch_norm.name or batch_norm.op_type}.{'scale' if index == 1 else 'bias'}"
+        hint = f"{label_of(batch_norm)}.{'scale' if index == 1 else 'bias'}"
         own_constant(batch_norm, index, array, hint, names=names)
     return absorb(batch_norm, follower)
 
 
 def _rank(batch_norm: ir.Node) -> int | None:
     """The rank of the activation: as stated in the model, or that of the weight of the convolution before it."""
-    source = input_of(batch_norm, 0)
+    source = optional_input(batch_norm, 0)
     for value in (batch_norm.outputs[0], source):
         if value is not None and value.shape is not None:
             return len(value.shape)
-    producer = source.producer() if source is not None else None
-    if producer is None or not is_op(producer, *FUSABLE):
+    producer = producer_of(batch_norm, 0)
+    if not is_op(producer, *FUSABLE):
         return None
     if producer.op_type == "BatchNormalization":
         return _rank(producer)
-    weight = input_of(producer, 1)
+    weight = optional_input(producer, 1)
     array = constant_value(weight)
     if array is not None:
         return array.ndim

@@ -13,7 +13,9 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
+from amct_onnx.graph.access import is_op, label_of, producer_of
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.layer_view import as_layer, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import (
     CONVOLUTIONS,
@@ -21,8 +23,6 @@ from amct_onnx.graph.passes.fusion import (
     Fusions,
     Skipped,
     absorb,
-    input_of,
-    is_op,
     parameters_of,
     why_not_affine,
     why_shared,
@@ -42,19 +42,18 @@ def fuse_batch_norm_into_conv(model: ir.Model, *, skip: Collection[str] = ()) ->
     skipped: list[Skipped] = []
     for graph in list(model.graphs()):
         for batch_norm in list(graph):
-            source = input_of(batch_norm, 0)
-            conv = source.producer() if source is not None else None
-            if conv is None or not (is_op(batch_norm, "BatchNormalization") and is_op(conv, *CONVOLUTIONS)):
+            conv = producer_of(batch_norm, 0)
+            if not (is_op(batch_norm, "BatchNormalization") and is_op(conv, *CONVOLUTIONS)):
                 continue
             if conv.name in skip or batch_norm.name in skip:
                 continue
             arrays = _fused_arrays(conv, batch_norm, opset)
             if isinstance(arrays, str):
-                skipped.append(Skipped(node=batch_norm.name or "", reason=arrays))
+                skipped.append(Skipped(node=label_of(batch_norm), reason=arrays))
                 continue
-            hint = conv.name or conv.op_type
-            own_constant(conv, 1, arrays[0], f"{hint}.weight", names=names)
-            own_constant(conv, 2, arrays[1], f"{hint}.bias", names=names)
+            layer = layer_of(conv)
+            layer.replace_weight(arrays[0], names=names)
+            layer.replace_bias(arrays[1], names=names)
             fused.append(absorb(conv, batch_norm))
     return Fusions(fused=tuple(fused), skipped=tuple(skipped))
 
@@ -64,11 +63,11 @@ def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[ir.Te
     reason = why_not_affine(batch_norm, opset) or why_shared(conv, batch_norm)
     if reason is not None:
         return reason
-    weight, old_bias = input_of(conv, 1), input_of(conv, 2)
-    w, b = constant_tensor(weight), constant_value(old_bias)
-    if w is None:
+    layer = as_layer(conv)
+    if layer is None:
         return f"the weight of {conv.op_type} '{conv.name}' is not constant"
-    if b is None and old_bias is not None:
+    w, b = layer.weight, layer.bias
+    if b is None and layer.bias_value is not None:
         return f"the bias of {conv.op_type} '{conv.name}' is not constant"
     parameters = parameters_of(batch_norm)
     if isinstance(parameters, str):

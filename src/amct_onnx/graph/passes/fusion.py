@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.graph.access import graph_of, is_op, label_of, optional_input
 from amct_onnx.graph.constants import constant_value, remove_unused
 from amct_onnx.graph.tensors import Array
 
@@ -62,16 +63,6 @@ def fusable_nodes(model: ir.Model) -> frozenset[str]:
     return frozenset(node.name for graph in model.graphs() for node in graph if node.name and is_op(node, *FUSABLE))
 
 
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether the node is one of these operators of the default domain."""
-    return node is not None and node.domain == "" and node.op_type in op_types
-
-
-def input_of(node: ir.Node, index: int) -> ir.Value | None:
-    """Input `index`, None when it is empty or missing."""
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def why_shared(node: ir.Node, consumer: ir.Node) -> str | None:
     """Why the output of `node` is not for `consumer` alone, None when it is."""
     output = node.outputs[0]
@@ -102,7 +93,7 @@ def why_not_affine(batch_norm: ir.Node, opset: int) -> str | None:
 
 def parameters_of(batch_norm: ir.Node) -> tuple[Array, Array, Array, Array] | str:
     """scale, B, mean and variance in float64, each of shape [C], or why they are not known."""
-    arrays = [constant_value(input_of(batch_norm, index)) for index in range(1, 5)]
+    arrays = [constant_value(optional_input(batch_norm, index)) for index in range(1, 5)]
     known = [array.astype(np.float64) for array in arrays if array is not None]
     if len(known) < 4:
         return "a parameter of BatchNormalization is not constant"
@@ -118,9 +109,7 @@ def absorb(kept: ir.Node, absorbed: ir.Node) -> Fusion:
     If the output was a graph output, `kept` takes over its name, type and shape, as users ask for outputs by name.
     """
     output, gone = kept.outputs[0], absorbed.outputs[0]
-    graph = absorbed.graph
-    assert graph is not None, "the node was removed"
-    name = gone.name
+    graph, name = graph_of(absorbed), gone.name
     is_output = gone.is_graph_output()
     if is_output or output.type is None:
         output.type = gone.type
@@ -135,4 +124,4 @@ def absorb(kept: ir.Node, absorbed: ir.Node) -> Fusion:
     if is_output:
         output.name = name
     remove_unused(operands)
-    return Fusion(kept=kept.name or "", absorbed=absorbed.name or "")
+    return Fusion(kept=label_of(kept), absorbed=label_of(absorbed))

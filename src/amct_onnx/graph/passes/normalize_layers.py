@@ -15,55 +15,54 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
-from amct_onnx.graph.layers import WEIGHT_OPS, float_attribute, int_attribute
-from amct_onnx.graph.recurrent import BIAS, RECURRENCE, RECURRENT_OPS, WEIGHT
+from amct_onnx.graph.access import optional_input
+from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
+from amct_onnx.graph.layer_view import Layer, layer_of
+from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
+
+_RECURRENT = (WEIGHT, RECURRENCE, BIAS)
+# The inputs that are taken over as they are; a Gemm computes its own.
+_CONSTANTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "MatMul": (1,), "LSTM": _RECURRENT, "GRU": _RECURRENT}
 
 
 def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
     """Normalize the layers named in `layers`, in place. Idempotent."""
     names = ValueNames(model)
     for node in list(model.graph):
-        if node.name in layers and node.op_type in RECURRENT_OPS:
-            for index in (WEIGHT, RECURRENCE, BIAS):
-                _own(node, index, names)
-        if node.name in layers and node.op_type in WEIGHT_OPS:
-            if node.op_type == "Gemm":
-                _normalize_gemm(model.graph, node, names)
-            else:
-                _own(node, 1, names)
-                if node.op_type != "MatMul":
-                    _own(node, 2, names)
+        if node.name not in layers:
+            continue
+        if node.op_type == "Gemm":
+            _normalize_gemm(model.graph, layer_of(node), names)
+        for index in _CONSTANTS.get(node.op_type, ()):
+            _own(node, index, names)
 
 
 def _own(node: ir.Node, index: int, names: ValueNames) -> None:
-    tensor = constant_tensor(node.inputs[index]) if index < len(node.inputs) else None
+    tensor = constant_tensor(optional_input(node, index))
     if tensor is not None:
         own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
 
 
-def _normalize_gemm(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
-    weight = gemm_weight(node)
-    own_constant(node, 1, weight, f"{node.name}.weight", names=names)
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
+def _normalize_gemm(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
+    attributes, weight, bias = gemm.node.attributes, gemm_weight(gemm), gemm.bias
+    gemm.replace_weight(weight, names=names)
     if bias is not None:
-        scaled = (bias.reshape(-1) * np.float32(float_attribute(node, "beta", 1.0))).astype(bias.dtype, copy=False)
+        scaled = (bias.reshape(-1) * np.float32(attributes.get_float("beta", 1.0))).astype(bias.dtype, copy=False)
         row = np.broadcast_to(scaled, (shape_of(weight)[1],))
-        own_constant(node, 2, np.ascontiguousarray(row), f"{node.name}.bias", names=names)
-    if int_attribute(node, "transA", 0):
-        _transpose_input(graph, node, names)
+        gemm.replace_bias(np.ascontiguousarray(row), names=names)
+    if attributes.get_int("transA", 0):
+        _transpose_input(graph, gemm, names)
     for name, value in (("alpha", 1.0), ("beta", 1.0)):
-        node.attributes[name] = ir.AttrFloat32(name, value)
+        attributes[name] = ir.AttrFloat32(name, value)
     for name in ("transA", "transB"):
-        node.attributes.pop(name, None)
+        attributes.pop(name, None)
 
 
-def gemm_weight(node: ir.Node) -> ir.TensorProtocol:
-    """alpha * B, turned where transB says so."""
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None  # a candidate's weight is constant
-    turned, alpha = bool(int_attribute(node, "transB", 0)), np.float32(float_attribute(node, "alpha", 1.0))
+def gemm_weight(gemm: Layer) -> ir.TensorProtocol:
+    """The matrix [inputs, outputs] that a Gemm multiplies with: alpha * B, turned where transB says so."""
+    weight, turned = gemm.weight, gemm.weight_is_turned
+    alpha = np.float32(gemm.node.attributes.get_float("alpha", 1.0))
     if not turned and alpha == 1:
         return weight
     shape = shape_of(weight)
@@ -76,15 +75,8 @@ def gemm_weight(node: ir.Node) -> ir.TensorProtocol:
     return deferred(compute, weight.dtype.numpy(), shape[::-1] if turned else shape)
 
 
-def _transpose_input(graph: ir.Graph, node: ir.Node, names: ValueNames) -> None:
-    source = node.inputs[0]
-    assert source is not None  # Gemm's first input is required
-    transpose = ir.node(
-        "Transpose",
-        [source],
-        {"perm": [1, 0]},
-        name=f"{node.name}.transpose",
-        outputs=[ir.val(names.new(f"{node.name}.transpose.output0"), type=source.type)],
-    )
-    graph.insert_before(node, transpose)
-    node.replace_input_with(0, transpose.outputs[0])
+def _transpose_input(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
+    name, source = f"{gemm.name}.transpose", gemm.input
+    output = ir.val(names.new(f"{name}.output0"), type=source.type)
+    graph.insert_before(gemm.node, ir.node("Transpose", [source], {"perm": [1, 0]}, name=name, outputs=[output]))
+    gemm.node.replace_input_with(0, output)

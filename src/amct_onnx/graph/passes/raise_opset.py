@@ -20,8 +20,9 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import graph_of, input_of, is_standard, label_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, lift_ir3, remove_unused
-from amct_onnx.graph.layers import default_opset, int_attribute, is_standard
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.tensors import shape_of
 
 _LOWEST, _TARGET = 11, 13
@@ -146,7 +147,7 @@ class _Raiser:
 
     def _constant(self, node: ir.Node, name: str, array: np.ndarray) -> ir.Value:
         """A new constant beside `node`: bodies of functions cannot hold initializers."""
-        graph, hint = _graph(node), f"{node.name or node.op_type}.{name}"
+        graph, hint = graph_of(node), f"{label_of(node)}.{name}"
         if not self._in_function:
             return add_initializer(graph, hint, array, names=self._names)
         tensor = ir.Tensor(array)
@@ -156,14 +157,13 @@ class _Raiser:
 
     def _soften(self, node: ir.Node) -> None:
         """Before opset 13 it works on a matrix: the axes before `axis`, which is 1 by default, and all others."""
-        axis, x, old = int_attribute(node, "axis", 1), node.inputs[0], node.outputs[0]
-        assert x is not None, "the input is required"
+        axis, x, old = node.attributes.get_int("axis", 1), input_of(node, 0), node.outputs[0]
         rank = None if x.shape is None else len(x.shape)
         if axis == -1 or (rank is not None and axis == rank - 1):
             node.attributes["axis"] = ir.AttrInt64("axis", axis)
             return
-        graph = _graph(node)
-        base = node.name or node.op_type
+        graph = graph_of(node)
+        base = label_of(node)
         matrix = ir.val(self._names.new(f"{base}.flatten.output0"), type=x.type)
         shape = ir.val(self._names.new(f"{base}.shape.output0"), type=ir.TensorType(ir.DataType.INT64))
         result = ir.val(old.name, type=old.type, shape=old.shape)
@@ -188,14 +188,9 @@ def _named(node: ir.Node, part: str, made: ir.Node) -> ir.Node:
     return made
 
 
-def _graph(node: ir.Node) -> ir.Graph:
-    assert isinstance(node.graph, ir.Graph), "the node is in a graph"
-    return node.graph
-
-
 def _drop_scales(node: ir.Node) -> None:
     """With sizes the scales had to be an empty tensor; from opset 13 on they have to be absent."""
-    if len(node.inputs) <= _SIZES or node.inputs[_SIZES] is None:
+    if optional_input(node, _SIZES) is None:
         return
     scales = node.inputs[_SCALES]
     known = constant_tensor(scales)

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import input_of, is_op, name_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value, own_constant
-from amct_onnx.graph.layers import int_attribute
-from amct_onnx.graph.passes.fusion import is_op
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import scaled_by_input_channel
 
 Floats = npt.NDArray[np.float32]
@@ -46,21 +46,19 @@ def product_inputs(model: ir.Model) -> dict[str, ProductInput]:
             continue
         earlier = found.get(source)
         if earlier is None or earlier.channels == channels:
-            layers = (*(earlier.layers if earlier else ()), node.name or "")
+            layers = (*(earlier.layers if earlier else ()), name_of(node))
             found[source] = ProductInput(layers=layers, channels=channels)
     return found
 
 
 def _product_input(node: ir.Node) -> tuple[str | None, int]:
     """The name of input 0 of a product, and its channels: 0 where the node is none."""
-    if not is_op(node, "MatMul", "Gemm") or int_attribute(node, "transA", 0):
+    layer = as_layer(node)
+    if layer is None or layer.op_type not in ("MatMul", "Gemm") or node.attributes.get_int("transA", 0) != 0:
         return None, 0
-    source, weight = node.inputs[0], constant_tensor(node.inputs[1])
-    if source is None or constant_tensor(source) is not None or weight is None or weight.dtype != ir.DataType.FLOAT:
+    if constant_tensor(layer.input) is not None or layer.weight.dtype != ir.DataType.FLOAT:
         return None, 0
-    shape = shape_of(weight)
-    turned = node.op_type == "Gemm" and int_attribute(node, "transB", 0)
-    return source.name, shape[1 if turned else 0] if len(shape) == 2 else 0
+    return name_of(layer.input), layer.input_channels if len(layer.shape) == 2 else 0
 
 
 def smooth_inputs(model: ir.Model, factors: Mapping[str, Floats]) -> dict[str, str]:
@@ -74,31 +72,28 @@ def smooth_inputs(model: ir.Model, factors: Mapping[str, Floats]) -> dict[str, s
         if wanted.shape != (inputs[name].channels,):
             raise ValueError(f"{name} has {inputs[name].channels} channels, and factors of shape {wanted.shape}")
     normalize_layers(model, {layer for name in factors for layer in inputs[name].layers})
-    names, nodes = ValueNames(model), {node.name: node for node in model.graph}
+    names, index = ValueNames(model), index_graph(model)
     renamed = {}
     for name, wanted in factors.items():
-        layers = [nodes[layer] for layer in inputs[name].layers]
+        layers = [index.layer(layer) for layer in inputs[name].layers]
         for layer in layers:
-            weight = constant_tensor(layer.inputs[1])
-            assert weight is not None  # `product_inputs` has looked
-            scaled = scaled_by_input_channel(weight, wanted, layer)
-            own_constant(layer, 1, scaled, f"{layer.name}.weight", names=names)
+            layer.replace_weight(scaled_by_input_channel(layer.weight, wanted, layer.node), names=names)
         renamed[name] = _divide(model.graph, layers, wanted, names)
     return renamed
 
 
-def _divide(graph: ir.Graph, layers: Sequence[ir.Node], factors: Floats, names: ValueNames) -> str:
+def _divide(graph: ir.Graph, layers: Sequence[Layer], factors: Floats, names: ValueNames) -> str:
     """Make the layers read their input divided by `factors`; the name of what they read then."""
-    source = layers[0].inputs[0]
-    assert source is not None  # a product has an input
-    if _folded(source, layers, factors, names):
-        return source.name or ""
+    source = layers[0].input
+    if _folded(source, [layer.node for layer in layers], factors, names):
+        return name_of(source)
     inverse = add_initializer(graph, f"{source.name}.smoothing", np.float32(1) / factors, names=names)
     output = ir.val(names.new(f"{source.name}.smoothed"), type=source.type, shape=source.shape)
-    graph.insert_before(layers[0], ir.node("Mul", [source, inverse], name=f"{source.name}.smooth", outputs=[output]))
+    mul = ir.node("Mul", [source, inverse], name=f"{source.name}.smooth", outputs=[output])
+    graph.insert_before(layers[0].node, mul)
     for layer in layers:
-        layer.replace_input_with(0, output)
-    return output.name or ""
+        layer.node.replace_input_with(0, output)
+    return name_of(output)
 
 
 def _folded(source: ir.Value, layers: Sequence[ir.Node], factors: Floats, names: ValueNames) -> bool:
@@ -109,12 +104,12 @@ def _folded(source: ir.Value, layers: Sequence[ir.Node], factors: Floats, names:
     if node is None:
         return False
     places = [(node, index) for index in (1, 2)] if is_op(node, "LayerNormalization") else _affine_places(node)
-    places = [(owner, index) for owner, index in places if index < len(owner.inputs) and owner.inputs[index]]
-    arrays = [constant_value(owner.inputs[index]) for owner, index in places]
-    if not arrays or any(array is None or array.shape != factors.shape for array in arrays):
+    places = [(owner, index) for owner, index in places if optional_input(owner, index) is not None]
+    found = [constant_value(owner.inputs[index]) for owner, index in places]
+    arrays = [array for array in found if array is not None and array.shape == factors.shape]
+    if not arrays or len(arrays) != len(places):
         return False
     for (owner, index), array in zip(places, arrays, strict=True):
-        assert array is not None  # it has just been looked at
         own_constant(owner, index, array / factors, f"{owner.name}.scaled{index}", names=names)
     return True
 
@@ -124,11 +119,12 @@ def _affine_places(add: ir.Node) -> list[tuple[ir.Node, int]]:
     places: list[tuple[ir.Node, int]] = []
     node: ir.Node | None = add
     for op_type in ("Add", "Mul"):
-        fixed = [i for i, v in enumerate(node.inputs) if constant_tensor(v) is not None] if node is not None else []
-        if node is None or not is_op(node, op_type) or len(fixed) != 1:
+        if not is_op(node, op_type):
+            return []
+        fixed = [i for i, value in enumerate(node.inputs) if constant_tensor(value) is not None]
+        if len(fixed) != 1:
             return []
         places.append((node, fixed[0]))
-        other = node.inputs[1 - fixed[0]]
-        single = other is not None and len(list(other.uses())) == 1 and not other.is_graph_output()
-        node = other.producer() if op_type == "Add" and other is not None and single else None
+        other = input_of(node, 1 - fixed[0])
+        node = other.producer() if len(other.uses()) == 1 and not other.is_graph_output() else None
     return places

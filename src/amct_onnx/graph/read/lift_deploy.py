@@ -21,8 +21,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import constant_value, lift_ir3
-from amct_onnx.graph.layers import is_standard
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
 from amct_onnx.graph.read.lift_ops import Emitter, Quantized, unsupported

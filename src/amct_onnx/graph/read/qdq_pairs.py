@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_standard
 from amct_onnx.graph.constants import ValueNames, add_initializer
-from amct_onnx.graph.layers import is_standard
 from amct_onnx.graph.qdq import (
     activation_params,
     clip_bounds,

@@ -23,8 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op, name_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant
-from amct_onnx.graph.layers import WEIGHT_OPS, candidates, float_attribute, int_attribute, is_standard
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, layer_of
+from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.qdq import (
     GridConstant,
@@ -94,14 +97,14 @@ def _take_constants(model: ir.Model) -> _Constants:
     names = ValueNames(model)
     found: _Constants = {}
     for node in list(model.graph):
-        if node.op_type not in WEIGHT_OPS or not is_standard(node):
+        if not is_op(node, *WEIGHT_OPS):
             continue
         for index, kind in ((1, "weight"), (2, "bias")):
-            value = node.inputs[index] if index < len(node.inputs) else None
+            value = optional_input(node, index)
             constant = grid_constant(value)
             if constant is None:
                 continue
-            found[node.name or "", index] = constant
+            found[name_of(node), index] = constant
             if isinstance(constant, GridConstant):
                 own_constant(node, index, constant.values(), f"{node.name}.{kind}", names=names)
                 sweep(value)
@@ -125,18 +128,40 @@ def _fold_constants(model: ir.Model) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """The weight of a Gemm or MatMul whose columns differ in scale: its integers [..., N], and the scales float32[N].
+
+    Ascend has one weight scale for such a layer. With s_d for the scale of the activation, y[c] = sum(q) * s_d * s[c]
+    is (sum(q) * s_d * s) * (s[c] / s). The integers stay what they are, and s is the largest of all s[c], so that no
+    intermediate value is larger than what the model computes.
+    """
+
+    steps: Array
+    scales: npt.NDArray[np.float32]
+
+    def weight(self) -> npt.NDArray[np.float32]:
+        """The integers times the largest scale."""
+        weight: npt.NDArray[np.float32] = np.ascontiguousarray(self.steps.astype(np.float32) * self.scales.max())
+        return weight
+
+    def ratios(self) -> npt.NDArray[np.float32]:
+        """float32[N]: each scale over the largest one."""
+        ratios: npt.NDArray[np.float32] = self.scales / self.scales.max()
+        return ratios
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """A layer before normalization: `columns` are the scales of a Gemm's or MatMul's columns where they differ."""
+    """A layer before normalization; `columns` where it needs a Mul of its columns behind it."""
 
     layer: QuantizedLayer
-    columns: npt.NDArray[np.float32] | None = None
-    steps: Array | None = None
+    columns: _Columns | None = None
 
 
 def _read_layers(
     model: ir.Model, constants: _Constants, judge: Judge, refuse: Refuse
 ) -> tuple[dict[str, QuantizedLayer], list[Kept], tuple[str, ...]]:
-    nodes = {node.name or "": node for node in model.graph}
+    nodes = index_graph(model).nodes
     drafts: dict[str, _Draft] = {}
     kept: list[Kept] = []
     for traits in map(judge, candidates(model)):
@@ -150,19 +175,19 @@ def _read_layers(
     layers: dict[str, QuantizedLayer] = {}
     rescaled: list[str] = []
     for name, draft in drafts.items():
-        node = nodes[name]
+        node, columns = nodes[name], draft.columns
         before = [constant_value(value) for value in node.inputs[1:3]]
-        if draft.columns is not None:
-            _use_one_scale(node, draft, names)
+        if columns is not None:
+            _use_one_scale(layer_of(node), columns, names)
         reason = refuse(node, draft.layer)
         if reason is not None:
             kept.append(Kept(name=name, op_type=node.op_type, reason=reason))
-            if draft.columns is not None:
+            if columns is not None:
                 _restore(node, before, names)
             continue
         layers[name] = draft.layer
-        if draft.columns is not None:
-            _multiply_columns(model, node, draft, names)
+        if columns is not None:
+            _multiply_columns(model, node, columns.ratios(), names)
             rescaled.append(name)
     return layers, kept, tuple(rescaled)
 
@@ -207,7 +232,7 @@ def _product(node: ir.Node, activation: QParams) -> _Draft | str:
         return "an operand has a zero point, and a MatMul of two activations takes symmetric ones only"
     if not _in_range(activation.scale * second.scale):
         return _OUT_OF_RANGE
-    return _Draft(layer=QuantizedLayer(name=node.name or "", activation=activation, weight=None, second=second))
+    return _Draft(layer=QuantizedLayer(name=name_of(node), activation=activation, weight=None, second=second))
 
 
 def _in_range(grid: npt.NDArray[np.float32]) -> bool:
@@ -221,34 +246,34 @@ def _with_weight(
     if not np.isfinite(weight.values()).all():
         return "its weight is not finite"
     if node.op_type == "Gemm":
-        if int_attribute(node, "transB", 0):
+        if node.attributes.get_int("transB", 0):
             steps, scale = steps.T, scale.T
-        alpha = np.float32(float_attribute(node, "alpha", 1.0))
+        alpha = np.float32(node.attributes.get_float("alpha", 1.0))
         if not alpha > 0:
             return f"its alpha is {alpha:g}"
         scale = scale * alpha
-        bias = None if float_attribute(node, "beta", 1.0) != 1.0 else bias
+        bias = None if node.attributes.get_float("beta", 1.0) != 1.0 else bias
     columns = None
     if scale.min() == scale.max():
         scales, spec = scale.reshape(-1)[:1], QSpec()
     elif node.op_type in ("Gemm", "MatMul"):
-        columns = scale.reshape(-1, scale.shape[-1])
-        if (columns != columns[:1]).any():
+        rows = scale.reshape(-1, scale.shape[-1])
+        if (rows != rows[:1]).any():
             return "the scale of its weight changes along another axis than its columns"
-        columns = columns[0]
-        scales, spec = columns.max(keepdims=True), QSpec()
+        columns = _Columns(steps=steps, scales=rows[0])
+        scales, spec = columns.scales.max(keepdims=True), QSpec()
     else:
         rows = weight_rows(scale, node)
         if (rows != rows[:, :1]).any():
             return "the scale of its weight changes along another axis than its output channels"
         scales, spec = rows[:, 0], QSpec(granularity=PerChannel(0))
     params = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
-    grid = activation.scale * (scales if columns is None else columns)
+    grid = activation.scale * (scales if columns is None else columns.scales)
     if not _in_range(grid):
         return _OUT_OF_RANGE
     known = None if bias is None else _bias_integers(bias, grid)
-    layer = QuantizedLayer(name=node.name or "", activation=activation, weight=params, bias=known)
-    return _Draft(layer=layer, columns=columns, steps=steps)
+    layer = QuantizedLayer(name=name_of(node), activation=activation, weight=params, bias=known)
+    return _Draft(layer=layer, columns=columns)
 
 
 def _bias_integers(bias: GridConstant, grid: npt.NDArray[np.float32]) -> npt.NDArray[np.int32] | None:
@@ -274,26 +299,11 @@ def _activation(value: ir.Value | None) -> QParams | str | None:
     return None
 
 
-# A Gemm or MatMul has one weight scale on Ascend. With one for each column, y[c] = sum(q) * s_d * s[c] is
-# (sum(q) * s_d * s) * (s[c] / s): the integers stay what they are, and s is the largest of all so that no intermediate
-# value is larger than what the model computes.
-
-
-def _use_one_scale(node: ir.Node, draft: _Draft, names: ValueNames) -> None:
-    assert draft.layer.weight is not None  # these layers have one
-    assert draft.steps is not None  # kept for this
-    weight = draft.steps.astype(np.float32) * draft.layer.weight.scale[0]
-    own_constant(node, 1, np.ascontiguousarray(weight), f"{node.name}.weight", names=names)
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
+def _use_one_scale(layer: Layer, columns: _Columns, names: ValueNames) -> None:
+    bias = layer.bias
+    layer.replace_weight(columns.weight(), names=names)
     if bias is not None:
-        own_constant(node, 2, (bias / _ratio(draft)).astype(np.float32), f"{node.name}.bias", names=names)
-
-
-def _ratio(draft: _Draft) -> npt.NDArray[np.float32]:
-    assert draft.layer.weight is not None  # these layers have one
-    assert draft.columns is not None  # asked for these only
-    ratio: npt.NDArray[np.float32] = draft.columns / draft.layer.weight.scale[0]
-    return ratio
+        layer.replace_bias((bias / columns.ratios()).astype(np.float32), names=names)
 
 
 def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> None:
@@ -302,10 +312,11 @@ def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> No
             own_constant(node, index, array, f"{node.name}.constant{index}", names=names)
 
 
-def _multiply_columns(model: ir.Model, node: ir.Node, draft: _Draft, names: ValueNames) -> None:
+def _multiply_columns(model: ir.Model, node: ir.Node, ratios: npt.NDArray[np.float32], names: ValueNames) -> None:
+    """Put a Mul by `ratios` behind a layer."""
     graph, inner = model.graph, node.outputs[0]
     name = f"{node.name}.columns"
-    ratio = add_initializer(graph, f"{name}.factor", _ratio(draft), names=names)
+    ratio = add_initializer(graph, f"{name}.factor", ratios, names=names)
     # The constant first: see targets/simulation.py.
     result = ir.val(names.new(f"{name}.output0"), type=inner.type, shape=inner.shape)
     multiply = ir.node("Mul", [ratio, inner], name=name, outputs=[result])

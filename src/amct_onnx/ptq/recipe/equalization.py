@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op
 from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.layers import int_attribute
 from amct_onnx.graph.passes.equalize import ChannelGroup
-from amct_onnx.graph.passes.fusion import is_op
 from amct_onnx.graph.weights import group_of
 from amct_onnx.numerics.channel_factors import equalizing_factors, rounding_noise
 from amct_onnx.values.sensitivity import decibel
@@ -74,5 +73,5 @@ def _kernel(layer: ir.Node) -> npt.NDArray[np.floating]:
     if layer.op_type == "Conv":
         groups = group_of(layer)
         return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    rows = weight if int_attribute(layer, "transB", 0) else weight.T
+    rows = weight if layer.attributes.get_int("transB", 0) else weight.T
     return rows[None, :, :, None]

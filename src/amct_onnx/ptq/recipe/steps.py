@@ -33,7 +33,8 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups, output_channels
+from amct_onnx.graph.layer_view import as_layer
+from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.measure.output_noise import Judge
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.numerics.grid import QParams
@@ -349,10 +350,10 @@ def _with_bias(best: Candidate, *, adds_bias: bool) -> frozenset[str]:
     """
     found, weights = [], best.lowered.rows
     for node in best.calibration.source.model.graph:
-        if node.name not in weights or node.op_type not in ("Conv", "Gemm"):
+        layer = as_layer(node) if node.name in weights and node.op_type in ("Conv", "Gemm") else None
+        if layer is None:
             continue
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        tensor = constant_tensor(bias)
-        if (bias is None and adds_bias) or (tensor is not None and tensor.size == output_channels(node)):
-            found.append(node.name or "")
+        bias = constant_tensor(layer.bias_value)
+        if (layer.bias_value is None and adds_bias) or (bias is not None and bias.size == layer.output_channels):
+            found.append(layer.name)
     return frozenset(found)

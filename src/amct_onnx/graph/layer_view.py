@@ -1,0 +1,143 @@
+"""A layer with a weight: its input, constant weight, bias and names, without a look at what onnx_ir leaves optional."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import input_of, is_standard, label_of, name_of, optional_input
+from amct_onnx.graph.constants import Data, ValueNames, constant_tensor, own_constant
+from amct_onnx.graph.tensors import Array, array_of, shape_of
+
+WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, ConvTranspose, Gemm or MatMul of the default domain whose weight, its second input, is constant.
+
+    It is a view: everything is read from the node whenever it is asked for, so it stays valid while the model changes.
+    Nothing reads the data of a weight but `array`. Make one by `layer_of` or `as_layer`.
+    """
+
+    node: ir.Node
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return name_of(self.node)
+
+    @property
+    def op_type(self) -> str:
+        """Conv, ConvTranspose, Gemm or MatMul."""
+        return self.node.op_type
+
+    @property
+    def input(self) -> ir.Value:
+        """The activation that the layer reads."""
+        return input_of(self.node, 0)
+
+    @property
+    def weight_value(self) -> ir.Value:
+        """The value that holds the weight: an initializer, or the output of a chain of constants."""
+        return input_of(self.node, 1)
+
+    @property
+    def weight(self) -> ir.TensorProtocol:
+        """The weight as the layer reads it; its data may be on disk. Raises ModelError where it is not constant."""
+        return constant_input(self.node, 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return shape_of(self.weight)
+
+    def array(self) -> Array:
+        """The data of the weight, read-only; a weight on disk is mapped for as long as the array is held."""
+        return array_of(self.weight)
+
+    @property
+    def bias_value(self) -> ir.Value | None:
+        """The value that holds the bias, None without one. It may be computed at run time."""
+        return optional_input(self.node, 2)
+
+    @property
+    def bias(self) -> Array | None:
+        """The data of the bias, read-only; None without a bias, and where it is computed at run time."""
+        tensor = constant_tensor(self.bias_value)
+        return None if tensor is None else array_of(tensor)
+
+    @property
+    def half(self) -> bool:
+        """Whether the layer computes in float16: its input, weight and output have one type."""
+        return self.weight.dtype == ir.DataType.FLOAT16
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of a convolution, 1 for a product."""
+        return self.node.attributes.get_int("group", 1)
+
+    @property
+    def input_channels(self) -> int:
+        """The number of channels of the activation that the layer reads."""
+        return input_channels(self.node, self.shape)
+
+    @property
+    def output_channels(self) -> int:
+        """The number of channels that the layer makes: the rows or columns of a product's matrix."""
+        shape, axis = self.shape, -1
+        if self.op_type == "ConvTranspose":
+            return shape[1] * self.groups
+        if self.op_type == "Conv" or self.weight_is_turned:
+            axis = 0
+        return shape[axis]
+
+    @property
+    def weight_is_turned(self) -> bool:
+        """Whether a Gemm reads its weight as [outputs, inputs] (transB)."""
+        return self.op_type == "Gemm" and bool(self.node.attributes.get_int("transB", 0))
+
+    def replace_weight(self, data: Data, *, names: ValueNames) -> None:
+        """Give the layer a weight of its own; other readers of the old one keep it. See `own_constant`."""
+        own_constant(self.node, 1, data, f"{label_of(self.node)}.weight", names=names)
+
+    def replace_bias(self, data: Data, *, names: ValueNames) -> None:
+        """Give the layer a bias of its own, whether it had one or not. See `own_constant`."""
+        own_constant(self.node, 2, data, f"{label_of(self.node)}.bias", names=names)
+
+
+def layer_of(node: ir.Node) -> Layer:
+    """The layer that a node is. Raises ModelError where it is no Conv, ConvTranspose, Gemm or MatMul with a weight."""
+    layer = as_layer(node)
+    if layer is None:
+        raise ModelError(f'"{node.name}" ({node.op_type}) is no convolution or product with a constant weight.')
+    return layer
+
+
+def as_layer(node: ir.Node | None) -> Layer | None:
+    """The layer that a node is, None where it is no Conv, ConvTranspose, Gemm or MatMul with a constant weight."""
+    if node is None or node.op_type not in WEIGHT_OPS or not is_standard(node):
+        return None
+    return None if constant_tensor(optional_input(node, 1)) is None else Layer(node)
+
+
+def constant_input(node: ir.Node, index: int) -> ir.TensorProtocol:
+    """The constant that input `index` of a node is, its data not yet read.
+
+    Raises ModelError, which names the node, where it is missing or computed at run time.
+    """
+    tensor = constant_tensor(optional_input(node, index))
+    if tensor is None:
+        raise ModelError(f'Input {index} of "{node.name}" ({node.op_type}) is no constant of the model.')
+    return tensor
+
+
+def input_channels(node: ir.Node, shape: tuple[int, ...]) -> int:
+    """The number of channels that a layer with a weight of `shape`, of two dimensions or more, reads."""
+    if node.op_type == "Conv":
+        return shape[1] * node.attributes.get_int("group", 1)
+    if node.op_type == "Gemm":
+        return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+    return shape[-2] if node.op_type == "MatMul" else shape[0]
