@@ -21,8 +21,8 @@ from amct_onnx.cli.quantize_options import (
     read_quantize_options,
     read_sensitivity_options,
 )
+from amct_onnx.data.input_texts import check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
-from amct_onnx.files.data_options import check_data_type, parse_shapes, split_list
 
 _EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
 _DATA_OPTIONS = ("input_shape", "data_dir", "data_types")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from amct_onnx.data.input_texts import check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
-from amct_onnx.files.data_options import check_data_type, parse_shapes, split_list
 
 # The names behind these options; tests hold them to those of the layers that know them, which are heavy.
 TARGETS = ("onnxruntime", "tensorrt", "openvino", "ascend")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.data.images import ImageOptions
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
@@ -28,6 +27,7 @@ from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
 from amct_onnx.values.findings import Effort, check_effort
 
 Feed = Mapping[str, npt.NDArray[Any]]
+_DEFAULT = DataOptions()
 
 
 def quantize(
@@ -42,12 +42,7 @@ def quantize(
     effort: Effort = "default",
     weight_only: int | None = None,
     block_size: int = 32,
-    images: ImageOptions | str | None = None,
-    batch_size: int | None = None,
-    limit: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    names: Mapping[str, str] | None = None,
+    data_options: DataOptions = _DEFAULT,
     progress: Progress | None = None,
 ) -> QuantizedModel:
     """`amct_onnx.quantize` without a search for mixed precision: its docstring has the arguments and errors."""
@@ -55,16 +50,6 @@ def quantize(
     plan = PLANS[check_effort(effort)]
     if weight_only is not None:
         check_weight_only(weight_only, block_size, target, data)
-    opened = partial(
-        open_data,
-        data,
-        images=images,
-        batch_size=batch_size,
-        limit=limit,
-        shapes=shapes,
-        dtypes=dtypes,
-        names=names,
-    )
     source = FloatSource.open(model)
     choice = make_choice(
         settings=source.read_settings(settings),
@@ -74,7 +59,7 @@ def quantize(
         nodes=source.facts.nodes,
     )
     if weight_only is not None:
-        feeds = None if data is None or effort == "fast" else opened(model_inputs(source.fused))
+        feeds = None if data is None or effort == "fast" else open_data(data, model_inputs(source.fused), data_options)
         return quantize_weights(
             source, feeds, choice=choice, bits=weight_only, block_size=block_size, progress=progress or silent
         )
@@ -90,7 +75,7 @@ def quantize(
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
-    feeds, told = opened(inputs), progress or silent
+    feeds, told = open_data(data, inputs, data_options), progress or silent
     front = Front(iter(feeds), inputs, plan)
     recipe = Recipe(source=source, target=target, choice=choice, front=front, progress=told)
     source, tuning = recipe.prepare()

@@ -11,8 +11,9 @@ from numbers import Real
 from typing import Any
 
 from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import Samples
+from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.saturation import saturates
@@ -102,16 +103,12 @@ def quantize(
         "effort": effort,
         "progress": progress,
     }
-    forms: dict[str, Any] = {
-        "images": images,
-        "batch_size": batch_size,
-        "limit": limit,
-        "shapes": shapes,
-        "dtypes": dtypes,
-        "names": names,
-    }
+    data_options = DataOptions(
+        images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names
+    )
     if not _wants_search(evaluator, max_drop, target_accuracy, min_sqnr):
-        result = quantize_once(model, data, **options, **forms, weight_only=weight_only, block_size=block_size)
+        options |= {"weight_only": weight_only, "block_size": block_size}
+        result = quantize_once(model, data, **options, data_options=data_options)
         _warn_of_noise(result)
         return result
     check_target(target)
@@ -121,9 +118,9 @@ def quantize(
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
     source = FloatSource.open(model)
     inputs = model_inputs(source.fused)
-    opened = open_data(data, inputs, **forms)
+    opened = open_data(data, inputs, data_options)
     most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
-    samples = Samples(opened, inputs, most=most, hold_out=hold_out)
+    samples = SampleKeeper(opened, inputs, most=most, hold_out=hold_out)
     quantized = quantize_once(source, samples, **options)
     notes = [*opened.assumptions, *quantized.assumptions, *samples.notes]
     if target == ONNXRUNTIME.name and not reduce_range and saturates():

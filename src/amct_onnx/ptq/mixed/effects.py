@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from types import MappingProxyType
@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import Feed, Samples
+from amct_onnx.data.keep_samples import Feed, SampleKeeper
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.rounded_network import Probe, power, side_by_side
@@ -60,22 +61,24 @@ def sensitivity(
     """
     if samples < 1:
         raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
-    forms: dict[str, Any] = {"images": images, "shapes": shapes, "dtypes": dtypes, "names": names}
+    data_options = DataOptions(
+        images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names
+    )
     if isinstance(model, QuantizedModel):
         if data is None:
             if model.sample is None:
                 raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
             return measure(model, [model.sample], progress=progress).sensitivity()
         inputs = model_inputs(model.source.fused)
-        opened = open_data(data, inputs, batch_size=batch_size, limit=min(limit or samples, samples), **forms)
-        kept = Samples(opened, inputs, most=samples, hold_out=False)
+        opened = open_data(data, inputs, replace(data_options, limit=min(limit or samples, samples)))
+        kept = SampleKeeper(opened, inputs, most=samples, hold_out=False)
         for _ in kept:
             pass
         return measure(model, kept.kept, progress=progress).sensitivity()
     source = FloatSource.open(model)
     inputs = model_inputs(source.fused)
-    opened = open_data(data, inputs, batch_size=batch_size, limit=limit, **forms)
-    kept = Samples(opened, inputs, most=samples, hold_out=False)
+    opened = open_data(data, inputs, data_options)
+    kept = SampleKeeper(opened, inputs, most=samples, hold_out=False)
     quantized = quantize(
         source,
         kept,
