@@ -26,12 +26,13 @@ _WIDTH = 116  # of docstrings without their indentation
 class Flag:
     """How a command line gives the value of a field.
 
-    name: of the option, if it is not that of the field. example: stands behind the meaning of the field in `--help`,
-    after a colon. read: makes the value of the text; an AmctError or argparse's own errors say what is wrong with it.
-    A field with `switch` takes no text: the option alone makes it True.
+    name: of the option, if it is not that of the field. help: what the option takes, if that is not what the field
+    means. example: a text that the option takes, which `--help` shows. read: makes the value of the text, and raises an
+    AmctError or one of argparse's errors. switch: the option takes no text and makes the field True.
     """
 
     name: str = ""
+    help: str = ""
     metavar: str | None = None
     example: str = ""
     choices: Sequence[Any] | None = None
@@ -57,7 +58,7 @@ def add_options(parser: argparse._ActionsContainer, kind: type, names: Sequence[
         flag: Flag | None = field.metadata["flag"]
         if flag is None or (names and field.name not in names):
             continue
-        text = field.metadata["meaning"] + (f": {flag.example}" if flag.example else "")
+        text = (flag.help or field.metadata["meaning"]) + (f": {flag.example}" if flag.example else "")
         how: dict[str, Any] = {"metavar": flag.metavar, "choices": flag.choices, "type": _reader(flag.read)}
         if flag.switch:
             how = {"action": "store_true"}

@@ -19,11 +19,13 @@ from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.options import documented
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.calibrate import quantize as quantize_once
 from amct_onnx.ptq.float_model import FloatSource
 from amct_onnx.ptq.mixed.effects import SAMPLES
 from amct_onnx.ptq.mixed.search import Evaluator, Goal, search_mixed
+from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel, check_target
 from amct_onnx.values.findings import Effort
 from amct_onnx.values.qdq_tables import ONNXRUNTIME
@@ -33,6 +35,7 @@ _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _JUDGES = 32  # samples that judge a model where there is no evaluator
 
 
+@documented(QuantizeOptions, DataOptions)
 def quantize(
     model: Any,
     data: Any,
@@ -57,42 +60,19 @@ def quantize(
     target_accuracy: float | None = None,
     min_sqnr: float | None = None,
 ) -> QuantizedModel:
-    """Calibrate `model` with `data` in one pass and quantize it for `target`.
+    """Calibrate `model` with `data` in one pass and quantize it.
 
     model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
     data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
         iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
         these for each input; or the `Statistics` of an earlier call, and then nothing is run.
-    target: onnxruntime, tensorrt, openvino or ascend.
-    settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
-    skip_layers: names of nodes that stay in float.
-    reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
-    effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
-        (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
-        out of it; in some seconds, however much data there is. best: more of it, in minutes. `steps` of the result
-        tells what was tried and what it brought. With `settings`, what they say is done and no recipe.
-    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
-        Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
-        batches of samples of equal length.
-    images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
-        limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
 
-    Mixed precision: with a target of accuracy, the layers that it takes stay in float (target ascend: or get int16
-    activations), as few and cheap ones as can be found with about ten evaluations; `precision` of the result tells
-    what was tried, and whether the target is met.
-    evaluator: called with an onnxruntime.InferenceSession of a model; returns a number, higher is better. Sessions have
-        default options, as yours will, so this CPU's int8 kernels are judged as well; target ascend is run by
-        `deployed_session`. The float model is evaluated first. Let it be finer than `max_drop`: top-1 of 250 images has
-        steps of 0.4 points, and one image on the edge can then take many layers to float.
-    max_drop: what may be lost of the float model's value. target_accuracy: the least value, in its place.
-    min_sqnr: the least signal-to-noise ratio of the outputs in dB, without an evaluator: up to 32 samples, at most a
-        quarter, are held out of the calibration for it.
+    With one of `max_drop`, `target_accuracy` and `min_sqnr`, the precision is mixed: the layers that this target of
+    accuracy takes stay in float, or get int16 activations for target ascend. They are as few and cheap ones as can be
+    found with about ten evaluations. `precision` of the result tells what was tried, and whether the target is met.
 
-    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError; what
-    the evaluator raises passes through.
+    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
     options: dict[str, Any] = {
         "target": target,

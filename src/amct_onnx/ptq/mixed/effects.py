@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
@@ -20,10 +20,12 @@ from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.rounded_network import Probe, power, side_by_side
 from amct_onnx.numerics.settings import ActivationSolver, Settings
+from amct_onnx.options import documented
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import quantize
 from amct_onnx.ptq.float_model import FloatSource
 from amct_onnx.ptq.mixed.units import Unit, Units, operations, units_of
+from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.values.roundings import Change
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
@@ -32,12 +34,13 @@ Doubles = npt.NDArray[np.float64]
 SAMPLES = 4
 
 
+@documented(QuantizeOptions, DataOptions)
 def sensitivity(
     model: Any,
     data: Any = None,
     *,
     target: str = "onnxruntime",
-    settings: Settings | str | PathLike[str] | None = None,
+    settings: Settings | str | os.PathLike[str] | None = None,
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
@@ -52,10 +55,11 @@ def sensitivity(
 ) -> Sensitivity:
     """The effect of each quantized layer alone, and of all together, on the output of `model`.
 
-    One calibration with `data`, then `samples` of its samples run through the float model once for each layer, from
-    that layer on. A `QuantizedModel` in the place of `model` is taken as it is, with its target: nothing is calibrated,
-    and `data` give the samples; without data it is the one sample that the model keeps. The other arguments are those
-    of `quantize`. Errors are added up by their powers, as if those of two tensors had nothing to do with each other.
+    `model` and `data` are those of `quantize`. The model is calibrated with the data. Then `samples` of them run
+    through the float model once for each layer, from that layer on. A `QuantizedModel` in the place of `model` is taken
+    as it is, with its target and settings: nothing is calibrated, and `data` only give the samples. Without data, the
+    sample is the one that the model keeps. Errors of several tensors are added up by their powers, as if they had
+    nothing to do with each other.
 
     Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
     """
