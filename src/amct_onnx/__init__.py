@@ -30,6 +30,22 @@ if TYPE_CHECKING:
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
     from amct_onnx.data.images import ImageOptions
     from amct_onnx.files.statistics_file import load_statistics, save_statistics
+    from amct_onnx.numerics.settings import (
+        ActivationSettings,
+        AdaRound,
+        Arq,
+        Entropy,
+        Hfmg,
+        Ifmr,
+        LayerSettings,
+        MinMax,
+        Mse,
+        Nuq,
+        Percentile,
+        Settings,
+        TensorSettings,
+        WeightSettings,
+    )
     from amct_onnx.numerics.statistics.by_tensor import Statistics
     from amct_onnx.ptq.mixed.effects import sensitivity
     from amct_onnx.ptq.quantize import quantize
@@ -44,11 +60,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AMCT_SO",
+    "ActivationSettings",
+    "AdaRound",
+    "Arq",
+    "Entropy",
+    "Hfmg",
+    "Ifmr",
     "ImageOptions",
+    "LayerSettings",
+    "MinMax",
     "MixedPrecision",
+    "Mse",
+    "Nuq",
+    "Percentile",
     "QuantizedModel",
     "Sensitivity",
+    "Settings",
     "Statistics",
+    "TensorSettings",
+    "WeightSettings",
     "__version__",
     "accuracy_based_auto_calibration",
     "convert_qat_model",
@@ -67,7 +97,12 @@ __all__ = [
 _deferred_sympy.install()
 
 # Where each public name lives.
+_SETTINGS = (
+    *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
+    *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
+)
 _PLACES = {
+    **dict.fromkeys(_SETTINGS, "numerics.settings"),
     "ImageOptions": "data.images",
     "MixedPrecision": "values.mixed_precision",
     "QuantizedModel": "ptq.quantized_model",

@@ -6,6 +6,9 @@ scripts written for AMCT that catch `ValueError`, `TypeError` or `RuntimeError` 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class AmctError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -69,3 +72,9 @@ class OutputError(AmctError, OSError):
 
 class SearchError(AmctError, RuntimeError):
     """An accuracy-based search cannot begin or go on: evaluator, strategy or sensitivity do not do their part."""
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
+    """The end of a message about an unknown name: the known one that is like it, or else `otherwise`."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise

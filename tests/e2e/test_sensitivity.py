@@ -18,6 +18,7 @@ from half import to_half
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.output_noise import Judge
@@ -167,9 +168,8 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))
     result = amct_onnx.quantize(path, data, target=target, limit=SAMPLES[name], **options)
     found = amct_onnx.sensitivity(result, data, samples=SAMPLES[name], batch_size=1, **options)
-    samples = list(
-        open_data(data, model_inputs(result.calibration.source.model), limit=SAMPLES[name], batch_size=1, **options)
-    )
+    data_options = DataOptions(limit=SAMPLES[name], batch_size=1, **options)
+    samples = list(open_data(data, model_inputs(result.calibration.source.model), data_options))
     session_options = ort.SessionOptions()
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()

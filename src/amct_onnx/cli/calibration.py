@@ -12,7 +12,7 @@ from pathlib import Path
 
 import amct_onnx
 from amct_onnx.cli.evaluator import calibrate, evaluator_script
-from amct_onnx.cli.options import CalibrationOptions
+from amct_onnx.cli.options import CalibrationCommand
 from amct_onnx.cli.progress import show_progress
 from amct_onnx.data.raw_folders import BatchFiles, InputFolder, check_signature, find_batches
 from amct_onnx.errors import AmctError, DataError
@@ -34,62 +34,62 @@ class _Files:
     record: str
 
 
-def run_calibration(options: CalibrationOptions) -> None:
-    """Quantize `options.model` and write the three results at `options.save_path`. Raises AmctError."""
+def run_calibration(command: CalibrationCommand) -> None:
+    """Quantize `command.model` and write the three results at `command.save_path`. Raises AmctError."""
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", ignore_cleanup_errors=True) as folder:
         files = _Files(
             config=str(Path(folder, "config.json")),
             modified=str(Path(folder, "modified_model.onnx")),
             record=str(Path(folder, "record.txt")),
         )
-        with _known_names(options, files):
-            _calibrate(options, files)
+        with _known_names(command, files):
+            _calibrate(command, files)
 
 
-def _calibrate(options: CalibrationOptions, files: _Files) -> None:
-    batch_num = _configure(options, files)
-    if options.evaluator is None:
-        batches = _find_batches(options, batch_num)
-        amct_onnx.quantize_model(files.config, options.model, files.modified, files.record)
+def _calibrate(command: CalibrationCommand, files: _Files) -> None:
+    batch_num = _configure(command, files)
+    if command.evaluator is None:
+        batches = _find_batches(command, batch_num)
+        amct_onnx.quantize_model(files.config, command.model, files.modified, files.record)
         show_progress(feed(files.modified, batches, files.record), batch_num, "calibration")
     else:
-        with evaluator_script(options.evaluator) as evaluator:  # a broken script is found before the work begins
-            amct_onnx.quantize_model(files.config, options.model, files.modified, files.record)
-            calibrate(evaluator, options.evaluator, files.modified)
-    amct_onnx.save_model(files.modified, files.record, options.save_path)
+        with evaluator_script(command.evaluator) as evaluator:  # a broken script is found before the work begins
+            amct_onnx.quantize_model(files.config, command.model, files.modified, files.record)
+            calibrate(evaluator, command.evaluator, files.modified)
+    amct_onnx.save_model(files.modified, files.record, command.save_path)
 
 
-def _configure(options: CalibrationOptions, files: _Files) -> int:
+def _configure(command: CalibrationCommand, files: _Files) -> int:
     """Write config.json and return the number of batches that calibration needs.
 
     batch_num of the .cfg decides; where it has none, --batch_num does, else 1.
     """
-    number = options.batch_num or 1
+    number = command.batch_num or 1
     amct_onnx.create_quant_config(
-        files.config, options.model, batch_num=number, config_defination=options.calibration_config
+        files.config, command.model, batch_num=number, config_defination=command.calibration_config
     )
-    if options.calibration_config is None:
+    if command.calibration_config is None:
         return number
-    given = read_batch_num(options.calibration_config)
+    given = read_batch_num(command.calibration_config)
     if given is None:
         config = Path(files.config)
         document = json.loads(config.read_text(encoding="utf-8"))
         config.write_text(json.dumps(document | {"batch_num": number}), encoding="utf-8")
         return number
-    if options.batch_num not in (None, given):
+    if command.batch_num not in (None, given):
         text = "--batch_num %d is ignored: %s says batch_num : %d, and calibration runs that many batches."
-        _log.warning(text, options.batch_num, options.calibration_config, given)
+        _log.warning(text, command.batch_num, command.calibration_config, given)
     return given
 
 
-def _find_batches(options: CalibrationOptions, batch_num: int) -> BatchFiles:
+def _find_batches(command: CalibrationCommand, batch_num: int) -> BatchFiles:
     """The files to feed; everything that is wrong with them is in one DataError."""
     inputs = [
         InputFolder(name=entry.name, shape=entry.shape, dtype=entry.dtype, folder=entry.folder)
-        for entry in options.inputs
+        for entry in command.inputs
     ]
     mistakes = Mistakes(None)
-    check_signature(inputs, model_inputs(load_model(options.model)), mistakes)
+    check_signature(inputs, model_inputs(load_model(command.model)), mistakes)
     batches = find_batches(inputs, batch_num, mistakes)
     if mistakes:
         raise DataError(str(mistakes))
@@ -100,10 +100,10 @@ def _find_batches(options: CalibrationOptions, batch_num: int) -> BatchFiles:
 
 
 @contextmanager
-def _known_names(options: CalibrationOptions, files: _Files) -> Iterator[None]:
+def _known_names(command: CalibrationCommand, files: _Files) -> Iterator[None]:
     """In messages, put names that the user knows for those of the private folder."""
     names = {
-        files.config: options.calibration_config or "the default configuration",
+        files.config: command.calibration_config or "the default configuration",
         files.modified: "the calibration model",
         files.record: "the record of this calibration",
     }

@@ -1,4 +1,4 @@
-"""The command lines of `amct_onnx` (calibration and convert: spec section 8), and what a wrong one is told.
+"""Reads the command lines of `amct_onnx`, and says what is wrong with one (calibration and convert: spec section 8).
 
 Only what is light is imported here: `--help` must not wait for numpy or ONNX Runtime.
 """
@@ -14,23 +14,43 @@ from typing import NoReturn
 
 import amct_onnx
 from amct_onnx.cli.quantize_options import (
-    QuantizeOptions,
-    SensitivityOptions,
+    QuantizeCommand,
+    SensitivityCommand,
     add_quantize_options,
     add_sensitivity_options,
     read_quantize_options,
     read_sensitivity_options,
 )
+from amct_onnx.data.input_texts import check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
-from amct_onnx.files.data_options import check_data_type, parse_shapes, split_list
+from amct_onnx.options import positive_number
 
 _EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
 _DATA_OPTIONS = ("input_shape", "data_dir", "data_types")
+# The help and the description of each command.
+_COMMANDS = {
+    "quantize": (
+        "quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
+        "Quantize a model in one call: amct_onnx quantize model.onnx --data images/ --save_path out/m",
+    ),
+    "sensitivity": (
+        "what quantizing each layer does to the output of a model",
+        "Which layers cost accuracy: amct_onnx sensitivity model.onnx --data images/",
+    ),
+    "calibration": (
+        "quantize a float model with calibration data",
+        "Quantize a float model with calibration data.",
+    ),
+    "convert": (
+        "convert a model with QuantizeLinear and DequantizeLinear nodes",
+        "Convert a model of quantization-aware training, with QuantizeLinear and DequantizeLinear nodes.",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputOption:
-    """One input of the three data options."""
+    """One input, as `--input_shape`, `--data_dir` and `--data_types` describe it."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,8 +59,8 @@ class InputOption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """`batch_num` is None if it was not given; either `inputs` or `evaluator` says where batches come from."""
+class CalibrationCommand:
+    """What a command line `calibration` asks for. Batches come from `inputs`, or from a script `evaluator`."""
 
     model: str
     save_path: str
@@ -51,7 +71,9 @@ class CalibrationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
+class ConvertCommand:
+    """What a command line `convert` asks for."""
+
     model: str
     save_path: str
 
@@ -64,8 +86,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help explains the options\n")
 
 
-def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | QuantizeOptions | SensitivityOptions:
-    """The options of a command line. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
+def parse(argv: Sequence[str]) -> CalibrationCommand | ConvertCommand | QuantizeCommand | SensitivityCommand:
+    """What a command line asks for. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
     parser, commands = _parsers()
     words = list(argv)
     if words and not words[0].startswith("-"):
@@ -77,8 +99,8 @@ def parse(argv: Sequence[str]) -> CalibrationOptions | ConvertOptions | Quantize
     if namespace.command == "sensitivity":
         return read_sensitivity_options(namespace, commands["sensitivity"])
     if namespace.command == "convert":
-        return ConvertOptions(model=namespace.model, save_path=namespace.save_path)
-    return CalibrationOptions(
+        return ConvertCommand(model=namespace.model, save_path=namespace.save_path)
+    return CalibrationCommand(
         model=namespace.model,
         save_path=namespace.save_path,
         calibration_config=namespace.calibration_config,
@@ -92,44 +114,19 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="amct_onnx", description="amct_onnx command line tools.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"amct_onnx {amct_onnx.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    quantize = commands.add_parser(
-        "quantize",
-        help="quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
-        description="Quantize a model in one call: amct_onnx quantize model.onnx --data images/ --save_path out/m",
-        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
-    )
-    add_quantize_options(quantize, _positive)
-    sensitivity = commands.add_parser(
-        "sensitivity",
-        help="what quantizing each layer does to the output of a model",
-        description="Which layers cost accuracy: amct_onnx sensitivity model.onnx --data images/",
-        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
-    )
-    add_sensitivity_options(sensitivity, _positive)
-    calibration = commands.add_parser(
-        "calibration",
-        help="quantize a float model with calibration data",
-        description="Quantize a float model with calibration data.",
-        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
-    )
-    convert = commands.add_parser(
-        "convert",
-        help="convert a model with QuantizeLinear and DequantizeLinear nodes",
-        description="Convert a model of quantization-aware training, with QuantizeLinear and DequantizeLinear nodes.",
-        epilog=f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened.",
-    )
-    for command, kind in ((calibration, "float"), (convert, "QAT")):
-        command.add_argument("--model", required=True, metavar="FILE", help=f"the {kind} model, an .onnx file")
-        command.add_argument(
+    made: dict[str, _Parser] = {}
+    for name, (help_text, description) in _COMMANDS.items():
+        epilog = f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened."
+        made[name] = commands.add_parser(name, help=help_text, description=description, epilog=epilog)
+    add_quantize_options(made["quantize"])
+    add_sensitivity_options(made["sensitivity"])
+    for name, kind in (("calibration", "float"), ("convert", "QAT")):
+        made[name].add_argument("--model", required=True, metavar="FILE", help=f"the {kind} model, an .onnx file")
+        made[name].add_argument(
             "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
         )
-    _add_calibration_options(calibration)
-    return parser, {
-        "calibration": calibration,
-        "convert": convert,
-        "quantize": quantize,
-        "sensitivity": sensitivity,
-    }
+    _add_calibration_options(made["calibration"])
+    return parser, made
 
 
 def _add_calibration_options(command: argparse.ArgumentParser) -> None:
@@ -153,31 +150,21 @@ def _add_calibration_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--calibration_config", metavar="FILE", help="simplified configuration, a .cfg file")
     command.add_argument(
         "--batch_num",
-        type=_positive,
+        type=positive_number,
         metavar="N",
         help="number of calibration batches, 1 if not given; batch_num of the --calibration_config wins",
     )
 
 
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number greater than 0")
-    return number
-
-
 def _check_command(parser: _Parser, commands: dict[str, _Parser], word: str) -> None:
     if word not in commands:
         close = difflib.get_close_matches(word, commands, n=1)
-        hint = f", did you mean {close[0]}?" if close else f", use {' or '.join(commands)}"
+        hint = f", did you mean {close[0]}?" if close else f", use {' or '.join(sorted(commands))}"
         parser.error(f"unknown command {word!r}{hint}")
 
 
 def _check_names(command: _Parser, words: Sequence[str]) -> None:
-    """Refuse an unknown option before argparse misses another one because of it."""
+    """Refuse an unknown option. Argparse would rather report another option that is missing because of it."""
     known = [name for action in command._actions for name in action.option_strings]
     for word in words:
         if word == "--":

@@ -8,47 +8,47 @@ from collections.abc import Sequence
 
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
-from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
+from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
 from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # nodes that stayed in float, of each reason
 _log = logging.getLogger("amct_onnx.Quantize")
 
 
-def run_quantize(options: QuantizeOptions) -> None:
-    """Quantize `options.model` and write the results. Raises AmctError."""
-    data = amct_onnx.load_statistics(options.statistics) if options.statistics is not None else options.data
-    first, *others = options.targets
+def run_quantize(command: QuantizeCommand) -> None:
+    """Quantize `command.model` and write the results. Raises AmctError."""
+    data = amct_onnx.load_statistics(command.statistics) if command.statistics is not None else command.data
+    first, *others = command.targets
     progress = _show if sys.stderr.isatty() else None
-    arguments = {**options.arguments, "target": first, "progress": progress}
-    if options.evaluator is None:
-        result = amct_onnx.quantize(options.model, data, **arguments)
+    arguments = {**command.arguments, "target": first, "progress": progress}
+    if command.evaluator is None:
+        result = amct_onnx.quantize(command.model, data, **arguments)
     else:
-        with session_evaluator(options.evaluator) as evaluator:
-            result = amct_onnx.quantize(options.model, data, evaluator=evaluator, **arguments)
+        with session_evaluator(command.evaluator) as evaluator:
+            result = amct_onnx.quantize(command.model, data, evaluator=evaluator, **arguments)
     for assumption in result.assumptions:
         _log.info("Assumed: %s.", assumption)
     for step in result.steps:
         _log.info("%s%s", str(step)[:1].upper(), str(step)[1:])
     for line in str(result.precision).splitlines() if result.precision is not None else ():
         _log.info("%s", line)
-    if options.save_statistics is not None:
-        amct_onnx.save_statistics(result.statistics, options.save_statistics)
-        _log.info("The statistics are saved in %s", options.save_statistics)
+    if command.save_statistics is not None:
+        amct_onnx.save_statistics(result.statistics, command.save_statistics)
+        _log.info("The statistics are saved in %s", command.save_statistics)
     for lowered in (result, *(result.to(target) for target in others)):
         for line in decision_lines(lowered.target, lowered.decisions):
             _log.info("%s", line)
-        saved = lowered.save(options.save_path, inspect=options.report)
+        saved = lowered.save(command.save_path, inspect=command.report)
         for file in saved.files:
             _log.info("The file is saved in %s", file)
         for line in saved.report.lines() if saved.report is not None else ():
             _log.info("%s", line)
 
 
-def run_sensitivity(options: SensitivityOptions) -> None:
+def run_sensitivity(command: SensitivityCommand) -> None:
     """Print the table of `sensitivity`. Raises AmctError."""
     progress = _show if sys.stderr.isatty() else None
-    print(amct_onnx.sensitivity(options.model, options.data, progress=progress, **options.arguments))
+    print(amct_onnx.sensitivity(command.model, command.data, progress=progress, **command.arguments))
 
 
 def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:

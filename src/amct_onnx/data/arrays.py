@@ -1,4 +1,7 @@
-"""Arrays [N, ...] of calibration data that are read in parts: in memory, in .npy, in .npz."""
+"""Arrays [N, ...] of samples that are read in parts: from memory, from a .npy file, from a .npz file.
+
+Whatever else numpy can make an array of, as tensors of torch or lists of numbers, becomes one by `to_array`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from amct_onnx.errors import DataError
 Array = npt.NDArray[Any]
 
 
-class Table(Protocol):
-    """The samples of one input: an array whose rows are read once, from the first on."""
+class SampleArray(Protocol):
+    """The samples of one input, as an array [N, ...] that is read in parts, from the first sample on."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -28,17 +31,17 @@ class Table(Protocol):
 
     @property
     def where(self) -> str:
-        """The file, or what else names it in an error."""
+        """The file, or another name of the array for errors."""
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        """The first `rows` rows, `size` at a time, the last part may have fewer."""
+        """The first `rows` samples, `size` at a time. The last part may have fewer."""
 
     def label(self, first: int, last: int) -> str:
-        """What names the rows `first` to `last` - 1 in an error."""
+        """A name of the samples `first` to `last` - 1 for errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayTable:
+class MemoryArray:
     """An array in memory."""
 
     array: Array
@@ -61,8 +64,8 @@ class ArrayTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpyTable:
-    """An array in a .npy file. Each part maps the file anew: pages that were read do not count as memory for long."""
+class NpyArray:
+    """An array in a .npy file. Each part maps the file anew, so that pages that were read leave the memory."""
 
     path: Path
     shape: tuple[int, ...]
@@ -81,8 +84,8 @@ class NpyTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpzTable:
-    """An array in a .npz file, decompressed as it is read; one in Fortran order is read as a whole."""
+class NpzArray:
+    """An array in a .npz file, which is decompressed as it is read. An array in Fortran order is read as a whole."""
 
     path: Path
     member: str
@@ -103,7 +106,7 @@ class NpzTable:
             if self.fortran:
                 data = self._read(stream, int(np.prod(whole_shape)))
                 whole = data.view(dtype).reshape(whole_shape[::-1]).T
-                yield from ArrayTable(array=whole, where=self.where).blocks(size, rows)
+                yield from MemoryArray(array=whole, where=self.where).blocks(size, rows)
                 return
             row = int(np.prod(self.shape[1:]))
             for start in range(0, rows, size):
@@ -124,11 +127,11 @@ class NpzTable:
         return data
 
 
-def open_array(array: Array, where: str) -> ArrayTable:
-    """Raises DataError for a number instead of an array."""
+def open_array(array: Array, where: str) -> MemoryArray:
+    """An array in memory as samples. Raises DataError for a single number."""
     if array.ndim == 0:
         raise DataError(f"{where}: is a single number, give an array [N, ...] of samples")
-    return ArrayTable(array=array, where=where)
+    return MemoryArray(array=array, where=where)
 
 
 def map_npy(path: Path) -> Array:
@@ -142,15 +145,15 @@ def map_npy(path: Path) -> Array:
     return np.asarray(data)
 
 
-def open_npy(path: Path) -> NpyTable:
-    """Only the header is read. Raises DataError."""
+def open_npy(path: Path) -> NpyArray:
+    """The array in a .npy file, of which only the header is read now. Raises DataError."""
     array = open_array(map_npy(path), os.fspath(path)).array
-    return NpyTable(path=path, shape=array.shape, dtype=array.dtype)
+    return NpyArray(path=path, shape=array.shape, dtype=array.dtype)
 
 
-def open_npz(path: Path) -> dict[str, NpzTable]:
-    """The arrays in a .npz file by name; those of Python objects and numbers are left out. Raises DataError."""
-    tables = {}
+def open_npz(path: Path) -> dict[str, NpzArray]:
+    """The arrays in a .npz file by name. Arrays of Python objects and single numbers are left out. Raises DataError."""
+    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -160,14 +163,51 @@ def open_npz(path: Path) -> dict[str, NpzTable]:
                     fortran, shape, dtype = _header(stream)
                 if shape and not dtype.hasobject:
                     member = name.removesuffix(".npy")
-                    tables[member] = NpzTable(path=path, member=member, shape=shape, dtype=dtype, fortran=fortran)
+                    arrays[member] = NpzArray(path=path, member=member, shape=shape, dtype=dtype, fortran=fortran)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
         raise DataError(f"{os.fspath(path)}: is no readable .npz file ({_line(reason)})") from None
-    return tables
+    return arrays
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array, a tensor of torch, an OrtValue, or something else that offers `__array__`."""
+    return any(callable(getattr(value, name, None)) for name in ("__array__", "detach", "numpy"))
+
+
+def to_array(value: Any, where: str) -> Array:
+    """`value` as an array: what `is_array` accepts, or nested lists of numbers. Raises DataError.
+
+    No library is imported for it: what a tensor can do is found by its methods.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (bool, int, float, list, tuple)):
+        return _numbers(value, where)
+    if not is_array(value):
+        raise DataError(f"{where}: is of type {type(value).__name__}, give an array or a tensor")
+    try:
+        if callable(getattr(value, "detach", None)):
+            value = value.detach().cpu()
+        if callable(getattr(value, "numpy", None)):
+            value = value.numpy()
+        return np.asarray(value)
+    except Exception as reason:  # e.g. a bfloat16 tensor, which numpy does not know
+        text = " ".join(str(reason).split())[:200]
+        raise DataError(f"{where}: a {type(value).__name__} that cannot become an array ({text})") from None
+
+
+def _numbers(value: Any, where: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: is of type {type(value).__name__} and holds no array of numbers")
+    return array
 
 
 def _header(stream: IO[bytes]) -> tuple[bool, tuple[int, ...], np.dtype[Any]]:
-    """Whether the order is Fortran's, shape and type of the array whose numbers follow in `stream`."""
+    """Of the array whose numbers follow in `stream`: whether its order is Fortran's, its shape, its type."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.errors import ArgumentError, DataError
+from amct_onnx.errors import ArgumentError, DataError, did_you_mean
 from amct_onnx.graph.inputs import ModelInput
 
 if TYPE_CHECKING:
@@ -172,8 +171,7 @@ def _chosen(images: ImageOptions | str | None, channels: int | None, dtype: str)
 
 def _preset(name: str) -> ImageOptions:
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRESETS)}, or ImageOptions"
+        hint = did_you_mean(name, PRESETS, f"use one of {', '.join(PRESETS)}, or ImageOptions")
         raise ArgumentError(f"images={name!r} is no preset, {hint}")
     return PRESETS[name]
 
@@ -225,7 +223,7 @@ def is_image(file: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTable:
+class ImageArray:
     """Image files as one array [N, C, H, W] or [N, H, W, C] that is computed in parts."""
 
     files: tuple[Path, ...]

@@ -1,102 +1,75 @@
-"""Items of an iterable, whatever they are, as arrays by the name of the input."""
+"""The items of an iterable of data (arrays, tuples, dicts) become arrays by the name of the input."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from amct_onnx.data.batches import Feed, Note, Piece, fed_by_position
+from amct_onnx.data.arrays import to_array
+from amct_onnx.data.batches import Chunk, Feed, Note, fed_by_position
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
 
 
 def named_items(
-    items: Iterable[tuple[str, object]], inputs: Sequence[ModelInput], names: Mapping[str, str], note: Note
-) -> Iterator[Piece]:
-    """Pairs of a place and an item (an array; arrays in the order of the inputs; a mapping) as pieces.
+    items: Iterable[tuple[str, object]], inputs: Sequence[ModelInput], options: DataOptions, note: Note
+) -> Iterator[Chunk]:
+    """The samples in `items`, which are pairs of a place for errors and an item.
 
-    Raises DataError for an item that is none of these, or that lacks an input.
+    An item is an array, a tuple or list of arrays in the order of the inputs, or a mapping. Raises DataError for an
+    item that is none of these, or that lacks an input.
     """
     for where, item in items:
         if isinstance(item, Mapping):
-            yield Piece(where=where, arrays=_by_name(item, where, inputs, names, note))
+            yield Chunk(where=where, arrays=_by_name(item, where, inputs, options, note))
         else:
             parts = item if isinstance(item, (tuple, list)) else (item,)
-            yield Piece(where=where, arrays=_by_position(parts, where, inputs, note))
+            yield Chunk(where=where, arrays=_by_position(parts, where, inputs, note))
 
 
 def _by_name(
-    item: Mapping[Any, Any], where: str, inputs: Sequence[ModelInput], names: Mapping[str, str], note: Note
+    item: Mapping[Any, Any], where: str, inputs: Sequence[ModelInput], options: DataOptions, note: Note
 ) -> Feed:
-    keys = {value.name: names.get(value.name, value.name) for value in inputs}
-    arrays = {}
-    for value in inputs:
-        key = keys[value.name]
-        if key in item:
-            arrays[value.name] = to_array(item[key], f"{where}: input {value.name!r}")
-        elif not value.optional:
-            raise DataError(f"{where}: {missing_text(value.name, key, item)}")
-    note_unused([str(key) for key in item if key not in keys.values()], note)
-    return arrays
+    keys = select_keys(item, inputs, options, where, note)
+    return {name: to_array(item[key], f"{where}: input {name!r}") for name, key in keys.items()}
 
 
 def _by_position(parts: Sequence[Any], where: str, inputs: Sequence[ModelInput], note: Note) -> Feed:
     wanted = fed_by_position(inputs)
+    text = ", ".join(repr(value.name) for value in wanted)
     if len(parts) < len(wanted):
-        text = ", ".join(repr(value.name) for value in wanted)
         what = f"holds {len(parts)} array{'s' * (len(parts) != 1)}, the model takes {len(wanted)}: {text}"
         raise DataError(f"{where}: {what}; give a tuple in this order or a dict")
     if len(parts) > len(wanted):
-        text = ", ".join(repr(value.name) for value in wanted)
         note(f"of the {len(parts)} parts of each item of the data the first {len(wanted)} are used, as {text}")
     pairs = zip(wanted, parts, strict=False)
     return {value.name: to_array(part, f"{where}: input {value.name!r}") for value, part in pairs}
 
 
+def select_keys(
+    data: Mapping[Any, Any], inputs: Sequence[ModelInput], options: DataOptions, where: str, note: Note
+) -> dict[str, str]:
+    """For each input that has data, its key in `data`. Tells `note` of keys that no input uses.
+
+    Raises DataError if an input has no data and no default.
+    """
+    keys = {value.name: options.key(value.name) for value in inputs}
+    for value in inputs:
+        if keys[value.name] not in data and not value.optional:
+            raise DataError(f"{where}: {missing_text(value.name, keys[value.name], data)}")
+    note_unused([str(key) for key in data if key not in keys.values()], note)
+    return {name: key for name, key in keys.items() if key in data}
+
+
 def missing_text(name: str, key: str, available: Iterable[object]) -> str:
-    """Why input `name` has no data, and what to do."""
+    """Why input `name`, which has the name `key` in the data, has no data, and what to do."""
     has = ", ".join(repr(str(other)) for other in available) or "nothing"
     as_key = "" if name == key else f" under the name {key!r}"
     return f"has no data for input {name!r}{as_key}, it holds {has}; say which with names={{{name!r}: ...}}"
 
 
 def note_unused(keys: Sequence[str], note: Note) -> None:
+    """Tell `note` that the data have `keys`, which no input uses."""
     if keys:
         note(f"not used, since no input has that name: {', '.join(map(repr, keys))}")
-
-
-def is_array(value: object) -> bool:
-    """Whether `to_array` takes it: an array, a tensor of torch, an OrtValue, or what offers `__array__`."""
-    return any(callable(getattr(value, name, None)) for name in ("__array__", "detach", "numpy"))
-
-
-def to_array(value: Any, where: str) -> npt.NDArray[Any]:
-    """`value`, which may be nested lists of numbers, as an array. No library is imported for it. Raises DataError."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, (bool, int, float, list, tuple)):
-        return _numbers(value, where)
-    if not is_array(value):
-        raise DataError(f"{where}: is of type {type(value).__name__}, give an array or a tensor")
-    try:
-        if callable(getattr(value, "detach", None)):
-            value = value.detach().cpu()
-        if callable(getattr(value, "numpy", None)):
-            value = value.numpy()
-        return np.asarray(value)
-    except Exception as reason:  # e.g. a bfloat16 tensor, which numpy does not know
-        text = " ".join(str(reason).split())[:200]
-        raise DataError(f"{where}: a {type(value).__name__} that cannot become an array ({text})") from None
-
-
-def _numbers(value: Any, where: str) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        array = np.empty(0, object)
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: is of type {type(value).__name__} and holds no array of numbers")
-    return array

@@ -1,4 +1,4 @@
-"""Samples of calibration data that are kept, or held out, while the data pass by once."""
+"""Keeps some samples of calibration data, or holds them out of it, while the data are read once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from amct_onnx.data.open_data import DataSource
 from amct_onnx.graph.inputs import ModelInput
 
 Feed = Mapping[str, npt.NDArray[Any]]
-_SHARE = 4  # at most one of so many samples is held out
+_SHARE = 4  # one sample of so many is held out at most
 
 
-class Samples:
-    """The feeds of `source`; after they have been iterated over, `kept` has at most `most` samples of them.
+class SampleKeeper:
+    """The feeds of `source`, of which up to `most` samples are kept. When iteration has ended, they are in `kept`.
 
-    They are spread over the data where its length is known. `hold_out`: what is kept is not among the feeds; of data
-    with fewer than four samples nothing is held out, and the first sample is kept. A sample is a feed of one row, or a
-    whole feed where the model fixes its batch.
+    They are spread over the data if its length is known. With `hold_out`, the samples that are kept are not among the
+    feeds, and they are at most a quarter of all. Of fewer than four samples none is held out, and the first one is kept
+    nevertheless. A sample is a feed of one row, or a whole feed if the model fixes its batch.
     """
 
     def __init__(self, source: DataSource, inputs: Sequence[ModelInput], *, most: int, hold_out: bool) -> None:
@@ -31,7 +31,7 @@ class Samples:
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The number of feeds; TypeError where it is unknown."""
+        """The number of feeds. Raises TypeError if it is unknown."""
         if self._source.total is None:
             raise TypeError("the length of the data is unknown")
         return self._source.total
@@ -60,6 +60,6 @@ class Samples:
             self.notes = ("there are too few samples to hold some out, so one of them judges its own calibration",)
 
     def spread(self, count: int) -> list[Feed]:
-        """`count` of the samples that were kept, at equal distances."""
+        """Up to `count` of the samples that were kept, at equal distances."""
         places = np.linspace(0, len(self.kept), min(count, len(self.kept)), endpoint=False).astype(int)
         return [self.kept[place] for place in places]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.errors import DataError
-from amct_onnx.files.data_options import check_data_type
+from amct_onnx.data.input_texts import check_data_type
+from amct_onnx.errors import DataError, did_you_mean
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 
@@ -60,8 +59,7 @@ def check_signature(inputs: Sequence[InputFolder], wanted: Iterable[ModelInput],
     for entry in inputs:
         value = known.get(entry.name)
         if value is None:
-            close = difflib.get_close_matches(entry.name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, known))}"
+            hint = did_you_mean(entry.name, known, f"it has {', '.join(map(repr, known))}")
             mistakes.add(f"input {entry.name!r}", f"the model has no such input, {hint}")
             continue
         if value.dtype and value.dtype != entry.dtype:

@@ -7,25 +7,27 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from numbers import Real
 from typing import Any
 
 from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import Samples
+from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.mixed.effects import SAMPLES
 from amct_onnx.ptq.mixed.search import Evaluator, Goal, search_mixed
+from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.request import make_request, read_settings
+from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
@@ -35,6 +37,7 @@ _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _JUDGES = 32  # samples that judge a model where there is no evaluator
 
 
+@documented(QuantizeOptions, DataOptions)
 def quantize(
     model: Any,
     data: Any,
@@ -59,43 +62,23 @@ def quantize(
     target_accuracy: float | None = None,
     min_sqnr: float | None = None,
 ) -> QuantizedModel:
-    """Calibrate `model` with `data` in one pass and quantize it for `target`.
+    """Calibrate `model` with `data` in one pass and quantize it.
 
     model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
     data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
         iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
         these for each input; or the `Statistics` of an earlier call, and then nothing is run.
-    target: onnxruntime, tensorrt, openvino or ascend.
-    settings: Settings, or the path of a config.json or .cfg.
-    algorithm: mse (the default), min_max, percentile, entropy, ifmr, hfmg or a solver's settings, for all activations.
-    skip_layers: names of nodes that stay in float.
-    reduce_range: weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise.
-    effort: what is spent on accuracy. fast: ranges and scales by least squares, no more. default: a short recipe
-        (equalization of channels, SmoothQuant, GPTQ, biases) of which each step is kept if it helps on samples held
-        out of it; in some seconds, however much data there is. best: more of it, in minutes. `steps` of the result
-        tells what was tried and what it brought. With `settings`, what they say is done and no recipe.
-    weight_only: 4 or 8 bits for the weights of MatMul and Gemm, which share a scale in blocks of `block_size` (a power
-        of two from 16 on); activations stay in float, though the runtime may multiply in int8; for target onnxruntime.
-        Weights are rounded by GPTQ, or to nearest where effort is fast or data None. Padding counts as data: give
-        batches of samples of equal length.
-    images: how images are prepared, by preset (torch, tf, caffe, unit, raw, yolox, luminance) or in full. batch_size,
-        limit: samples at once and in all. names: the name of each input in the data where it differs.
     progress: called with what is being done and the share of it that is.
 
-    Mixed precision: with a target of accuracy, the layers that it takes stay in float (target ascend: or get int16
-    activations), as few and cheap ones as can be found with about ten evaluations; `precision` of the result tells
-    what was tried, and whether the target is met.
-    evaluator: called with an onnxruntime.InferenceSession of a model; returns a number, higher is better. Sessions have
-        default options, as yours will, so this CPU's int8 kernels are judged as well; target ascend is run by
-        `deployed_session`. The float model is evaluated first. Let it be finer than `max_drop`: top-1 of 250 images has
-        steps of 0.4 points, and one image on the edge can then take many layers to float.
-    max_drop: what may be lost of the float model's value. target_accuracy: the least value, in its place.
-    min_sqnr: the least signal-to-noise ratio of the outputs in dB, without an evaluator: up to 32 samples, at most a
-        quarter, are held out of the calibration for it.
+    With one of `max_drop`, `target_accuracy` and `min_sqnr`, the precision is mixed: the layers that this target of
+    accuracy takes stay in float, or get int16 activations for target ascend. They are as few and cheap ones as can be
+    found with about ten evaluations. `precision` of the result tells what was tried, and whether the target is met.
 
-    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError; what
-    the evaluator raises passes through.
+    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
+    data_options = DataOptions(
+        images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names
+    )
     search = _wants_search(evaluator, max_drop, target_accuracy, min_sqnr)
     found, told = target_of(target), progress or silent
     effort = check_effort(effort)
@@ -105,40 +88,23 @@ def quantize(
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
     source = FloatModel.open(model).fuse(Settings())
     tell(source.notes)
-    request = make_request(
-        settings=read_settings(settings, source.facts),
-        algorithm=algorithm,
-        skip_layers=skip_layers,
-        reduce_range=reduce_range,
-        nodes=source.facts.nodes,
-    )
+    request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
     found.check(source, request)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
     inputs = model_inputs(source.model)
-    opened = partial(
-        open_data,
-        data,
-        inputs,
-        images=images,
-        batch_size=batch_size,
-        limit=limit,
-        shapes=shapes,
-        dtypes=dtypes,
-        names=names,
-    )
     if weight_only is not None:
-        kept = None if data is None or effort == "fast" else opened()
+        kept = None if data is None or effort == "fast" else open_data(data, inputs, data_options)
         return quantize_weights(
             source, kept, request=request, target=found, bits=weight_only, block_size=block_size, progress=told
         )
-    feeds = opened()
+    feeds = open_data(data, inputs, data_options)
     if not search:
         run = calibrate(source, feeds, feeds.total, target=found, request=request, effort=effort, progress=told)
         _warn_of_noise(run)
         return replace(run, assumptions=feeds.assumptions)
     most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
-    samples = Samples(feeds, inputs, most=most, hold_out=hold_out)
+    samples = SampleKeeper(feeds, inputs, most=most, hold_out=hold_out)
     run = calibrate(source, samples, feeds.total, target=found, request=request, effort=effort, progress=told)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():

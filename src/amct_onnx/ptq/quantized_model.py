@@ -15,7 +15,7 @@ from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
-from amct_onnx.ptq.request import make_request, read_settings
+from amct_onnx.ptq.request import make_request
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.protocol import Lowered
 from amct_onnx.targets.table import TARGETS, target_of
@@ -79,11 +79,11 @@ class QuantizedModel:
         """
         old, facts = self.calibration.request, self.calibration.source.facts
         request = make_request(
-            settings=old.settings if isinstance(settings, _Keep) else read_settings(settings, facts),
-            algorithm=old.algorithm if isinstance(algorithm, _Keep) else algorithm,
-            skip_layers=old.skip_layers if isinstance(skip_layers, _Keep) else skip_layers,
-            reduce_range=old.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
-            nodes=facts.nodes,
+            facts,
+            old.settings if isinstance(settings, _Keep) else settings,
+            old.algorithm if isinstance(algorithm, _Keep) else algorithm,
+            old.skip_layers if isinstance(skip_layers, _Keep) else skip_layers,
+            old.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
         )
         tuning = self.calibration.tuning
         if (request.settings, request.algorithm) != (old.settings, old.algorithm):

@@ -8,15 +8,15 @@ import sys
 import pytest
 
 import amct_onnx
-from amct_onnx.cli.options import CalibrationOptions, ConvertOptions, InputOption, parse
+from amct_onnx.cli.options import CalibrationCommand, ConvertCommand, InputOption, parse
 
 BASE = ["calibration", "--model", "m.onnx", "--save_path", "out/m"]
 DATA = ["--input_shape", "x:1,3", "--data_dir", "d/", "--data_types", "float32"]
 
 
-def calibration(*words: str) -> CalibrationOptions:
+def calibration(*words: str) -> CalibrationCommand:
     options = parse([*BASE, *words])
-    assert isinstance(options, CalibrationOptions)
+    assert isinstance(options, CalibrationCommand)
     return options
 
 
@@ -35,7 +35,7 @@ def test_data_options_become_inputs_in_order() -> None:
     options = calibration(
         *("--input_shape", "image:0:-1,3,8,8;mask:4", "--data_dir", "a/; b/", "--data_types", "float16;int32")
     )
-    assert options == CalibrationOptions(
+    assert options == CalibrationCommand(
         model="m.onnx",
         save_path="out/m",
         calibration_config=None,
@@ -65,7 +65,7 @@ def test_an_evaluator_needs_no_data() -> None:
 
 
 def test_convert() -> None:
-    expected = ConvertOptions(model="q.onnx", save_path="out/")
+    expected = ConvertCommand(model="q.onnx", save_path="out/")
     assert parse(["convert", "--model", "q.onnx", "--save_path=out/"]) == expected
 
 
@@ -115,7 +115,13 @@ def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], words: list[st
     assert "--help explains the options" in line
 
 
-@pytest.mark.parametrize("words", [["-h"], ["--help"], ["calibration", "-h"], ["convert", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["-h"], ["--help"], ["--version"], ["calibration", "-h"]),
+        *(["convert", "--help"], ["quantize", "--help"], ["sensitivity", "-h"]),
+    ],
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     script = f"""
 import sys
@@ -138,6 +144,17 @@ assert not heavy, heavy
     [
         ("calibration", "model save_path input_shape data_dir data_types evaluator calibration_config batch_num"),
         ("convert", "model save_path"),
+        (
+            "quantize",
+            "save_path target settings algorithm skip_layers reduce_range effort weight_only block_size no_report "
+            "min_sqnr max_drop target_accuracy evaluator data images batch_size limit input_shape data_types names "
+            "statistics save_statistics",
+        ),
+        (
+            "sensitivity",
+            "target samples settings algorithm skip_layers reduce_range data images batch_size limit input_shape "
+            "data_types names",
+        ),
     ],
 )
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str], command: str, names: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from amct_onnx.cli import quantize_options
 from amct_onnx.cli.options import parse
-from amct_onnx.cli.quantize_options import QuantizeOptions, SensitivityOptions
+from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
 from amct_onnx.data.images import PRESETS
+from amct_onnx.data.options import PRESET_NAMES
+from amct_onnx.ptq.options import ALGORITHM_NAMES, EFFORT_NAMES, TARGET_NAMES
 from amct_onnx.ptq.request import ALGORITHMS
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.findings import EFFORTS
@@ -15,35 +16,23 @@ from amct_onnx.values.findings import EFFORTS
 BASE = ("quantize", "m.onnx", "--save_path", "out/m")
 
 
-def options(*words: str) -> QuantizeOptions:
+def options(*words: str) -> QuantizeCommand:
     parsed = parse([*BASE, *words])
-    assert isinstance(parsed, QuantizeOptions)
+    assert isinstance(parsed, QuantizeCommand)
     return parsed
 
 
 def test_the_names_are_those_of_the_layers_that_know_them() -> None:
-    assert set(quantize_options.TARGETS) == set(TARGETS)
-    assert set(quantize_options.ALGORITHMS) == set(ALGORITHMS)
-    assert set(quantize_options.PRESETS) == set(PRESETS)
-    assert quantize_options.EFFORTS == EFFORTS
+    assert set(TARGET_NAMES) == set(TARGETS)
+    assert set(ALGORITHM_NAMES) == set(ALGORITHMS)
+    assert set(PRESET_NAMES) == set(PRESETS)
+    assert EFFORT_NAMES == EFFORTS
 
 
 def test_what_is_not_given_is_left_to_quantize() -> None:
     found = options("--data", "images/")
     assert (found.model, found.data, found.targets, found.report) == ("m.onnx", "images/", ("onnxruntime",), True)
-    assert found.arguments == {
-        "settings": None,
-        "algorithm": None,
-        "skip_layers": (),
-        "reduce_range": False,
-        "effort": "default",
-        "images": None,
-        "batch_size": None,
-        "limit": None,
-        "shapes": None,
-        "dtypes": None,
-        "names": None,
-    }
+    assert found.arguments == {}
 
 
 def test_what_is_given_is_handed_on() -> None:
@@ -62,7 +51,6 @@ def test_what_is_given_is_handed_on() -> None:
         "skip_layers": ("c", "d"),
         "reduce_range": True,
         "effort": "best",
-        "images": None,
         "batch_size": 2,
         "limit": 8,
         "shapes": {"a:0": [1, 3], "b": [-1]},
@@ -81,7 +69,7 @@ def test_a_target_of_accuracy_is_handed_on() -> None:
 
 def test_the_options_of_sensitivity() -> None:
     found = parse(["sensitivity", "m.onnx", "--data", "x", "--target", "ascend", "--samples", "2", "--limit", "8"])
-    assert isinstance(found, SensitivityOptions)
+    assert isinstance(found, SensitivityCommand)
     assert (found.model, found.data) == ("m.onnx", "x")
     assert (found.arguments["target"], found.arguments["samples"], found.arguments["limit"]) == ("ascend", 2, 8)
 
@@ -116,10 +104,11 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--target", "cuda"), "'cuda' is unknown, use onnxruntime"),
         (("--data", "x", "--algorithm", "magic"), "invalid choice: 'magic'"),
         (("--data", "x", "--limit", "0"), "'0' is not a whole number greater than 0"),
+        (("--data", "x", "--min_sqnr", "high"), "--min_sqnr: invalid float value: 'high'"),
         (("--data", "x", "--data", "y"), "NAME=PATH"),
         (("--data", "a=x", "--data", "a=y"), "'a' is given twice"),
-        (("--data", "x", "--names", "a"), "'a' is not NAME=VALUE"),
-        (("--data", "x", "--input_shape", "a"), "--input_shape"),
+        (("--data", "x", "--names", "a"), "--names: 'a' is not NAME=VALUE"),
+        (("--data", "x", "--input_shape", "a"), "--input_shape: Invalid input_shape. In 'a'"),
         (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
         (("--data", "x", "--max_drop", "1"), "--min_sqnr needs none"),
         (("--data", "x", "--evaluator", "e.py"), "go with --evaluator"),

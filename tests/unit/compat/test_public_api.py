@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import onnxruntime as ort
 import pytest
 
 import amct_onnx as amct
+from amct_onnx.data.options import DataOptions
+from amct_onnx.ptq.options import QuantizeOptions
 
 SIGNATURES = {
     "accuracy_based_auto_calibration": (
@@ -33,7 +36,11 @@ SIGNATURES = {
 OURS = (
     *("ImageOptions", "MixedPrecision", "QuantizedModel", "Sensitivity", "Statistics"),
     *("load_statistics", "quantize", "save_statistics", "sensitivity"),
+    *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
+    *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
 )
+# Arguments of the functions with options that are not fields of the options' classes.
+OWN_ARGUMENTS = {"quantize": {"model", "data", "progress"}, "sensitivity": {"model", "data", "samples", "progress"}}
 
 
 def test_the_public_names() -> None:
@@ -52,6 +59,37 @@ def test_signatures(name: str) -> None:
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_public_functions_are_documented(name: str) -> None:
     assert len((getattr(amct, name).__doc__ or "").splitlines()) > 3
+
+
+@pytest.mark.parametrize("name", OWN_ARGUMENTS)
+def test_arguments_are_the_fields_of_the_options(name: str) -> None:
+    parameters = inspect.signature(getattr(amct, name)).parameters
+    options = {f.name: f for kind in (QuantizeOptions, DataOptions) for f in dataclasses.fields(kind)}
+    shared = {field for field in options if field in parameters}
+    assert set(parameters) == shared | OWN_ARGUMENTS[name]
+    assert {field: parameters[field].default for field in shared} == {field: options[field].default for field in shared}
+    assert {field: parameters[field].annotation for field in shared} == {field: options[field].type for field in shared}
+    assert all(parameters[field].kind is inspect.Parameter.KEYWORD_ONLY for field in shared)
+    documented = (getattr(amct, name).__doc__ or "").splitlines()
+    assert all(any(line.startswith(f"{field}: ") for line in documented) for field in shared)
+    assert {f.name for f in dataclasses.fields(DataOptions)} <= shared
+
+
+def test_quantize_takes_every_option() -> None:
+    parameters = inspect.signature(amct.quantize).parameters
+    assert {f.name for f in dataclasses.fields(QuantizeOptions)} <= set(parameters)
+
+
+def test_solvers_and_settings_can_be_given() -> None:
+    settings = amct.Settings(
+        layers={
+            "conv": amct.LayerSettings(
+                activation=amct.ActivationSettings(solver=amct.Percentile(percentile=0.999)),
+                weight=amct.WeightSettings(solver=amct.AdaRound(num_iteration=10)),
+            )
+        }
+    )
+    assert settings.layers["conv"].quant_enable
 
 
 def test_amct_so_is_one_object_of_session_options() -> None:

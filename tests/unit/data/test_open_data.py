@@ -20,6 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
 from amct_onnx.data.open_data import DataSource, open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import AmctError, ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 
@@ -36,6 +37,10 @@ def fixed(*shape: int | None, name: str = "x", dtype: str = "float32", optional:
 
 
 TOKENS = (free(None, name="ids", dtype="int64"), free(None, name="mask", dtype="int64"))
+
+
+def opened(data: object, inputs: Sequence[ModelInput], **options: Any) -> DataSource:
+    return open_data(data, inputs, DataOptions(**options))
 
 
 def numbers(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -172,9 +177,9 @@ def test_every_form_gives_all_samples_in_order(
     count = min(10, limit or 10)
     if count < (batch or 1):
         with pytest.raises(DataError, match="have 1 samples, the model takes 2 at once; give at least 2"):
-            open_data(source_data, [fixed(batch, 3, 4)], batch_size=wanted, limit=limit)
+            opened(source_data, [fixed(batch, 3, 4)], batch_size=wanted, limit=limit)
         return
-    source = open_data(source_data, [fixed(batch, 3, 4)], batch_size=wanted, limit=limit)
+    source = opened(source_data, [fixed(batch, 3, 4)], batch_size=wanted, limit=limit)
     feeds = list(source)
     used = count - count % (batch or 1)
     np.testing.assert_array_equal(joined(feeds), data[:used], strict=True)
@@ -193,32 +198,32 @@ def test_batches_of_any_sizes_become_batches_of_one_size(rows: list[int], size: 
     data = numbers(sum(rows), 2)
     pieces = np.split(data, np.cumsum(rows)[:-1])
     count = min(len(data), limit or len(data))
-    free_feeds = list(open_data(pieces, [free(2)], batch_size=size, limit=limit))
+    free_feeds = list(opened(pieces, [free(2)], batch_size=size, limit=limit))
     np.testing.assert_array_equal(joined(free_feeds), data[:count])
     assert sizes(free_feeds) == [len(part) for part in parts(data[:count], size)]
     if count >= size:
-        fixed_feeds = list(open_data(pieces, [fixed(size, 2)], limit=limit))
+        fixed_feeds = list(opened(pieces, [fixed(size, 2)], limit=limit))
         np.testing.assert_array_equal(joined(fixed_feeds), data[: count - count % size])
         assert set(sizes(fixed_feeds)) == {size}
 
 
 def test_ready_batches_stay_and_single_samples_are_joined() -> None:
-    assert sizes(list(open_data([numbers(2, 3), numbers(5, 3)], [free(3)]))) == [2, 5]
-    assert sizes(list(open_data(list(numbers(70, 3)), [free(3)]))) == [32, 32, 6]
-    assert sizes(list(open_data([numbers(3), numbers(4)], [free(None)]))) == [1, 1]  # lengths differ
+    assert sizes(list(opened([numbers(2, 3), numbers(5, 3)], [free(3)]))) == [2, 5]
+    assert sizes(list(opened(list(numbers(70, 3)), [free(3)]))) == [32, 32, 6]
+    assert sizes(list(opened([numbers(3), numbers(4)], [free(None)]))) == [1, 1]  # lengths differ
 
 
 @pytest.mark.parametrize(("sample", "size"), [((3, 224, 224), 4), ((3, 32, 32), 32), ((3, 640, 640), 1), ((64,), 32)])
 def test_a_free_batch_is_of_a_few_samples(sample: tuple[int, ...], size: int) -> None:
     data = np.broadcast_to(np.float32(0), (40, *sample))
-    assert len(next(iter(open_data(data, [free(*sample)])))["x"]) == size
+    assert len(next(iter(opened(data, [free(*sample)])))["x"]) == size
 
 
 def test_the_length_is_known_where_it_can_be(tmp_path: Path) -> None:
     data = numbers(10, 3)
 
     def known(form: object, **options: Any) -> tuple[int | None, int | None]:
-        source = open_data(form, [free(3)], **options)
+        source = opened(form, [free(3)], **options)
         return source.total, source.samples
 
     assert known(data, batch_size=4) == (3, 10)
@@ -231,7 +236,7 @@ def test_the_length_is_known_where_it_can_be(tmp_path: Path) -> None:
 
 
 def test_a_second_pass_is_refused() -> None:
-    source = open_data(numbers(3, 2), [free(2)])
+    source = opened(numbers(3, 2), [free(2)])
     assert isinstance(source, DataSource)
     assert len(list(source)) == 1
     with pytest.raises(DataError, match="read already, open them again"):
@@ -246,7 +251,7 @@ def test_only_what_is_needed_is_asked_for() -> None:
             asked.append(index)
             yield numbers(2, 3)
 
-    source = open_data(endless(), [free(3)], limit=5)
+    source = opened(endless(), [free(3)], limit=5)
     assert asked == [0]  # the first one is looked at before anything runs
     assert sizes(list(source)) == [2, 2, 1]
     assert asked == [0, 1, 2]
@@ -281,7 +286,7 @@ def test_several_inputs_stay_together(tmp_path: Path, form: str) -> None:
         data: object = tmp_path
     else:
         data = several(ids, mask, tmp_path)[form]
-    feeds = list(open_data(data, TOKENS, batch_size=3))
+    feeds = list(opened(data, TOKENS, batch_size=3))
     assert sizes(feeds, "ids") == [3, 2]
     np.testing.assert_array_equal(joined(feeds, "ids"), ids, strict=True)
     np.testing.assert_array_equal(joined(feeds, "mask"), mask, strict=True)
@@ -292,7 +297,7 @@ def test_names_of_the_data_may_differ(tmp_path: Path) -> None:
     names = {"ids": "a", "mask": "b"}
     arrays = {"a": ids, "b": ids + 1, "c": ids + 2}
     for data in (arrays, write_npz(tmp_path / "a.npz", **arrays), [arrays], Reader([arrays])):
-        source = open_data(data, TOKENS, names=names)
+        source = opened(data, TOKENS, names=names)
         feeds = list(source)
         np.testing.assert_array_equal(joined(feeds, "mask"), ids + 1)
         assert source.assumptions == ("not used, since no input has that name: 'c'",)
@@ -303,10 +308,10 @@ def test_inputs_without_a_batch_are_the_same_in_each_feed() -> None:
     size, ratio = np.array([5, 6]), np.float32(0.5)
     data = numbers(4, 3)
     for form in ([(part, size, ratio) for part in parts(data, 4)], [{"x": data, "size": size, "ratio": ratio}]):
-        feeds = list(open_data(form, inputs, batch_size=2))
+        feeds = list(opened(form, inputs, batch_size=2))
         assert sizes(feeds) == [2, 2]
         assert all(np.array_equal(feed["size"], size) and feed["ratio"] == ratio for feed in feeds)
-    feeds = list(open_data({"x": data, "size": size, "ratio": ratio}, inputs, batch_size=3))
+    feeds = list(opened({"x": data, "size": size, "ratio": ratio}, inputs, batch_size=3))
     assert feeds[1]["ratio"].shape == ()
     assert sizes(feeds) == [3, 1]
     np.testing.assert_array_equal(feeds[1]["size"], size)
@@ -324,26 +329,26 @@ def test_dynamic_dimensions_of_another_name_may_be_no_batch() -> None:
     ]
     data, positions, y = numbers(5, 4), np.arange(9), numbers(5)
     for form in ({"x": data, "positions": positions, "y": y}, [(data, positions, y)]):
-        feeds = list(open_data(form, inputs, batch_size=2))
+        feeds = list(opened(form, inputs, batch_size=2))
         assert sizes(feeds) == [2, 2, 1]
         assert all(np.array_equal(feed["positions"], positions) for feed in feeds)
         np.testing.assert_array_equal(joined(feeds, "y"), y)
         with pytest.raises(DataError, match="different numbers of samples: 'positions' has 9, 'x' has 5"):
-            open_data(form, [named(value, "batch") for value in inputs])
+            opened(form, [named(value, "batch") for value in inputs])
 
 
 def test_first_dimensions_that_differ_are_no_batch() -> None:
     inputs = [fixed(5, 1, 3), fixed(2, 1, 4, name="state")]
     items = [(numbers(5, 1, 3), numbers(2, 1, 4)), (numbers(5, 1, 3), numbers(2, 1, 4))]
-    assert len(list(open_data(items, inputs))) == 2
-    assert len(list(open_data({"x": items[0][0], "state": items[0][1]}, inputs))) == 1
+    assert len(list(opened(items, inputs))) == 2
+    assert len(list(opened({"x": items[0][0], "state": items[0][1]}, inputs))) == 1
 
 
 def test_inputs_with_a_default_need_no_data() -> None:
     inputs = [free(3), free(3, name="w", optional=True)]
-    assert set(next(iter(open_data(numbers(2, 3), inputs)))) == {"x"}
-    assert set(next(iter(open_data({"x": numbers(2, 3)}, inputs)))) == {"x"}
-    assert set(next(iter(open_data({"x": numbers(2, 3), "w": numbers(2, 3)}, inputs)))) == {"x", "w"}
+    assert set(next(iter(opened(numbers(2, 3), inputs)))) == {"x"}
+    assert set(next(iter(opened({"x": numbers(2, 3)}, inputs)))) == {"x"}
+    assert set(next(iter(opened({"x": numbers(2, 3), "w": numbers(2, 3)}, inputs)))) == {"x", "w"}
 
 
 # Types and shapes
@@ -366,7 +371,7 @@ def test_inputs_with_a_default_need_no_data() -> None:
 )
 def test_types_are_converted_where_nothing_is_lost(have: str, want: str) -> None:
     data = (numbers(3, 2) % 2).astype(have)
-    source = open_data(data, [free(2, dtype=want)])
+    source = opened(data, [free(2, dtype=want)])
     (feed,) = source
     np.testing.assert_array_equal(feed["x"], data.astype(want), strict=True)
     assert feed["x"].dtype.isnative
@@ -375,7 +380,7 @@ def test_types_are_converted_where_nothing_is_lost(have: str, want: str) -> None
 
 
 def test_pixels_as_floats_are_said_to_be_unscaled() -> None:
-    source = open_data(numbers(2, 2, dtype="uint8"), [free(2)])
+    source = opened(numbers(2, 2, dtype="uint8"), [free(2)])
     assert source.assumptions == (
         "input 'x': the data are uint8 and become float32, their values as they are: scale them before if the model "
         "expects 0..1",
@@ -384,7 +389,7 @@ def test_pixels_as_floats_are_said_to_be_unscaled() -> None:
 
 def test_a_missing_batch_dimension_is_added() -> None:
     for wanted in (free(2, 3), fixed(1, 2, 3)):
-        source = open_data(numbers(2, 3), [wanted])
+        source = opened(numbers(2, 3), [wanted])
         (feed,) = source
         assert feed["x"].shape == (1, 2, 3)
         assert source.assumptions == ("input 'x': the data come without the dimension of the batch, it is added",)
@@ -392,9 +397,9 @@ def test_a_missing_batch_dimension_is_added() -> None:
 
 def test_unknown_ranks_and_types_take_anything() -> None:
     anything = ModelInput(name="x", dtype="", shape=None, optional=False)
-    (feed,) = open_data([numbers(2, 3, dtype="int16")], [anything])
+    (feed,) = opened([numbers(2, 3, dtype="int16")], [anything])
     np.testing.assert_array_equal(feed["x"], numbers(2, 3, dtype="int16"), strict=True)
-    assert [feed["x"].shape for feed in open_data([np.float32(1), np.float32(2)], [anything], batch_size=2)] == [()] * 2
+    assert [feed["x"].shape for feed in opened([np.float32(1), np.float32(2)], [anything], batch_size=2)] == [()] * 2
 
 
 def nan_at(sample: int) -> np.ndarray:
@@ -445,7 +450,7 @@ def test_data_that_do_not_fit_are_found_before_anything_runs(
     data: object, inputs: Sequence[ModelInput], text: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        open_data(data, inputs)
+        opened(data, inputs)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -467,7 +472,7 @@ def test_data_that_do_not_fit_are_found_before_anything_runs(
 )
 def test_later_mistakes_name_the_sample(items: object, inputs: Sequence[ModelInput], text: str) -> None:
     with pytest.raises(DataError) as caught:
-        list(open_data(items, inputs, batch_size=4))
+        list(opened(items, inputs, batch_size=4))
     assert text in str(caught.value)
 
 
@@ -484,7 +489,7 @@ def test_later_mistakes_name_the_sample(items: object, inputs: Sequence[ModelInp
 )
 def test_arguments_that_cannot_be_used(options: dict[str, Any], kind: type[AmctError], text: str) -> None:
     with pytest.raises(kind, match=text):
-        open_data(numbers(4, 3), X, **options)
+        opened(numbers(4, 3), X, **options)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +497,7 @@ def test_arguments_that_cannot_be_used(options: dict[str, Any], kind: type[AmctE
 )
 def test_other_objects_are_no_data(data: object, name: str) -> None:
     with pytest.raises(ArgumentTypeError, match=f"data: {name}.* cannot be read, give a folder of images"):
-        open_data(data, X)
+        opened(data, X)
 
 
 # Files
@@ -510,7 +515,7 @@ def test_other_objects_are_no_data(data: object, name: str) -> None:
 def test_files_that_are_something_else(tmp_path: Path, name: str, content: bytes, text: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        open_data(tmp_path / name, X)
+        opened(tmp_path / name, X)
     assert text in str(caught.value)
 
 
@@ -520,34 +525,34 @@ def test_an_archive_that_ends_early_is_named(tmp_path: Path) -> None:
     data[6000:6100] = bytes(100)  # the checksum no longer fits
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.npz: 'x': cannot be read \(Bad CRC"):
-        list(open_data(path, X))
+        list(opened(path, X))
 
 
 def test_python_objects_are_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}, {}], dtype=object))
     with pytest.raises(DataError, match=r"a\.npy: is no readable \.npy file \(.*[Oo]bject"):
-        open_data(tmp_path / "a.npy", X)
+        opened(tmp_path / "a.npy", X)
 
 
 def test_folders_must_hold_one_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the folder holds no data, put files into it"):
-        open_data(tmp_path, X)
+        opened(tmp_path, X)
     np.save(tmp_path / "a.npy", numbers(1, 3))
     numbers(1, 3).tofile(tmp_path / "a.bin")
     with pytest.raises(DataError, match=r"the folder mixes \.bin, \.npy files, leave one kind"):
-        open_data(tmp_path, X)
+        opened(tmp_path, X)
 
 
 def test_files_of_several_inputs_must_be_as_many(tmp_path: Path) -> None:
     ids = write_folder(tmp_path / "ids", [numbers(1, 3, dtype="int64")] * 2)
     mask = write_folder(tmp_path / "mask", [numbers(1, 3, dtype="int64")] * 3)
     with pytest.raises(DataError, match="different numbers of files: 'ids' has 2, 'mask' has 3"):
-        open_data({"ids": ids, "mask": mask}, TOKENS)
+        opened({"ids": ids, "mask": mask}, TOKENS)
 
 
 def test_the_only_array_of_a_folder_is_cut_into_batches(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, [numbers(70, 3)])
-    assert sizes(list(open_data(folder, X))) == [32, 32, 6]
+    assert sizes(list(opened(folder, X))) == [32, 32, 6]
 
 
 def test_bin_files_of_any_shape_and_type(tmp_path: Path) -> None:
@@ -555,12 +560,12 @@ def test_bin_files_of_any_shape_and_type(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, list(data), "bin")
     open_input = [free(None, None, dtype="int64")]
     with pytest.raises(DataError, match=r"leaves more than one dimension open.*shapes=\{'x': \.\.\.\}"):
-        open_data(folder, open_input)
+        opened(folder, open_input)
     for shape in ((1, 3, 2), (3, 2), (-1, 2)):
-        source = open_data(folder, open_input, shapes={"x": shape}, dtypes={"x": "int32"})
+        source = opened(folder, open_input, shapes={"x": shape}, dtypes={"x": "int32"})
         np.testing.assert_array_equal(joined(list(source)), data.astype(np.int64), strict=True)
     with pytest.raises(DataError, match=r"000\.bin: has 24 bytes, but int64"):
-        open_data(folder, open_input, shapes={"x": (3, 2)})
+        opened(folder, open_input, shapes={"x": (3, 2)})
 
 
 def test_large_files_are_read_in_parts(tmp_path: Path) -> None:
@@ -574,7 +579,7 @@ def test_large_files_are_read_in_parts(tmp_path: Path) -> None:
     del data
     for name in ("a.npy", "a.npz"):
         tracemalloc.start()
-        rows = sum(len(feed["x"]) for feed in open_data(tmp_path / name, [free(3, 64, 64)], batch_size=8))
+        rows = sum(len(feed["x"]) for feed in opened(tmp_path / name, [free(3, 64, 64)], batch_size=8))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert rows == 200
@@ -597,7 +602,7 @@ def pictures(folder: Path, count: int, size: int = 32) -> list[np.ndarray]:
 @pytest.mark.parametrize(("batch", "wanted"), [(None, None), (None, 4), (1, None), (5, None)])
 def test_a_folder_of_images(tmp_path: Path, batch: int | None, wanted: int | None) -> None:
     arrays = pictures(tmp_path, 10)
-    source = open_data(tmp_path, [fixed(batch, 3, 32, 32)], images="raw", batch_size=wanted)
+    source = opened(tmp_path, [fixed(batch, 3, 32, 32)], images="raw", batch_size=wanted)
     feeds = list(source)
     np.testing.assert_array_equal(joined(feeds), np.stack(arrays), strict=True)
     assert (source.total, source.samples) == (len(feeds), 10)
@@ -607,11 +612,11 @@ def test_a_folder_of_images(tmp_path: Path, batch: int | None, wanted: int | Non
 
 def test_a_limit_takes_images_of_all_classes(tmp_path: Path) -> None:
     arrays = pictures(tmp_path, 10)
-    source = open_data(tmp_path, [free(3, 32, 32)], images="raw", limit=3)
+    source = opened(tmp_path, [free(3, 32, 32)], images="raw", limit=3)
     np.testing.assert_array_equal(joined(list(source)), np.stack([arrays[0], arrays[3], arrays[6]]))
     assert source.assumptions[0] == "3 of 10 images are used, at equal distances in the order of their paths"
     files = sorted(tmp_path.rglob("*.png"))
-    source = open_data(files, [free(3, 32, 32)], images="raw", limit=3)
+    source = opened(files, [free(3, 32, 32)], images="raw", limit=3)
     np.testing.assert_array_equal(joined(list(source)), np.stack(arrays[:3]))
 
 
@@ -619,7 +624,7 @@ def test_images_beside_other_data(tmp_path: Path) -> None:
     arrays = pictures(tmp_path, 6)
     inputs = [free(3, 32, 32), free(2, name="size", dtype="int64")]
     size = numbers(6, 2, dtype="int64")
-    feeds = list(open_data({"x": tmp_path, "size": size}, inputs, images="raw", batch_size=4))
+    feeds = list(opened({"x": tmp_path, "size": size}, inputs, images="raw", batch_size=4))
     assert sizes(feeds) == [4, 2]
     np.testing.assert_array_equal(joined(feeds), np.stack(arrays))
     np.testing.assert_array_equal(joined(feeds, "size"), size)
@@ -628,7 +633,7 @@ def test_images_beside_other_data(tmp_path: Path) -> None:
 def test_shapes_say_the_size_that_the_model_leaves_open(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
     for shape in ((-1, 3, 48, 40), (1, 3, 48, 40), (3, 48, 40)):  # a batch of 1 is what people write
-        (feed,) = open_data(tmp_path, [free(3, None, None)], shapes={"x": shape})
+        (feed,) = opened(tmp_path, [free(3, None, None)], shapes={"x": shape})
         assert feed["x"].shape == (2, 3, 48, 40)
 
 
@@ -636,18 +641,18 @@ def test_a_broken_image_is_found_before_anything_runs(tmp_path: Path) -> None:
     pictures(tmp_path, 9)
     (tmp_path / "zzz.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"zzz\.jpg: the image cannot be read"):
-        open_data(tmp_path, [free(3, 32, 32)])
+        opened(tmp_path, [free(3, 32, 32)])
 
 
 def test_no_thread_stays_behind(tmp_path: Path) -> None:
     pictures(tmp_path, 30)
     before = threading.active_count()
-    for _ in open_data(tmp_path, [free(3, 32, 32)], batch_size=1):
+    for _ in opened(tmp_path, [free(3, 32, 32)], batch_size=1):
         break
     last = max(tmp_path.rglob("*.png"))
     last.write_bytes(last.read_bytes()[:-2000])
     with pytest.raises(DataError, match=rf"{last.name}: the image cannot be read"):
-        list(open_data(tmp_path, [free(3, 32, 32)], batch_size=7))
+        list(opened(tmp_path, [free(3, 32, 32)], batch_size=7))
     assert threading.active_count() == before
 
 
@@ -675,7 +680,7 @@ def test_real_models_run_with_their_data(
 ) -> None:
     path = test_data("models", model)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    source = open_data(test_data(*data.split("/")), model_inputs(ir.load(path)), limit=6, **options)
+    source = opened(test_data(*data.split("/")), model_inputs(ir.load(path)), limit=6, **options)
     assert source.samples == 6
     feeds = list(source)
     assert len(feeds) == source.total
@@ -690,6 +695,6 @@ def test_real_images_keep_the_accuracy_of_the_model(test_data: Callable[..., Pat
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     labelled = sorted(shared_data.read_labels("cifar10/test/image_label.txt", folder.parents[2]), key=lambda i: i.path)
     images = labelled[::8]
-    source = open_data([image.path for image in images], model_inputs(ir.load(path)))
+    source = opened([image.path for image in images], model_inputs(ir.load(path)))
     classes = np.concatenate([session.run(None, feed)[0].argmax(axis=1) for feed in source])
     assert np.mean(classes == [image.label for image in images]) > 0.75

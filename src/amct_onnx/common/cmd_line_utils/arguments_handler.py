@@ -1,10 +1,10 @@
-"""AMCT's `arguments_handler` (spec section 8): names only, the work is done in `files/data_options.py`."""
+"""AMCT's `arguments_handler` (spec section 8): names only, the work is done in `data/input_texts.py`."""
 
 from __future__ import annotations
 
 import os
 
-from amct_onnx.files.data_options import parse_shapes, split_list
+from amct_onnx.data.input_texts import parse_shapes, split_list
 
 __all__ = ["process_data_shape", "process_multi_data_path"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import Feed, Samples
+from amct_onnx.data.keep_samples import Feed, SampleKeeper
 from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.rounded_network import Probe, power, side_by_side
 from amct_onnx.numerics.settings import ActivationSolver, Settings
+from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, tell
+from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.request import make_request, read_settings
+from amct_onnx.ptq.request import make_request
 from amct_onnx.targets.table import target_of
 from amct_onnx.targets.units import Unit, Units, operations
 from amct_onnx.values.roundings import Change
@@ -33,12 +36,13 @@ Doubles = npt.NDArray[np.float64]
 SAMPLES = 4
 
 
+@documented(QuantizeOptions, DataOptions)
 def sensitivity(
     model: Any,
     data: Any = None,
     *,
     target: str = "onnxruntime",
-    settings: Settings | str | PathLike[str] | None = None,
+    settings: Settings | str | os.PathLike[str] | None = None,
     algorithm: str | ActivationSolver | None = None,
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
@@ -53,10 +57,11 @@ def sensitivity(
 ) -> Sensitivity:
     """The effect of each quantized layer alone, and of all together, on the output of `model`.
 
-    One calibration with `data`, then `samples` of its samples run through the float model once for each layer, from
-    that layer on. A `QuantizedModel` in the place of `model` is taken as it is, with its target: nothing is calibrated,
-    and `data` give the samples; without data it is the one sample that the model keeps. The other arguments are those
-    of `quantize`. Errors are added up by their powers, as if those of two tensors had nothing to do with each other.
+    `model` and `data` are those of `quantize`. The model is calibrated with the data. Then `samples` of them run
+    through the float model once for each layer, from that layer on. A `QuantizedModel` in the place of `model` is taken
+    as it is, with its target and settings: nothing is calibrated, and `data` only give the samples. Without data, the
+    sample is the one that the model keeps. Errors of several tensors are added up by their powers, as if they had
+    nothing to do with each other.
 
     Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
     """
@@ -69,9 +74,7 @@ def sensitivity(
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).fuse(Settings())
     inputs = model_inputs(source.model)
-    opened = open_data(
-        data,
-        inputs,
+    data_options = DataOptions(
         images=images,
         batch_size=batch_size,
         limit=limit if calibrated is None else min(limit or samples, samples),
@@ -79,20 +82,15 @@ def sensitivity(
         dtypes=dtypes,
         names=names,
     )
-    kept = Samples(opened, inputs, most=samples, hold_out=False)
+    opened = open_data(data, inputs, data_options)
+    kept = SampleKeeper(opened, inputs, most=samples, hold_out=False)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted
             pass
         return measure(calibrated, kept.kept, progress=progress).sensitivity()
     found = target_of(target)
     tell(source.notes)
-    request = make_request(
-        settings=read_settings(settings, source.facts),
-        algorithm=algorithm,
-        skip_layers=skip_layers,
-        reduce_range=reduce_range,
-        nodes=source.facts.nodes,
-    )
+    request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
     found.check(source, request)
     quantized = calibrate(
         source, kept, opened.total, target=found, request=request, effort="fast", progress=progress or silent

@@ -1,4 +1,4 @@
-"""The texts that name calibration data on a command line: shapes, folders and types of inputs (spec sections 1.11, 8).
+"""How a command line writes the shapes, types and names of a model's inputs (spec sections 1.11, 8).
 
 Nothing heavy is imported here, so that a wrong command line is refused at once.
 """
@@ -18,9 +18,10 @@ _EXAMPLE = "E.g.: input_name1:n1,c1,h1,w1;input_name2:n2,c2"
 
 
 def parse_shapes(text: str) -> dict[str, list[int]]:
-    """The dimensions of each input of `"name1:1,3,224,224;name2:0:8,16"`, in order; -1 is what the data decide.
+    """The dimensions of each input of `"name1:1,3,224,224;name2:0:8,16"`, in order.
 
-    A name may hold colons: the dimensions stand behind the last one. Raises ArgumentError.
+    A dimension of -1 is left to the data. A name may hold colons: the dimensions stand behind the last one. Raises
+    ArgumentError.
     """
     shapes: dict[str, list[int]] = {}
     for part in split_list(text):
@@ -38,18 +39,41 @@ def parse_shapes(text: str) -> dict[str, list[int]]:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a list with semicolons; one at its end, as in "dir1/;dir2/;", begins no further part."""
+    """The parts of a list with semicolons. A semicolon at the end, as in "dir1/;dir2/;", begins no further part."""
     parts = text.split(";")
     return parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list with semicolons: "Conv_0; Gemm_8"."""
+    return tuple(part.strip() for part in split_list(text) if part.strip())
+
+
+def split_pairs(text: str, separator: str = "=") -> dict[str, str]:
+    """The values of `"name1=value1;name2=value2"` by name. A name may hold the separator. Raises ArgumentError."""
+    pairs = {}
+    for part in split_list(text):
+        name, _, value = (word.strip() for word in part.rpartition(separator))
+        if not name or not value:
+            raise ArgumentError(f"{part!r} is not NAME{separator}VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def parse_types(text: str) -> dict[str, str]:
+    """The type of each input of `"name1:float32;name2:int64"`. Raises ArgumentError or ArgumentTypeError."""
+    types = split_pairs(text, ":")
+    for name in types.values():
+        check_data_type(name)
+    return types
+
+
 def check_data_type(name: str) -> None:
     """Raise ArgumentTypeError unless `name` is one of DATA_TYPES."""
-    if name in DATA_TYPES:
-        return
-    close = difflib.get_close_matches(name, DATA_TYPES, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ArgumentTypeError(f"Unsupported data type[{name}]! Use one of {', '.join(DATA_TYPES)}.{hint}")
+    if name not in DATA_TYPES:
+        close = difflib.get_close_matches(name, DATA_TYPES, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ArgumentTypeError(f"Unsupported data type[{name}]! Use one of {', '.join(DATA_TYPES)}.{hint}")
 
 
 def _dimension(text: str, part: str) -> int:

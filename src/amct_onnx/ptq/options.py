@@ -1,0 +1,102 @@
+"""What a user asks of `quantize` and `sensitivity`, beside the options of the data: `QuantizeOptions`.
+
+Nothing heavy is imported here, since the options of the command come from these fields and `--help` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amct_onnx.data.input_texts import split_names
+from amct_onnx.options import Flag, option, positive_number
+
+if TYPE_CHECKING:
+    import os
+
+    from amct_onnx.numerics.settings import ActivationSolver, Settings
+    from amct_onnx.ptq.mixed.search import Evaluator
+    from amct_onnx.values.findings import Effort
+
+# Tests hold these names to the tables that have them, which are too heavy to be imported for `--help`.
+TARGET_NAMES = ("onnxruntime", "tensorrt", "openvino", "ascend")
+ALGORITHM_NAMES = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
+EFFORT_NAMES = ("fast", "default", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """The arguments of `quantize` that say what the result is to be, as the user gave them."""
+
+    target: str = option(
+        "onnxruntime",
+        f"where the model will run: {', '.join(TARGET_NAMES)}",
+        flag=Flag(metavar="NAME", choices=TARGET_NAMES),
+    )
+    settings: Settings | str | os.PathLike[str] | None = option(
+        None,
+        "settings of layers: a config.json or a .cfg file",
+        "`Settings` do as well as the path of a file. With settings, what they say is done, and no recipe is tried.",
+        flag=Flag(metavar="FILE"),
+    )
+    algorithm: str | ActivationSolver | None = option(
+        None,
+        f"how the ranges of all activations are found: {', '.join(ALGORITHM_NAMES)}",
+        "A solver's settings, as `Percentile(percentile=0.999)`, do as well as a name. None takes what `settings` say, "
+        "and mse without settings.",
+        flag=Flag(metavar="NAME", choices=ALGORITHM_NAMES),
+    )
+    skip_layers: Collection[str] = option(
+        (), "nodes that stay in float", flag=Flag(metavar="NAMES", example='"Conv_0;Gemm_8"', read=split_names)
+    )
+    reduce_range: bool = option(
+        False,
+        "weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
+        flag=Flag(switch=True),
+    )
+    effort: Effort = option(
+        "default",
+        "what is spent on accuracy: fast (one look at the data), default (some seconds more) or best (minutes)",
+        "fast finds ranges and scales by least squares. default tries a short recipe: equalization of channels, "
+        "SmoothQuant, GPTQ and corrections of biases. It takes some seconds, however much data there is. best tries "
+        "more. A step is kept if it helps on samples that it has not seen. `steps` of the result tell what was tried "
+        "and what it brought.",
+        flag=Flag(choices=EFFORT_NAMES),
+    )
+    weight_only: int | None = option(
+        None,
+        "4 or 8 bits for the weights of matrix products, activations in float; rounded to nearest without data",
+        "The products are MatMul and Gemm, and the target is onnxruntime, which may multiply in int8 nevertheless. "
+        "Weights are rounded by GPTQ, or to nearest if effort is fast or data is None. Padding counts as data: give "
+        "batches of samples of equal length.",
+        flag=Flag(metavar="BITS", choices=(4, 8), read=int),
+    )
+    block_size: int = option(
+        32,
+        "weights that share a scale with weight_only: a power of two from 16 on, 32 if not given",
+        flag=Flag(metavar="N", read=positive_number),
+    )
+    evaluator: Evaluator | None = option(
+        None,
+        "a function evaluate(session) that returns a number, higher is better",
+        "The session is an onnxruntime.InferenceSession with default options, as yours will have, so that the int8 "
+        "kernels of this CPU are judged as well. For target ascend it comes from `deployed_session`. The float model "
+        "is evaluated first. Let the number be finer than `max_drop`: top-1 of 250 images has steps of 0.4 points, and "
+        "one image on the edge can then take many layers to float. What the function raises passes through.",
+        flag=Flag(metavar="FILE", help="a Python script with evaluate(session), a number; higher is better"),
+    )
+    max_drop: float | None = option(
+        None,
+        "what may be lost of the value that the evaluator gives the float model",
+        flag=Flag(metavar="X", read=float),
+    )
+    target_accuracy: float | None = option(
+        None, "the least value that the evaluator may give, in place of max_drop", flag=Flag(metavar="X", read=float)
+    )
+    min_sqnr: float | None = option(
+        None,
+        "the least signal-to-noise ratio of the outputs in dB, on samples held out",
+        "It needs no evaluator. Up to 32 samples, at most a quarter of all, are held out of the calibration for it.",
+        flag=Flag(metavar="DB", read=float),
+    )
