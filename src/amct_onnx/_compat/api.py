@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from types import NoneType
-
-from amct_onnx._compat.arguments import check_file, check_prefix, checked
-from amct_onnx._compat.log import start_log
+from amct_onnx._compat.arguments import checked
 from amct_onnx.amct.balance_model import prepare_balancing
 from amct_onnx.amct.calibration_model import write_calibration_model
-from amct_onnx.amct.configuration import ConfigRequest, create_config
+from amct_onnx.amct.configuration import write_config
 from amct_onnx.amct.convert_qat import convert_qdq
 from amct_onnx.amct.save import read_calibrated
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.progress import show_on_terminal
 from amct_onnx.targets.ascend_model import write_ascend_files
 
+_FILES = ("config_file", "model_file", "modified_onnx_file", "record_file")
 
-@checked(
-    config_file=str,
-    model_file=str,
-    skip_layers=(list, NoneType),
-    batch_num=int,
-    activation_offset=bool,
-    config_defination=(str, NoneType),
-    updated_model=(str, NoneType),
-)
+
+@checked(files=("config_file", "model_file", "config_defination", "updated_model"))
 def create_quant_config(
     config_file: str,
     model_file: str,
@@ -43,30 +34,22 @@ def create_quant_config(
     Raises TypeError or ValueError for wrong arguments, layers or model files, RuntimeError for a model that is
     quantized already, OSError when a result cannot be written.
     """
-    start_log()
-    check_file("config_file", config_file)
-    check_file("model_file", model_file)
-    for name, path in (("config_defination", config_defination), ("updated_model", updated_model)):
-        if path is not None:
-            check_file(name, path)
     if any(not isinstance(layer, str) for layer in skip_layers or ()):
         raise ArgumentTypeError("Func create_quant_config argument skip_layers must be a list of str")
     if batch_num < 1:
         raise ArgumentError(f"Argument batch_num must be greater than 0, got {batch_num}.")
-    create_config(
-        ConfigRequest(
-            config_file=config_file,
-            model_file=model_file,
-            skip_layers=skip_layers or (),
-            batch_num=batch_num,
-            activation_offset=activation_offset,
-            config_defination=config_defination,
-            updated_model=updated_model,
-        )
+    write_config(
+        config_file,
+        model_file,
+        skip_layers=skip_layers or (),
+        batch_num=batch_num,
+        activation_offset=activation_offset,
+        config_defination=config_defination,
+        updated_model=updated_model,
     )
 
 
-@checked(config_file=str, model_file=str, modified_onnx_file=str, record_file=str)
+@checked(files=_FILES)
 def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
     """Write the calibration model and a record with the factors of the weights (spec section 1.4).
 
@@ -77,18 +60,10 @@ def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, r
     Raises TypeError or ValueError for wrong arguments or files, RuntimeError when nothing is left to quantize, a weight
     cannot be quantized or balance factors are missing, OSError when a result cannot be written.
     """
-    start_log()
-    for name, path in (
-        ("config_file", config_file),
-        ("model_file", model_file),
-        ("modified_onnx_file", modified_onnx_file),
-        ("record_file", record_file),
-    ):
-        check_file(name, path)
     write_calibration_model(config_file, model_file, modified_onnx_file, record_file)
 
 
-@checked(config_file=str, record_file=str, model_file=str, modified_onnx_file=str)
+@checked(files=_FILES)
 def quantize_preprocess(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
     """Write the model that finds balance factors (DMQ), and an empty record for them (spec section 1.7).
 
@@ -100,18 +75,10 @@ def quantize_preprocess(config_file: str, record_file: str, model_file: str, mod
     Raises TypeError or ValueError for wrong arguments or files, RuntimeError when no layer is to be balanced, OSError
     when a result cannot be written.
     """
-    start_log()
-    for name, path in (
-        ("config_file", config_file),
-        ("record_file", record_file),
-        ("model_file", model_file),
-        ("modified_onnx_file", modified_onnx_file),
-    ):
-        check_file(name, path)
     prepare_balancing(config_file, record_file, model_file, modified_onnx_file)
 
 
-@checked(modified_onnx_file=str, record_file=str, save_path=str)
+@checked(files=_FILES, prefixes=("save_path",))
 def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> None:
     """Write `<save_path>_deploy_model.onnx`, `<save_path>_fake_quant_model.onnx` and `<save_path>_quant.json`.
 
@@ -121,14 +88,10 @@ def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> Non
     Raises TypeError or ValueError for wrong arguments, files or factors, RuntimeError when calibration is not finished
     or the record does not belong to the model, OSError when a result cannot be written.
     """
-    start_log()
-    check_file("modified_onnx_file", modified_onnx_file)
-    check_file("record_file", record_file)
-    check_prefix("save_path", save_path)
     write_ascend_files(read_calibrated(modified_onnx_file, record_file, progress=show_on_terminal), save_path)
 
 
-@checked(model_file=str, save_path=str, record_file=(str, NoneType))
+@checked(files=_FILES, prefixes=("save_path",))
 def convert_qat_model(model_file: str, save_path: str, record_file: str | None = None) -> None:
     """Write the files of `save_model` for a model with QuantizeLinear and DequantizeLinear (spec sections 1.9, 10).
 
@@ -139,9 +102,4 @@ def convert_qat_model(model_file: str, save_path: str, record_file: str | None =
     Raises TypeError or ValueError for wrong arguments or files, RuntimeError for a model without such nodes or one that
     AMCT made, OSError when a result cannot be written.
     """
-    start_log()
-    check_file("model_file", model_file)
-    check_prefix("save_path", save_path)
-    if record_file is not None:
-        check_file("record_file", record_file)
     convert_qdq(model_file, save_path, record_file)

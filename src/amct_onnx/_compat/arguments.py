@@ -4,28 +4,48 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from types import NoneType
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
+from amct_onnx._compat.log import start_log
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PLAIN = frozenset((str, int, bool, list, NoneType))
 _FILE_NAME = re.compile(r"[^/]{1,254}")
 _PREFIX = re.compile(r"[^/]{0,241}")
 
 
-def checked(**types: type | tuple[type, ...]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the types of arguments by name, exactly: a bool is not an int. Raises ArgumentTypeError."""
+def checked(
+    *, files: Collection[str] = (), prefixes: Collection[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Check the arguments of one of AMCT's functions before it runs, and begin AMCT's log.
+
+    Types are those of the annotations, exactly: a bool is not an int. files: arguments that name a file; prefixes:
+    those that name the beginning of files. Raises ArgumentTypeError, ArgumentError.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
+        signature, hints = inspect.signature(function), get_type_hints(function)
+        types = {
+            name: tuple(get_origin(kind) or kind for kind in get_args(hint) or (hint,)) for name, hint in hints.items()
+        }
 
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            _check(function.__name__, signature.bind(*args, **kwargs).arguments, types)
+            arguments = signature.bind(*args, **kwargs).arguments
+            for name, value in arguments.items():
+                _check_type(function.__name__, name, value, types[name])
+            start_log()
+            for name in (name for name in arguments if arguments[name] is not None):
+                if name in files:
+                    check_file(name, arguments[name])
+                if name in prefixes:
+                    check_prefix(name, arguments[name])
             return function(*args, **kwargs)
 
         return wrapper
@@ -33,13 +53,11 @@ def checked(**types: type | tuple[type, ...]) -> Callable[[Callable[P, R]], Call
     return decorate
 
 
-def _check(function: str, arguments: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, value in arguments.items():
-        expected = types.get(name)
-        allowed = expected if isinstance(expected, tuple) else (expected,)
-        if expected is not None and type(value) not in allowed:
-            names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed if t is not None)
-            raise ArgumentTypeError(f"Func {function} argument {name} must be {names}, got {type(value).__name__}")
+def _check_type(function: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Classes of ours are left to the function, which says what an instance of them must do."""
+    if type(value) not in allowed and all(kind in _PLAIN for kind in allowed):
+        names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in allowed)
+        raise ArgumentTypeError(f"Func {function} argument {name} must be {names}, got {type(value).__name__}")
 
 
 def check_file(name: str, path: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from amct_onnx._compat.arguments import check_file, check_prefix, checked
-from amct_onnx._compat.log import start_log
+from amct_onnx._compat.arguments import checked
 from amct_onnx.amct.auto_calibration import OnnxAutoCalibration
 from amct_onnx.amct.binary_search import BinarySearchStrategy
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
@@ -11,7 +10,7 @@ from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrat
 from amct_onnx.errors import SearchError
 
 
-@checked(model_file=str, config_file=str, record_file=str, save_dir=str)
+@checked(files=("model_file", "config_file", "record_file"), prefixes=("save_dir",))
 def accuracy_based_auto_calibration(
     model_file: str,
     model_evaluator: AutoCalibrationEvaluatorBase,
@@ -32,10 +31,6 @@ def accuracy_based_auto_calibration(
     sensitivity that is none or does not do its part, OSError when a result cannot be written. What the evaluator or the
     strategy raise passes unchanged.
     """
-    start_log()
-    for name, path in (("model_file", model_file), ("config_file", config_file), ("record_file", record_file)):
-        check_file(name, path)
-    check_prefix("save_dir", save_dir)
     if not isinstance(model_evaluator, AutoCalibrationEvaluatorBase):
         raise SearchError(
             "Argument model_evaluator must be an instance of a subclass of AutoCalibrationEvaluatorBase (of "

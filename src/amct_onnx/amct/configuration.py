@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from amct_onnx.files.config_json import default_settings, format_config
 from amct_onnx.files.config_text import read_cfg
@@ -19,42 +18,38 @@ _SHOWN_LAYERS = 5
 _log = logging.getLogger("amct_onnx.Config")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConfigRequest:
-    """The arguments of `create_quant_config`."""
-
-    config_file: str
-    model_file: str
-    skip_layers: Sequence[str]
-    batch_num: int
-    activation_offset: bool
-    config_defination: str | None
-    updated_model: str | None
-
-
-def create_config(request: ConfigRequest) -> None:
+def write_config(
+    config_file: str,
+    model_file: str,
+    *,
+    skip_layers: Sequence[str],
+    batch_num: int,
+    activation_offset: bool,
+    config_defination: str | None,
+    updated_model: str | None,
+) -> None:
     """Write the configuration of a model, and the model with its nodes named when that is asked for."""
-    source = FloatModel.open(request.model_file)
+    source = FloatModel.open(model_file)
     facts = source.facts
-    if request.config_defination is not None:
-        if request.skip_layers:
+    if config_defination is not None:
+        if skip_layers:
             _log.warning("skip_layers is ignored, since config_defination is given.")
-        settings = read_cfg(request.config_defination, facts)
+        settings = read_cfg(config_defination, facts)
     else:
         settings = default_settings(
             facts,
-            skip_layers=request.skip_layers,
-            batch_num=request.batch_num,
-            activation_offset=request.activation_offset,
+            skip_layers=skip_layers,
+            batch_num=batch_num,
+            activation_offset=activation_offset,
         )
     check_tensors(source.model, facts, settings)
     _report_products(facts, settings)
     _report_float(facts)
-    with atomic_path(request.config_file) as file:  # moved into place when the model is written too
+    with atomic_path(config_file) as file:  # moved into place when the model is written too
         file.write_bytes(format_config(settings, facts).encode())
-        if request.updated_model is not None:
-            save_model_file(source.model, request.updated_model)
-    _log.info("Generate config file:%s success!", request.config_file)
+        if updated_model is not None:
+            save_model_file(source.model, updated_model)
+    _log.info("Generate config file:%s success!", config_file)
 
 
 def _report_products(facts: GraphFacts, settings: Settings) -> None:

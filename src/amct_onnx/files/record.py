@@ -19,7 +19,6 @@ from amct_onnx.files.schema import (
     to_float32,
 )
 from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
-from amct_onnx.numerics.settings import Settings
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
 # Numbers up to 21 are published (section 4.1). Names without a published number, and those that only other AMCT
@@ -259,13 +258,11 @@ def check_record(
     facts: GraphFacts,
     *,
     path: str | os.PathLike[str],
-    settings: Settings | None = None,
     calibrated: bool = True,
 ) -> None:
     """Refuse records that do not fit the model or hold impossible factors (spec section 4.4), all mistakes at once.
 
-    With `settings`, every enabled layer must have been calibrated, and `shift_bit` needs joint_quant. With
-    `calibrated=False` the record may still lack activation factors, or have balance factors only.
+    With `calibrated=False` the record may still lack activation factors, or have balance factors only.
     Raises RecordError; it is a RecordValueError if a factor is out of range.
     """
     mistakes = Mistakes(path)
@@ -280,17 +277,11 @@ def check_record(
             if calibrated and not record.is_empty:
                 _check_present(key, record, traits, mistakes)
         values = _find_bad_values(record)
-        if record.shift_bit and settings is not None and not settings.joint_quant:
+        if any(record.shift_bit):  # the deploy model would not shift
             mistakes.add(key, f"shift_bit is not support, please delete shift_bit of layer {key}")
         out_of_range = out_of_range or bool(values)
         for name, what in values:
             mistakes.add(f"{key}.{name}", what)
-    if calibrated and settings is not None:
-        enabled = [name for name, layer in settings.layers.items() if layer.quant_enable]
-        enabled += [f"{tensor.layer_name}:{tensor.input_index}" for tensor in settings.tensor_quantize]
-        for key in enabled:
-            if key not in records or records[key].is_empty:
-                mistakes.add(key, _missing("scale_d", key))
     if mistakes:
         raise (RecordValueError if out_of_range else RecordError)(str(mistakes))
 
@@ -382,8 +373,6 @@ def _find_bad_values(record: LayerRecord) -> list[tuple[str, str]]:
         check(name, single(name), lambda v: low <= v <= high, f"in [{low}, {high}]")
     for name in ("offset_w", "offset_r"):
         check(name, getattr(record, name), lambda v: v == 0, f"0 ({name}'s value should be 0)")
-    if any(record.shift_bit):
-        check("shift_bit", record.shift_bit, lambda v: 1 <= v <= 16, "in [1, 16], or all of them 0")
     balance = f"in [{_EPSILON:.7e}, {1 / _EPSILON:.0f}]"
     check("tensor_balance_factor", record.tensor_balance_factor, lambda v: _EPSILON <= v <= 1 / _EPSILON, balance)
     check("cluster", record.cluster, lambda v: -128 <= v <= 127, "in [-128, 127]")

@@ -8,7 +8,7 @@ from amct_onnx._compat.arguments import check_file, check_prefix, checked
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 
 
-@checked(path=str, count=int, names=(list, type(None)))
+@checked()
 def function(path: str, count: int = 1, names: list[str] | None = None, anything: object = None) -> tuple[object, ...]:
     """A function with checked arguments."""
     return path, count, names, anything

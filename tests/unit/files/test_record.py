@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
 from amct_onnx.errors import FileMissingError, RecordError, RecordValueError
 from amct_onnx.files.record import check_record, format_record, read_notes, read_record, write_record
-from amct_onnx.numerics.settings import LayerSettings, Settings, TensorSettings
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord
 
 TestData = Callable[..., Path]
@@ -182,8 +180,8 @@ def test_a_note_of_unknown_form_is_an_error_with_its_line(write: Write, text: st
 # the check
 
 
-def check(records: dict[str, LayerRecord], facts: GraphFacts, settings: Settings | None = None) -> None:
-    check_record(records, facts, path="r.txt", settings=settings)
+def check(records: dict[str, LayerRecord], facts: GraphFacts) -> None:
+    check_record(records, facts, path="r.txt")
 
 
 def test_a_record_without_factors_is_refused(facts: GraphFacts) -> None:
@@ -216,17 +214,6 @@ def test_missing_factors_name_the_layer(facts: GraphFacts) -> None:
     assert lines[1] == f"  Conv_0: cannot find scale_d of layer Conv_0 {text}"
     assert lines[2] == f"  Gemm_1: cannot find scale_w of layer Gemm_1 {text}"
     assert lines[3] == f"  MatMul_vv: cannot find scale_w of layer MatMul_vv {text}"
-
-
-def test_every_enabled_layer_must_be_calibrated(facts: GraphFacts) -> None:
-    layers = {"Conv_0": LayerSettings(), "Gemm_1": LayerSettings(), "Conv_1d": LayerSettings(quant_enable=False)}
-    tensors = (TensorSettings(layer_name="Add_6", input_index=1),)
-    settings = Settings(layers=MappingProxyType(layers), tensor_quantize=tensors)
-    with pytest.raises(RecordError) as caught:
-        check({"Conv_0": CONV, "Gemm_1": LayerRecord()}, facts, settings)
-    assert "cannot find scale_d of layer Gemm_1" in str(caught.value)
-    assert "cannot find scale_d of layer Add_6:1" in str(caught.value)
-    assert "2 mistakes" in str(caught.value)
 
 
 def test_keys_must_be_quantizable_layers(facts: GraphFacts) -> None:
@@ -285,8 +272,6 @@ def test_wrong_lengths(facts: GraphFacts, key: str, record: LayerRecord, what: s
         ({"offset_d": -40000, "act_type": "INT16"}, "offset_d: must be in [-32768, 32767]"),
         ({"scale_w": (1.0, 1.0, math.nan, 0.0)}, "scale_w[2]: must be in (0, +inf), got nan"),
         ({"offset_w": (0, 1, 0, 0)}, "offset_w[1]: must be 0 (offset_w's value should be 0), got 1"),
-        ({"shift_bit": (1, 2, 3, 17)}, "shift_bit[3]: must be in [1, 16]"),
-        ({"shift_bit": (0, 1, 1, 1)}, "shift_bit[0]"),
         ({"tensor_balance_factor": (1.0, 0.0, 1.0)}, "tensor_balance_factor[1]: must be in [1.1920929e-07, 8388608]"),
         ({"tensor_balance_factor": (1.0, math.nan, 1.0)}, "tensor_balance_factor[1]"),
         ({"act_type": "INT7"}, "act_type: must be one of INT4, INT8, INT16, got INT7"),
@@ -308,16 +293,14 @@ def test_values_out_of_range(facts: GraphFacts, change: dict[str, object], what:
 def test_bounds_are_included(facts: GraphFacts) -> None:
     check({"Conv_0": replace(CONV, offset_d=-128, shift_bit=(0, 0, 0, 0))}, facts)
     factors = (2.0**-23, 2.0**23, 1.0)
-    check({"Conv_0": replace(CONV, offset_d=127, shift_bit=(1, 16, 1, 1), tensor_balance_factor=factors)}, facts)
+    check({"Conv_0": replace(CONV, offset_d=127, tensor_balance_factor=factors)}, facts)
     check({"Conv_0": replace(CONV, offset_d=32767, act_type="INT16", scale_w=(1.0,), offset_w=(0,))}, facts)
 
 
-def test_shift_bit_needs_joint_quant(facts: GraphFacts) -> None:
-    shifted = {"Conv_0": replace(CONV, shift_bit=(1, 1, 1, 1))}
-    check(shifted, facts)
-    check(shifted, facts, Settings(joint_quant=True))
+def test_a_shift_that_would_be_ignored_is_refused(facts: GraphFacts) -> None:
+    check({"Conv_0": replace(CONV, shift_bit=(0, 0, 0, 0))}, facts)
     with pytest.raises(RecordError, match="shift_bit is not support, please delete shift_bit of layer Conv_0"):
-        check(shifted, facts, Settings())
+        check({"Conv_0": replace(CONV, shift_bit=(1, 1, 1, 1))}, facts)
 
 
 def test_mistakes_of_all_kinds_are_reported_at_once(facts: GraphFacts) -> None:
