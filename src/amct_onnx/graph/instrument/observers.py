@@ -26,7 +26,7 @@ import onnx_ir as ir
 from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
-from amct_onnx.graph.instrument.observed import Branch, remove_branch
+from amct_onnx.graph.instrument.side_branches import Branch, remove_branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.settings import ActivationSettings, Hfmg, Ifmr

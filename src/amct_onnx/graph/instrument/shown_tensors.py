@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
-from amct_onnx.graph.instrument.observed import Branch
+from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
 SHOW = "Show"

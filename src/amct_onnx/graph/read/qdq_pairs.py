@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of, producer_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
-from amct_onnx.graph.qdq import (
+from amct_onnx.graph.qdq_grids import (
     activation_params,
     clip_bounds,
     commutes,
