@@ -14,7 +14,6 @@ from searching import AGREEMENT_DB, ErrorEvaluator, Fixed, Search, agreement
 from amct_onnx.errors import ConfigError
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.plan.ascend_layers import graph_facts
-from amct_onnx.values.ascend_table import ASCEND
 
 if TYPE_CHECKING:
     from conftest import Awkward
@@ -28,7 +27,7 @@ MOST_ERROR = 10.0
 def layers_of(model: onnx.ModelProto) -> list[str]:
     graph = ir.from_proto(model)
     name_nodes(graph)
-    return list(graph_facts(graph, ASCEND).supported)
+    return list(graph_facts(graph).supported)
 
 
 def test_each_layer_is_compared_with_itself_and_can_be_rolled_back(awkward: Awkward, tmp_path: Path) -> None:

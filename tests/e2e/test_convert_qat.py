@@ -28,7 +28,6 @@ from amct_onnx.amct.convert_qat import read_qat_model
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
 from amct_onnx.files.record import check_record
 from amct_onnx.plan.ascend_layers import graph_facts
-from amct_onnx.values.ascend_table import ASCEND
 
 F, I8, U8 = np.float32, np.int8, np.uint8
 SX, SW, SY = F(2**-5), F(2**-7), F(2**-3)
@@ -568,7 +567,7 @@ def test_the_record_fits_the_model(qat: Path) -> None:
     assert (records["c"].offset_w, records["c"].act_type, records["c"].wts_type) == ((0,), "INT8", "INT8")
     assert (records["s:0"].scale_d, records["s:0"].offset_d, records["s:0"].is_tensor_quantize) == (SY, 3, True)
     quantized, _ = read_qat_model(str(qat))
-    check_record(records, graph_facts(quantized.model, ASCEND), path="record.txt")
+    check_record(records, graph_facts(quantized.model), path="record.txt")
 
 
 def test_two_runs_write_the_same_bytes(qat: Path) -> None:

@@ -14,7 +14,7 @@ from amct_onnx.files.whole_files import atomic_path
 from amct_onnx.graph.instrument.observers import Observer, insert_observers
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.observe.calibration import begin
-from amct_onnx.plan.ascend_layers import decide
+from amct_onnx.plan.ascend_layers import decide_layers
 from amct_onnx.plan.float_model import FloatModel
 
 _log = logging.getLogger("amct_onnx.Config")
@@ -25,7 +25,7 @@ def prepare_balancing(config_file: str, record_file: str, model_file: str, modif
     source = FloatModel.open(model_file)
     facts = source.facts
     settings = read_config(config_file, facts)
-    layers = [decision.layer for decision in decide(facts, settings) if decision.quantized]
+    layers = [decision.layer for decision in decide_layers(facts, settings) if decision.quantized]
     wanted = balanced_layers(layers, settings)
     if not wanted:
         raise ModelError(

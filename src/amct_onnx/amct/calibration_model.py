@@ -27,10 +27,9 @@ from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.settings import Settings
 from amct_onnx.observe.calibration import begin
-from amct_onnx.plan.ascend_layers import check_tensors, decide, make_plan, refuse_fused_tensors
+from amct_onnx.plan.ascend_layers import check_tensors, decide_layers, plan_ascend, refuse_fused_tensors
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.targets.ascend_weights import quantize_weights
-from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import GraphFacts, LayerRecord, QuantPlan
 
 FUSIONS_KEY = "amct_onnx.fusions"  # metadata of the calibration model: which nodes each fused node stands for
@@ -71,7 +70,7 @@ def make_calibration_model(source: FloatModel, settings: Settings, record_file: 
     What is in that file already gives the balance factors, if the configuration asks for some. Raises ConfigError,
     ModelError, RecordError.
     """
-    decisions = decide(source.facts, settings)
+    decisions = decide_layers(source.facts, settings)
     check_tensors(source.model, source.facts, settings)
     layers = [decision.layer for decision in decisions if decision.quantized]
     fused = source.fuse(settings)
@@ -82,7 +81,7 @@ def make_calibration_model(source: FloatModel, settings: Settings, record_file: 
     balancing = read_balancing(record_file, model, source.facts, layers, settings)
     normalize_layers(model, frozenset(layers))
     balance_layers(model, balancing.arrays())
-    plan = make_plan(model, ASCEND, decisions, settings)
+    plan = plan_ascend(model, decisions, settings)
     columns = prepare_rounding(model, plan)
     weights = quantize_weights(model, plan, source.facts)
     records = balancing.keep(weights.records)

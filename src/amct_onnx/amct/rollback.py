@@ -20,7 +20,7 @@ from amct_onnx.files.config_json import format_config, read_config
 from amct_onnx.files.record import read_calibration, read_record, write_record
 from amct_onnx.graph.instrument.observers import remove_observers
 from amct_onnx.numerics.settings import Settings
-from amct_onnx.plan.ascend_layers import decide
+from amct_onnx.plan.ascend_layers import decide_layers
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.targets.ascend_model import AscendModel
@@ -39,13 +39,15 @@ class ConfiguredModel:
         """Raises the errors of `quantize_model` for the two files."""
         source = FloatModel.open(model_file)
         settings = read_config(config_file, source.facts)
-        decide(source.facts, settings)
+        decide_layers(source.facts, settings)
         return cls(source=source, settings=settings)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that the configuration quantizes, in graph order."""
-        return tuple(decision.layer for decision in decide(self.source.facts, self.settings) if decision.quantized)
+        return tuple(
+            decision.layer for decision in decide_layers(self.source.facts, self.settings) if decision.quantized
+        )
 
     def settings_without(self, layers: Collection[str]) -> Settings:
         """The configuration with `layers` switched off."""

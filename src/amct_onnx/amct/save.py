@@ -27,7 +27,6 @@ from amct_onnx.targets.ascend_model import AscendModel
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.recurrent_layers import split_recurrent
 from amct_onnx.targets.to_integers import integer_weight
-from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import (
     CalibrationNote,
     LayerRecord,
@@ -80,7 +79,7 @@ def assemble(
     `rounding`: that of a model of the same calibration, so that none is learned again. Raises RecordError when the
     factors are out of range or belong to another model, or the moments for rounding to be learned from are missing.
     """
-    facts = graph_facts(model, ASCEND)
+    facts = graph_facts(model)
     check_record(records, facts, path=record_file)
     origins = {k: tuple(v) for k, v in json.loads(model.metadata_props.pop(FUSIONS_KEY, "{}")).items()}
     keys = dict.fromkeys(key for observer in observers if observer.stamp == "data" for key in observer.layers)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import name_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
@@ -33,5 +35,5 @@ def _describe(value: ir.Value) -> ModelInput:
     first = value.shape[0] if value.shape else None
     batch_name = (first.value or "") if isinstance(first, ir.SymbolicDim) else ""
     return ModelInput(
-        name=value.name or "", dtype=dtype, shape=shape, optional=value.is_initializer(), batch_name=batch_name
+        name=name_of(value), dtype=dtype, shape=shape, optional=value.is_initializer(), batch_name=batch_name
     )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import default_opset
-from amct_onnx.graph.qdq import grid_of, is_dequantize, is_quantize
+from amct_onnx.graph.qdq_grids import grid_of, is_dequantize, is_quantize
 from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.graph.weights import kernel_rows
 from amct_onnx.numerics.weights.pairs import overflows

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames, constant_tensor
 from amct_onnx.graph.instrument.compare import values_read
 from amct_onnx.graph.tensors import Array
@@ -54,9 +55,7 @@ class Segment:
         )
         graph = view.clone()
         for index, array in (constants or {}).items():
-            value = self.nodes[0].inputs[index]
-            assert value is not None  # the caller has seen to it that there are constants
-            name = value.name or ""
+            name = name_of(input_of(self.nodes[0], index))
             graph.initializers[name].const_value = ir.tensor(array, name=name)
         return ir.Model(graph, ir_version=whole.ir_version, functions=list(whole.functions.values()))
 
@@ -83,7 +82,7 @@ def cut_model(model: ir.Model, leads: Collection[str], ends: Collection[str]) ->
         wanted.update(value for value, _ in own.values())
         wanted.update(value for value in reads[number] if makers.get(value, number) != number)
     return tuple(
-        _segment(group, own, read, wanted, lead=(group[0].name or "") if group[0].name in leads else "")
+        _segment(group, own, read, wanted, lead=name_of(group[0]) if group[0].name in leads else "")
         for group, own, read in zip(groups, edges, reads, strict=True)
     )
 
@@ -137,9 +136,9 @@ def _segment(
     return Segment(
         lead=lead,
         edges=tuple(
-            Edge(name=edge.name or "", tensor=value.name or "", index=index) for edge, (value, index) in own.items()
+            Edge(name=name_of(edge), tensor=name_of(value), index=index) for edge, (value, index) in own.items()
         ),
-        inputs=tuple(value.name or "" for value in inputs),
+        inputs=tuple(name_of(value) for value in inputs),
         outputs=tuple(value for node in group for value in node.outputs if value in wanted),
         links=tuple(links),
         nodes=tuple(group),

@@ -1,4 +1,4 @@
-"""From a model and its settings to a plan: one decision for each candidate layer, taken once."""
+"""Decide what Ascend quantizes of a model: which layers, which tensors are observed, and which share their factors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from amct_onnx.errors import ConfigError, ModelError
-from amct_onnx.graph.branches import joined_tensors
+from amct_onnx.graph.access import input_of, name_of
+from amct_onnx.graph.index import GraphIndex, index_graph
+from amct_onnx.graph.joint_tensors import joined_tensors
 from amct_onnx.graph.layers import candidates, is_product, tensor_reason
 from amct_onnx.graph.passes.fusion import fusable_nodes
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.settings import ActivationSettings, LayerSettings, Settings, TensorSettings
-from amct_onnx.values.ascend_table import Target
+from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import Decision, GraphFacts, LayerTraits, ObservedTensor, QuantPlan
 
 
-def graph_facts(model: ir.Model, target: Target) -> GraphFacts:
-    """What file formats and planner need to know of a model whose nodes are named."""
-    layers = {traits.name: target.judge(traits) for traits in candidates(model)}
-    nodes = {node.name or "": node.op_type for node in model.graph.all_nodes()}
+def graph_facts(model: ir.Model) -> GraphFacts:
+    """What the graph says of each node and layer, and what Ascend says of each layer; all nodes have names."""
+    layers = {traits.name: ASCEND.judge(traits) for traits in candidates(model)}
+    nodes = {name_of(node): node.op_type for node in model.graph.all_nodes()}
     return GraphFacts(nodes=nodes, layers=layers, fusable=fusable_nodes(model))
 
 
-def decide(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
-    """One decision a candidate, in graph order.
+def decide_layers(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
+    """Whether each layer that could be quantized is, and why where it is not; in graph order.
 
     Raises ConfigError when the settings ask for what this version cannot do, ModelError (AMCT's text, spec section
     1.4) when nothing is enabled.
@@ -48,16 +50,19 @@ def _decide(traits: LayerTraits, settings: LayerSettings | None) -> Decision:
     return Decision(layer=traits.name, quantized=True)
 
 
-def make_plan(model: ir.Model, target: Target, decisions: Sequence[Decision], settings: Settings) -> QuantPlan:
-    """The plan of a model whose layers are normalized: what reads one tensor alike shares an observer."""
+def plan_ascend(model: ir.Model, decisions: Sequence[Decision], settings: Settings) -> QuantPlan:
+    """The plan of a model whose quantized layers are normalized (`normalize_layers`).
+
+    Layers that read one tensor with the same settings share an observer, and with it their factors.
+    """
     chosen = {d.layer: settings.layers[d.layer] for d in decisions if d.quantized}
     tensors = {tensor.key: tensor for tensor in settings.tensor_quantize}
-    observed, notes = _observed_tensors(model, chosen, tensors), _lost_digits(settings)
+    index, notes = index_graph(model), _lost_digits(settings)
+    observed = _observed_tensors(index, chosen, tensors)
     if settings.joint_quant:
-        observed, apart = _join_branches(model, observed)
+        observed, apart = _join_branches(index, joined_tensors(model), observed)
         notes += apart
     return QuantPlan(
-        target=target.name,
         decisions=tuple(decisions),
         observed=observed,
         settings=chosen,
@@ -67,63 +72,55 @@ def make_plan(model: ir.Model, target: Target, decisions: Sequence[Decision], se
 
 
 def _observed_tensors(
-    model: ir.Model, layers: Mapping[str, LayerSettings], tensors: Mapping[str, TensorSettings]
+    index: GraphIndex, layers: Mapping[str, LayerSettings], tensors: Mapping[str, TensorSettings]
 ) -> tuple[ObservedTensor, ...]:
-    position = {node.name: index for index, node in enumerate(model.graph)}
-    nodes = {node.name: node for node in model.graph}
+    """What is read as data by layers and by quantized tensors, then the second operands and the hidden states."""
     data = [(name, name, 0, entry.activation) for name, entry in layers.items()]
     data += [(key, tensor.layer_name, tensor.input_index, tensor.activation) for key, tensor in tensors.items()]
     first: dict[tuple[ir.Value, ActivationSettings], ObservedTensor] = {}
-    for key, node, index, activation in sorted(data, key=lambda reader: position[reader[1]]):
-        value = nodes[node].inputs[index]
-        assert value is not None  # only inputs that are there are quantized
-        new = ObservedTensor(keys=(key,), node=node, input_index=index, activation=activation)
+    for key, node, number, activation in sorted(data, key=lambda reader: index.positions[reader[1]]):
+        value = input_of(index.nodes[node], number)
+        new = ObservedTensor(keys=(key,), node=node, input_index=number, activation=activation)
         old = first.get((value, activation))
         first[value, activation] = new if old is None else replace(old, keys=(*old.keys, key))
     observed = list(first.values())
-    for layer in sorted(layers, key=lambda name: position[name]):
-        if is_product(nodes[layer]):
-            activation = layers[layer].activation
-            observed.append(
-                ObservedTensor(keys=(layer,), node=layer, input_index=1, activation=activation, stamp="weight")
-            )
-        if nodes[layer].op_type in RECURRENT_OPS:
-            activation = layers[layer].activation
-            observed.append(
-                ObservedTensor(keys=(layer,), node=layer, input_index=0, activation=activation, stamp="initial_h")
-            )
+    for layer in sorted(layers, key=lambda name: index.positions[name]):
+        more = ObservedTensor(keys=(layer,), node=layer, input_index=0, activation=layers[layer].activation)
+        if is_product(index.nodes[layer]):
+            observed.append(replace(more, input_index=1, stamp="weight"))
+        if index.nodes[layer].op_type in RECURRENT_OPS:
+            observed.append(replace(more, stamp="initial_h"))
     return tuple(observed)
 
 
 def _join_branches(
-    model: ir.Model, observed: Sequence[ObservedTensor]
+    index: GraphIndex, sets: Mapping[ir.Value, ir.Value], observed: Sequence[ObservedTensor]
 ) -> tuple[tuple[ObservedTensor, ...], tuple[str, ...]]:
-    """`observed` with a joint group for those whose tensors are of one set of `joined_tensors`, and what to tell."""
-    sets, nodes = joined_tensors(model), {node.name: node for node in model.graph}
+    """`observed` with a joint group for those of one set of `joined_tensors`, and what a user should know of it."""
     members: dict[ir.Value, list[int]] = {}
-    for index, tensor in enumerate(observed):
-        value = nodes[tensor.node].inputs[tensor.input_index]
+    for number, tensor in enumerate(observed):
+        value = input_of(index.nodes[tensor.node], tensor.input_index)
         if value in sets and tensor.stamp != "initial_h":
-            members.setdefault(sets[value], []).append(index)
+            members.setdefault(sets[value], []).append(number)
     result, notes = list(observed), []
-    for indices in members.values():
-        if len({observed[index].activation for index in indices}) > 1:
-            names = ", ".join(observed[index].keys[0] for index in indices)
-            notes.append(f"joint_quant: {names} meet in an Add, and keep factors of their own where settings differ.")
+    for numbers in members.values():
         by_settings: dict[ActivationSettings, list[int]] = {}
-        for index in indices:
-            by_settings.setdefault(observed[index].activation, []).append(index)
+        for number in numbers:
+            by_settings.setdefault(observed[number].activation, []).append(number)
+        if len(by_settings) > 1:
+            names = ", ".join(observed[number].keys[0] for number in numbers)
+            notes.append(f"joint_quant: {names} meet in an Add, and keep factors of their own where settings differ.")
         for alike in by_settings.values():
             if len(alike) > 1:
                 name = f"{observed[alike[0]].node}:{observed[alike[0]].input_index}"
-                for index in alike:
-                    result[index] = replace(observed[index], joint=name)
+                for number in alike:
+                    result[number] = replace(observed[number], joint=name)
     return tuple(result), tuple(notes)
 
 
 def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> None:
     """Refuse `tensor_quantize` entries whose input cannot be quantized: ConfigError with all of them."""
-    nodes = {node.name: node for node in model.graph.all_nodes()}
+    nodes = index_graph(model, subgraphs=True).nodes
     wrong = []
     for tensor in settings.tensor_quantize:
         reason = tensor_reason(nodes[tensor.layer_name], tensor.input_index, model.graph)
@@ -138,7 +135,7 @@ def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> Non
 
 def refuse_fused_tensors(model: ir.Model, settings: Settings) -> None:
     """Refuse `tensor_quantize` entries whose node is not in the fused model any more: ConfigError with all of them."""
-    left = {node.name for node in model.graph}
+    left = index_graph(model).nodes
     fused = [tensor.key for tensor in settings.tensor_quantize if tensor.layer_name not in left]
     if fused:
         raise ConfigError(
@@ -157,11 +154,10 @@ def _lost_digits(settings: Settings) -> tuple[str, ...]:
 
 
 def _refuse_unsupported(settings: Settings) -> None:
-    wanted = []
-    for name, layer in settings.layers.items():
-        if not layer.quant_enable:
-            continue
-        if layer.activation.num_bits == 4:
-            wanted.append(f"{name}.activation_quant_params.num_bits {layer.activation.num_bits}")
+    wanted = [
+        f"{name}.activation_quant_params.num_bits 4"
+        for name, layer in settings.layers.items()
+        if layer.quant_enable and layer.activation.num_bits == 4
+    ]
     if wanted:
         raise ConfigError(f"Not supported by this version: {', '.join(wanted)}. Remove it from the configuration.")

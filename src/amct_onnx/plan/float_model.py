@@ -30,7 +30,6 @@ from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.read.read_qdq import has_qdq
 from amct_onnx.numerics.settings import Settings
 from amct_onnx.plan.ascend_layers import graph_facts
-from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.layers import GraphFacts
 
 Floats = npt.NDArray[np.float32]
@@ -75,7 +74,7 @@ class FloatModel:
         lift_ir3(opened)
         name_nodes(opened)
         _refuse_quantized(opened, called)
-        return cls(model=opened, facts=graph_facts(opened, ASCEND), path=path)
+        return cls(model=opened, facts=graph_facts(opened), path=path)
 
     @property
     def name(self) -> str:

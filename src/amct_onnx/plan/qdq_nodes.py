@@ -1,19 +1,19 @@
-"""Where a Q/DQ target wants QuantizeLinear and DequantizeLinear: one decision for each node, taken once.
+"""Decide which nodes of a model a Q/DQ target computes on integers, and which tensors are quantized for them.
 
-Nodes that lead (convolutions, products with a weight) are quantized on their own account. Others follow: a sum, a
-pooling, a concatenation becomes an integer kernel where its operands are integers already; operators that move or pick
-elements also where their result is wanted quantized, so that the QuantizeLinear stands in front of them, and a tensor
-is quantized once.
+A convolution or a product with a weight is always quantized if it can be: it leads. Other nodes follow. A sum, a
+pooling or a concatenation is computed on integers where its operands are integers already. An operator that moves or
+picks elements is also computed on integers where its result is wanted quantized: the QuantizeLinear then stands in
+front of it, and a tensor is quantized once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_op, is_standard
+from amct_onnx.graph.access import input_of, is_op, name_of, optional_input
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import candidates
@@ -31,41 +31,39 @@ _CONSTANT = "its data is constant"
 def plan_qdq(model: ir.Model, target: QdqTarget, *, off: Collection[str] = ()) -> QdqPlan:
     """The plan of a fused float model whose nodes are named; the nodes named in `off` stay in float."""
     planner = _Planner(model, target, frozenset(off))
-    planner.spread()
+    planner.join_all()
     return planner.plan()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A node with a rule. `data` are its variable inputs that may be quantized, `results` what its outputs become."""
+    """A node of a type that the target has a rule for.
 
+    reason: why it cannot be quantized, None if it can. data: its variable inputs that may be quantized, with their
+    indices. constants: the indices of its constant inputs that are quantized with it. results: its outputs, or those of
+    the Relu or Clip that the target takes into the kernel.
+    """
+
+    name: str
     node: ir.Node
     rule: QdqRule
     reason: str | None
-    data: tuple[tuple[int, ir.Value], ...] = ()
-    constants: tuple[int, ...] = ()
-    results: tuple[ir.Value, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.node.name or ""
+    data: tuple[tuple[int, ir.Value], ...]
+    constants: tuple[int, ...]
+    results: tuple[ir.Value, ...]
 
 
-@dataclass
 class _Planner:
-    model: ir.Model
-    target: QdqTarget
-    off: frozenset[str]
-    tensors: dict[ir.Value, None] = field(default_factory=dict)  # quantized, in the order in which they were found
-    integer: dict[str, _Candidate] = field(default_factory=dict)
-    reads: dict[tuple[str, int], None] = field(default_factory=dict)
+    """What has been decided so far: the nodes on integers by name, what they read, and the quantized tensors."""
 
-    def __post_init__(self) -> None:
-        traits = {layer.name: layer for layer in candidates(self.model)}
-        nodes = (node for node in self.model.graph if is_standard(node) and node.op_type in self.target.rules)
-        self.candidates = [
-            self._candidate(node, traits.get(node.name or "")) for node in nodes if not _is_bookkeeping(node)
-        ]
+    def __init__(self, model: ir.Model, target: QdqTarget, off: frozenset[str]) -> None:
+        self.graph, self.target, self.off = model.graph, target, off
+        self.tensors: dict[ir.Value, None] = {}  # in the order in which they were found
+        self.integer: dict[str, _Candidate] = {}
+        self.reads: set[tuple[str, int]] = set()
+        traits = {layer.name: layer for layer in candidates(model)}
+        nodes = (node for node in model.graph if is_op(node, *target.rules) and not _is_bookkeeping(node))
+        self.candidates = [self._candidate(node, traits.get(name_of(node))) for node in nodes]
 
     def _candidate(self, node: ir.Node, traits: LayerTraits | None) -> _Candidate:
         rule = self.target.rules[node.op_type]
@@ -78,7 +76,15 @@ class _Planner:
         data = tuple((i, value) for i, value in inputs if i not in fixed)
         reason = _OFF if node.name in self.off else self._reason(node, rule, traits, data, fixed)
         results = tuple(self._result(value, rule) for value in node.outputs if value.name)
-        return _Candidate(node, rule, reason, data, tuple(fixed), results)
+        return _Candidate(
+            name=name_of(node),
+            node=node,
+            rule=rule,
+            reason=reason,
+            data=data,
+            constants=tuple(fixed),
+            results=results,
+        )
 
     def _reason(
         self,
@@ -102,10 +108,11 @@ class _Planner:
         if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
             return f"{self.target.name} has no integer kernel for interpolation"
         if node.op_type == "Pad":
-            fill = constant_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
+            given = optional_input(node, 2)
+            fill = constant_tensor(given)
             if node.attributes.get_string("mode", "constant") != "constant":
                 return None
-            if len(node.inputs) > 2 and node.inputs[2] is not None and (fill is None or fill.numpy().any()):
+            if given is not None and (fill is None or fill.numpy().any()):
                 return "it pads with something else than zeros"
         return None
 
@@ -132,17 +139,13 @@ class _Planner:
         if rule.output not in ("required", "free") or len(uses) != 1 or value.is_graph_output():
             return None
         clamp = uses[0].node
-        if (
-            clamp.graph is not self.model.graph
-            or clamp.op_type not in self.target.absorbs
-            or not is_op(clamp, *_CLAMPS)
-        ):
+        if clamp.graph is not self.graph or clamp.op_type not in self.target.absorbs or not is_op(clamp, *_CLAMPS):
             return None
         bounds = clamp.inputs[1:]
         fixed = all(bound is None or _is_scalar(bound) for bound in bounds)
         return clamp if fixed and clamp.inputs[0] is value else None
 
-    def spread(self) -> None:
+    def join_all(self) -> None:
         """Quantize what leads, then what follows, until nothing more follows."""
         size = -1
         while size != len(self.integer):
@@ -169,9 +172,8 @@ class _Planner:
         for index, value in candidate.data:
             if index != fused:
                 self.tensors[value] = None
-                self.reads[candidate.name, index] = None
-        for index in candidate.constants:
-            self.reads[candidate.name, index] = None
+                self.reads.add((candidate.name, index))
+        self.reads.update((candidate.name, index) for index in candidate.constants)
         if candidate.rule.output in ("required", "same"):
             self.tensors.update(dict.fromkeys(candidate.results))
 
@@ -187,8 +189,8 @@ class _Planner:
     def _is_near(self, value: ir.Value) -> bool:
         """Quantized, or made by a quantized node, up to a clamp."""
         producer = value.producer()
-        if producer is not None and is_op(producer, *_CLAMPS) and value not in self.tensors:
-            value = producer.inputs[0] or value
+        if is_op(producer, *_CLAMPS) and value not in self.tensors:
+            value = input_of(producer, 0)
             producer = value.producer()
         return value in self.tensors or (producer is not None and producer.name in self.integer)
 
@@ -197,19 +199,18 @@ class _Planner:
         made = {result: candidate for candidate in self.integer.values() for result in candidate.results}
         integer = {value for value, maker in made.items() if value in self.tensors and maker.rule.output != "float"}
         absorbed = {
-            clamp.name or "": candidate.name
+            name_of(clamp): candidate.name
             for candidate in self.integer.values()
             for value in candidate.node.outputs
             if (clamp := self._absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
         }
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
         return QdqPlan(
-            target=self.target.name,
             decisions=tuple(self._decision(candidate) for candidate in self.candidates),
             groups=tuple(self._groups()),
             reads=frozenset(self.reads),
             constants=constants,
-            integer=frozenset(value.name or "" for value in integer),
+            integer=frozenset(map(name_of, integer)),
             absorbed=absorbed,
         )
 
@@ -239,8 +240,8 @@ class _Planner:
         for value in self.tensors:
             members.setdefault(root(value), []).append(value)
         for group in members.values():
-            sources = tuple(value.name or "" for value in group if value not in moved)
-            yield TensorGroup(tensors=tuple(value.name or "" for value in group), sources=sources)
+            sources = tuple(name_of(value) for value in group if value not in moved)
+            yield TensorGroup(tensors=tuple(map(name_of, group)), sources=sources)
 
 
 def _is_bookkeeping(node: ir.Node) -> bool:

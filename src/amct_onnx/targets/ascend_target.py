@@ -28,7 +28,7 @@ from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import Mse, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.observe.collectors import activation_factors
-from amct_onnx.plan.ascend_layers import check_tensors, decide, make_plan, refuse_fused_tensors
+from amct_onnx.plan.ascend_layers import check_tensors, decide_layers, plan_ascend, refuse_fused_tensors
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
@@ -142,7 +142,7 @@ class AscendTarget:
         request, facts = calibration.request, calibration.source.facts
         self.check(calibration.source, request)
         settings = _settings(facts, request)
-        decisions = decide(facts, settings)
+        decisions = decide_layers(facts, settings)
         check_tensors(calibration.source.source.model, facts, settings)
         fused = calibration.source
         if request.settings is not None and not fused.factors:  # the settings may say what is fused
@@ -150,7 +150,7 @@ class AscendTarget:
         model = fused.model.clone()
         refuse_fused_tensors(model, settings)
         normalize_layers(model, frozenset(decision.layer for decision in decisions if decision.quantized))
-        floats, plan = model.clone(), make_plan(model, ASCEND, decisions, settings)
+        floats, plan = model.clone(), plan_ascend(model, decisions, settings)
         better = partial(_better_weight, calibration) if request.allows_recipe else None
         weights = quantize_weights(model, plan, facts, better)
         records = dict(weights.records)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.qdq import GridConstant, grid_constant
+from amct_onnx.graph.qdq_grids import GridConstant, grid_constant
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.targets.units import Unit, Units
 from amct_onnx.values.qdq_plan import QdqPlan

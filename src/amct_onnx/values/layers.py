@@ -151,13 +151,12 @@ class ObservedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """Computed once from model, settings and target: one decision a candidate, in graph order.
+    """Computed once from model and settings: one decision for each layer that could be quantized, in graph order.
 
     `settings` has the settings of each quantized layer, `tensors` those of the inputs of float nodes that are
     quantized and restored, by their record keys. `notes`: what a user should know of the plan, as sentences.
     """
 
-    target: str
     decisions: tuple[Decision, ...]
     observed: tuple[ObservedTensor, ...]
     settings: Mapping[str, LayerSettings]

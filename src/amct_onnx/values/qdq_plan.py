@@ -26,7 +26,6 @@ class QdqPlan:
     `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in.
     """
 
-    target: str
     decisions: tuple[Decision, ...]
     groups: tuple[TensorGroup, ...]
     reads: frozenset[tuple[str, int]]

@@ -20,8 +20,7 @@ from amct_onnx.numerics.settings import (
     TensorSettings,
     WeightSettings,
 )
-from amct_onnx.plan.ascend_layers import check_tensors, decide, graph_facts, make_plan
-from amct_onnx.values.ascend_table import ASCEND
+from amct_onnx.plan.ascend_layers import check_tensors, decide_layers, graph_facts, plan_ascend
 from amct_onnx.values.layers import Decision
 
 
@@ -37,8 +36,8 @@ def _model() -> ir.Model:
             [pool] e = AveragePool <kernel_shape=[1,1]> (c)
             [big] f = MatMul (d, m)
             [three] g1 = Conv (c, w)
-            h = Add (e, f)
-            y = Add (g1, h)
+            [last] h = Add (e, f)
+            [end] y = Add (g1, h)
         }"""
     )
     arrays = {"w": (4, 4, 1, 1), "s": (4,), "m": (1, 1, 5, 5)}
@@ -54,14 +53,14 @@ def _settings(**layers: LayerSettings) -> Settings:
 
 def _plan(settings: Settings) -> Any:
     model = _model()
-    return make_plan(model, ASCEND, decide(graph_facts(model, ASCEND), settings), settings)
+    return plan_ascend(model, decide_layers(graph_facts(model), settings), settings)
 
 
 _DISABLED = LayerSettings(quant_enable=False)
 
 
 def test_facts_of_a_model() -> None:
-    facts = graph_facts(_model(), ASCEND)
+    facts = graph_facts(_model())
     assert list(facts.layers) == ["one", "two", "runtime", "pool", "big", "three"]
     assert list(facts.supported) == ["one", "two", "pool", "three"]
     assert facts.nodes["sum"] == "Add"
@@ -71,7 +70,7 @@ def test_facts_of_a_model() -> None:
 
 
 def test_every_candidate_gets_one_decision_in_graph_order() -> None:
-    decisions = decide(graph_facts(_model(), ASCEND), _settings(two=_DISABLED))
+    decisions = decide_layers(graph_facts(_model()), _settings(two=_DISABLED))
     assert decisions == (
         Decision(layer="one", quantized=True),
         Decision(layer="two", quantized=False, reason="quant_enable is false in the configuration"),
@@ -84,13 +83,13 @@ def test_every_candidate_gets_one_decision_in_graph_order() -> None:
 
 def test_a_layer_without_settings_is_not_quantized() -> None:
     settings = Settings(layers={"three": LayerSettings()})
-    quantized = [d.layer for d in decide(graph_facts(_model(), ASCEND), settings) if d.quantized]
+    quantized = [d.layer for d in decide_layers(graph_facts(_model()), settings) if d.quantized]
     assert quantized == ["three"]
 
 
 def test_a_reason_of_the_graph_is_stronger_than_the_settings() -> None:
     settings = _settings(runtime=LayerSettings())
-    decision = next(d for d in decide(graph_facts(_model(), ASCEND), settings) if d.layer == "runtime")
+    decision = next(d for d in decide_layers(graph_facts(_model()), settings) if d.layer == "runtime")
     assert decision.reason == "its weight is computed at run time"
 
 
@@ -99,7 +98,7 @@ def test_a_reason_of_the_graph_is_stronger_than_the_settings() -> None:
 )
 def test_nothing_enabled_is_an_error_with_amcts_text(settings: Settings) -> None:
     with pytest.raises(ModelError, match=r"^No quant enable layer in quant config file, please check"):
-        decide(graph_facts(_model(), ASCEND), settings)
+        decide_layers(graph_facts(_model()), settings)
 
 
 # Groups
@@ -109,7 +108,6 @@ def test_layers_that_read_one_tensor_alike_form_a_group() -> None:
     plan = _plan(_settings())
     assert plan.groups == (("one", "two"), ("pool", "three"))
     assert plan.layers == ("one", "two", "pool", "three")
-    assert plan.target == "ascend"
 
 
 def test_only_the_activation_settings_divide_a_group() -> None:
@@ -151,7 +149,7 @@ def test_a_tensor_is_observed_with_the_layers_that_read_it_alike() -> None:
         if node.outputs[0].name == "h":
             node.name = "h"
     settings = dataclasses.replace(_settings(), tensor_quantize=tensors)
-    plan = make_plan(model, ASCEND, decide(graph_facts(model, ASCEND), settings), settings)
+    plan = plan_ascend(model, decide_layers(graph_facts(model), settings), settings)
     assert plan.groups == (("one", "two"), ("sum:1",), ("pool", "three"), ("h:0",), ("h:1",))
     assert [(t.node, t.input_index) for t in plan.observed][1:2] == [("sum", 1)]
     assert list(plan.tensors) == ["sum:1", "h:0", "h:1"]
@@ -159,7 +157,7 @@ def test_a_tensor_is_observed_with_the_layers_that_read_it_alike() -> None:
 
 def test_a_tensor_alone_is_something_to_quantize() -> None:
     settings = Settings(tensor_quantize=(_tensor("sum", 0),))
-    assert not any(d.quantized for d in decide(graph_facts(_model(), ASCEND), settings))
+    assert not any(d.quantized for d in decide_layers(graph_facts(_model()), settings))
 
 
 def test_tensors_that_cannot_be_quantized_are_refused_all_at_once() -> None:
@@ -168,14 +166,14 @@ def test_tensors_that_cannot_be_quantized_are_refused_all_at_once() -> None:
             [constant] a = Add (x, k)
             [integers] j = Add (i, i)
             [choice] y = If (c) <then_branch = t () => (float[2] p) { [inside] p = Add (x, x) },
-                                 else_branch = e () => (float[2] q) { q = Neg (x) }>
+                                 else_branch = e () => (float[2] q) { [else] q = Neg (x) }>
         }"""
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "k"))
     model = ir.from_proto(proto)
     wrong = (_tensor("constant", 1), _tensor("constant", 0), _tensor("integers", 0), _tensor("inside", 0))
     with pytest.raises(ConfigError) as caught:
-        check_tensors(model, graph_facts(model, ASCEND), Settings(tensor_quantize=wrong))
+        check_tensors(model, graph_facts(model), Settings(tensor_quantize=wrong))
     assert str(caught.value) == (
         "tensor_quantize names inputs that cannot be quantized, remove the entries: constant:1: its input 1 is a "
         "constant; integers:0: its input 0 is INT64, and only float32 is supported; inside:0: it is inside a subgraph."
@@ -216,7 +214,7 @@ def test_other_settings_keep_factors_of_their_own() -> None:
 )
 def test_unsupported_settings_are_refused_by_name(settings: Settings, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        decide(graph_facts(_model(), ASCEND), settings)
+        decide_layers(graph_facts(_model()), settings)
     assert str(caught.value) == f"Not supported by this version: {named}. Remove it from the configuration."
 
 
@@ -226,9 +224,9 @@ def test_all_unsupported_settings_are_named_at_once() -> None:
         two=LayerSettings(activation=ActivationSettings(num_bits=4)),
     )
     with pytest.raises(ConfigError, match=r"one\.activation_.*num_bits 4, two\.activation_.*num_bits 4"):
-        decide(graph_facts(_model(), ASCEND), settings)
+        decide_layers(graph_facts(_model()), settings)
 
 
 def test_settings_of_a_disabled_layer_do_not_matter() -> None:
     off = LayerSettings(quant_enable=False, dmq_strength=0.5, weight=WeightSettings(num_bits=6, solver=Nuq()))
-    assert not next(d for d in decide(graph_facts(_model(), ASCEND), _settings(one=off)) if d.layer == "one").quantized
+    assert not next(d for d in decide_layers(graph_facts(_model()), _settings(one=off)) if d.layer == "one").quantized

@@ -11,12 +11,14 @@ too comes along. Marks, which `mark_outputs` made before it was quantized, tell 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import graph_of, input_of, name_of
 from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.instrument.observers import Observer, observer_node
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
@@ -28,15 +30,14 @@ def mark_outputs(model: ir.Model, layers: Sequence[str], floats: ir.Model) -> di
 
     Outputs that the layer lacks in the model `floats` are left out: calibration may observe one that nobody else reads.
     """
-    asked = {node.name: [bool(output.name) for output in node.outputs] for node in floats.graph}
-    nodes, names = {node.name: node for node in model.graph}, ValueNames(model)
+    index, asked, names = index_graph(model), index_graph(floats), ValueNames(model)
     taken = {node.name for node in model.graph.all_nodes()}
     marks: dict[str, list[str]] = {}
     for layer in layers:
-        for index, output in enumerate(nodes[layer].outputs):
-            if not asked[layer][index]:
+        for number, output in enumerate(index.nodes[layer].outputs):
+            if not asked.nodes[layer].outputs[number].name:
                 continue
-            name = names.new(f"{layer}.compared{index}")
+            name = names.new(f"{layer}.compared{number}")
             while name in taken:
                 name = names.new(name)
             mark = ir.node(_MARK, [output], name=name, outputs=[ir.val(name, type=output.type)])
@@ -50,10 +51,10 @@ def compare_layers(model: ir.Model, quantized: ir.Model, marks: dict[str, list[s
 
     marks: of `mark_outputs`. observer: its `layers` are replaced by each layer in turn.
     """
-    floats = {node.name: node for node in model.graph}
-    pairs = {layer: _pair_outputs(floats[layer], _marked(quantized, names)) for layer, names in marks.items()}
+    floats, rivals = index_graph(model), index_graph(quantized)
+    pairs = {layer: _pair_outputs(floats.nodes[layer], _marked(rivals, names)) for layer, names in marks.items()}
     quantized.graph.outputs.clear()
-    _read_floats(model, quantized, frozenset(marks), [pair for found in pairs.values() for pair in found])
+    _read_floats(floats, rivals, quantized.graph.inputs, pairs)
     mover = _Mover(model)
     for layer in reversed(marks):  # the last one first: see graph.instrument.observers
         output, rival = pairs[layer][0]
@@ -63,16 +64,12 @@ def compare_layers(model: ir.Model, quantized: ir.Model, marks: dict[str, list[s
         model.opset_imports.setdefault(domain, version)
 
 
-def _marked(quantized: ir.Model, names: Sequence[str]) -> list[ir.Value]:
-    """What the marks read, each as a value of its own; the marks go."""
-    nodes = {node.name: node for node in quantized.graph}
-    values = []
-    for name in names:
-        mark = nodes[name]
-        value = mark.inputs[0]
-        assert value is not None  # a mark reads an output
-        quantized.graph.remove(mark, safe=True)
-        values.append(value)
+def _marked(quantized: GraphIndex, names: Sequence[str]) -> list[ir.Value]:
+    """What the marks read; the marks go."""
+    marks = [quantized.nodes[name] for name in names]
+    values = [input_of(mark, 0) for mark in marks]
+    for mark in marks:
+        graph_of(mark).remove(mark, safe=True)
     return values
 
 
@@ -81,16 +78,20 @@ def _pair_outputs(node: ir.Node, rivals: Sequence[ir.Value]) -> list[tuple[ir.Va
 
 
 def _read_floats(
-    model: ir.Model, quantized: ir.Model, layers: frozenset[str], outputs: Sequence[tuple[ir.Value, ir.Value]]
+    floats: GraphIndex,
+    rivals: GraphIndex,
+    inputs: Sequence[ir.Value],
+    outputs: Mapping[str, Sequence[tuple[ir.Value, ir.Value]]],
 ) -> None:
-    """Let every node of `quantized` read the tensors of `model` where it has them."""
-    pairs: list[tuple[ir.Value, ir.Value]] = list(outputs)
-    inputs = {value.name: value for value in model.graph.inputs}
-    pairs += [(inputs[value.name], value) for value in quantized.graph.inputs if value.name in inputs]
-    rivals = {node.name: node for node in quantized.graph}
-    for node in model.graph:
-        rival = rivals.get(node.name)
-        if rival is not None and node.name not in layers and node.op_type == rival.op_type:
+    """Let every node of the quantized model, `rivals`, read the tensors of the float model where it has them.
+
+    inputs: those of the quantized model. outputs: for each compared layer, its float outputs and their rivals.
+    """
+    pairs = [pair for found in outputs.values() for pair in found]
+    pairs += [(floats.values[name], value) for value in inputs if (name := name_of(value)) in floats.values]
+    for name, node in floats.nodes.items():
+        rival = rivals.nodes.get(name)
+        if rival is not None and name not in outputs and node.op_type == rival.op_type:
             pairs += zip(node.outputs, rival.outputs, strict=False)
     for value, other in pairs:
         for use in list(other.uses()):
@@ -112,9 +113,7 @@ class _Mover:
         elif node.graph is not self._graph:
             for source in list(values_read(node)):
                 self.bring(source)
-            source_graph = node.graph
-            assert source_graph is not None  # it has not been removed
-            source_graph.remove(node)
+            graph_of(node).remove(node)
             for output in node.outputs:
                 if output.name:
                     output.name = self._names.new(f"{output.name}.quantized")
@@ -122,10 +121,9 @@ class _Mover:
             self._graph.append(node)
 
     def _bring_initializer(self, value: ir.Value) -> None:
-        if value.graph is self._graph or value.name is None or not value.is_initializer():
+        if value.graph is self._graph or not value.is_initializer():
             return
-        assert value.graph is not None  # initializers belong to a graph
-        del value.graph.initializers[value.name]
+        del graph_of(value).initializers[name_of(value)]
         value.name = self._names.new(f"{value.name}.quantized")
         self._graph.register_initializer(value)
 

@@ -23,8 +23,10 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.constants import ValueNames
-from amct_onnx.graph.instrument.observed import Branch, remove_branch
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.instrument.side_branches import Branch, remove_branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.settings import ActivationSettings, Hfmg, Ifmr
@@ -81,13 +83,10 @@ class Observer:
 
 def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
     """Attach each observer to the observed input of its first reader, in place."""
-    nodes = {node.name: node for node in model.graph}
-    order = {node.name: position for position, node in enumerate(model.graph)}
-    names = ValueNames(model)
-    for observer in sorted(observers, key=lambda observer: order[observer.reader], reverse=True):
-        node, branch = nodes[observer.reader], Branch(model, _name(observer), names)
-        value = branch.states_of(node) if observer.stamp == "initial_h" else node.inputs[observer.input_index]
-        assert value is not None  # only inputs that are there are observed
+    index, names = index_graph(model), ValueNames(model)
+    for observer in sorted(observers, key=lambda observer: index.positions[observer.reader], reverse=True):
+        node, branch = index.nodes[observer.reader], Branch(model, _name(observer), names)
+        value = branch.states_of(node) if observer.stamp == "initial_h" else input_of(node, observer.input_index)
         value = branch.as_float32(value) if observer.op_data_type == "FLOAT16" else value
         model.graph.append(observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
@@ -100,11 +99,9 @@ def observed_values(model: ir.Model) -> list[tuple[Observer, ir.Value]]:
 
 
 def _seen(observer: ir.Node) -> ir.Value:
-    value = observer.inputs[0]
-    assert value is not None  # an observer has one input
+    value = input_of(observer, 0)
     cast = value.producer()
-    behind_cast = cast is not None and cast.op_type == "Cast" and (cast.name or "").startswith(f"{observer.name}.")
-    return (cast.inputs[0] if cast is not None and behind_cast else None) or value
+    return input_of(cast, 0) if is_op(cast, "Cast") and name_of(cast).startswith(f"{observer.name}.") else value
 
 
 def remove_observers(model: ir.Model) -> list[Observer]:
@@ -112,10 +109,9 @@ def remove_observers(model: ir.Model) -> list[Observer]:
     found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
     observers = [_parse(node) for node in found]
     for node in found:
-        value = node.inputs[0]
+        value = input_of(node, 0)
         model.graph.remove(node, safe=True)
-        if value is not None:
-            remove_branch(value, node.name or "")
+        remove_branch(value, name_of(node))
     model.opset_imports.pop(OBSERVER_DOMAIN, None)
     return observers
 

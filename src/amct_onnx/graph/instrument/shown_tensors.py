@@ -9,14 +9,15 @@ The order is that of graph.instrument.observers: each tensor is shown when it ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames
-from amct_onnx.graph.instrument.observed import Branch
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
 SHOW = "Show"
@@ -30,11 +31,13 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     graph does not have, and for a tensor that is not of a float type.
     """
     copy = model.clone()
-    graph, found, order = copy.graph, _values(copy.graph), _positions(copy.graph)
-    _check(readers, found)
+    graph, values = copy.graph, index_graph(copy).values
+    _check(readers, values)
     names, outputs = ValueNames(copy), []
-    for name in sorted(readers, key=lambda name: order[name], reverse=True):
-        value, hint = found[name], f"{name}.show"
+    # Inputs and initializers are there before the first node.
+    positions: dict[ir.Node | None, int] = {None: -1} | {node: position for position, node in enumerate(graph)}
+    for name in sorted(readers, key=lambda name: positions[values[name].producer()], reverse=True):
+        value, hint = values[name], f"{name}.show"
         if value.dtype != ir.DataType.FLOAT:
             value = Branch(copy, hint, names).as_float32(value)
         output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
@@ -47,19 +50,7 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     return copy
 
 
-def _values(graph: ir.Graph) -> dict[str, ir.Value]:
-    nodes = (output for node in graph for output in node.outputs)
-    return {value.name: value for value in (*graph.inputs, *graph.initializers.values(), *nodes) if value.name}
-
-
-def _positions(graph: ir.Graph) -> dict[str, int]:
-    """The position of each value's node; inputs and initializers are there before the first one."""
-    order = dict.fromkeys(_values(graph), -1)
-    order.update((output.name, i) for i, node in enumerate(graph) for output in node.outputs if output.name)
-    return order
-
-
-def _check(names: Sequence[str] | Mapping[str, int], found: Mapping[str, ir.Value]) -> None:
+def _check(names: Collection[str], found: Mapping[str, ir.Value]) -> None:
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ModelError(f"The model has no tensor {', '.join(unknown[:5])} in its main graph: check the names.")

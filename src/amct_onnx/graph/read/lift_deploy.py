@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.access import graph_of, is_standard, maker_of, optional_input
 from amct_onnx.graph.constants import constant_value, lift_ir3
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
@@ -97,8 +97,7 @@ class _Lifter:
         self._walk(self._model.graph)
         self._restore_int8()
         for node in reversed(self._replaced):
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
+            graph_of(node).remove(node, safe=True)
         self._drop_unused_initializers()
 
     def _walk(self, graph: ir.Graph) -> None:
@@ -145,7 +144,7 @@ class _Lifter:
         if v in self._quantized:
             raise unsupported(node, "its input is the int8 output of an AscendQuant and not the result of a layer")
         refuse_flags(node, "sqrt_mode", "relu_flag")
-        packed = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+        packed = constant_value(optional_input(node, 1))
         if packed is None or packed.dtype != np.uint64 or packed.ndim > 1:
             raise unsupported(node, "its second input must be a uint64 constant of shape [1] or [C]")
         param = unpack_dequant(packed)
@@ -187,9 +186,10 @@ class _Lifter:
 
     def _lift_layer(self, node: ir.Node) -> None:
         a = self._quantized.get(self._data(node))
-        b = self._quantized.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+        second = optional_input(node, 1)
+        b = None if second is None else self._quantized.get(second)
         if a is None and (b is None or node.op_type != "MatMul"):
-            weight = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+            weight = constant_value(optional_input(node, 1))
             if b is not None or (weight is not None and weight.dtype == np.int8):
                 raise unsupported(node, "its weight is int8 and its input is not the output of an AscendQuant")
             return  # a float layer
@@ -208,7 +208,7 @@ class _Lifter:
         else:
             layer = ops.conv if node.op_type == "Conv" else ops.conv_transpose
             result = layer(self._emit, node, a)
-        weight = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+        weight = constant_value(optional_input(node, 1))
         if node.op_type == "Gemm" or (weight is not None and node.op_type != "MatMul"):
             self._ranks[result] = 2 if weight is None else weight.ndim
         self._replace(node, result)
@@ -255,7 +255,7 @@ class _Lifter:
         x = self._quantized[self._data(node)]
         inputs = [x.value, *node.inputs[1:]]
         if node.attributes.get_string("mode", "constant") == "constant":
-            given = node.inputs[2] if len(node.inputs) > 2 else None
+            given = optional_input(node, 2)
             fill = constant_value(given)
             if given is not None and (fill is None or fill.size != 1 or fill.item() != 0):
                 raise unsupported(node, "it pads an int8 tensor with something else than the constant 0")
@@ -273,9 +273,7 @@ class _Lifter:
             count = len(node.outputs)
             largest = self._emit.op("MaxPool", [plain], list(node.attributes.values()), outputs=count)
             if count > 1:
-                producer = largest.producer()
-                assert producer is not None
-                self._take_place(node.outputs[1], producer.outputs[1])
+                self._take_place(node.outputs[1], maker_of(largest).outputs[1])
         value = self._emit.op("Cast", [largest], {"to": int(ir.DataType.UINT8)})
         self._set_quantized(node, [value], x)
 
@@ -286,9 +284,7 @@ class _Lifter:
             list(node.attributes.values()),
             outputs=len(node.outputs),
         )
-        producer = first.producer()
-        assert producer is not None
-        self._set_quantized(node, list(producer.outputs), x)
+        self._set_quantized(node, list(maker_of(first).outputs), x)
 
     # Shared parts
 
@@ -309,9 +305,10 @@ class _Lifter:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
 
     def _data(self, node: ir.Node) -> ir.Value:
-        if not node.inputs or node.inputs[0] is None:
+        value = optional_input(node, 0)
+        if value is None:
             raise unsupported(node, "it has no input")
-        return node.inputs[0]
+        return value
 
     def _float32(self, x: ir.Value) -> ir.Value:
         """x as float32. A Cast is written unless the type is certain; ONNX Runtime drops one that does nothing."""
@@ -363,11 +360,10 @@ class _Lifter:
         for old, x in self._quantized.items():
             if not old.is_graph_output() and all(use.node in leaving for use in old.uses()):
                 continue
-            producer = old.producer()
-            assert producer is not None
+            maker = maker_of(old)
             if x.low is not None:
-                raise unsupported(producer, "its int16 tensor leaves the model or enters a loop, and has no form here")
-            self._emit.at(producer)
+                raise unsupported(maker, "its int16 tensor leaves the model or enters a loop, and has no form here")
+            self._emit.at(maker)
             plain = self._emit.op("Cast", [x.value], {"to": int(ir.DataType.INT32)})
             shifted = self._emit.op("Sub", [plain, self._emit.constant(np.int32(128), "middle")])
             self._take_place(old, self._emit.op("Cast", [shifted], {"to": int(ir.DataType.INT8)}))

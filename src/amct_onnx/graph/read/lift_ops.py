@@ -17,7 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor, constant_value
+from amct_onnx.graph.access import graph_of, input_of, label_of, optional_input
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
+from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.tensors import Array, array_of, deferred
 
 _INT8_TO_UINT8 = np.uint8(0x80)
@@ -57,7 +59,7 @@ class Emitter:
         self._graph = model.graph
         self._imports = model.opset_imports
         self._names = ValueNames(model)
-        self._anchor: ir.Node | None = None
+        self._anchor: ir.Node  # `at` gives it
         self._weights: dict[tuple[ir.Value, str], ir.Value] = {}
         imports = model.opset_imports
         self.opset: int = imports.get("", imports.get("ai.onnx", 1))
@@ -76,23 +78,19 @@ class Emitter:
         domain: str = "",
     ) -> ir.Value:
         """One new node, of the default domain or of version 1 of another; its first output."""
-        assert self._anchor is not None
-        assert self._anchor.graph is not None, "the anchor was removed"
         attrs = ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else attributes
-        base = f"{self._anchor.name or self._anchor.op_type}.{op_type}"
+        base = f"{label_of(self._anchor)}.{op_type}"
         node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=base)
         if domain:
             self._imports.setdefault(domain, 1)
         for value in node.outputs:
             value.name = self._names.new(f"{base}.output{value.index()}")
-        self._anchor.graph.insert_before(self._anchor, node)
+        graph_of(self._anchor).insert_before(self._anchor, node)
         return node.outputs[0]
 
     def constant(self, array: npt.NDArray[Any] | np.generic, hint: str) -> ir.Value:
         """A new initializer of the main graph."""
-        assert self._anchor is not None
-        name = f"{self._anchor.name or self._anchor.op_type}.{hint}"
-        return add_initializer(self._graph, name, array, names=self._names)
+        return add_initializer(self._graph, f"{label_of(self._anchor)}.{hint}", array, names=self._names)
 
     def ints(self, values: Sequence[int], hint: str) -> ir.Value:
         """An int64 vector, as shapes, axes and pads are."""
@@ -101,24 +99,25 @@ class Emitter:
     def zero_point(self, zero_point: int) -> ir.Value:
         return self.constant(np.uint8(zero_point), "zero_point")
 
-    def weight(self, source: ir.Value, layout: str, arrange: Callable[[Array], Array] = np.asarray) -> ir.Value:
-        """An int8 weight as uint8, made once for all layers that read `source` in the same layout.
+    def weight(
+        self, node: ir.Node, index: int, layout: str, arrange: Callable[[Array], Array] = np.asarray
+    ) -> ir.Value:
+        """Input `index` of a layer, a constant of int8, as uint8; made once for all that read it in the same layout.
 
         `arrange` gives the array of that layout.
         """
-        if (source, layout) not in self._weights:
-            assert self._anchor is not None
-            tensor = constant_tensor(source)
-            assert tensor is not None  # `_int8_weight` has looked
+        key = input_of(node, index), layout
+        if key not in self._weights:
+            tensor = constant_input(node, index)
 
             def compute() -> Array:
                 unsigned: Array = np.ascontiguousarray(arrange(array_of(tensor))).view(np.uint8) ^ _INT8_TO_UINT8
                 return unsigned
 
             shifted = deferred(compute, np.uint8, arrange(array_of(tensor)).shape)
-            name = f"{self._anchor.name or self._anchor.op_type}.weight"
-            self._weights[source, layout] = add_initializer(self._graph, name, shifted, names=self._names)
-        return self._weights[source, layout]
+            name = f"{label_of(self._anchor)}.weight"
+            self._weights[key] = add_initializer(self._graph, name, shifted, names=self._names)
+        return self._weights[key]
 
     def as_float(self, x: Quantized) -> ir.Value:
         """The integers `u - zero_point` as float32, exactly."""
@@ -141,7 +140,7 @@ def conv(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = True) -> ir
         "ConvInteger",
         [
             x.value,
-            emit.weight(_input(node, 1), "plain"),
+            emit.weight(node, 1, "plain"),
             emit.zero_point(x.zero_point),
             emit.zero_point(WEIGHT_ZERO_POINT),
         ],
@@ -184,7 +183,7 @@ def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = T
         "ConvInteger",
         [
             value,
-            emit.weight(_input(node, 1), f"transposed in {group} groups", lambda w: _turned(w, group)),
+            emit.weight(node, 1, f"transposed in {group} groups", lambda w: _turned(w, group)),
             emit.zero_point(x.zero_point),
             emit.zero_point(WEIGHT_ZERO_POINT),
         ],
@@ -206,14 +205,13 @@ def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None = None,
     turn = bool(node.attributes.get_int("transB", 0))
     if b is None:
         _int8_weight(node)
-        source = _input(node, 1)
-        right = emit.weight(source, "turned", np.transpose) if turn else emit.weight(source, "plain")
+        right = emit.weight(node, 1, "turned", np.transpose) if turn else emit.weight(node, 1, "plain")
         zero_point = WEIGHT_ZERO_POINT
     else:
         right = emit.op("Transpose", [b.value], {"perm": [1, 0]}) if turn else b.value
         zero_point = b.zero_point
     product = _matmul_integer(emit, a.value, a.zero_point, right, zero_point)
-    constant = node.inputs[2] if bias and len(node.inputs) > 2 else None
+    constant = optional_input(node, 2) if bias else None
     if constant is None:
         return product
     return emit.op("Add", [product, emit.constant(_int32_bias(node, constant), "bias")])
@@ -225,8 +223,7 @@ def matmul(emit: Emitter, node: ir.Node, a: Quantized | None, b: Quantized | Non
     for index, side in enumerate((a, b)):
         if side is None:
             _int8_weight(node, index)
-            value = emit.weight(_input(node, index), "plain")
-            sides.append((value, WEIGHT_ZERO_POINT))
+            sides.append((emit.weight(node, index, "plain"), WEIGHT_ZERO_POINT))
         else:
             sides.append((side.value, side.zero_point))
     return _matmul_integer(emit, *sides[0], *sides[1])
@@ -241,15 +238,10 @@ def _matmul_integer(emit: Emitter, a: ir.Value, a_zero: int, b: ir.Value, b_zero
     return emit.op("MatMulInteger", [a, b, emit.zero_point(a_zero), emit.zero_point(b_zero)])
 
 
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index] if index < len(node.inputs) else None
+def _int8_weight(node: ir.Node, index: int = 1) -> npt.NDArray[np.int8]:
+    value = optional_input(node, index)
     if value is None:
         raise unsupported(node, f"input {index} is missing")
-    return value
-
-
-def _int8_weight(node: ir.Node, index: int = 1) -> npt.NDArray[np.int8]:
-    value = _input(node, index)
     array = constant_value(value)
     if array is None or array.dtype != np.int8:
         found = "not constant" if array is None else str(array.dtype)
@@ -266,7 +258,7 @@ def _int32_bias(node: ir.Node, bias: ir.Value) -> npt.NDArray[np.int32]:
 
 
 def _add_channel_bias(emit: Emitter, node: ir.Node, product: ir.Value, rank: int) -> ir.Value:
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = optional_input(node, 2)
     if bias is None:
         return product
     array = _int32_bias(node, bias).reshape(-1, *[1] * (rank - 2))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.access import input_of, is_op, name_of, producer_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
-from amct_onnx.graph.qdq import (
+from amct_onnx.graph.qdq_grids import (
     activation_params,
     clip_bounds,
     commutes,
@@ -66,7 +66,7 @@ class _Reader:
             if is_dequantize(node):
                 pair = self._pair(node)
                 if isinstance(pair, str):
-                    self._reasons[node.name or ""] = pair
+                    self._reasons[name_of(node)] = pair
                 else:
                     self._take(node, pair)
         outputs = [output for node in self._graph if (output := self._output(node)) is not None]
@@ -118,7 +118,7 @@ class _Reader:
 
     def _mark(self, dequantize: ir.Node, source: ir.Value, pair: _Pair) -> None:
         """Let the readers of `dequantize` read a marker; one serves all the DequantizeLinear of a pair (PT2E)."""
-        old, name = dequantize.outputs[0], dequantize.name or ""
+        old, name = dequantize.outputs[0], name_of(dequantize)
         key = (source, pair.params.scale.tobytes(), pair.params.zero_point.tobytes())
         if key in self._markers and not old.is_graph_output():
             old.replace_all_uses_with(self._markers[key])
@@ -131,13 +131,13 @@ class _Reader:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self._markers[key] = new
         self._tensors.append(QuantizedTensor(node=name, input_index=0, activation=pair.params, marker=True))
-        self._origins[name] = (pair.quantize.name or "", name)
+        self._origins[name] = (name_of(pair.quantize), name)
 
     def _absorbs(self, node: ir.Node, index: int, params: QParams) -> bool:
         """Whether `node`, or all that read its outputs, quantize what they read on the same grid."""
         if node.graph is not self._graph:
             return False
-        layer = self._layers.get(node.name or "")
+        layer = self._layers.get(name_of(node))
         if layer is not None and index < 2:
             own = layer.activation if index == 0 else layer.second
             return own is not None and _same(own, params)
@@ -154,8 +154,7 @@ class _Reader:
 
     def _source(self, pair: _Pair) -> ir.Value:
         """What the pair quantizes; a narrow range is clipped in float, where the bounds are on the grid."""
-        x = pair.quantize.inputs[0]
-        assert x is not None  # `_pair` has seen it
+        x = input_of(pair.quantize, 0)
         if pair.low is None or pair.high is None:
             return x
         key = (x, pair.low.tobytes(), pair.high.tobytes())
@@ -175,25 +174,17 @@ class _Reader:
         """An int8 output of the model."""
         if not is_quantize(node) or not node.outputs[0].is_graph_output() or node.outputs[0].uses():
             return None
-        grid, source = grid_of(node), node.inputs[0]
-        params = grid if isinstance(grid, str) else activation_params(grid)
+        params = _output_params(node)
         if isinstance(params, str):
-            self._reasons[node.name or ""] = params
+            self._reasons[name_of(node)] = params
             return None
-        assert not isinstance(grid, str)
-        if grid.dtype != np.dtype(np.int8):
-            self._reasons[node.name or ""] = f"it makes a {grid.dtype} output, and an AscendQuant makes int8"
-            return None
-        if source is None or source.dtype not in (None, ir.DataType.FLOAT):
-            self._reasons[node.name or ""] = "what is quantized is not float32"
-            return None
-        return QuantizedOutput(node=node.name or "", activation=params)
+        return QuantizedOutput(node=name_of(node), activation=params)
 
     def _kept(self, outputs: set[str]) -> tuple[Kept, ...]:
         """What is left: the reason of a DequantizeLinear is also that of the QuantizeLinear before it."""
         kept = []
         for node in self._model.graph.all_nodes():
-            name = node.name or ""
+            name = name_of(node)
             reason = self._reasons.get(name)
             if node.graph is not self._graph and (is_quantize(node) or is_dequantize(node)):
                 reason = "it is inside a subgraph"
@@ -208,18 +199,30 @@ class _Reader:
         return tuple(kept)
 
 
+def _output_params(quantize: ir.Node) -> QParams | str:
+    """The factors of an int8 output of the model, or why it stays as it is."""
+    grid, source = grid_of(quantize), quantize.inputs[0]
+    if isinstance(grid, str):
+        return grid
+    params = activation_params(grid)
+    if isinstance(params, str):
+        return params
+    if grid.dtype != np.dtype(np.int8):
+        return f"it makes a {grid.dtype} output, and an AscendQuant makes int8"
+    if source is None or source.dtype not in (None, ir.DataType.FLOAT):
+        return "what is quantized is not float32"
+    return params
+
+
 def _origin(dequantize: ir.Node) -> tuple[ir.Node, list[ir.Node]]:
     """The node that makes the integers of a DequantizeLinear, and the Clip and Cast nodes between them, in order."""
     node, between = dequantize, list[ir.Node]()
-    while True:
-        value = node.inputs[0]
-        producer = value.producer() if value is not None else None
-        if producer is None:
-            return node, between
+    while (producer := producer_of(node, 0)) is not None:
         node = producer
-        if not is_standard(node) or node.op_type not in ("Clip", "Cast", "Identity"):
-            return node, between
+        if not is_op(node, "Clip", "Cast", "Identity"):
+            break
         between.insert(0, node)
+    return node, between
 
 
 def _narrowed(between: list[ir.Node], limits: tuple[float, float], dtype: ir.DataType) -> tuple[float, float] | str:
@@ -241,11 +244,9 @@ def _same(a: QParams, b: QParams) -> bool:
 
 
 # What only feeds a quantization that is gone.
-_FEEDERS = frozenset(
-    {
-        *("Constant", "ConstantOfShape", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
-        *("Cast", "Clip"),
-    }
+_FEEDERS = (
+    *("Constant", "ConstantOfShape", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+    *("Cast", "Clip"),
 )
 
 
@@ -257,12 +258,11 @@ def sweep(value: ir.Value | None) -> None:
         if gone is None or gone.graph is None or gone.uses() or gone.is_graph_output() or gone.is_graph_input():
             continue
         if gone.is_initializer():
-            assert gone.name is not None, "initializers have names"
-            del gone.graph.initializers[gone.name]
+            del gone.graph.initializers[name_of(gone)]
             continue
         node = gone.producer()
         if node is None or node.graph is None or any(output.uses() for output in node.outputs):
             continue
-        if is_quantize(node) or is_dequantize(node) or (is_standard(node) and node.op_type in _FEEDERS):
+        if is_quantize(node) or is_dequantize(node) or is_op(node, *_FEEDERS):
             pending.extend(node.inputs)
             node.graph.remove(node, safe=True)

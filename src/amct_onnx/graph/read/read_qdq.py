@@ -29,7 +29,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, layer_of
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.graph.qdq import (
+from amct_onnx.graph.qdq_grids import (
     GridConstant,
     activation_params,
     commutes,

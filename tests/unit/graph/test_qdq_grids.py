@@ -12,7 +12,7 @@ from flow import build, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_onnx.graph.qdq import GridConstant, activation_params, commutes, grid_constant, grid_of
+from amct_onnx.graph.qdq_grids import GridConstant, activation_params, commutes, grid_constant, grid_of
 
 F, I8, U8 = np.float32, np.int8, np.uint8
 Q8 = np.arange(-128, 112, dtype=np.int16).astype(I8).reshape(2, 3, 40)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.access import optional_input
+from amct_onnx.graph.access import graph_of, name_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.recurrent import HIDDEN
 
@@ -58,16 +58,14 @@ class Branch:
 def remove_branch(value: ir.Value, observer: str) -> None:
     """Undo what `Branch` did for the observer named `observer`, which read `value` and is gone."""
     prefix = f"{observer}."
-    node, graph = value.producer(), value.graph
-    if value.uses() or value.is_graph_output() or not (value.name or "").startswith(prefix):
+    node = value.producer()
+    if value.uses() or value.is_graph_output() or not name_of(value).startswith(prefix):
         return
     if value.is_initializer():
-        assert graph is not None, "an initializer is in a graph"
-        del graph.initializers[value.name or ""]
-    elif node is not None and (node.name or "").startswith(prefix):
+        del graph_of(value).initializers[name_of(value)]
+    elif node is not None and name_of(node).startswith(prefix):
         inputs = [source for source in node.inputs if source is not None]
-        assert node.graph is not None, "it has not been removed yet"
-        node.graph.remove(node, safe=True)
+        graph_of(node).remove(node, safe=True)
         for source in inputs:
             remove_branch(source, observer)
     else:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
-from amct_onnx.graph.branches import joined_tensors
+from amct_onnx.graph.joint_tensors import joined_tensors
 
 
 def _sets(body: str, outputs: str = "float[2] y") -> set[frozenset[str]]:

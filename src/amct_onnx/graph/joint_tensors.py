@@ -15,14 +15,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.access import input_of, is_op
 from amct_onnx.graph.constants import constant_tensor
 
-_KEEPS_GRID = frozenset(
-    {
-        *("Relu", "Clip", "MaxPool", "GlobalMaxPool", "Identity", "Dropout"),
-        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "SpaceToDepth"),
-    }
+_KEEPS_GRID = (
+    *("Relu", "Clip", "MaxPool", "GlobalMaxPool", "Identity", "Dropout"),
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "SpaceToDepth"),
 )
 
 
@@ -40,10 +38,10 @@ def joined_tensors(model: ir.Model) -> dict[ir.Value, ir.Value]:
         return value
 
     for node in model.graph:
-        if node.op_type != "Add" or not is_standard(node):
+        if not is_op(node, "Add"):
             continue
-        first, second = node.inputs
-        if first is None or second is None or any(constant_tensor(value) is not None for value in (first, second)):
+        first, second = input_of(node, 0), input_of(node, 1)
+        if any(constant_tensor(value) is not None for value in (first, second)):
             continue
         for value in (*_sources(first), *_sources(second)):
             parents[root(value)] = root(first)
@@ -56,5 +54,4 @@ def _sources(operand: ir.Value) -> Iterator[ir.Value]:
     while value is not None:
         yield value
         producer = value.producer()
-        keeps = producer is not None and producer.op_type in _KEEPS_GRID and is_standard(producer)
-        value = producer.inputs[0] if producer is not None and keeps and value is producer.outputs[0] else None
+        value = producer.inputs[0] if is_op(producer, *_KEEPS_GRID) and value is producer.outputs[0] else None
