@@ -64,7 +64,7 @@ class Counting:
 
     def __init__(self, model: ir.Model, images: np.ndarray) -> None:
         self.images, self.calls = images, 0
-        (self.exact,) = open_session(model.clone(), None).run(None, {"x": images})
+        (self.exact,) = open_session(model.clone()).run(None, {"x": images})
 
     def __call__(self, session: ort.InferenceSession) -> float:
         self.calls += 1
@@ -73,7 +73,7 @@ class Counting:
 
 
 def session_of(result: amct_onnx.QuantizedModel) -> ort.InferenceSession:
-    return open_deployed(result.model()) if result.target == "ascend" else open_session(result.model(), None)
+    return open_deployed(result.model()) if result.target == "ascend" else open_session(result.model())
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])

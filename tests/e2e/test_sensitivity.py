@@ -72,8 +72,8 @@ def effect_of(quantized: amct_onnx.QuantizedModel, model: ir.Model, images: np.n
     if quantized.target == "ascend":
         session = open_deployed(quantized.model())
     else:
-        session = open_session(quantized.model(), None, options)
-    (exact,), (got,) = (s.run(None, {"x": images}) for s in (open_session(model.clone(), None), session))
+        session = open_session(quantized.model(), options)
+    (exact,), (got,) = (s.run(None, {"x": images}) for s in (open_session(model.clone()), session))
     return float(((got - exact) ** 2).sum() / (exact**2).sum())
 
 
@@ -121,8 +121,8 @@ def test_one_calibration_and_none_for_a_quantized_model(
     model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
-    run = collect.run_batch
-    monkeypatch.setattr(collect, "run_batch", lambda session, feed: (runs.append(1), run(session, feed))[1])
+    run = collect.run_feed
+    monkeypatch.setattr(collect, "run_feed", lambda *args, **texts: (runs.append(1), run(*args, **texts))[1])
     found = amct_onnx.sensitivity(model, images, batch_size=8, samples=4)
     assert len(runs) == 4
     result = amct_onnx.quantize(model, images, batch_size=8)
@@ -173,7 +173,7 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     session_options = ort.SessionOptions()
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()
-    session = open_deployed(lowered) if target == "ascend" else open_session(lowered, None, session_options)
+    session = open_deployed(lowered) if target == "ascend" else open_session(lowered, session_options)
     effect = Judge(ir.load(path), samples).noise_of(session)
     assert found.sqnr == pytest.approx(decibel(effect), abs=TOGETHER_DB)
     assert len(str(found).splitlines()) <= 15
@@ -193,9 +193,7 @@ def test_layers_of_float16(model: ir.Model, images: np.ndarray) -> None:
     data = images.astype(np.float16)
     found = amct_onnx.sensitivity(half, data, target="ascend", samples=len(images))
     result = amct_onnx.quantize(half, data, target="ascend")
-    (exact,), (got,) = (
-        s.run(None, {"x": data}) for s in (open_session(half.clone(), None), open_deployed(result.model()))
-    )
+    (exact,), (got,) = (s.run(None, {"x": data}) for s in (open_session(half.clone()), open_deployed(result.model())))
     exact, got = exact.astype(np.float64), got.astype(np.float64)
     assert {layer.layer for layer in found.layers} >= set(LAYERS)
     assert found.sqnr == pytest.approx(decibel(((got - exact) ** 2).sum() / (exact**2).sum()), abs=CLOSE_DB)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ import onnxruntime as ort
 
 from amct_onnx.errors import DataError
 from amct_onnx.measure.rounded_network import FLOAT_TYPES, power
-from amct_onnx.run.session import QUIET, one_line, open_exact_session, open_session
+from amct_onnx.run.session import Feed, open_exact_session, open_session, quiet, run_feed
 
-Feed = Mapping[str, npt.NDArray[Any]]
 _LIKE = 1e-6  # noise over signal of float kernels for batches of another size, with room
 
 
@@ -25,7 +24,7 @@ class Judge:
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed], *, apart: Sequence[Feed] = ()) -> None:
-        session = open_session(model, None, _options())
+        session = open_session(model, quiet())
         self._places = [place for place, value in enumerate(session.get_outputs()) if value.type in FLOAT_TYPES]
         self._feeds = feeds
         self._exact = [self._run(session, feed) for feed in feeds]
@@ -51,14 +50,5 @@ class Judge:
         return float((noise / np.where(self._signal > 0, self._signal, 1.0)).mean())
 
     def _run(self, session: ort.InferenceSession, feed: Feed) -> list[npt.NDArray[Any]]:
-        try:
-            outputs = session.run(None, dict(feed))
-        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
+        outputs = run_feed(session, feed)
         return [outputs[place] for place in self._places]
-
-
-def _options() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = QUIET
-    return options

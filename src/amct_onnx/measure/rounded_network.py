@@ -12,12 +12,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.errors import DataError, ModelError
+from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.segments import Segment, cut_model, cut_tensors
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
-from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.run.threads import processors
 from amct_onnx.values.roundings import Change
 
@@ -135,21 +135,13 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 def _run(session: ort.InferenceSession, segment: Segment, edges: Tensors, tensors: Tensors) -> dict[str, Array]:
     feed = {**edges, **{name: tensors[name] for name in segment.inputs}}
     names = [value.name or "" for value in segment.outputs]
-    try:
-        return dict(zip(names, session.run(names, feed), strict=True)) if names else {}
-    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-        raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
+    return dict(zip(names, run_feed(session, feed, names), strict=True)) if names else {}
 
 
 def _open(model: ir.Model, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    options = options or ort.SessionOptions()
-    options.log_severity_level = QUIET
-    options.intra_op_num_threads = 1
-    options.enable_cpu_mem_arena = False  # hundreds of sessions would keep what each has ever needed
-    try:
-        return open_session(model, None, options)
-    except SessionError as error:
-        raise ModelError(f"ONNX Runtime cannot run a part of the model: {error}") from error
+    chosen = quiet(options, threads=1)
+    chosen.enable_cpu_mem_arena = False  # hundreds of sessions would keep what each has ever needed
+    return open_session(model, chosen, cannot="run a part of the model")
 
 
 def _own_constants(model: ir.Model, constants: Constants) -> None:
@@ -177,10 +169,7 @@ def _learn_types(model: ir.Model, feed: Tensors) -> dict[str, tuple[int, ...]]:
     session = _open(view, options)
     kinds = {argument.name: argument.type for argument in session.get_outputs()}
     names = [value.name or "" for value in values]
-    try:
-        found = dict(zip(names, session.run(names, dict(feed)), strict=True))
-    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-        raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
+    found = dict(zip(names, run_feed(session, feed, names), strict=True))
     for value in values:
         match = _ELEMENTS.fullmatch(kinds[value.name or ""])
         if match is None or match[1] not in _TYPES:

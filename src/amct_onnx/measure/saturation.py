@@ -6,7 +6,8 @@ from functools import cache
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
+
+from amct_onnx.run.session import open_session, quiet
 
 _SIZE = 64
 
@@ -20,10 +21,7 @@ def saturates() -> bool:
     """
     a = np.full((_SIZE, _SIZE), 255, np.uint8)
     b = np.full((_SIZE, _SIZE), 127, np.int8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(_product(b), options, providers=["CPUExecutionProvider"])
+    session = open_session(_product(b), quiet(threads=1))
     exact = a.astype(np.int64) @ b.astype(np.int64)
     return not np.array_equal(session.run(None, {"a": a})[0], exact)
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.errors import CalibrationError, DataError
-from amct_onnx.graph.instrument.shown_tensors import show_tensors
-from amct_onnx.observe.histograms import MOST_WORKERS, run_batch
-from amct_onnx.observe.operators import session_options
+from amct_onnx.observe.histograms import MOST_WORKERS
+from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import showing
-from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.session import Feed, run_feed
 from amct_onnx.run.threads import processors, run_side_by_side
 
 Floats = npt.NDArray[np.float32]
-Feed = Mapping[str, npt.NDArray[Any]]
 
 
 class _Reader:
@@ -56,20 +52,11 @@ def channel_maxima(
     """
     readers = {name: _Reader(axis) for name in tensors}
     workers = min(processors(), MOST_WORKERS)
-    options = session_options()
-    options.log_severity_level = QUIET
-    options.intra_op_num_threads = max(1, processors() // workers)
     with showing(readers) as numbers:
-        try:
-            session = open_session(show_tensors(model, numbers), None, options)
-        except SessionError as error:
-            raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
-        with closing(run_side_by_side(partial(run_batch, session), feeds, workers)) as runs:
+        session = open_showing(model, numbers, threads=max(1, processors() // workers))
+        with closing(run_side_by_side(partial(run_feed, session), feeds, workers)) as runs:
             for _, running in runs:
-                try:
-                    running.result()
-                except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-                    raise DataError(f"ONNX Runtime cannot run the model with a sample: {one_line(reason)}") from reason
+                running.result()
         del session, runs
     found = {name: reader.largest for name, reader in readers.items() if reader.largest is not None}
     return {name: largest for name, largest in found.items() if np.isfinite(largest).all()}

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain, islice
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError
-from amct_onnx.graph.instrument.shown_tensors import show_tensors
 from amct_onnx.numerics.statistics.accumulator import Accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-from amct_onnx.observe.operators import session_options
+from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import counting
-from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.session import Feed, run_feed
 from amct_onnx.run.threads import processors, run_side_by_side
-
-Feed = Mapping[str, npt.NDArray[Any]]
 
 # Batches that run side by side at most: the activations of each are in memory.
 MOST_WORKERS = 4
@@ -51,19 +47,14 @@ def collect_statistics(
         return {}
     source, threads = iter(feeds), processors()
     first = list(islice(source, min(threads, MOST_WORKERS)))
-    workers = max(1, len(first))
+    workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1)
     with (
         _open(model, names, workers, threads // workers) as (session, accumulators),
-        closing(run_side_by_side(_counting(session, accumulators), chain(first, source), workers)) as runs,
+        closing(run_side_by_side(partial(_run, session, accumulators), numbered, workers)) as runs,
     ):
         done = 0
-        for done, (feed, running) in enumerate(runs, 1):
-            try:
-                suspect = running.result()
-            except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-                text = f"Batch {done}: ONNX Runtime cannot run the model with it: {one_line(reason)}"
-                raise DataError(text) from reason
-            if suspect:
+        for (done, feed), running in runs:
+            if running.result():
                 _check(model, names, feed, done)
             if progress is not None:
                 progress(done)
@@ -72,43 +63,27 @@ def collect_statistics(
         return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
 
 
-def run_batch(session: ort.InferenceSession, feed: Feed) -> None:
-    """Run one batch; every inference of a calibration is a call of this function."""
-    session.run(None, dict(feed))
-
-
 @contextmanager
 def _open(
     model: ir.Model, names: Sequence[str], workers: int, threads: int
 ) -> Iterator[tuple[ort.InferenceSession, dict[str, Accumulator]]]:
     """A session that counts the named tensors of `workers` batches at a time, each on `threads` threads."""
     with counting(names, min(workers * threads, 16)) as counted:
-        observed = show_tensors(model, {name: number for name, (number, _) in counted.items()})
-        options = session_options()
-        options.log_severity_level = QUIET
-        options.intra_op_num_threads = threads
-        try:
-            session = open_session(observed, None, options)
-        except SessionError as error:
-            raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
-        del observed
+        session = open_showing(model, {name: number for name, (number, _) in counted.items()}, threads=threads)
         yield session, {name: accumulator for name, (_, accumulator) in counted.items()}
 
 
-def _counting(session: ort.InferenceSession, accumulators: Mapping[str, Accumulator]) -> Callable[[Feed], bool]:
-    """Runs a feed: whether a tensor was wrong, in this feed or in one that ran meanwhile."""
-
-    def run(feed: Feed) -> bool:
-        run_batch(session, feed)
-        return any(accumulator.wrong for accumulator in accumulators.values())
-
-    return run
+def _run(session: ort.InferenceSession, accumulators: Mapping[str, Accumulator], item: tuple[int, Feed]) -> bool:
+    """Run a feed, which comes with its number. True if a tensor was wrong, in this one or in one that ran meanwhile."""
+    number, feed = item
+    run_feed(session, feed, where=f"Batch {number}: ", what="the model with it")
+    return any(accumulator.wrong for accumulator in accumulators.values())
 
 
 def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> None:
     """Raise CalibrationError if a tensor of this feed is wrong: it runs once more, alone."""
     with _open(model, names, 1, 1) as (session, accumulators):
-        run_batch(session, feed)
+        _run(session, accumulators, (number, feed))
         for name, accumulator in accumulators.items():
             if accumulator.wrong:
                 raise CalibrationError(f"Tensor {name} of batch {number}: {accumulator.wrong}")

@@ -8,20 +8,24 @@ raises: an exception inside an operator would end the process.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+import onnx_ir as ir
+import onnxruntime as ort
 
+from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.instrument.observers import TASK_OPERATORS
-from amct_onnx.graph.instrument.shown_tensors import SHOW
+from amct_onnx.graph.instrument.shown_tensors import SHOW, show_tensors
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 from amct_onnx.numerics.statistics.accumulator import compiled_functions
 from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
+from amct_onnx.run.session import open_session, quiet
 
 _compiled: Any
 try:
@@ -30,16 +34,27 @@ except ImportError:  # built without a compiler
     _compiled = None
 
 
-def session_options() -> onnxruntime.SessionOptions:
+def session_options() -> ort.SessionOptions:
     """New session options on which the calibration operators are registered.
 
     Memory patterns are off: with them the runtime holds a second copy of all activations to save allocations that
     calibration does not notice.
     """
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.enable_mem_pattern = False
     options.register_custom_ops_library(_compiled_library() if _compiled is not None else _python_library())
     return options
+
+
+def open_showing(model: ir.Model, readers: Mapping[str, int], *, threads: int) -> ort.InferenceSession:
+    """A session that shows each tensor named in `readers` to the reader of its number, and computes nothing else.
+
+    `threads` run one node. Raises ModelError as `show_tensors` does, and CalibrationError if ONNX Runtime cannot run
+    the model.
+    """
+    options = quiet(session_options(), threads=threads)
+    cannot = "run the model for calibration"
+    return open_session(show_tensors(model, readers), options, cannot=cannot, error=CalibrationError)
 
 
 @cache

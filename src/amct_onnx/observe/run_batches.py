@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import onnxruntime as ort
-
 from amct_onnx.data.raw_folders import BatchFiles
-from amct_onnx.errors import CalibrationError, DataError
+from amct_onnx.errors import CalibrationError
 from amct_onnx.observe.calibration import check
 from amct_onnx.observe.operators import session_options
-from amct_onnx.run.session import QUIET, one_line
+from amct_onnx.run.session import open_session, quiet, run_feed
 
 
 def feed(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int]:
@@ -24,21 +22,12 @@ def feed(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int
     Yields the number of batches that are done, after each. Raises CalibrationError if the model cannot be opened, and
     DataError with the files of a batch that it refuses.
     """
-    options = session_options()
-    options.log_severity_level = QUIET
-    try:
-        session = ort.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
-    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-        raise CalibrationError(f"ONNX Runtime cannot open the calibration model: {one_line(reason)}") from reason
+    options, cannot = quiet(session_options()), "open the calibration model"
+    session = open_session(model_path, options, cannot=cannot, error=CalibrationError)
     for index, files in enumerate(batches.files):
         arrays = batches.read(index)
-        try:
-            with _deferred_signals():
-                session.run(None, arrays)
-        except Exception as reason:
-            names = ", ".join(map(str, files))
-            text = f"{names}: ONNX Runtime cannot run the model with this batch: {one_line(reason)}"
-            raise DataError(text) from reason
+        with _deferred_signals():
+            run_feed(session, arrays, where=f"{', '.join(map(str, files))}: ", what="the model with this batch")
         check(os.path.realpath(record_path))
         yield index + 1
 

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.instrument.shown_tensors import show_tensors
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.float_weights import layer_columns
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -33,14 +31,13 @@ from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.gram_sum import WAITING, GramSum
 from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.observe.histograms import MOST_WORKERS, run_batch
-from amct_onnx.observe.operators import session_options
+from amct_onnx.observe.histograms import MOST_WORKERS
+from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import showing
-from amct_onnx.run.session import QUIET, SessionError, one_line, open_session
+from amct_onnx.run.session import Feed, run_feed
 from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 
 Floats = npt.NDArray[np.float32]
-Feed = Mapping[str, npt.NDArray[Any]]
 
 MEMORY = 256 << 20
 # Columns that a layer of n inputs takes of all feeds.
@@ -163,24 +160,21 @@ def _collect(model: ir.Model, jobs: Sequence[_Job], feeds: Collection[Feed]) -> 
     tensors = {job.tensor: [other for other in jobs if other.tensor == job.tensor] for job in jobs}
     readers = {tensor: _Reader(some, current) for tensor, some in tensors.items()}
     with one_blas_thread(), showing(readers) as numbers:
-        run = partial(_run, _session(model, numbers, max(1, processors() // workers)), current)
+        session = open_showing(model, numbers, threads=max(1, processors() // workers))
+        run = partial(_run, session, current)
         with closing(run_side_by_side(run, enumerate(feeds), workers)) as runs:
-            for (number, _), running in runs:
-                try:
-                    shown = running.result()
-                except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-                    text = f"Batch {number + 1}: ONNX Runtime cannot run the model with it: {one_line(reason)}"
-                    raise DataError(text) from reason
-                _add(totals, shown)
-        del run, runs
+            for _, running in runs:
+                _add(totals, running.result())
+        del session, run, runs
         with ThreadPoolExecutor(processors()) as pool:
             list(pool.map(GramSum.multiply, totals.values()))
     return totals
 
 
 def _run(session: ort.InferenceSession, current: threading.local, item: tuple[int, Feed]) -> _Run:
-    current.run = shown = _Run(number=item[0])
-    run_batch(session, item[1])
+    number, feed = item
+    current.run = shown = _Run(number=number)
+    run_feed(session, feed, where=f"Batch {number + 1}: ", what="the model with it")
     return shown
 
 
@@ -194,13 +188,3 @@ def _add(totals: Mapping[str, GramSum], run: _Run) -> None:
                 totals[layer].add(columns)
     except ValueError as wrong:
         raise CalibrationError(f'Layer "{layer}", batch {run.number + 1}: {wrong}') from wrong
-
-
-def _session(model: ir.Model, numbers: Mapping[str, int], threads: int) -> ort.InferenceSession:
-    options = session_options()
-    options.log_severity_level = QUIET
-    options.intra_op_num_threads = threads
-    try:
-        return open_session(show_tensors(model, numbers), None, options)
-    except SessionError as error:
-        raise CalibrationError(f"ONNX Runtime cannot run the model for calibration: {error}") from error

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from amct_onnx.errors import ModelError
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.graph.read.lift_deploy import has_ascend_operators, lift_deploy
-from amct_onnx.run.session import SessionError, open_session
+from amct_onnx.run.session import open_session
 
 # Optimizers of ONNX Runtime that merge the Mul of a quantization into a float operator in front of it (into the
 # weights of a Conv, for instance). That rounds differently, and now and then the integer is another one.
@@ -57,9 +57,12 @@ def _open(
     providers: Sequence[Any] | None = None,
 ) -> ort.InferenceSession:
     lift_deploy(model)
-    try:
-        return open_session(
-            model, path, sess_options, providers, disabled_optimizers=_INEXACT_OPTIMIZERS, own_options=False
-        )
-    except SessionError as error:
-        raise ModelError(f"ONNX Runtime cannot run the integers of {name}: {error}") from error
+    return open_session(
+        model,
+        sess_options,
+        cannot=f"run the integers of {name}",
+        providers=providers,
+        disabled_optimizers=_INEXACT_OPTIMIZERS,
+        own_options=False,
+        path=path,
+    )

@@ -1,22 +1,23 @@
-"""Opening a model that is in memory as a session of ONNX Runtime."""
+"""Sessions of ONNX Runtime: opening one, running it, and what is said when it refuses."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.errors import ModelError, OutputError
+from amct_onnx.errors import AmctError, DataError, ModelError, OutputError
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.run.temporary_files import place_with_room
 
-QUIET = 4  # ONNX Runtime's own lines on stderr: fatal ones only, since an error is raised as well
+Feed = Mapping[str, npt.NDArray[Any]]
 
 # The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
 _MAX_INLINE_BYTES = 1 << 27
@@ -24,47 +25,59 @@ _LEAST_LENT = 1 << 12  # bytes of an initializer
 _LENT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 
 
-class SessionError(ModelError):
-    """ONNX Runtime refuses a model; the message is its reason, in one line."""
+def quiet(options: ort.SessionOptions | None = None, *, threads: int = 0) -> ort.SessionOptions:
+    """Options for a session of our own, which prints nothing; `threads` run one node, 0 leaves it to ONNX Runtime.
+
+    `options` are changed and returned, if there are some to begin with.
+    """
+    chosen = ort.SessionOptions() if options is None else options
+    chosen.log_severity_level = 4  # fatal errors only: any other is raised as well
+    chosen.intra_op_num_threads = threads
+    return chosen
 
 
 def open_session(
-    model: ir.Model,
-    path: Path | None,
-    sess_options: ort.SessionOptions | None = None,
-    providers: Sequence[Any] | None = None,
+    model: ir.Model | bytes | str,
+    options: ort.SessionOptions | None = None,
     *,
+    cannot: str = "run the model",
+    error: type[AmctError] = ModelError,
+    providers: Sequence[Any] | None = None,
     disabled_optimizers: Sequence[str] = (),
     own_options: bool = True,
+    path: Path | None = None,
 ) -> ort.InferenceSession:
-    """A session that runs `model`, which came from the file `path`; without providers on the CPU.
+    """A session that runs `model`: one in memory, the bytes of one, or a file. Without providers it is on the CPU.
 
-    own_options: whether `sess_options` are for this session alone, and may be changed.
+    own_options: whether `options` are for this session alone, and may be changed. path: where a model in memory came
+    from.
 
-    A large model goes through a temporary file as long as the session opens, in the folder of `path` if the system's
-    has no room. Raises SessionError, or OutputError if no disk has the room.
+    A large model in memory goes through a temporary file as long as the session opens, in the folder of `path` if the
+    system's has no room. Raises `error` with the text "ONNX Runtime cannot <cannot>: <its reason>", or OutputError if
+    no disk has the room.
     """
-
-    options = ort.SessionOptions() if sess_options is None else sess_options
+    chosen = ort.SessionOptions() if options is None else options
 
     def session(source: str | bytes) -> ort.InferenceSession:
         try:
             return ort.InferenceSession(
                 source,
-                sess_options=options,
+                sess_options=chosen,
                 providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
                 disabled_optimizers=list(disabled_optimizers),
             )
-        except Exception as error:  # ONNX Runtime has a class for each status code, and they share no base
-            raise SessionError(one_line(error)) from error
+        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+            raise error(f"ONNX Runtime cannot {cannot}: {one_line(reason)}") from reason
 
+    if not isinstance(model, ir.Model):
+        return session(model)
     if model_bytes(model) <= _MAX_INLINE_BYTES:
         inline: ir.Model = ir.external_data.load_to_model(model)
         lent: dict[str, ort.OrtValue] = {}
-        if own_options or sess_options is None:
+        if own_options or options is None:
             inline, lent = _lend(inline)
         if lent:
-            options.add_external_initializers(list(lent), list(lent.values()))
+            chosen.add_external_initializers(list(lent), list(lent.values()))
         opened = session(ir.to_proto(inline).SerializeToString())
         opened.lent = lent  # what the runtime does not copy must live as long
         return opened
@@ -74,18 +87,36 @@ def open_session(
         file = Path(folder) / "model.onnx"
         try:
             ir.save(model, file, external_data="model.data")
-        except OSError as error:
-            text = f"takes a temporary file {file}: {error.strerror or error}"
-            raise OutputError(f"Running {path or 'the model'} {text}.") from error
+        except OSError as reason:
+            text = f"takes a temporary file {file}: {reason.strerror or reason}"
+            raise OutputError(f"Running {path or 'the model'} {text}.") from reason
         return session(str(file))
 
 
 def open_exact_session(model: ir.Model) -> ort.InferenceSession:
     """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do."""
-    options = ort.SessionOptions()
-    options.log_severity_level = QUIET
+    options = quiet()
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return open_session(model, None, options)
+    return open_session(model, options)
+
+
+def run_feed(
+    session: ort.InferenceSession,
+    feed: Feed,
+    names: Sequence[str] | None = None,
+    *,
+    where: str = "",
+    what: str = "the model with a sample",
+) -> list[npt.NDArray[Any]]:
+    """The outputs of one run: those of `names`, or all. `feed` has an array for each input.
+
+    Raises DataError with the text "<where>ONNX Runtime cannot run <what>: <its reason>".
+    """
+    try:
+        outputs: list[npt.NDArray[Any]] = session.run(names, dict(feed))
+    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
+        raise DataError(f"{where}ONNX Runtime cannot run {what}: {one_line(reason)}") from reason
+    return outputs
 
 
 def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:

@@ -61,7 +61,7 @@ class PackedWeights:
         return (file,)
 
     def session(self) -> Any:
-        return open_session(self.model(), None)
+        return open_session(self.model())
 
     def exact_session(self) -> Any:
         return self.session()

@@ -98,7 +98,7 @@ class QdqLowered:
         return (file,)
 
     def session(self) -> Any:
-        return open_session(self.model(), None)
+        return open_session(self.model())
 
     def exact_session(self) -> Any:
         return open_exact_session(self.model())

@@ -112,8 +112,8 @@ def test_the_number_of_threads_does_not_matter(threads: int, monkeypatch: pytest
 
 def test_every_batch_runs_once_and_few_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    run_batch = collect.run_batch
-    monkeypatch.setattr(collect, "run_batch", lambda *args: (runs.append(1), run_batch(*args)))
+    run = collect.run_feed
+    monkeypatch.setattr(collect, "run_feed", lambda *args, **texts: (runs.append(1), run(*args, **texts)))
     done, ahead = [0], []
 
     def feeds() -> Iterator[dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ def lend_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lent_weights_compute_what_those_of_a_file_do() -> None:
     proto, feed = two_convs(), {"x": normal(0, 2, 3, 5, 5)}
-    session = open_session(ir.from_proto(proto), None)
+    session = open_session(ir.from_proto(proto))
     assert session.lent
     expected = ort.InferenceSession(proto.SerializeToString(), providers=CPU).run(None, feed)
     for got, wanted in zip(session.run(None, feed), expected, strict=True):
@@ -31,7 +31,7 @@ def test_lent_weights_compute_what_those_of_a_file_do() -> None:
 def test_the_model_keeps_its_weights() -> None:
     model = ir.from_proto(two_convs())
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    open_session(model, None)
+    open_session(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -45,7 +45,7 @@ def test_weights_may_go_when_the_session_is_there() -> None:
             shape=value.const_value.shape,
             name=value.name,
         )
-    session = open_session(model, None)
+    session = open_session(model)
     expected = session.run(None, feed)
     del model
     ballast = [np.full(1 << 12, np.nan, np.float32) for _ in range(1000)]  # where memory was given back, this is now
@@ -58,7 +58,7 @@ def test_options_of_others_stay_theirs() -> None:
     options = ort.SessionOptions()
     feed = {"x": normal(0, 2, 3, 5, 5)}
     for _ in range(2):
-        session = open_session(ir.from_proto(two_convs()), None, options, own_options=False)
+        session = open_session(ir.from_proto(two_convs()), options, own_options=False)
         assert not session.lent
         session.run(None, feed)
     ort.InferenceSession(two_convs().SerializeToString(), options, providers=CPU).run(None, feed)

@@ -57,7 +57,7 @@ class Goal:
         target_accuracy: float | None,
     ) -> Goal:
         """A value of the user's own measure; the float model is evaluated for it. Raises ArgumentTypeError."""
-        reference = _number(evaluator(open_session(quantized.calibration.source.source.model.clone(), None)))
+        reference = _number(evaluator(open_session(quantized.calibration.source.source.model.clone())))
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
         return cls(measure="evaluator", evaluate=evaluator, reference=reference, required=required)
 
