@@ -23,7 +23,7 @@ from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, La
 
 # Numbers up to 21 are published (section 4.1). Names without a published number, and those that only other AMCT
 # front ends write, got private ones: a text file has none. Fields unknown to LayerRecord are read and dropped.
-_PROTO = """\
+SCHEMA = """\
 message SingleLayerRecord {
   optional float scale_d = 1;
   optional int32 offset_d = 2;
@@ -55,7 +55,7 @@ message ScaleOffsetRecord {
   repeated MapFiledEntry record = 1;
 }
 """
-_FIELDS = fields_of(_PROTO, "SingleLayerRecord")
+_FIELDS = fields_of(SCHEMA, "SingleLayerRecord")
 _DROPPED = ("dst_type", "channels", "height", "width")
 _ADVICE = "correct the record file or run the calibration again"
 _NOTE = "# amct_onnx: "
@@ -87,7 +87,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, LayerRecord]:
 
 def _read_any(text: str, path: str | os.PathLike[str]) -> list[tuple[str, LayerRecord]]:
     """Whatever protobuf accepts."""
-    message = message_class(_PROTO, "ScaleOffsetRecord")()
+    message = message_class(SCHEMA, "ScaleOffsetRecord")()
     parse_text(text, message, path=path, error=RecordError, advice=_ADVICE)
     return [
         (

@@ -14,7 +14,7 @@ import onnxruntime as ort
 _LEAST_RUNS = 5
 _MOST_RUNS = 500
 # A model that takes this many seconds is run less often than _LEAST_RUNS.
-_LONG_RUN = 0.2
+LONG_RUN = 0.2
 # Medians that differ by less are the same: a quiet machine repeats them to one or two percent.
 NOISE = 0.02
 
@@ -69,7 +69,5 @@ def _is_enough(times: tuple[list[float], list[float]], elapsed: float, budget: f
     runs = len(times[0])
     if runs == 0:
         return False
-    enough = (
-        _LEAST_RUNS if elapsed / runs < 2 * _LONG_RUN else max(1, int(_LEAST_RUNS * 2 * _LONG_RUN * runs / elapsed))
-    )
+    enough = _LEAST_RUNS if elapsed / runs < 2 * LONG_RUN else max(1, int(_LEAST_RUNS * 2 * LONG_RUN * runs / elapsed))
     return runs >= enough and (elapsed >= budget or runs >= _MOST_RUNS)

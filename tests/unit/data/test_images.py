@@ -245,7 +245,7 @@ def test_values_that_cannot_be_used(wrong: dict[str, object], text: str) -> None
 @pytest.mark.parametrize(
     ("folder", "preset", "shape", "oracle"),
     [
-        ("imagenet1000", "torch", (None, 3, 224, 224), shared_data._TORCH_224),
+        ("imagenet1000", "torch", (None, 3, 224, 224), shared_data.MODELS["mobilenetv2"].prepare),
         ("imagenet1000", "tf", (None, 3, 160, 160), partial(shared_data.tf_style, resize=183, crop=160)),
         ("cifar10/calibration", "torch", (None, 3, 32, 32), shared_data.torch_style),
         ("coco128", "yolox", (1, 3, 416, 416), partial(shared_data.letterbox, size=416)),

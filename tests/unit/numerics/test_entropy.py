@@ -20,10 +20,10 @@ SPECS = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "
 def divergence(stat: DyadicHistogram, scale: float, zero_point: int, spec: QSpec) -> float:
     """N * KL(P || Q) + N log N of one grid: P and Q bin by bin."""
     integers, counts = [], []
+    edges = [_edge((k + 0.5) * scale) for k in range(-200, 200)]
     for index, count in enumerate(stat.counts.tolist(), stat.low):
         # A bin belongs to the cell in which it lies, cells being cut at the nearest edge of a bin.
         value = 0.0 if index == 0 else index + (0.5 if index > 0 else -0.5)
-        edges = [_edge((k + 0.5) * scale) for k in range(-200, 200)]
         integers.append(int(np.searchsorted(edges, value)) - 200 + zero_point)
         counts.append(0 if index == 0 else count)
     inside = [i for i, q in enumerate(integers) if spec.qmin <= q <= spec.qmax]

@@ -23,9 +23,9 @@ def solve_hfmg(stat: DyadicHistogram, spec: QSpec, settings: Hfmg) -> QParams:
         return params_of_range(stat.minimum, stat.maximum, spec)
     counts = uniform_counts(stat, settings.num_of_bins)
     width = (stat.maximum - stat.minimum) / settings.num_of_bins
-    ranges = np.asarray(_ranges(counts), np.float64)
+    ranges = np.asarray(candidate_ranges(counts), np.float64)
     blocks = np.array_split(ranges, math.ceil(len(ranges) / _RANGES_AT_ONCE))
-    losses = np.concatenate([_losses(counts, block, 1 << spec.bits) for block in blocks])
+    losses = np.concatenate([range_losses(counts, block, 1 << spec.bits) for block in blocks])
     left, right = ranges[np.argmin(losses)]
     return params_of_range(stat.minimum + left * width, stat.minimum + (right + 1) * width, spec)
 
@@ -41,7 +41,8 @@ def uniform_counts(stat: DyadicHistogram, bins: int) -> Array:
     return np.diff(reached)
 
 
-def _ranges(counts: Array) -> list[tuple[int, int]]:
+def candidate_ranges(counts: Array) -> list[tuple[int, int]]:
+    """The ranges of bins that are tried, both ends included: the whole one, then ever narrower ones."""
     bins = counts.size
     step = max(1.0, math.ceil(round(counts.sum()) / 100000))  # spreading made the counts, not their sum, fractions
     minimum = math.ceil(bins / 4)
@@ -62,7 +63,7 @@ def _ranges(counts: Array) -> list[tuple[int, int]]:
     return found
 
 
-def _losses(counts: Array, ranges: Array, destinations: int) -> Array:
+def range_losses(counts: Array, ranges: Array, destinations: int) -> Array:
     """Squared distance to the nearest destination centre, integrated; density uniform in each source bin.
 
     `ranges` is float64[n, 2] of inclusive bin numbers; the result float64[n], in units of a bin width. With F_k(t) the
