@@ -157,7 +157,7 @@ def _read_layers(
     nuq: _NuqSource | None,
     mistakes: Mistakes,
 ) -> dict[str, LayerSettings]:
-    """The settings of each layer. It takes one whole block: its own, its type's or the common one (spec section 3.2)."""
+    """The settings of each layer, from one whole block: its own, its type's or the common one (spec section 3.2)."""
 
     def layer_problem(name: str) -> str | None:
         traits = facts.layers.get(name)
