@@ -1,4 +1,4 @@
-"""`amct_onnx calibration`: the three functions and the batches between them (spec section 8)."""
+"""Runs the command `amct_onnx calibration`: AMCT's three functions, and the batches between them (spec section 8)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _calibrate(command: CalibrationCommand, files: _Files) -> None:
 def _configure(command: CalibrationCommand, files: _Files) -> int:
     """Write config.json and return the number of batches that calibration needs.
 
-    batch_num of the .cfg decides; where it has none, --batch_num does, else 1.
+    It is batch_num of the .cfg, or else --batch_num, or else 1.
     """
     number = command.batch_num or 1
     amct_onnx.create_quant_config(
@@ -83,7 +83,7 @@ def _configure(command: CalibrationCommand, files: _Files) -> int:
 
 
 def _find_batches(command: CalibrationCommand, batch_num: int) -> BatchFiles:
-    """The files to feed; everything that is wrong with them is in one DataError."""
+    """The files of the batches. Raises one DataError with everything that is wrong with them."""
     inputs = [
         InputFolder(name=entry.name, shape=entry.shape, dtype=entry.dtype, folder=entry.folder)
         for entry in command.inputs
@@ -101,7 +101,7 @@ def _find_batches(command: CalibrationCommand, batch_num: int) -> BatchFiles:
 
 @contextmanager
 def _known_names(command: CalibrationCommand, files: _Files) -> Iterator[None]:
-    """In messages, put names that the user knows for those of the private folder."""
+    """Replace paths of the private folder in errors by names that the user knows, while the block runs."""
     names = {
         files.config: command.calibration_config or "the default configuration",
         files.modified: "the calibration model",

@@ -1,4 +1,4 @@
-"""The script behind `--evaluator`: it is imported, its evaluator found and called (spec section 8)."""
+"""Imports the script behind `--evaluator`, finds its evaluator and calls it (spec section 8)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from amct_onnx.errors import ScriptError
 
-_USUAL_NAME = "customize_evaluator"  # AMCT's sample calls its instance so
+_USUAL_NAME = "customize_evaluator"  # the name of the object in AMCT's sample
 _METHOD = "calibration"
 _FUNCTION = "evaluate"
 
@@ -22,8 +22,9 @@ _FUNCTION = "evaluate"
 def evaluator_script(path: str) -> Iterator[Any]:
     """The evaluator of the script at `path`, while the block runs.
 
-    That is a module-level object with a method `calibration`; of several, the one named customize_evaluator. If there
-    is none, it is made from the one class of the script that has such a method and needs no arguments.
+    It is the global object of the script that has a method `calibration`, or of several the one that is named
+    customize_evaluator. If there is none, it is an instance of the only class of the script that has such a method and
+    needs no arguments.
 
     Raises ScriptError with file and line of what failed.
     """
@@ -33,7 +34,10 @@ def evaluator_script(path: str) -> Iterator[Any]:
 
 @contextmanager
 def session_evaluator(path: str) -> Iterator[Callable[[Any], Any]]:
-    """The function `evaluate` of the script at `path`, which takes a session. Raises ScriptError, also when called."""
+    """The function `evaluate(session)` of the script at `path`, while the block runs.
+
+    Raises ScriptError if the script or, later, the function fails.
+    """
     with _imported(path) as module:
         function = getattr(module, _FUNCTION, None)
         if not callable(function):
@@ -50,7 +54,7 @@ def session_evaluator(path: str) -> Iterator[Callable[[Any], Any]]:
 
 @contextmanager
 def _imported(path: str) -> Iterator[ModuleType]:
-    """The script at `path` as a module; while the block runs, its folder is on sys.path, as in `python script.py`."""
+    """The script at `path` as a module. While the block runs its folder is on sys.path, as in `python script.py`."""
     source = _read(path)
     folder = os.path.dirname(os.path.realpath(path))
     module = ModuleType(_module_name(path))
@@ -78,7 +82,7 @@ def calibrate(evaluator: Any, path: str, model_path: str) -> None:
 
 @contextmanager
 def explained(path: str, what: str) -> Iterator[None]:
-    """Turn whatever the script at `path` raises into a ScriptError with the innermost of its lines."""
+    """Turn whatever the script at `path` raises into a ScriptError with the line of the script that failed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -93,7 +97,7 @@ def explained(path: str, what: str) -> Iterator[None]:
 
 
 def _place(path: str, reason: BaseException) -> str:
-    """`file:line` of the innermost frame of the script itself, so the user's own line and not a library's."""
+    """`file:line` of the innermost frame of the script: the line that the user wrote, and not one of a library."""
     file = os.path.realpath(path)
     if isinstance(reason, SyntaxError) and reason.filename and os.path.realpath(reason.filename) == file:
         return f"{path}:{reason.lineno}"
@@ -115,7 +119,7 @@ def _read(path: str) -> bytes:
 
 
 def _module_name(path: str) -> str:
-    """The name that an import would give, unless another module has it."""
+    """The name that an import would give the module, unless another module has that name."""
     stem = os.path.splitext(os.path.basename(path))[0]
     return stem if stem.isidentifier() and stem not in sys.modules else "amct_onnx_evaluator_script"
 
@@ -139,7 +143,7 @@ def _find(module: ModuleType, path: str) -> Any:
 def _can_calibrate(value: Any) -> bool:
     try:
         return callable(getattr(value, _METHOD, None))
-    except Exception:  # an object with attributes that cannot be asked for is none of ours
+    except Exception:  # an object whose attributes cannot even be read is no evaluator
         return False
 
 

@@ -1,4 +1,4 @@
-"""The command `amct_onnx`: read the options, do the work, and say in one line what went wrong."""
+"""The command `amct_onnx`: it reads the options, does the work, and says in one line what went wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Raises SystemExit: 0 after help, 2 for a wrong command line. Everything else that goes wrong is one ERROR line in
-    the log and code 1; with AMCT_LOG_LEVEL=DEBUG, or AMCT_LOG_FILE_LEVEL=DEBUG for the file, the traceback is in it.
+    the log, and the exit code 1. With AMCT_LOG_LEVEL=DEBUG the log on stderr has the traceback as well, and with
+    AMCT_LOG_FILE_LEVEL=DEBUG the file of the log.
     """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """Help may go to a pipe that nobody reads; Python would complain about it at its end."""
+    """Write help now. If it goes to a pipe that nobody reads any more, Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -89,7 +90,7 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _tidy_termination() -> Iterator[None]:
-    """Within the block SIGTERM unwinds the stack, so that temporary files are removed."""
+    """While the block runs, SIGTERM raises an exception, so that temporary files are removed."""
 
     def terminate(*_: object) -> NoReturn:
         raise _Terminated

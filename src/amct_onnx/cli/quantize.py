@@ -1,4 +1,4 @@
-"""`amct_onnx quantize`: one calibration, and the files of each target; `amct_onnx sensitivity`: a table of layers."""
+"""Runs the commands `amct_onnx quantize` (one calibration, files for each target) and `amct_onnx sensitivity`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
 from amct_onnx.values.layers import Decision
 
-_SHOWN = 3  # nodes that stayed in float, of each reason
+_SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
 _log = logging.getLogger("amct_onnx.Quantize")
 
 
@@ -52,7 +52,7 @@ def run_sensitivity(command: SensitivityCommand) -> None:
 
 
 def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
-    """How many nodes are quantized, and for each reason which are not; it does not grow with the model."""
+    """Lines for the log: how many nodes are quantized, and some that are not, for the most frequent reasons."""
     quantized = sum(decision.quantized for decision in decisions)
     reasons: dict[str, list[str]] = {}
     for decision in decisions:

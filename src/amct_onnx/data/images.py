@@ -1,4 +1,4 @@
-"""Images as inputs of a model: how they are prepared, and files that become batches. The only importer of Pillow."""
+"""Prepares images as the input of a model, and reads files of images in batches. Only this module imports Pillow."""
 
 from __future__ import annotations
 
@@ -22,19 +22,14 @@ _COLORS = {"RGB": 3, "BGR": 3, "L": 1, "Y": 1}
 _FITS = ("crop", "letterbox", "stretch")
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _LAYOUTS = ("NCHW", "NHWC")
-_MARGIN = 256 / 224  # the short side before the crop, relative to the crop, as torchvision and TensorFlow evaluate
-_SMALL = 64  # smaller inputs (CIFAR) have images of just that size: nothing is cut off
-_USUAL_SIZE, _USUAL_BOX = 224, 416  # where the model leaves the size open; the second one with a letterbox
+_MARGIN = 256 / 224  # of the short side of an image to that of the crop, as torchvision and TensorFlow evaluate
+_SMALL = 64  # pixels; images for inputs up to that size (CIFAR) have just the size of the input, so nothing is cut off
+_USUAL_SIZE, _USUAL_BOX = 224, 416  # pixels, if the model leaves the size open; the second with a letterbox
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """From the pixels of an image, 0..255, to an input: `(pixel / divisor - mean) / std`, in float32.
-
-    `fit`: "crop" scales an image until it covers the size of the input, with a margin, and cuts out the centre;
-    "letterbox" scales it to lie within, in the upper left corner, and fills the rest with `pad`; "stretch" ignores its
-    proportions. `crop` is the size of the input in pixels, (height, width) or one number for both; `resize` the short
-    side of the image before it is cropped. None: they follow from the model. `layout` None does, too.
+    """How images become the input of a model: `(pixel / divisor - mean) / std` in float32, of pixels from 0 to 255.
 
     Raises ArgumentError for a value that cannot be used.
     """
@@ -46,11 +41,18 @@ class ImageOptions:
     std: tuple[float, ...] = (1.0,)
     """`mean` and `std` have one number, or one for each channel in the order of `color`."""
     fit: str = "crop"
+    """"crop" scales an image until it covers the size of the input, with a margin, and cuts out the centre. "letterbox"
+    scales it to lie within the input, in the upper left corner, and fills the rest with `pad`. "stretch" scales it to
+    the size of the input, whatever its proportions."""
     resize: int | None = None
+    """The short side of an image before it is cropped, in pixels. None makes the margin that is usual."""
     crop: int | tuple[int, int] | None = None
+    """The size of the input in pixels, (height, width) or one number for both. None takes it from the model."""
     pad: int = 114
     interpolation: str = "bilinear"
+    """"nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming"."""
     layout: str | None = None
+    """"NCHW" or "NHWC". None takes it from the model."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("color", _COLORS), ("fit", _FITS), ("interpolation", _FILTERS), ("layout", _LAYOUTS)):
@@ -77,7 +79,7 @@ class ImageOptions:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ImageOptions:
-        """The preset `name` with other values for some options. Raises ArgumentError for an unknown name."""
+        """The preset `name`, in which `changes` replace some options. Raises ArgumentError for an unknown name."""
         return replace(_preset(name), **changes)
 
     @property
@@ -86,17 +88,17 @@ class ImageOptions:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the input; `crop` must be known."""
+        """Height and width of the input, of options that say `crop`."""
         return self.crop if isinstance(self.crop, tuple) else (self.crop or 0, self.crop or 0)
 
-    def table(self) -> npt.NDArray[np.float32]:
-        """What each pixel becomes: float32 [channels, 256]. It is computed once, and images only look it up."""
+    def pixel_values(self) -> npt.NDArray[np.float32]:
+        """The number that each pixel from 0 to 255 becomes, float32 [channels, 256]."""
         values = np.arange(256, dtype=np.float32)[None] / np.float32(self.divisor)
         mean, std = (np.array(part, np.float32)[:, None] for part in (self.mean, self.std))
         return np.ascontiguousarray(np.broadcast_to((values - mean) / std, (self.channels, 256)))
 
     def describe(self) -> str:
-        """One phrase for a report; the size must be known."""
+        """A phrase for a report about options that say `crop`."""
         height, width = self.size
         cover = _cover(self)
         resized = (
@@ -125,14 +127,15 @@ PRESETS = {
     "yolox": ImageOptions(color="BGR", fit="letterbox"),
     "luminance": ImageOptions(color="Y", divisor=255, fit="stretch", interpolation="bicubic"),
 }
-"""The usual preparations, by name: of torchvision, TensorFlow, Caffe; 0..1 and 0..255; YOLOX; super-resolution."""
+"""The usual ways to prepare images: torchvision's, TensorFlow's and Caffe's; pixels from 0 to 1 ("unit") and from 0 to
+255 ("raw"); YOLOX's; and the luminance, for super-resolution."""
 
 
 def image_options(value: ModelInput, images: ImageOptions | str | None, note: Callable[[str], None]) -> ImageOptions:
-    """`images` with whatever it leaves open taken from the input, so that size and layout are known.
+    """`images` with the size and layout of the input, where they leave these open.
 
-    `note` is told what was assumed. Raises ArgumentError for options that do not fit the input, DataError for an input
-    that takes no images.
+    `note` is told what was assumed. Raises ArgumentError for options that do not fit the input, and DataError for an
+    input that takes no images.
     """
     where, shape = f"input {value.name!r}", value.shape
     if shape is None or len(shape) != 4:
@@ -193,7 +196,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _cover(options: ImageOptions) -> tuple[int, int]:
-    """Height and width that the image must cover before it is cropped."""
+    """The height and width that an image must cover before it is cropped."""
     height, width = options.size
     short = min(height, width)
     ratio = 1.0 if short <= _SMALL else _MARGIN
@@ -203,9 +206,9 @@ def _cover(options: ImageOptions) -> tuple[int, int]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images in `folder` and in its subfolders (one for each class), in the order of their paths.
+    """The images in `folder` and in its subfolders, in the order of their paths. A subfolder is often a class.
 
-    Names that begin with a dot are passed over. Raises DataError for a folder that cannot be read.
+    Names that begin with a dot are left out. Raises DataError for a folder that cannot be read.
     """
     found: list[Path] = []
     try:
@@ -218,13 +221,13 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def is_image(file: Path) -> bool:
-    """Whether the name is that of an image that can be read, and it is a file."""
+    """Whether `file` is a file with a name as images have."""
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageArray:
-    """Image files as one array [N, C, H, W] or [N, H, W, C] that is computed in parts."""
+    """Image files as one array [N, C, H, W] or [N, H, W, C] of `dtype`, which is computed in parts."""
 
     files: tuple[Path, ...]
     options: ImageOptions
@@ -238,7 +241,7 @@ class ImageArray:
         return (len(self.files), *(one if self.options.layout == "NHWC" else (one[2], *one[:2])))
 
     def check(self) -> None:
-        """Raise DataError, with the name, for a file that is no image: only headers are read."""
+        """Raise DataError, with its name, for a file that is no image. Only headers are read."""
         for file in self.files:
             with _open(file):
                 pass
@@ -249,7 +252,7 @@ class ImageArray:
 
     def blocks(self, size: int, rows: int) -> Iterator[npt.NDArray[Any]]:
         """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
-        table = _as_dtype(self.options.table(), self.dtype)
+        values = _as_dtype(self.options.pixel_values(), self.dtype)
         for start in range(0, rows, size):
             part = self.files[start : min(start + size, rows)]
             block = np.empty((len(part), *self.shape[1:]), self.dtype)
@@ -258,15 +261,15 @@ class ImageArray:
                     pixels = _decode(image, self.options, file)
                 planes = target if self.options.layout == "NCHW" else target.transpose(2, 0, 1)
                 for channel, plane in enumerate(planes):
-                    np.take(table[channel], pixels[:, :, channel], out=plane, mode="clip")
+                    np.take(values[channel], pixels[:, :, channel], out=plane, mode="clip")
             yield block
 
 
-def _as_dtype(table: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    values = table.astype(dtype)
-    if dtype.kind in "iub" and not np.array_equal(values, table):
+def _as_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    converted = values.astype(dtype)
+    if dtype.kind in "iub" and not np.array_equal(converted, values):
         raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
-    return values
+    return converted
 
 
 def _open(file: Path) -> Image:
@@ -284,7 +287,7 @@ def _unreadable(file: Path, reason: Exception) -> DataError:
 
 
 def _decode(image: Image, options: ImageOptions, file: Path) -> npt.NDArray[np.uint8]:
-    """The pixels as the model sees them, uint8 [height, width, channels]."""
+    """The pixels of an image in the size and channels of the input, uint8 [height, width, channels]."""
     from PIL import ImageOps
 
     if image.mode.startswith(("I", "F")):
@@ -314,7 +317,7 @@ def _decode(image: Image, options: ImageOptions, file: Path) -> npt.NDArray[np.u
 
 
 def _fitted(image: Image, options: ImageOptions) -> Image:
-    """`image` in the size of the input; smaller with a letterbox."""
+    """`image` in the size of the input, or smaller if it is to be padded to a letterbox."""
     from PIL.Image import Resampling
 
     method = Resampling[options.interpolation.upper()]

@@ -1,4 +1,4 @@
-"""Calibration data in folders: one folder for each input, one file for each batch (spec sections 1.11, 8)."""
+"""Reads files without a header: one folder for each input, one file for each batch (spec sections 1.11, 8)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NAMED_FILES = 5  # files of a wrong size that are named for each folder
 
 @dataclass(frozen=True, kw_only=True)
 class InputFolder:
-    """One input and the folder of its batches: each file is an array of `dtype` and `shape` without any header.
+    """One input and the folder of its batches. Each file is an array of `dtype` and `shape` without a header.
 
-    One dimension of `shape` may be -1: the size of each file decides it.
+    One dimension of `shape` may be -1. Then the size of each file decides it.
     """
 
     name: str
@@ -34,18 +34,19 @@ class InputFolder:
 
     @property
     def unit(self) -> int:
-        """Bytes of a file; with a dimension of -1, what they must be a multiple of."""
+        """The bytes of a file. With a dimension of -1, they are a multiple of this number."""
         return math.prod(dim for dim in self.shape if dim != -1) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFiles:
-    """The files of a calibration: `files[i]` are those of batch i, in the order of `inputs`."""
+    """The files of the batches of a calibration."""
 
     inputs: tuple[InputFolder, ...]
     files: tuple[tuple[Path, ...], ...]
+    """For each batch, the files of its inputs in their order."""
     available: int
-    """Batches in the folder that has the fewest."""
+    """The number of batches in the folder that has the fewest."""
 
     def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
         """Batch `index` as a feed of ONNX Runtime. Raises DataError."""
@@ -54,7 +55,7 @@ class BatchFiles:
 
 
 def check_signature(inputs: Sequence[InputFolder], wanted: Iterable[ModelInput], mistakes: Mistakes) -> None:
-    """Names, types and dimensions of the data against the inputs of the model."""
+    """Note where names, types and dimensions of the data are not those of the inputs of the model."""
     known = {value.name: value for value in wanted}
     for entry in inputs:
         value = known.get(entry.name)
@@ -85,9 +86,9 @@ def _check_shape(entry: InputFolder, value: ModelInput, mistakes: Mistakes) -> N
 
 
 def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes) -> BatchFiles:
-    """The first `number` files of each folder, by name; a wrong folder, count or size is a mistake.
+    """The first `number` files of each folder, in the order of their names. Hidden files and subfolders do not count.
 
-    Files whose names begin with a dot are passed over, subfolders too.
+    A folder that cannot be read, too few files and files of a wrong size are mistakes.
     """
     columns: list[list[Path]] = []
     available: list[int] = []
@@ -107,7 +108,7 @@ def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes)
 
 
 def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
-    """The files in a folder by name, without hidden ones; None if it cannot be read, which is a mistake."""
+    """The files in a folder in the order of their names, without hidden ones; None after a mistake."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -123,7 +124,7 @@ def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
 
 
 def check_sizes(entry: InputFolder, files: Iterable[Path], mistakes: Mistakes) -> None:
-    """A file of another size than its batch has is a mistake."""
+    """Note files that have another size than their batch."""
     wrong = [(file, size) for file in files if not _fits(entry, size := _size(file))]
     for file, size in wrong[:_NAMED_FILES]:
         mistakes.add(str(file), _size_problem(entry, size))
@@ -150,9 +151,9 @@ def _size_problem(entry: InputFolder, size: int) -> str:
 
 
 def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
-    """The array in a file without a header; one dimension of `shape` may be -1.
+    """The array in a file without a header. One dimension of `shape` may be -1.
 
-    Raises ArgumentTypeError for an unknown type, DataError for a file that is not there or has another size.
+    Raises ArgumentTypeError for an unknown type, and DataError for a file that is missing or has another size.
     """
     check_data_type(dtype)
     entry = InputFolder(name="", shape=tuple(shape), dtype=dtype, folder="")
@@ -177,9 +178,10 @@ def iterate_batches(
     dtypes: Sequence[str],
     number: int | None = None,
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Each batch as a feed; `number` None takes as many as the first folder has.
+    """The first `number` batches as feeds; None takes as many as the first folder has.
 
-    Raises DataError for folders and files, with every mistake, before the first batch; ArgumentTypeError for a type.
+    Before the first batch, raises DataError with every mistake in folders and files, and ArgumentTypeError for an
+    unknown type.
     """
     for dtype in dtypes:
         check_data_type(dtype)

@@ -1,4 +1,4 @@
-"""Items that are made in a background thread while the ones before them are used."""
+"""Makes the next items of a generator in a background thread while the caller uses the one before."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """`items` in their order, made by one thread that is at most `depth` items ahead of the one in use.
+    """`items` in their order, made by one thread that is at most `depth` items ahead of the caller.
 
-    What `items` raises is raised here. When iteration ends, is abandoned or is interrupted, the thread finishes the
-    item that it is at, closes `items` and ends before this generator does.
+    An error of `items` is raised here. When iteration ends, is abandoned or is interrupted, the thread finishes the
+    item that it is making, closes `items`, and ends before this generator does.
     """
     done: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()  # None: that was the last one
     slots = threading.Semaphore(depth)

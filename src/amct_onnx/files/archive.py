@@ -1,4 +1,4 @@
-"""Archives of arrays (.npz) whose bytes depend on the arrays alone."""
+"""Writes archives of arrays (.npz) whose bytes depend on the arrays alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ Write = Callable[[str, npt.NDArray[Any]], None]
 
 @contextlib.contextmanager
 def writing_archive(path: str | os.PathLike[str]) -> Iterator[Write]:
-    """A function that adds an array to a new archive, which is in place after the block. Raises OutputError."""
+    """A function that adds an array, by name, to a new archive at `path`. Raises OutputError.
+
+    The archive appears at `path` after the block.
+    """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
 
         def write(name: str, array: npt.NDArray[Any]) -> None:
-            # A ZipInfo of one's own has no time in it.
+            # A ZipInfo that is made here has no time of writing in it.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 

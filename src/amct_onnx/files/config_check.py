@@ -1,7 +1,7 @@
-"""What the two configuration formats have in common: algorithm blocks, and what fits which layer.
+"""Checks that the two configuration formats share: the algorithms of a layer, and whether the layer can do them.
 
-`config.json` and `.cfg` both become `Choice`s (what a document says of a layer), which `fit_layer` turns into
-`LayerSettings`. Everything here collects mistakes and goes on, so that one reading finds all of them.
+What a `config.json` or a `.cfg` says of a layer becomes a `Choice`, which `fit_layer` turns into `LayerSettings`. A
+function that finds a mistake notes it and goes on, so that one reading finds all of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_skip_fusion(names: Iterable[Any], facts: GraphFacts, mistakes: Mistake
 
 
 def check_graph(facts: GraphFacts, mistakes: Mistakes, *, tensors: Collection[Any] = ()) -> None:
-    """There must be something to quantize, and no layer may have the name of a global key."""
+    """Note a mistake if there is nothing to quantize, or if a layer has the name of a global key."""
     if not facts.supported and not tensors:
         reasons = "; ".join(f"{name}: {traits.reason}" for name, traits in list(facts.layers.items())[:5])
         mistakes.add("", "No layer support quantization in the graph." + (f" ({reasons})" if reasons else ""))
@@ -67,7 +67,7 @@ def check_graph(facts: GraphFacts, mistakes: Mistakes, *, tensors: Collection[An
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a document says of one layer; None is left to the layer's default."""
+    """What a document says of one layer. None is left to the default of the layer."""
 
     dmq_strength: float | None = None
     act_bits: int = 8
@@ -80,13 +80,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a choice was made: its kind, and the paths of its parts in the document.
-
-    What a "json" entry or an "override" asks of a layer that cannot do it is a mistake; "common" settings are meant
-    for many layers, and each takes what suits it.
-    """
+    """Where a choice was made: its kind, and the paths of its parts in the document."""
 
     kind: Literal["json", "override", "common"]
+    """A "json" entry and an "override" are about certain layers: it is a mistake if these cannot do what is asked.
+    "common" settings are about many layers, of which each takes what it can do."""
     activation: str
     weight: str
     balancer: str
@@ -156,7 +154,7 @@ def fit_layer(
     asymmetric: bool,
     quant_enable: bool,
 ) -> LayerSettings:
-    """A layer's settings: the choice, defaults for what it leaves open (`asymmetric` is the global switch)."""
+    """A layer's settings: the choice, and defaults for what it leaves open. `asymmetric` is the global default."""
 
     def refuse(place: str, key: str, what: str) -> None:
         if origin.kind == "common":
@@ -224,7 +222,10 @@ def fit_tensor(
     asymmetric: bool,
     block: str = ACT_KEY,
 ) -> TensorSettings | None:
-    """One tensor_quantize entry, or None after a mistake. `block` is what the format calls its activation settings."""
+    """The settings of one tensor_quantize entry, or None after a mistake.
+
+    `block` is the name that the format has for the entry's activation settings.
+    """
     if name is None:
         mistakes.add(f"{where}.layer_name", 'To quantize tensor, must set "layer_name" at first.')
     if index is None:

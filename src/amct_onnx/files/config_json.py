@@ -1,4 +1,4 @@
-"""config.json: AMCT's quantization configuration (spec section 2)."""
+"""Reads and writes config.json, AMCT's quantization configuration (spec section 2)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from amct_onnx.numerics.settings import (
 )
 from amct_onnx.values.layers import GraphFacts
 
-_SUGGESTIONS = 5  # close matches are looked up for this many unknown names only: it is slow on large models
+_SUGGESTIONS = 5  # unknown names for which a similar one is looked up: on large models that is slow
 
 
 def default_settings(
@@ -80,7 +80,7 @@ def default_settings(
 
 
 def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistakes) -> tuple[str, ...]:
-    """Layers to skip: a layer that could not be quantized anyway may be named, as long as its type could be."""
+    """The layers to skip. A layer that cannot be quantized may be named too if others of its type can."""
 
     def problem(name: str) -> str | None:
         if name not in facts.nodes:
@@ -93,16 +93,16 @@ def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistake
 
 
 def raise_mistakes(mistakes: Mistakes) -> None:
-    """Raise ConfigTypeError if every mistake is a wrong type, ConfigError if there are others, nothing if none."""
+    """Raise ConfigTypeError if every mistake is a wrong type, and ConfigError if there are others."""
     if mistakes:
         raise (ConfigTypeError if all(m.is_type for m in mistakes) else ConfigError)(str(mistakes))
 
 
 def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
-    """The settings of a config.json; supported layers that it does not name are not quantized (spec section 2.4).
+    """The settings of a config.json. Supported layers that it does not name are not quantized (spec section 2.4).
 
-    Raises FileMissingError, ConfigError (ConfigTypeError if all mistakes are wrong types) with every mistake of the
-    file. A file that enables no layer is no mistake here.
+    A file that enables no layer is accepted. Raises FileMissingError, or ConfigError with every mistake of the file
+    (ConfigTypeError if all of them are wrong types).
     """
     document = _parse(read_text(path, what="config file"), path)
     mistakes = Mistakes(path)
@@ -137,7 +137,7 @@ def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers keys given twice; its path is known only after parsing."""
+    """A JSON object that remembers keys given twice. They are reported later, when its path is known."""
 
     repeated: tuple[str, ...] = ()
 
@@ -225,10 +225,10 @@ def _read_tensor(
 
 
 def format_config(settings: Settings, facts: GraphFacts) -> str:
-    """The text of config.json: 4 blanks of indentation, global keys in AMCT's order, then layers by name.
+    """The text of config.json: indented by 4 blanks, global keys in AMCT's order, then layers by name.
 
-    joint_quant and tensor_quantize appear only when they are set: AMCT's own files are like that. A supported layer
-    without settings is written as not quantized.
+    joint_quant and tensor_quantize appear only if they are set, as in AMCT's own files. A supported layer without
+    settings is written as not quantized.
     """
     document: dict[str, Any] = {
         "version": 1,

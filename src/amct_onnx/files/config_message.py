@@ -1,4 +1,4 @@
-"""The protobuf message of a simplified configuration (.cfg), and where its fields stand (spec section 3)."""
+"""Parses the protobuf text of a simplified configuration (.cfg), with the place of each field (spec section 3)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from amct_onnx.files.text_positions import (
 )
 from amct_onnx.files.whole_files import Mistakes, Position, read_text
 
-# Numbers from 1001 are our own: those are not published, and text does not show them. Fields that AMCT requires are
-# optional here, so that one that is missing is reported with all other mistakes.
+# Numbers from 1001 are our own, since AMCT's are not published; the text format does not show them. Fields that AMCT
+# requires are optional here, so that a missing one is reported together with all other mistakes.
 _PROTO = """\
 enum DataType { INT8 = 1; INT16 = 2; }
 enum FakequantPrecisionMode { FORCE_FP16_QUANT = 1; }
@@ -104,7 +104,7 @@ message NuqConfig {
   optional NUQuantize nuq_quantize = 2;
 }
 """
-# Paths of config.json that a .cfg spells otherwise: what stands there instead, the more telling first.
+# Names in config.json, for which a .cfg has other ones. A mistake is shown at the first of these that the file has.
 _OTHER_NAMES = {
     "search_range": ("search_range_end", "search_range_start"),
     "search_range[0]": ("search_range_start",),
@@ -118,10 +118,10 @@ _OTHER_NAMES = {
 
 
 def parse_cfg(path: str | os.PathLike[str]) -> tuple[Any, Mistakes]:
-    """The message `AMCTConfig`, and its mistakes so far: fields that contradict each other.
+    """The message `AMCTConfig` in a file, and the fields in it that contradict each other as mistakes.
 
-    Mistakes that are added by their path in the message get line and column. Raises FileMissingError, or ConfigError
-    with line and column for text that does not parse.
+    Mistakes that are added later get line and column from their path in the message. Raises FileMissingError, or
+    ConfigError with line and column for text that does not parse.
     """
     text = read_text(path, what="simplified configuration")
     advice = "correct it; the fields are those of AMCT's calibration_config_onnx.proto"
@@ -130,7 +130,7 @@ def parse_cfg(path: str | os.PathLike[str]) -> tuple[Any, Mistakes]:
     config = message_class(_PROTO, "AMCTConfig")()
     parse_text(text, config, path=path, error=ConfigError, advice=advice)
     found = locate_fields(text, _PROTO, "AMCTConfig")
-    positions = {entry.path: entry.position for entry in reversed(found)}  # the first occurrence of a path stays
+    positions = {entry.path: entry.position for entry in reversed(found)}  # of a path given twice, the first
     mistakes = Mistakes(path, lambda where: _locate(where, positions))
     _check_contradictions(found, mistakes)
     return config, mistakes
@@ -152,7 +152,10 @@ def _locate(where: str, positions: Mapping[str, Position]) -> Position | None:
 
 
 def _check_contradictions(found: Sequence[Occurrence], mistakes: Mistakes) -> None:
-    """Protobuf, and AMCT, take the last of two values without a word; whoever wrote both meant something else."""
+    """Note fields that are given twice with different values, and fields that exclude each other.
+
+    Protobuf, and so AMCT, silently takes the last one, which may not be what the user means.
+    """
     for first, second in candidates_for_contradiction(found):
         if first.field != second.field:
             what = f"{second.field.name} contradicts {first.field.name}"

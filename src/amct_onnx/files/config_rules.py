@@ -1,4 +1,4 @@
-"""What single values of a configuration must be, and lists and objects of them: tables, and one check for all."""
+"""The rules for the values of a configuration, as tables, and the functions that check values by them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ ACT_KEY, WTS_KEY = "activation_quant_params", "weight_quant_params"
 
 @dataclass(frozen=True)
 class Rule:
-    """What one value must be; `kind` "pair" is a list of two numbers, "strict float" refuses an integer."""
+    """What one value must be."""
 
     kind: Literal["int", "float", "strict float", "bool", "str", "list", "object", "pair"]
+    """A "strict float" must not be an integer. A "pair" is a list of two numbers."""
     allowed: Callable[[Any], bool] = lambda value: True
     words: str = ""
+    """How a message says what is allowed."""
 
 
 def _one_of(kind: Literal["int", "str"], *values: Any) -> Rule:
@@ -77,7 +79,7 @@ WTS_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def check_value(value: Any, rule: Rule, where: str, mistakes: Mistakes) -> Any:
-    """The value (an int where a float is due becomes one), or None after a mistake was added."""
+    """The value if it follows the rule, else None and a mistake. An integer becomes a float if the rule wants one."""
     name = where.rpartition(".")[2]
     right_type = {
         "int": type(value) is int,
@@ -115,7 +117,7 @@ def check_value(value: Any, rule: Rule, where: str, mistakes: Mistakes) -> Any:
 def check_object(
     document: Mapping[str, Any], rules: Mapping[str, Rule], where: str, mistakes: Mistakes, *, owner: str
 ) -> dict[str, Any]:
-    """The good values of an object; unknown keys are mistakes."""
+    """The values of an object that follow the rules for their keys. Others, and unknown keys, are mistakes."""
     good: dict[str, Any] = {}
     for key, value in document.items():
         place = f"{where}.{key}" if where else key
@@ -131,7 +133,7 @@ def check_object(
 def check_names(
     names: Iterable[Any], where: str, mistakes: Mistakes, *, problem: Callable[[str], str | None]
 ) -> tuple[str, ...]:
-    """A list of names: strings, each once, none with a `problem`."""
+    """The names in a list. What is no string, occurs twice or has a `problem` is a mistake."""
     good: list[str] = []
     repeated: dict[int, str] = {}
     for index, name in enumerate(names):
@@ -157,7 +159,7 @@ def _to_float(value: float) -> float:
 
 
 def _show(value: Any) -> str:
-    """A value as the user wrote it, with its type, not longer than a line takes."""
+    """The type of a value, and the value as the user wrote it, cut if it is long."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):

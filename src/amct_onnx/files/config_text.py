@@ -1,4 +1,4 @@
-"""The simplified configuration (.cfg), protobuf text that becomes the `Settings` of a config.json (spec section 3)."""
+"""Reads the simplified configuration (.cfg), a protobuf text, as the `Settings` of a config.json (spec section 3)."""
 
 from __future__ import annotations
 
@@ -46,26 +46,30 @@ _DEFAULT_STRENGTH = 0.5
 
 @dataclass(frozen=True)
 class _Source:
-    """A CalibrationConfig block, the path of the field around it, and whether it says how weights are quantized."""
+    """What a CalibrationConfig block says of the layers that it is for."""
 
     choice: Choice
     origin: Origin
     has_weights: bool = False
+    """Whether it says how weights are quantized."""
     place: str = ""
+    """The path of the field around it."""
 
 
 @dataclass(frozen=True)
 class _NuqSource:
-    """A nuq_config block; `named` is None if it has no mapping file, and so means all Conv layers."""
+    """A nuq_config block."""
 
     solver: Nuq
     named: frozenset[str] | None
+    """The names in its mapping file; None if it has none and means all Conv layers."""
 
     def apply(self, name: str, traits: LayerTraits, source: _Source, mistakes: Mistakes) -> _Source:
-        """The source of a layer with its weights as nuq_config wants them; a layer that cannot do it stays as it is.
+        """The source of a layer, with weights as nuq_config wants them if it is meant for the layer.
 
-        It goes before a common block, and before an override that leaves weights open. An override that says something
-        else is meant as an exception where there is no mapping file, and a contradiction where that names the layer.
+        nuq_config wins over a common block, and over an override that does not mention weights. An override that asks
+        for other weights wins if there is no mapping file. If there is one that names the layer, the two contradict
+        each other, which is a mistake.
         """
         meant = traits.op_type == "Conv" and traits.supports_clusters
         if not meant or (self.named is not None and name not in self.named):
@@ -82,8 +86,8 @@ class _NuqSource:
 def read_cfg(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     """The settings of a simplified configuration.
 
-    Raises FileMissingError, or ConfigError: text that does not parse (file, line, column), otherwise every mistake of
-    the file at once, each with line and column.
+    Raises FileMissingError, or ConfigError with line and column: for text that does not parse, or else for every
+    mistake of the file at once.
     """
     config, mistakes = parse_cfg(path)
     settings = _read(config, facts, mistakes, Path(path).parent)
@@ -128,7 +132,7 @@ def _find_enabled(config: Any, facts: GraphFacts, mistakes: Mistakes) -> set[str
 
 
 def _products_left_off(config: Any, facts: GraphFacts) -> set[str]:
-    """MatMuls of two activations for which the file has no block of their own, be it by name or by type.
+    """MatMuls of two activations that no block of the file mentions by name or by type. They stay in float.
 
     AMCT quantizes them unless they are skipped, which costs accuracy (spec section 12, 13).
     """
@@ -153,7 +157,7 @@ def _read_layers(
     nuq: _NuqSource | None,
     mistakes: Mistakes,
 ) -> dict[str, LayerSettings]:
-    """Each layer takes one whole block: its own, else its type's, else the common one (spec section 3.2)."""
+    """The settings of each layer, from one whole block: its own, its type's or the common one (spec section 3.2)."""
 
     def layer_problem(name: str) -> str | None:
         traits = facts.layers.get(name)
@@ -186,7 +190,7 @@ def _read_layers(
 
 
 def _read_nuq(block: Any, folder: Path, facts: GraphFacts, mistakes: Mistakes) -> _NuqSource:
-    """nuq_config (spec section 3.1)."""
+    """The block nuq_config, with the names in its mapping file (spec section 3.1)."""
     where = "nuq_config.nuq_quantize"
     document = _weight_document(block.nuq_quantize, "nuq_quantize", where, mistakes)
     solver = parse_weight(document, where, mistakes, owner=where)["wts_solver"]
@@ -203,7 +207,7 @@ def _warn_of_skipped(
     by_name: Mapping[str, _Source],
     mistakes: Mistakes,
 ) -> None:
-    """An override of a layer that stays in float is no mistake in AMCT, and has no effect."""
+    """Warn of overrides of layers that stay in float. For AMCT they are no mistake, and they have no effect."""
     for name, source in by_name.items():
         if name in facts.supported and name not in enabled:
             text = "%s: layer %s is skipped by skip_layers or skip_layer_types, so its override has no effect"
@@ -216,7 +220,7 @@ def _warn_of_skipped(
 
 
 def _inherit_asymmetric(choice: Choice, common: _Source | None, offset: bool) -> bool:
-    """What a block that does not set `asymmetric` gets: the common one's, if both use the same algorithm."""
+    """The value for a block that does not set `asymmetric`: that of the common block if both use one algorithm."""
     if common is None or common.choice.asymmetric is None:
         return offset
     return common.choice.asymmetric if type(common.choice.act_solver) is type(choice.act_solver) else offset
@@ -259,7 +263,7 @@ def _read_deprecated(config: Any, mistakes: Mistakes) -> dict[bool, _Source]:
 
 
 def _read_block(message: Any, field: str, kind: Any, mistakes: Mistakes, *, parent: str = "") -> _Source | None:
-    """A CalibrationConfig, None if it is absent. Its mistakes are reported once, however many layers use it."""
+    """A CalibrationConfig, or None if it is absent. Its mistakes are noted here, once for all layers that use it."""
     if not message.HasField(field):
         return None
     block, where = getattr(message, field), f"{parent}.{field}" if parent else field
@@ -279,7 +283,7 @@ def _read_block(message: Any, field: str, kind: Any, mistakes: Mistakes, *, pare
 
 
 def _given(message: Any) -> dict[str, Any]:
-    """The fields that are set; floats as the decimals that the file shows."""
+    """The fields that are set. Floats become the decimals that the file shows."""
     values = {field.name: value for field, value in message.ListFields()}
     return {key: shortest_float32(value) if isinstance(value, float) else value for key, value in values.items()}
 
@@ -305,7 +309,10 @@ def _weight_document(message: Any, algo: str, where: str, mistakes: Mistakes) ->
 
 
 def _join_range(document: dict[str, Any], name: str, start: float, end: float) -> None:
-    """config.json has one list where the .cfg has two fields; the one that is not set keeps its default."""
+    """Replace the two fields <name>_start and <name>_end by one list, as config.json has it.
+
+    The one of the two that is not set gets its default, `start` or `end`.
+    """
     given = [document.pop(f"{name}_{side}", None) for side in ("start", "end")]
     if given != [None, None]:
         document[name] = [start if given[0] is None else given[0], end if given[1] is None else given[1]]

@@ -1,6 +1,6 @@
-"""<prefix>_quant.json: which original nodes stand behind each node of a deploy model (spec section 7.7).
+"""Writes <prefix>_quant.json: the original nodes behind each node of a deploy model (spec section 7.7).
 
-It serves Huawei's accuracy comparison. The layout is protobuf's JSON of a FusionInfo message.
+Huawei's accuracy comparison reads it. The layout is protobuf's JSON of a FusionInfo message.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ _LIST_OF_STRINGS = 1  # val_type of FusionInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FusionOp:
-    """One node of the deploy model.
-
-    `original_names`: the original nodes it stands for; empty for a node that was not changed. `output_of`: the original
-    node whose output number `output_index` it now produces, None if it produces no original output.
-    """
+    """One node of the deploy model."""
 
     name: str
     type: str
     original_names: tuple[str, ...] = ()
+    """The original nodes that it stands for; empty for a node that was not changed."""
     output_of: str | None = None
+    """The original node whose output number `output_index` it now makes; None if it makes no original output."""
     output_index: int = 0
     data_type: Literal["DT_FLOAT", "DT_FLOAT16"] = "DT_FLOAT"
     format: str = "NCHW"
 
 
 def write_fusion(path: str | os.PathLike[str], name: str, ops: Sequence[FusionOp]) -> None:
-    """Write the fusion information of graph `name`; raises OutputError."""
+    """Write the fusion information of the graph `name`. Raises OutputError."""
     write_atomic(path, format_fusion(name, ops))
 
 
 def format_fusion(name: str, ops: Sequence[FusionOp]) -> str:
+    """The text of the file."""
     document = {"name": name, "graph": [{"op": [_format_op(op) for op in ops]}]}
     return json.dumps(document, indent=2)
 

@@ -1,6 +1,6 @@
-"""The second moments of a calibration, beside its record: `<record>.moments.npz`, a numpy archive.
+"""Reads and writes the second moments of a calibration, a numpy archive `<record>.moments.npz` beside its record.
 
-Matrices are float32, means float64. Whoever reads one layer's reads no other from the disk.
+Matrices are float32, means float64. The moments of a layer are read from the disk only when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ADVICE = "run all batches of the calibration model again"
 
 
 def moments_path(record: str | os.PathLike[str]) -> str:
-    """Where the moments of a record are."""
+    """The path of the moments that belong to a record."""
     return f"{os.fspath(record)}.moments.npz"
 
 
@@ -36,7 +36,7 @@ def write_moments(path: str, calibration: str, moments: Mapping[str, SecondMomen
 
 
 class MomentsFile:
-    """An open file of moments; may be read from several threads."""
+    """An open file of moments. Several threads may read it."""
 
     def __init__(self, path: str, archive: Mapping[str, np.ndarray]) -> None:
         self._path, self._archive, self._lock = path, archive, threading.Lock()
@@ -44,7 +44,10 @@ class MomentsFile:
         self._places = {str(name): index for index, name in enumerate(self._read("layers"))}
 
     def read(self, layer: str, units: int, block: int) -> SecondMoments:
-        """The moments of a layer with `units` blocks of `block` entries. Raises RecordError."""
+        """The moments of a layer whose columns are `units` blocks of `block` entries.
+
+        Raises RecordError if they are missing or do not fit.
+        """
         if layer not in self._places:
             raise RecordError(f"{self._path}: layer {layer} is missing; {_ADVICE}.")
         index = self._places[layer]
@@ -70,7 +73,7 @@ def _damaged(path: str, error: Exception) -> RecordError:
 
 @contextlib.contextmanager
 def open_moments(path: str) -> Iterator[MomentsFile]:
-    """Raises RecordError when the file is missing or none of `write_moments`."""
+    """The file of moments at `path`, while the block runs. Raises RecordError if it is missing or is no such file."""
     try:
         archive = np.load(path, allow_pickle=False)
     except FileNotFoundError:

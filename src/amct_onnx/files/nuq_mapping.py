@@ -1,4 +1,4 @@
-"""The mapping file of NUQ: the JSON that `atc --mode=1` prints of a compiled model (spec section 6.7).
+"""Reads the mapping file of NUQ, the JSON that `atc --mode=1` prints of a compiled model (spec section 6.7).
 
 It lists the operators on the chip. The names of those, and of the original nodes that were fused into each (attribute
 `_datadump_original_op_names`), are the names of layers that this module reads; everything else is ignored.
@@ -27,8 +27,8 @@ _NO_LAYERS = frozenset({"Const", "Data", "NetOutput"})  # nodes of a graph that 
 def read_mapping(path: str | os.PathLike[str]) -> frozenset[str]:
     """The names of all operators of the file and of the nodes that they were made of.
 
-    Raises FileMissingError, or ConfigError: no JSON (file, line, column), otherwise every mistake with its path in the
-    document.
+    Raises FileMissingError, or ConfigError: with line and column if the file is no JSON, or else with the path of each
+    mistake in the document.
     """
     name = os.fspath(path)
     text = read_text(path, what="mapping file")
@@ -50,10 +50,10 @@ def read_mapping(path: str | os.PathLike[str]) -> frozenset[str]:
 def find_named_layers(
     path: str, folder: Path, facts: GraphFacts, where: str, mistakes: Mistakes
 ) -> frozenset[str] | None:
-    """The names of a mapping file that a configuration in `folder` asks for; None after a mistake at `where`.
+    """The names in the mapping file of a configuration in `folder`, or None after a mistake, which is noted at `where`.
 
-    A relative path is looked for in the working folder, as AMCT does, and then in `folder`. At least one convolution
-    of the model must be named.
+    A relative path is looked for in the working folder, as AMCT does, and then in `folder`. It is a mistake if no
+    convolution of the model is named.
     """
     beside = folder / path
     try:

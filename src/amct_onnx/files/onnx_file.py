@@ -1,9 +1,9 @@
-"""ONNX files in and out. External data is checked on the way in and kept on the way out.
+"""Reads and writes ONNX files. External data are checked when they are read, and stay external when they are written.
 
-What is written is a pair: the model, and one file `<name>.data` beside it when the weights are external. A model must
-never meet the data of another one, since it would compute wrong numbers without a word. So an old pair leaves the
-folder before the new one enters, model first, and a process that dies in between leaves no model at that path; what
-was there is then in the folder `.amct_*` beside it.
+A model with external weights is written as two files, the model and `<name>.data` beside it. If the model of one pair
+met the data of another, it would silently compute wrong numbers. So both files of an old pair are moved away, the
+model first, before the files of the new pair are moved into place. If the process dies in between, there is no model at
+that path; the old pair is then in the folder `.amct_*` beside it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MINIMUM_OPSET = 11
 _EMBEDDED_LIMIT = 2_000_000_000
 # External tensors up to this size are read at once.
 _SMALL = 1 << 16
-# On the graph of a model that was loaded with external data (passes may replace every one of its external tensors):
-# the real paths of the model and of its data files.
+# The metadata of a graph that was loaded with external data: the real paths of the model and of its data files. The
+# tensors do not tell, since passes may have replaced every external one.
 _EXTERNAL_KEY = "amct_onnx.external_data"
 _log = logging.getLogger("amct_onnx.Utils")
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """The model in the file `path`; large weights stay on disk until they are read.
+    """The model in the file `path`. Large external weights stay on the disk until they are used.
 
     Raises FileMissingError (the file or its external data) or ModelFileError (not ONNX, truncated, external data
     outside the folder of the model).
@@ -73,8 +73,8 @@ def check_opset(model: ir.Model, path: str | os.PathLike[str]) -> None:
 def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_limit: int = _EMBEDDED_LIMIT) -> None:
     """Write `model` to `path` (mode 0640), complete or not at all.
 
-    Weights go to one file `<name>.data` beside it when the model had external data or would hold `embedded_limit` bytes
-    of them; one tensor is in memory at a time. Raises OutputError, also when that file holds the weights of the source.
+    If the model had external data, or has `embedded_limit` bytes of weights, these go to one file `<name>.data` beside
+    it, one tensor after another. Raises OutputError, also if that file holds the weights of the model's own source.
     """
     target = Path(path)
     data = f"{target.name}.data" if _wants_external_data(model, embedded_limit) else None
@@ -108,7 +108,7 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_l
 
 
 def check_room(folder: Path, needed: int, target: Path) -> None:
-    """Raise OutputError when the disk of `folder` has less than `needed` bytes, which writing `target` takes."""
+    """Raise OutputError if the disk of `folder` has fewer free bytes than `needed`, which writing `target` takes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         text = f"it needs {needed / 1e9:.2f} GB, and {folder.resolve().parent} has {free / 1e9:.2f} GB left"
@@ -116,7 +116,7 @@ def check_room(folder: Path, needed: int, target: Path) -> None:
 
 
 def model_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
+    """The number of bytes of all initializers."""
     return sum(tensor.nbytes for tensor in _initializers(model))
 
 
@@ -133,7 +133,7 @@ def is_source(model: ir.Model, path: str | os.PathLike[str]) -> bool:
 
 
 def _refuse_to_overwrite_source(model: ir.Model, target: Path, data: Path) -> None:
-    """Writing a model over its own source is fine, writing over the weights of a source that stays is not."""
+    """Raise OutputError if `data` holds the weights of the model's source, and the source itself is not overwritten."""
     source, files = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
     if os.path.realpath(data) in files and not is_source(model, target):
         raise OutputError(
@@ -143,7 +143,7 @@ def _refuse_to_overwrite_source(model: ir.Model, target: Path, data: Path) -> No
 
 
 def _move_into_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move `names`, data before model, from `staging` to `folder`; see the head of the module."""
+    """Move `names`, data before model, from `staging` to `folder` as the head of the module says."""
     old: list[str] = []
     new: list[str] = []
     try:
@@ -184,7 +184,7 @@ def _wants_external_data(model: ir.Model, embedded_limit: int) -> bool:
 
 
 def _take_external_data(model: ir.Model, source: Path) -> None:
-    """Check external data, and read the small tensors: each open mapping takes a file handle."""
+    """Check the external data of a model, and read its small tensors: each tensor left on disk takes a file handle."""
     files: dict[str, int] = {}  # real path -> size
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -212,7 +212,10 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[np.ndarray]:
 
 
 def _checked(tensor: ir.ExternalTensor, source: Path, files: dict[str, int]) -> ir.ExternalTensor:
-    """`tensor` by the real path of its file, which may be read and has its bytes; `files` keeps what has been seen."""
+    """`tensor` with the real path of its file, after a check that the file may be read and has the tensor's bytes.
+
+    `files` has the size of each file that was checked before, by real path; a new one is added.
+    """
     file = Path(tensor.path)
     real = os.path.realpath(file)
     if real not in files:
@@ -229,16 +232,16 @@ def _checked(tensor: ir.ExternalTensor, source: Path, files: dict[str, int]) -> 
             f"External data file {file} of {source} is truncated: tensor {tensor.name} ends at byte {end}, the file at "
             f"{files[real]}. Copy it again."
         )
-    # Without base_dir onnx_ir looks for no links: it refuses all of them, also hard ones, and we have looked.
+    # With base_dir, onnx_ir would refuse all links, also hard ones. Links have been checked above.
     return ir.ExternalTensor(
         real, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=""
     )
 
 
 def _check_external_file(tensor: ir.ExternalTensor, real: Path, source: Path) -> int:
-    """The size of an external data file. It must lie in the model's folder: else a model could show any file.
+    """The size of an external data file. It must lie in the model's folder, or a model could read any file.
 
-    The folder is also that of the file behind a link, as in a cache where both model and data are links.
+    If the model is a link, the folder of the file behind the link counts as well: in a cache, model and data are links.
     """
     file = Path(tensor.path)
     if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (source.parent, source.resolve().parent)):
@@ -258,7 +261,7 @@ def _check_external_file(tensor: ir.ExternalTensor, real: Path, source: Path) ->
 
 
 def _root(error: BaseException) -> BaseException:
-    """What a chain of errors began with: onnx_ir reports the graph around the tensor that is wrong."""
+    """The first error of a chain. onnx_ir wraps the error about a tensor in errors about the graph around it."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error

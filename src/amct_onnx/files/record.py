@@ -1,4 +1,4 @@
-"""record.txt: the quantization factors of a model in protobuf text format (spec section 4)."""
+"""Reads, writes and checks record.txt, the quantization factors of a model as protobuf text (spec section 4)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from amct_onnx.files.schema import (
 from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
-# Numbers up to 21 are published (section 4.1). Names without a published number, and those that only other AMCT
-# front ends write, got private ones: a text file has none. Fields unknown to LayerRecord are read and dropped.
+# Numbers up to 21 are published (section 4.1). Fields without a published number, and fields that only other AMCT front
+# ends write, have numbers of our own; the text format does not show them. Fields unknown to LayerRecord are dropped.
 SCHEMA = """\
 message SingleLayerRecord {
   optional float scale_d = 1;
@@ -63,7 +63,7 @@ _CALIBRATION = "# amct_onnx calibration: "
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, LayerRecord]:
-    """The records of a file by key, in its order; an empty file has none.
+    """The records of a file by key, in the order of the file. An empty file has none.
 
     Raises FileMissingError, or RecordError for malformed text (file, line, column), an entry without a key, and keys
     that occur twice. Values are not checked here: see `check_record`.
@@ -86,7 +86,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, LayerRecord]:
 
 
 def _read_any(text: str, path: str | os.PathLike[str]) -> list[tuple[str, LayerRecord]]:
-    """Whatever protobuf accepts."""
+    """The entries of a file in any layout that protobuf accepts."""
     message = message_class(SCHEMA, "ScaleOffsetRecord")()
     parse_text(text, message, path=path, error=RecordError, advice=_ADVICE)
     return [
@@ -99,9 +99,9 @@ def _read_any(text: str, path: str | os.PathLike[str]) -> list[tuple[str, LayerR
     ]
 
 
-# The layout that protobuf itself and AMCT's kernels write is read by four regular expressions, twenty times faster
-# than protobuf's Python parser (0.7 s on a ResNet-101). They accept a strict subset of the text format; on anything
-# else `_read_plain` gives up and `_read_any` decides. A test holds the two together.
+# Protobuf and AMCT's kernels write files in one layout. Regular expressions read it twenty times faster than protobuf's
+# Python parser, which takes 0.7 s for a ResNet-101. They accept a strict subset of the text format; for anything else
+# `_read_plain` gives up, and `_read_any` reads the file. A test holds the two together.
 _COMMENTS = re.compile(r"(?:#[^\n]*\n)*")
 _BLOCK = re.compile(
     r'record \{\n  key: "([^"\'\\\x00-\x1f\x7f]*)"\n  value \{\n((?:    [a-z_]+: +[^ \n]+\n)*)  \}\n\}\n'
@@ -160,16 +160,16 @@ def write_record(
     notes: Sequence[CalibrationNote] = (),
     calibration: str = "",
 ) -> None:
-    """Write records, notes and the id of the calibration; raises OutputError."""
+    """Write records, notes and the id of the calibration. Raises OutputError."""
     write_atomic(path, format_record(records, notes=notes, calibration=calibration))
 
 
 def format_record(
     records: Mapping[str, LayerRecord], *, notes: Sequence[CalibrationNote] = (), calibration: str = ""
 ) -> str:
-    """The text of a record file, laid out as protobuf prints it: fields by number, floats as short as float32 allows.
+    """The text of a record file, as protobuf prints it: fields by number, floats as short as float32 allows.
 
-    The id of the calibration (see `read_calibration`) and notes go to the top as comments, which protobuf readers
+    The id of the calibration (see `read_calibration`) and the notes are comments at the top, which readers of protobuf
     ignore.
     """
     lines = [f"{_CALIBRATION}{calibration}"] if calibration else []
@@ -204,13 +204,13 @@ def _format_note(note: CalibrationNote) -> str:
 
 
 def read_calibration(path: str | os.PathLike[str]) -> str:
-    """The id of the quantize_model call that began the file; "" in a file of AMCT. Raises like `read_record`."""
+    """The id of the quantize_model call that began the file, "" in a file of AMCT. Raises what `read_record` raises."""
     first = read_text(path, error=RecordError, what="record file").partition("\n")[0]
     return first.removeprefix(_CALIBRATION) if first.startswith(_CALIBRATION) else ""
 
 
 def read_notes(path: str | os.PathLike[str]) -> list[CalibrationNote]:
-    """What calibration left unfinished, from the comments of a record file; a file of AMCT has none.
+    """What calibration left unfinished, as the comments of a record file say it. A file of AMCT has no such comments.
 
     Raises FileMissingError, or RecordError for a note that is not what `write_record` wrote.
     """
@@ -260,10 +260,10 @@ def check_record(
     path: str | os.PathLike[str],
     calibrated: bool = True,
 ) -> None:
-    """Refuse records that do not fit the model or hold impossible factors (spec section 4.4), all mistakes at once.
+    """Refuse records that do not fit the model or hold impossible factors (spec section 4.4).
 
-    With `calibrated=False` the record may still lack activation factors, or have balance factors only.
-    Raises RecordError; it is a RecordValueError if a factor is out of range.
+    With `calibrated=False`, factors of activations may be missing, and there may be balance factors only.
+    Raises RecordError with all mistakes; it is a RecordValueError if a factor is out of range.
     """
     mistakes = Mistakes(path)
     if calibrated and all(record.is_empty for record in records.values()):
@@ -291,7 +291,7 @@ def _missing(name: str, key: str) -> str:
 
 
 def _find_traits(key: str, record: LayerRecord, facts: GraphFacts, mistakes: Mistakes) -> LayerTraits | None:
-    """The layer of a key; for "<node>:<input index>" a layer without a weight."""
+    """The layer of a key, or None after a mistake. For a key "<node>:<input index>" it is a layer without a weight."""
     node, colon, index = key.rpartition(":")
     is_tensor = bool(colon) and index.isdecimal() and facts.nodes.get(node) in _TENSOR_TYPES
     if is_tensor and (record.is_tensor_quantize or key not in facts.nodes):
@@ -349,7 +349,7 @@ def _check_lengths(key: str, record: LayerRecord, traits: LayerTraits, mistakes:
 
 
 def _find_bad_values(record: LayerRecord) -> list[tuple[str, str]]:
-    """The fields with a value out of range, each with its first such value."""
+    """The fields that have a value out of range, each with a text about its first such value."""
     bits = _BITS.get(record.act_type or "INT8", 8)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     bad: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Protobuf text files without generated code: message classes are built from proto text at first use.
+"""Reads and writes protobuf text without generated code: the classes of messages are made from proto text when needed.
 
 Generated `_pb2` modules would tie a release to one protobuf version. All protobuf text goes through this module.
 """
@@ -31,10 +31,11 @@ _SCALARS = frozenset({"TYPE_FLOAT", "TYPE_INT32", "TYPE_UINT32", "TYPE_BOOL", "T
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a message: `type` is a scalar type of proto or the name of a message or an enum."""
+    """One field of a message."""
 
     name: str
     type: str
+    """A scalar type of proto, or the name of a message or an enum."""
     number: int
     repeated: bool
     oneof: str | None = None
@@ -43,11 +44,10 @@ class Field:
 @cache
 def fields_of(proto: str, message: str) -> Mapping[str, Field]:
     """The fields of one message of `proto`, by name, in the order of their numbers."""
-    body = re.search(rf"^message {message} \{{\n(.*?)^\}}", proto, re.MULTILINE | re.DOTALL)
-    assert body is not None, message
+    body = proto.partition(f"message {message} {{\n")[2].partition("\n}\n")[0]
     fields: list[Field] = []
     oneof: str | None = None
-    for line in body[1].splitlines():
+    for line in body.splitlines():
         if opened := re.match(r"\s*oneof (\w+) \{", line):
             oneof = opened[1]
         elif line.strip() == "}":
@@ -60,7 +60,10 @@ def fields_of(proto: str, message: str) -> Mapping[str, Field]:
 
 @cache
 def message_class(proto: str, root: str) -> Any:
-    """The class of message `root` of a file of proto2 text: one field a line, `oneof` members marked `optional`."""
+    """The class of the message `root` of a file of proto2 text.
+
+    Each field of the text has a line of its own and is marked `optional` or `repeated`, also the members of a oneof.
+    """
     file = descriptor_pb2.FileDescriptorProto(name=f"{root}.proto", syntax="proto2")
     enums = re.findall(r"^enum (\w+) \{ (.*) \}$", proto, re.MULTILINE)
     for name, values in enums:
@@ -95,9 +98,9 @@ def _add_message(message: Any, fields: Mapping[str, Field], enums: set[str]) -> 
 
 
 def parse_text(text: str, message: Any, *, path: str | os.PathLike[str], error: type[AmctError], advice: str) -> Any:
-    """Merge protobuf text into `message` and return it; of a scalar given twice, and of a oneof, the last one wins.
+    """Merge protobuf text into `message` and return it. Raises `error` with file, line, column and `advice`.
 
-    Raises `error` with file, line, column and `advice`.
+    If a scalar or members of a oneof are given several times, the last one wins.
     """
     name = os.fspath(path)
     try:
@@ -108,7 +111,7 @@ def parse_text(text: str, message: Any, *, path: str | os.PathLike[str], error: 
         what = what if len(what) <= 300 else f"{what[:100]} ... {what[-190:]}"  # it quotes the whole line
         raise error(f"{name}:{place}: {what}; {advice}" if place else f"{name}: {what}; {advice}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as reason:
-        # protobuf lets some of its own checks through unwrapped (escapes that are no UTF-8, for one).
+        # Some checks of protobuf raise such errors, for instance that of escapes that are no UTF-8.
         raise error(f"{name}: {reason}; {advice}") from None
 
 
@@ -119,7 +122,7 @@ def escape_text(text: str) -> str:
 
 
 def to_float32(value: float) -> float:
-    """`value` rounded to float32; beyond its range it is infinite."""
+    """`value` rounded to float32. It becomes infinite beyond the range of float32."""
     try:
         return float(_FLOAT32.unpack(_FLOAT32.pack(value))[0])
     except OverflowError:
@@ -127,11 +130,11 @@ def to_float32(value: float) -> float:
 
 
 def shortest_float32(value: float) -> float:
-    """The decimal with the fewest digits (at least six are tried) that is the same float32, as protobuf prints it."""
+    """The decimal with the fewest digits, from six on, that is the same float32. Protobuf prints floats like that."""
     exact = to_float32(value)
     if not math.isfinite(exact):
         return exact
-    # Almost always eight digits are one too few or just right, and fewer are rare: ask those first.
+    # Almost all numbers need eight or nine digits, so try eight before fewer.
     if to_float32(float(f"{exact:.8g}")) != exact:
         return float(f"{exact:.9g}")
     for digits in (6, 7, 8):

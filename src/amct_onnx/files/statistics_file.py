@@ -1,8 +1,12 @@
-"""Statistics of a calibration as a file: a numpy archive.
+"""Reads and writes the statistics of a calibration, a numpy archive.
 
-`schema` is the version of this layout, `grids` int64[N, 3] have exponent, lowest bin and number of bins of each
-histogram, `extremes` are float64[N, 2], and `counts` are the counts of all histograms one after another. Of a model
-whose channels were divided by factors, `factors` has them one after another, `factor_sizes` how many each tensor has.
+Its arrays, for N tensors with a histogram each:
+- schema: the version of this layout; digest: that of the model; samples: their number; names: those of the tensors;
+- grids, int64[N, 3]: exponent, lowest bin and number of bins of each histogram;
+- extremes, float64[N, 2]: the least and the largest value of each tensor;
+- counts, int64: the counts of all histograms, one after another;
+- only if channels of the model were divided by factors: factor_names, the tensors; factor_sizes, how many factors each
+  has; factors, float32: those of all tensors, one after another.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ SCHEMA = 1
 
 
 def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> None:
-    """Write `statistics` to `path`, whole or not at all; equal statistics give equal bytes. Raises OutputError."""
+    """Write `statistics` to `path`, whole or not at all. Equal statistics give equal bytes. Raises OutputError."""
     histograms = list(statistics.tensors.values())
     with writing_archive(path) as write:
         write("schema", np.array(SCHEMA))
@@ -39,9 +43,9 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> Non
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
-    """The statistics in a file of `save_statistics`.
+    """The statistics in a file that `save_statistics` wrote.
 
-    Raises FileMissingError, or StatisticsError for a file that is none, is damaged or comes from a later version.
+    Raises FileMissingError, or StatisticsError for another file, a damaged one, or one of a later version.
     """
     name = os.fspath(path)
     try:

@@ -1,6 +1,6 @@
-"""Where each field of a protobuf text stands, since protobuf keeps no positions; and fields that contradict each other.
+"""Finds the line and column of each field of a protobuf text, and fields that are given twice.
 
-Protobuf takes the last of several values, and the last member of a oneof, without a word.
+Protobuf itself keeps no positions. Of several values, and of several members of a oneof, it silently takes the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from amct_onnx.files.schema import Field, fields_of
 from amct_onnx.files.whole_files import Position
 
-# A sign belongs to a number, and the text format allows + and - inside a name too.
+# A sign is part of a number. The text format allows + and - inside a name, too.
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*)
     |(?P<word>[A-Za-z_][0-9A-Za-z_+-]*|(?:[0-9+-]|\.[0-9])[0-9A-Za-z_.+-]*)
@@ -26,17 +26,17 @@ _ENDS = {"{": "}", "<": ">"}
 
 @dataclass(frozen=True)
 class Occurrence:
-    """One occurrence of a field: its path (with indices of repeated fields), and where its name stands.
-
-    An element of a list `[a, b]` has no name, so it is where it begins. `value` is the text of a scalar, None for a
-    block; `message` is the type of the block around it.
-    """
+    """One occurrence of a field."""
 
     path: str
+    """With the indices of repeated fields, for instance "override_layer_configs[0].layer_name"."""
     position: Position
+    """Where its name begins, or where it begins if it is an element of a list `[a, b]`."""
     field: Field
     message: str
+    """The type of the block around it."""
     value: str | None = None
+    """The text of a scalar, None for a block."""
 
     @property
     def block(self) -> str:
@@ -45,12 +45,12 @@ class Occurrence:
 
 
 def locate_fields(text: str, proto: str, root: str) -> tuple[Occurrence, ...]:
-    """Every field of `text`, in its order. The text has been parsed by protobuf as a message `root` of `proto`."""
+    """Every field of `text`, in its order. Protobuf must have accepted the text as a message `root` of `proto`."""
     return tuple(_Walk(text, proto).block(root, "", None))
 
 
 class _Walk:
-    """One pass over the tokens; `_index` is that of the next one."""
+    """One pass over the tokens of a text. `_index` is that of the next token."""
 
     def __init__(self, text: str, proto: str) -> None:
         self._proto = proto
@@ -103,7 +103,7 @@ class _Walk:
 
 
 def position_of(path: str, positions: Mapping[str, Position]) -> Position | None:
-    """The position of `path`, of the first element of a list, or of the innermost block that is there."""
+    """The position of `path` or its first element. If the text has none, that of the innermost block around it."""
     while path:
         found = positions.get(path) or positions.get(f"{path}[0]")
         if found is not None:
@@ -113,7 +113,7 @@ def position_of(path: str, positions: Mapping[str, Position]) -> Position | None
 
 
 def candidates_for_contradiction(found: Sequence[Occurrence]) -> Iterator[tuple[Occurrence, Occurrence]]:
-    """Pairs of one scalar given twice, whose values may differ or not, and of two members of one oneof."""
+    """Pairs of two values for one scalar, which may be equal, and pairs of two members of one oneof."""
     scalars: dict[str, Occurrence] = {}
     members: dict[tuple[str, str], Occurrence] = {}
     for entry in found:

@@ -1,6 +1,6 @@
-"""Files in and out: whole files only, and every mistake of one file in one error.
+"""Reads and writes files as a whole, and collects all mistakes of one file for one error.
 
-A result is written under a temporary name in its own folder and moved into place, so nobody ever sees half of it.
+A result is written under a temporary name in its own folder and then moved into place, so nobody ever sees half of it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake of a document: its path in the document ("" for the whole), and whether a type is wrong.
-
-    `position` is where it stands if the path alone does not say so.
-    """
+    """One mistake of a document."""
 
     where: str
+    """The path in the document, "" for the whole document."""
     what: str
     is_type: bool = False
+    """Whether a value has the wrong type."""
     position: Position | None = None
+    """The place in the text, if `where` does not say it."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
 
 
 class Mistakes:
-    """The mistakes found so far in one document; `file` is None for arguments of a call.
+    """The mistakes that were found so far in one document. `file` is None for the arguments of a call.
 
-    `locate` gives the position of a path in the document; it is asked only if there are mistakes.
+    `locate` gives the position of a path in the document. It is called only if there are mistakes.
     """
 
     def __init__(
@@ -68,15 +68,16 @@ class Mistakes:
         self._found[Mistake(where, what, is_type, position)] = None
 
     def place(self, where: str, position: Position | None = None) -> str:
-        """`file:line:column` of a path in the document, as far as it is known."""
+        """`file:line:column` of a path in the document, or those parts of it that are known."""
         if position is None and self._locate is not None:
             position = self._locate(where)
         return ":".join(str(part) for part in (self._file, position) if part is not None)
 
     def __str__(self) -> str:
-        """One mistake is one line; several are a headline with the count and a line each, in the order of the file.
+        """The text of an error: one line for one mistake; for several, a headline and a line for each.
 
-        Each line begins with the file where its position is known.
+        The mistakes are in the order of the file. If their positions are known, each line begins with file and
+        position.
         """
         mistakes = sorted(self._found, key=self._order)
         if len(mistakes) == 1:
@@ -95,10 +96,10 @@ class Mistakes:
 
 
 def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigError, what: str = "file") -> str:
-    """The text of a UTF-8 file; a byte order mark is dropped, line ends become "\\n".
+    """The text of a UTF-8 file, without a byte order mark and with "\\n" at the end of each line.
 
-    Raises FileMissingError, or `error` for a file that is there and cannot be read as text. `what` names the kind of
-    file in the message.
+    Raises FileMissingError, or `error` for a file that exists and cannot be read as text. `what` names the kind of file
+    in the message.
     """
     name = os.fspath(path)
     try:
@@ -117,18 +118,18 @@ def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigEr
     return text.replace("\r\n", "\n")
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str, *, mode: int = FILE_MODE) -> None:
-    """Write a whole file or nothing; missing folders are made. Raises OutputError."""
-    with atomic_path(path, mode=mode) as temporary:
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a whole file or nothing. Missing folders are made. Raises OutputError."""
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Iterator[Path]:
-    """A temporary path with the suffix of `path`, moved to `path` on success and removed on failure.
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path with the suffix of `path`, for the block to write. The file is moved to `path` after the block.
 
-    Raises OutputError for whatever the system refuses, also while the block writes; other exceptions of the block
-    pass unchanged.
+    If the block fails, the file is removed. Raises OutputError for whatever the system refuses, also while the block
+    writes. Other exceptions of the block pass unchanged.
     """
     name = os.fspath(path)
     temporary: Path | None = None
@@ -143,7 +144,7 @@ def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Itera
         os.close(handle)
         temporary = Path(made)
         yield temporary
-        temporary.chmod(mode)
+        temporary.chmod(FILE_MODE)
         os.replace(temporary, target)
         temporary = None
     except OutputError:
@@ -158,7 +159,7 @@ def atomic_path(path: str | os.PathLike[str], *, mode: int = FILE_MODE) -> Itera
 
 
 def make_folder(folder: Path) -> None:
-    """Like `mkdir -p -m 0750`: pathlib gives the mode to the last folder only."""
+    """Make a folder and its parents with mode 0750. (pathlib would give the mode to the last folder only.)"""
     missing: list[Path] = []
     while not folder.exists():
         missing.append(folder)
