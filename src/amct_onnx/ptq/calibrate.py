@@ -20,8 +20,8 @@ from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.ptq.recipe.steps import Candidate, Recipe
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.protocol import Target
 from amct_onnx.targets.table import observed_tensors
+from amct_onnx.targets.target import Target
 from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
 

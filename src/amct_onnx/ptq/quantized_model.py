@@ -17,8 +17,8 @@ from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.ptq.request import make_request
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.protocol import Lowered
 from amct_onnx.targets.table import TARGETS, target_of
+from amct_onnx.targets.target import Lowered
 from amct_onnx.values.findings import Step
 from amct_onnx.values.layers import Decision, LayerRecord
 from amct_onnx.values.mixed_precision import MixedPrecision

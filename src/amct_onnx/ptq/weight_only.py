@@ -34,8 +34,8 @@ from amct_onnx.ptq.quantized_model import WeightOnlyModel
 from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.packed_weights import PackedWeights
-from amct_onnx.targets.protocol import Target
 from amct_onnx.targets.table import TARGETS
+from amct_onnx.targets.target import Target
 from amct_onnx.targets.to_nbits import BlockWeight
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
@@ -112,7 +112,10 @@ def quantize_weights(
         target=target.name,
         calibration=Calibration(source=source, statistics=statistics, request=request),
         lowered=PackedWeights(
-            float_model=source.model, blocks={layer: blocks[layer] for layer in layers}, decisions=decisions
+            float_model=source.model,
+            blocks={layer: blocks[layer] for layer in layers},
+            decisions=decisions,
+            target=target.name,
         ),
         assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
         sample=sample,

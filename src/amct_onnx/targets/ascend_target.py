@@ -6,7 +6,7 @@ one calibration serves every target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.activations.solve import solve_activation
-from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import Mse, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.observe.collectors import activation_factors
@@ -34,13 +34,13 @@ from amct_onnx.run.deployed import open_deployed
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.ascend_weights import quantize_weights
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.protocol import RangeChoice
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
+from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.targets.to_integers import integer_bias
 from amct_onnx.targets.units import Unit, Units
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.findings import WeightGrid
-from amct_onnx.values.layers import Decision, GraphFacts, LayerRecord, ObservedTensor, QuantizedLayer, QuantPlan
+from amct_onnx.values.layers import Decision, GraphFacts, ObservedTensor, QuantizedLayer, QuantPlan
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Change
 
@@ -50,23 +50,11 @@ _RECURRENT = "its states are observed by AMCT's functions only: use quantize_mod
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AscendLowered:
+class AscendLowered(Lowered):
     """The quantized layers with their factors; `floats` is the same model with float weights."""
 
     factored: AscendModel
     floats: ir.Model
-    records: Mapping[str, LayerRecord]
-    rows: Mapping[str, QParams]
-    decisions: tuple[Decision, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def activations(self) -> Mapping[str, QParams]:
-        return {}
-
-    @property
-    def weights(self) -> Mapping[str, QParams]:
-        return self.rows
 
     def model(self) -> ir.Model:
         return self.factored.deploy()
@@ -106,24 +94,17 @@ class AscendLowered:
             )
         return Units(model=self.floats.clone(), units=tuple(units), constants=constants)
 
-    def range_choices(self) -> tuple[RangeChoice, ...]:
-        return ()
 
-
-class AscendTarget:
+class AscendTarget(Target):
     """Ascend chips, by `ASCEND`, their table."""
 
     name = ASCEND.name
-    adds_bias = runs_here = packs_weights = False
 
     def observed(self, source: FusedModel) -> Iterable[str]:
         for node in source.model.graph:
             traits = source.facts.supported.get(node.name or "") if is_standard(node) else None
             if traits is not None and not is_product(node) and node.op_type not in RECURRENT_OPS:
                 yield (node.inputs[0] and node.inputs[0].name) or ""
-
-    def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
-        return ()
 
     def wide_layers(self, calibration: Calibration) -> frozenset[str]:
         """Those whose type has 16 bits, and whose sums stay in int32."""
@@ -171,6 +152,7 @@ class AscendTarget:
             ),
             floats=floats,
             records=MappingProxyType(records),
+            weights=weights.better,
             rows=weights.better,
             decisions=tuple(_explained(decision, facts) for decision in decisions),
             notes=(*plan.notes, *weights.notes),

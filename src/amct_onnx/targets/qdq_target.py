@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, ModelError
-from amct_onnx.files.onnx_file import save_model_file
-from amct_onnx.graph.constants import constant_value
-from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.access import name_of
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.raise_opset import raise_opset
 from amct_onnx.graph.passes.smooth import product_inputs
+from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import kernel_rows, weight_axis
 from amct_onnx.numerics.activations.minmax import solve_minmax
 from amct_onnx.numerics.activations.solve import solve_activation
@@ -31,14 +30,12 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.numerics.weights.pairs import solve_pairs
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.plan.qdq_nodes import plan_qdq
-from amct_onnx.run.session import open_exact_session, open_session
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.protocol import RangeChoice
 from amct_onnx.targets.qdq_units import QdqUnits
+from amct_onnx.targets.target import Lowered, RangeChoice, Target, save_model_of
 from amct_onnx.targets.to_qdq import QdqGrids, lower_qdq
 from amct_onnx.targets.units import Units
 from amct_onnx.values.findings import WeightGrid
-from amct_onnx.values.layers import Decision, LayerRecord
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.request import Request
@@ -51,7 +48,7 @@ _BIAS_LIMIT = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QdqLowered:
+class QdqLowered(Lowered):
     """A float model, normalized for lowering, with the plan and all grids of a Q/DQ target."""
 
     calibration: Calibration
@@ -60,48 +57,13 @@ class QdqLowered:
     plan: QdqPlan
     grids: QdqGrids
 
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        nodes = self.calibration.source.facts.nodes  # without those that smoothing has added
-        return tuple(decision for decision in self.plan.decisions if decision.layer in nodes)
-
-    @property
-    def activations(self) -> Mapping[str, QParams]:
-        return self.grids.activations
-
-    @property
-    def weights(self) -> Mapping[str, QParams]:
-        return {name: _along(grid.params, self.grids.axes[name]) for name, grid in self.grids.weights.items()}
-
-    @property
-    def rows(self) -> Mapping[str, QParams]:
-        return {name: grid.params for name, grid in self.grids.weights.items()}
-
-    @property
-    def records(self) -> Mapping[str, LayerRecord]:
-        return {}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
-
     def model(self) -> ir.Model:
         model = self.prepared.clone()
         lower_qdq(model, self.plan, self.table, self.grids)
         return model
 
     def save(self, prefix: str) -> tuple[str, ...]:
-        folder, stem = os.path.split(prefix)
-        name = self.table.name
-        file = os.path.join(folder, f"{stem}_{name}.onnx" if stem else f"{name}.onnx")
-        save_model_file(self.model(), file)
-        return (file,)
-
-    def session(self) -> Any:
-        return open_session(self.model())
-
-    def exact_session(self) -> Any:
-        return open_exact_session(self.model())
+        return save_model_of(self, prefix, self.table.name)
 
     def units(self) -> Units:
         lowered = self.model()
@@ -123,7 +85,7 @@ class QdqLowered:
         def within(group: TensorGroup, low: float, high: float) -> Change:
             return change(group, _grid_of_range(self.table, low, high))
 
-        values = _values(self.calibration.source.model)
+        values = index_graph(self.calibration.source.model).values
         choices = []
         for group in self.plan.groups:
             seen = self.calibration.statistic([values[name] for name in group.sources])
@@ -139,25 +101,14 @@ class QdqLowered:
         return tuple(choices)
 
 
-@dataclass(frozen=True)
-class QdqFamily:
+class QdqFamily(Target):
     """A Q/DQ target, by its table."""
-
-    table: QdqTarget
 
     adds_bias = True
 
-    @property
-    def name(self) -> str:
-        return self.table.name
-
-    @property
-    def runs_here(self) -> bool:
-        return self.table.runs_here
-
-    @property
-    def packs_weights(self) -> bool:
-        return self.table.packs_weights
+    def __init__(self, table: QdqTarget) -> None:
+        self.table, self.name = table, table.name
+        self.runs_here, self.packs_weights = table.runs_here, table.packs_weights
 
     def observed(self, source: FusedModel) -> Iterable[str]:
         return plan_qdq(source.model, self.table).observed
@@ -175,9 +126,6 @@ class QdqFamily:
             if readers == set(products.layers):
                 found.append(tensor)
         return tuple(found)
-
-    def wide_layers(self, calibration: Calibration) -> frozenset[str]:
-        return frozenset()
 
     def check(self, source: FusedModel, request: Request) -> None:
         request.refuse_for(self.name, integers=True)
@@ -198,7 +146,12 @@ class QdqFamily:
         if default_opset(prepared) < table.minimum_opset:
             raise_opset(prepared, table.minimum_opset)
         normalize_layers(prepared, frozenset(plan.layers))
-        nodes = [node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS]
+        nodes = {
+            name_of(node): node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS
+        }
+        weights = {name: _solve_weight(layer_of(node), table, grids, calibration) for name, node in nodes.items()}
+        axes = {name: weight_axis(node, len(layer_of(node).shape)) for name, node in nodes.items()}
+        known = calibration.source.facts.nodes  # without those that smoothing has added
         return QdqLowered(
             calibration=calibration,
             table=table,
@@ -206,10 +159,14 @@ class QdqFamily:
             plan=plan,
             grids=QdqGrids(
                 activations=grids,
-                weights={node.name or "": _solve_weight(node, table, grids, calibration) for node in nodes},
-                axes={node.name or "": _channel_axis(node) for node in nodes},
+                weights=weights,
+                axes=axes,
                 constants=_solve_constants(prepared, plan, table, grids),
             ),
+            decisions=tuple(decision for decision in plan.decisions if decision.layer in known),
+            activations=grids,
+            weights={name: _along(grid.params, axes[name]) for name, grid in weights.items()},
+            rows={name: grid.params for name, grid in weights.items()},
         )
 
 
@@ -219,7 +176,7 @@ class _Activations:
     def __init__(self, calibration: Calibration, table: QdqTarget, plan: QdqPlan) -> None:
         self._calibration, self._table = calibration, table
         graph = calibration.source.model.graph
-        self._values = _values(calibration.source.model)
+        self._values = index_graph(calibration.source.model).values
         self._readers: dict[str, list[str]] = {}  # of each tensor those that have it as input 0
         for node in graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
@@ -259,31 +216,28 @@ class _Activations:
 
 
 def _solve_weight(
-    node: ir.Node, table: QdqTarget, activations: Mapping[str, QParams], calibration: Calibration
+    layer: Layer, table: QdqTarget, activations: Mapping[str, QParams], calibration: Calibration
 ) -> WeightGrid:
     """The grid of a layer's weight as rows of output channels, and its integers where they are not the nearest."""
-    weight, source = constant_value(node.inputs[1]), node.inputs[0]
-    assert weight is not None  # the planner has looked
-    assert source is not None  # a layer has an input
-    rows, name, request = kernel_rows(node, weight), node.name or "", calibration.request
-    least = _least_scale(node, table, activations[source.name or ""], len(rows))
-    layer = request.layer((name,))
-    bits = table.weight.bits if layer is None else layer.weight.num_bits
+    rows, request = kernel_rows(layer.node, layer.array()), calibration.request
+    least = _least_scale(layer, table, activations[name_of(layer.input)], len(rows))
+    settings = request.layer((layer.name,))
+    bits = table.weight.bits if settings is None else settings.weight.num_bits
     spec = QSpec(bits=bits, granularity=PerChannel(0))
     try:
         if request.reduce_range and bits > _SAFE_BITS:
             params, integers = solve_pairs(rows, spec, least)
             return WeightGrid(params=params, integers=integers)
-        params = calibration.solved.weight(solve_weight_mse if layer is None else solve_arq, rows, spec)
+        params = calibration.solved.weight(solve_weight_mse if settings is None else solve_arq, rows, spec)
         raised = QParams(scale=np.maximum(params.scale, least), zero_point=params.zero_point, spec=spec)
-        return calibration.tuning.weight(name, raised, rows) or WeightGrid(params=raised)
+        return calibration.tuning.weight(layer.name, raised, rows) or WeightGrid(params=raised)
     except ValueError as error:
-        raise ModelError(f'Layer "{name}": {error}. Correct the model or switch the layer off.') from error
+        raise ModelError(f'Layer "{layer.name}": {error}. Correct the model or switch the layer off.') from error
 
 
-def _least_scale(node: ir.Node, table: QdqTarget, data: QParams, channels: int) -> Floats:
+def _least_scale(layer: Layer, table: QdqTarget, data: QParams, channels: int) -> Floats:
     """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing."""
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    bias = layer.bias
     if bias is None or not table.int32_bias:
         return np.zeros(channels, np.float32)
     least = np.abs(bias.reshape(-1).astype(np.float64)) / (_BIAS_LIMIT * data.scale.astype(np.float64))
@@ -294,17 +248,15 @@ def _solve_constants(
     prepared: ir.Model, plan: QdqPlan, table: QdqTarget, activations: Mapping[str, QParams]
 ) -> dict[tuple[str, int], QParams]:
     """Grids of the constant operands of sums, products and concatenations; the last have that of their output."""
-    nodes = {node.name or "": node for node in prepared.graph}
-    found = {}
-    for name, index in sorted(plan.constants):
-        node = nodes[name]
-        result = node.outputs[0].name or ""
+    index, found = index_graph(prepared), {}
+    for name, place in sorted(plan.constants):
+        node = index.nodes[name]
+        result = name_of(node.outputs[0])
         if node.op_type == "Concat" and result in activations:
-            found[name, index] = activations[result]
-            continue
-        array = constant_value(node.inputs[index])
-        assert array is not None  # the planner has looked
-        found[name, index] = _grid_of_range(table, min(0.0, float(array.min())), max(0.0, float(array.max())))
+            found[name, place] = activations[result]
+        else:
+            array = array_of(constant_input(node, place))
+            found[name, place] = _grid_of_range(table, min(0.0, float(array.min())), max(0.0, float(array.max())))
     return found
 
 
@@ -314,18 +266,7 @@ def _grid_of_range(table: QdqTarget, low: float, high: float) -> QParams:
     return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
 
 
-def _channel_axis(node: ir.Node) -> int:
-    weight = node.inputs[1]
-    return weight_axis(node, len(weight.shape) if weight is not None and weight.shape is not None else 0)
-
-
 def _along(params: QParams, axis: int) -> QParams:
     """The grid of rows as that of the weight in its own layout."""
     spec = QSpec(bits=params.spec.bits, granularity=PerChannel(axis))
     return QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    """The variable tensors of the main graph."""
-    found = {value.name: value for value in model.graph.inputs if value.name}
-    return found | {value.name: value for node in model.graph for value in node.outputs if value.name}

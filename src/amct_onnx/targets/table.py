@@ -11,8 +11,8 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.targets.ascend_target import AscendTarget
 from amct_onnx.targets.calibration import source_of
-from amct_onnx.targets.protocol import Target
 from amct_onnx.targets.qdq_target import QdqFamily
+from amct_onnx.targets.target import Target
 from amct_onnx.values.qdq_tables import QDQ_TARGETS
 
 _ALL: tuple[Target, ...] = (*(QdqFamily(table) for table in QDQ_TARGETS.values()), AscendTarget())

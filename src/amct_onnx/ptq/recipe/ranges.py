@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.measure.rounded_network import Probe, power, side_by_side
 from amct_onnx.progress import Progress
-from amct_onnx.targets.protocol import RangeChoice
+from amct_onnx.targets.target import RangeChoice
 from amct_onnx.values.roundings import Change
 
 Feed = Mapping[str, npt.NDArray[Any]]

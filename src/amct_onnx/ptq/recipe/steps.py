@@ -49,8 +49,8 @@ from amct_onnx.ptq.recipe.ranges import cheaper_ranges
 from amct_onnx.ptq.recipe.rounding import Method, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.smoothing import outlier_inputs
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
-from amct_onnx.targets.protocol import Lowered, Target
 from amct_onnx.targets.table import observed_tensors
+from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning, WeightGrid
 from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel

@@ -6,14 +6,18 @@ here.
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
+from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.run.session import open_exact_session, open_session
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.units import Units
 from amct_onnx.values.layers import Decision, LayerRecord
@@ -36,75 +40,67 @@ class RangeChoice:
     within: Callable[[float, float], Change]
 
 
-class Lowered(Protocol):
-    """A model quantized for one target. All its grids are solved; what is left is to write integers into a graph."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lowered(ABC):
+    """A model quantized for one target. All its grids are solved; what is left is to write integers into a graph.
 
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """What happens to each node that the target could quantize, and why where it stays in float."""
+    decisions: what happens to each node that the target could quantize, and why where it stays in float. activations:
+    scale and zero point (signed integers) of each quantized tensor, by name. weights: scales of each weight, by node;
+    for Ascend, of those weights whose grid is not AMCT's. rows: the same grids as those of rows of output channels, as
+    `Tuning` knows weights. records: the factors of each layer as record.txt has them, for Ascend only. notes: what a
+    user should know, as sentences.
+    """
 
-    @property
-    def activations(self) -> Mapping[str, QParams]:
-        """Scale and zero point (signed integers) of each quantized tensor, by name; empty for Ascend."""
+    decisions: tuple[Decision, ...]
+    activations: Mapping[str, QParams] = field(default_factory=dict)
+    weights: Mapping[str, QParams] = field(default_factory=dict)
+    rows: Mapping[str, QParams] = field(default_factory=dict)
+    records: Mapping[str, LayerRecord] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
-    @property
-    def weights(self) -> Mapping[str, QParams]:
-        """Scales of each weight, by node; for Ascend, of those weights whose grid is not AMCT's."""
-
-    @property
-    def rows(self) -> Mapping[str, QParams]:
-        """The same grids as those of rows of output channels, as `Tuning` knows weights."""
-
-    @property
-    def records(self) -> Mapping[str, LayerRecord]:
-        """The factors of each layer as record.txt has them; for Ascend only."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know, as sentences."""
-
+    @abstractmethod
     def model(self) -> ir.Model:
         """A new quantized model."""
 
+    @abstractmethod
     def save(self, prefix: str) -> tuple[str, ...]:
         """Write the files of the target, each whole or not at all; their paths. Raises OutputError."""
 
-    def session(self) -> Any:
-        """An onnxruntime.InferenceSession of the model, as users open it."""
-
-    def exact_session(self) -> Any:
-        """A session whose integer products do not saturate, whatever this CPU has."""
-
+    @abstractmethod
     def units(self) -> Units:
         """The model as a float model and the roundings of each of its parts."""
 
+    def session(self) -> Any:
+        """An onnxruntime.InferenceSession of the model, as users open it."""
+        return open_session(self.model(), None)
+
+    def exact_session(self) -> Any:
+        """A session whose integer products do not saturate, whatever this CPU has."""
+        return open_exact_session(self.model())
+
     def range_choices(self) -> tuple[RangeChoice, ...]:
         """The tensors whose ranges may be chosen; none where the target leaves no choice."""
+        return ()
 
 
-class Target(Protocol):
+class Target(ABC):
     """A kind of chip or runtime.
 
-    adds_bias: a layer without a bias may get one. runs_here: ONNX Runtime runs its files on this machine as it will
-    elsewhere, so they are measured. packs_weights: it has products whose weights alone are in few bits.
+    name: what users call it. adds_bias: a layer without a bias may get one. runs_here: ONNX Runtime runs its files on
+    this machine as it will elsewhere, so they are measured. packs_weights: it has products whose weights alone are in
+    few bits.
     """
 
-    @property
-    def name(self) -> str:
-        """What users call it."""
+    name: str
+    adds_bias = False
+    runs_here = False
+    packs_weights = False
 
-    @property
-    def adds_bias(self) -> bool: ...
-
-    @property
-    def runs_here(self) -> bool: ...
-
-    @property
-    def packs_weights(self) -> bool: ...
-
+    @abstractmethod
     def check(self, source: FusedModel, request: Request) -> None:
         """Raise ConfigError for settings that the target does not have, ModelError for a model that it cannot take."""
 
+    @abstractmethod
     def solve(self, calibration: Calibration) -> Lowered:
         """Decide what is quantized, and solve all grids.
 
@@ -112,11 +108,22 @@ class Target(Protocol):
         tensor that was not observed.
         """
 
+    @abstractmethod
     def observed(self, source: FusedModel) -> Iterable[str]:
         """The tensors whose statistics it may need, whatever is wanted of it."""
 
     def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
         """The tensors that only products with a weight read as integers: outlier channels can be divided there."""
+        return ()
 
     def wide_layers(self, calibration: Calibration) -> frozenset[str]:
         """The quantized layers whose activations may have 16 bits."""
+        return frozenset()
+
+
+def save_model_of(lowered: Lowered, prefix: str, target: str) -> tuple[str, ...]:
+    """Write `<prefix>_<target>.onnx`, or `<target>.onnx` where the prefix is a folder."""
+    folder, stem = os.path.split(prefix)
+    file = os.path.join(folder, f"{stem}_{target}.onnx" if stem else f"{target}.onnx")
+    save_model_file(lowered.model(), file)
+    return (file,)
