@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from amct_onnx.errors import AmctError, ModelError, RecordError
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.passes.balance import balance_factors, channel_axis, weight_maxima
 from amct_onnx.numerics.settings import LayerSettings, Settings
@@ -44,7 +45,7 @@ def balance_tasks(model: ir.Model, layers: Iterable[str], settings: Settings) ->
 
     Raises ModelError for a weight that holds NaN or Inf.
     """
-    nodes = {node.name: node for node in model.graph}
+    nodes = index_graph(model).nodes
     tasks: dict[str, Balance] = {}
     for layer in layers:
         maxima = weight_maxima(nodes[layer])
@@ -158,7 +159,7 @@ def _dropped_factors(record_file: str) -> tuple[str, ...]:
 
 def check_balanced(model: ir.Model, layers: Iterable[str], records: Mapping[str, LayerRecord], path: str) -> None:
     """Raise RecordError when a record's balance factors are not those that are in the calibration model."""
-    nodes = {node.name: node for node in model.graph}
+    nodes = index_graph(model).nodes
     for layer in layers:
         used, noted = balance_factors(nodes[layer]), np.array(records[layer].tensor_balance_factor, np.float32)
         used = np.zeros(0, np.float32) if used is None else used

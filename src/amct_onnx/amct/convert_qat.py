@@ -14,6 +14,7 @@ from amct_onnx.files.onnx_file import check_opset, load_model
 from amct_onnx.files.record import format_record
 from amct_onnx.files.whole_files import atomic_path
 from amct_onnx.graph.constants import lift_ir3
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read.read_qdq import Reading, has_qdq, read_qdq
@@ -146,7 +147,7 @@ def _records(quantized: AscendModel) -> dict[str, LayerRecord]:
             wts_type=None if layer.weight is None else "INT8",
             op_data_type="FLOAT32",
         )
-    nodes = {node.name: node for node in quantized.model.graph}
+    nodes = index_graph(quantized.model).nodes
     for tensor in quantized.tensors:
         for use in nodes[tensor.node].outputs[0].uses():
             if use.node.op_type in _RECORDED_TENSORS and use.node.graph is quantized.model.graph:

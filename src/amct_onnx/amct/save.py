@@ -15,6 +15,7 @@ from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import weight_rows
@@ -147,7 +148,7 @@ def _check_weights(
     model: ir.Model, layers: Sequence[QuantizedLayer], records: Mapping[str, LayerRecord], record_file: str
 ) -> None:
     """A record of another model, or an edited one, does not reproduce the weights that calibration saw."""
-    nodes = {node.name: node for node in model.graph}
+    nodes = index_graph(model).nodes
     for layer in layers:
         if layer.weight is not None:
             _check_grid(nodes[layer.name], layer.weight, record_file)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from amct_onnx.files.fusion_json import FusionOp, write_fusion
 from amct_onnx.files.onnx_file import is_source, save_model_file
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.passes.balance import constant_first
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_dialect import AscendDialect
@@ -114,13 +115,13 @@ def _makers(quantized: AscendModel) -> set[str]:
 
 def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
     """The layer or tensor that a node was made for, otherwise the node itself."""
-    name = node.name or ""
+    name = name_of(node)
     return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
 
 
 def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: AscendModel, makers: Collection[str]) -> FusionOp:
     """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
-    name, origins, part = node.name or "", quantized.origins, _owner(node, owners)
+    name, origins, part = name_of(node), quantized.origins, _owner(node, owners)
     number = 0
     if part in quantized.parts:
         given = quantized.parts.get(name)

@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, ModelError
 from amct_onnx.files.config_json import default_settings
-from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.access import input_of, is_standard, name_of
 from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
@@ -70,8 +71,7 @@ class AscendLowered(Lowered):
 
     def units(self) -> Units:
         """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""
-        nodes = {node.name or "": node for node in self.floats.graph}
-        rounded = {node.name or "": node for node in self.factored.model.graph}
+        nodes, rounded = index_graph(self.floats).nodes, index_graph(self.factored.model).nodes
         units, constants = [], {}
         for layer in self.factored.layers:
             node, name = nodes[layer.name], layer.name
@@ -88,7 +88,7 @@ class AscendLowered(Lowered):
                     nodes=(name,),
                     constants=Change(constants=frozenset([name] if weight is not None else [])),
                     tensors=Change(reads=reads),
-                    last=node.outputs[0].name or "",
+                    last=name_of(node.outputs[0]),
                     holders=(name,),
                 )
             )
@@ -102,16 +102,16 @@ class AscendTarget(Target):
 
     def observed(self, source: FusedModel) -> Iterable[str]:
         for node in source.model.graph:
-            traits = source.facts.supported.get(node.name or "") if is_standard(node) else None
+            traits = source.facts.supported.get(name_of(node)) if is_standard(node) else None
             if traits is not None and not is_product(node) and node.op_type not in RECURRENT_OPS:
-                yield (node.inputs[0] and node.inputs[0].name) or ""
+                yield name_of(input_of(node, 0))
 
     def wide_layers(self, calibration: Calibration) -> frozenset[str]:
         """Those whose type has 16 bits, and whose sums stay in int32."""
         able = [name for name, traits in calibration.source.facts.supported.items() if traits.supports_int16]
         request = replace(calibration.request, wide=tuple(able))
         factored = self.solve(replace(calibration, request=request)).factored
-        nodes = {node.name: node for node in factored.model.graph}
+        nodes = index_graph(factored.model).nodes
         return frozenset(
             layer.name for layer in factored.layers if layer.name in able and _fits(nodes[layer.name], layer)
         )
@@ -135,10 +135,10 @@ class AscendTarget(Target):
         better = partial(_better_weight, calibration) if request.allows_recipe else None
         weights = quantize_weights(model, plan, facts, better)
         records = dict(weights.records)
-        nodes = {node.name: node for node in model.graph}
+        nodes = index_graph(model).nodes
         for tensor in plan.observed:
             group = [other for other in plan.observed if other.joint == tensor.joint] if tensor.joint else [tensor]
-            values = [value for t in group if (value := nodes[t.node].inputs[t.input_index]) is not None]
+            values = [input_of(nodes[t.node], t.input_index) for t in group]
             factors = _activation(tensor, values, calibration, facts)
             for key in tensor.keys:
                 records[key] = replace(records[key], **factors)

@@ -13,9 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value, own_constant
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.recurrent import RECURRENT_OPS
-from amct_onnx.graph.tensors import Array, array_of, shape_of
+from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import fake_quantized, from_kernel_rows, weight_axis, weight_rows
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize
@@ -54,7 +56,7 @@ def quantize_weights(
 
     Raises ModelError for a weight or bias that holds NaN or Inf, or is too large.
     """
-    names, nodes = ValueNames(model), {node.name: node for node in model.graph}
+    names, nodes = ValueNames(model), index_graph(model).nodes
     records: dict[str, LayerRecord] = {}
     grids: dict[str, QParams] = {}
     vanished: dict[str, int] = {}
@@ -66,11 +68,11 @@ def quantize_weights(
             records[layer] = LayerRecord(act_type=f"INT{entry.activation.num_bits}", scale_w=(1.0,), offset_w=(0,))
         elif nodes[layer].op_type in RECURRENT_OPS:
             records[layer], vanished[layer] = quantize_recurrent(nodes[layer], entry, names)
-        elif better is not None and (grid := _better_grid(nodes[layer], entry, better)) is not None:
-            _store(nodes[layer], grid, names)
+        elif better is not None and (grid := _better_grid(layer_of(nodes[layer]), entry, better)) is not None:
+            _store(layer_of(nodes[layer]), grid, names)
             records[layer], grids[layer] = _record(grid.params, entry), grid.params
         else:
-            records[layer], vanished[layer] = _quantize_weight(nodes[layer], entry, names)
+            records[layer], vanished[layer] = _quantize_weight(layer_of(nodes[layer]), entry, names)
     for key, tensor in plan.tensors.items():
         records[key] = LayerRecord(is_tensor_quantize=True, act_type=f"INT{tensor.activation.num_bits}")
     return QuantizedWeights(records=records, better=grids, notes=_notes({k: n for k, n in vanished.items() if n}))
@@ -83,22 +85,20 @@ def _notes(vanished: Mapping[str, int]) -> tuple[str, ...]:
     return (f"{where} have weights so small that int8 makes them 0, as AMCT does.",)
 
 
-def _quantize_weight(node: ir.Node, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
+def _quantize_weight(layer: Layer, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
     """The record of a layer's weight, and how many of its channels are not zero and become zero."""
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None  # a planned layer's weight is constant
-    rows = weight_rows(array_of(weight), node)
+    rows = weight_rows(layer.array(), layer.node)
     solve = solve_scale if isinstance(entry.weight.solver, AdaRound) else solve_arq
     try:
         params = solve(rows, weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise))
     except ValueError as error:
-        raise _bad(node, str(error)) from error
-    _check_bias(node)
+        raise _bad(layer, str(error)) from error
+    _check_bias(layer)
     extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
     lost = int(((extremes > 0) & (fake_quantize(extremes, params) == 0)).sum())
     solver = entry.weight.solver
     cluster = cluster_levels(rows, params, solver) if isinstance(solver, Nuq) else ()
-    own_constant(node, 1, fake_quantized(weight, node, params, levels=cluster), f"{node.name}.weight", names=names)
+    layer.replace_weight(fake_quantized(layer.weight, layer.node, params, levels=cluster), names=names)
     return replace(_record(params, entry), cluster=cluster), lost
 
 
@@ -110,45 +110,40 @@ def _record(params: QParams, entry: LayerSettings) -> LayerRecord:
     )
 
 
-def _better_grid(node: ir.Node, entry: LayerSettings, better: BetterGrid) -> WeightGrid | None:
-    weight = constant_tensor(node.inputs[1])
-    if weight is None or weight.dtype != ir.DataType.FLOAT or node.op_type not in _BETTER:
+def _better_grid(layer: Layer, entry: LayerSettings, better: BetterGrid) -> WeightGrid | None:
+    if layer.weight.dtype != ir.DataType.FLOAT or layer.op_type not in _BETTER:
         return None
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
     try:
-        grid = better(node.name or "", weight_rows(array_of(weight), node), spec)
+        grid = better(layer.name, weight_rows(layer.array(), layer.node), spec)
     except ValueError as error:
-        raise _bad(node, str(error)) from error
-    _check_bias(node)
+        raise _bad(layer, str(error)) from error
+    _check_bias(layer)
     return grid
 
 
-def _store(node: ir.Node, grid: WeightGrid, names: ValueNames) -> None:
+def _store(layer: Layer, grid: WeightGrid, names: ValueNames) -> None:
     """Give a layer the weight of a grid, and the bias that goes with its integers."""
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None  # as above
     rounded: Array | ir.TensorProtocol
     if grid.integers is None:
-        rounded = fake_quantized(weight, node, grid.params)
+        rounded = fake_quantized(layer.weight, layer.node, grid.params)
     else:  # the integers times their scales: rounding gives the integers again
-        integers, scale = from_kernel_rows(node, grid.integers, shape_of(weight)), grid.params.scale
+        integers, scale = from_kernel_rows(layer.node, grid.integers, layer.shape), grid.params.scale
         ones = [1] * integers.ndim
         if scale.size > 1:
-            ones[weight_axis(node, integers.ndim)] = scale.size
+            ones[weight_axis(layer.node, integers.ndim)] = scale.size
         rounded = integers.astype(np.float32) * scale.reshape(ones)
-    own_constant(node, 1, rounded, f"{node.name}.weight", names=names)
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
-    if grid.correction is None or bias is None or bias.size != grid.correction.size:
-        return
-    corrected = (bias + grid.correction.reshape(bias.shape)).astype(np.float32)
-    own_constant(node, 2, corrected, f"{node.name}.bias", names=names)
+    layer.replace_weight(rounded, names=names)
+    bias = layer.bias
+    if grid.correction is not None and bias is not None and bias.size == grid.correction.size:
+        layer.replace_bias((bias + grid.correction.reshape(bias.shape)).astype(np.float32), names=names)
 
 
-def _check_bias(node: ir.Node) -> None:
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+def _check_bias(layer: Layer) -> None:
+    bias = layer.bias
     if bias is not None and not np.isfinite(bias).all():
-        raise _bad(node, "the bias holds NaN or Inf")
+        raise _bad(layer, "the bias holds NaN or Inf")
 
 
-def _bad(node: ir.Node, what: str) -> ModelError:
-    return ModelError(f'Layer "{node.name}": {what}. Correct the model or add the layer to skip_layers.')
+def _bad(layer: Layer, what: str) -> ModelError:
+    return ModelError(f'Layer "{layer.name}": {what}. Correct the model or add the layer to skip_layers.')

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_standard
+from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -62,7 +62,7 @@ class Calibration:
 
     def statistic(self, values: Iterable[ir.Value]) -> DyadicHistogram:
         """What the tensors behind `values` held together. Raises StatisticsError for one that was not observed."""
-        return self.statistics.of(dict.fromkeys(source_of(value).name or "" for value in values))
+        return self.statistics.of(dict.fromkeys(name_of(source_of(value)) for value in values))
 
 
 def source_of(value: ir.Value) -> ir.Value:

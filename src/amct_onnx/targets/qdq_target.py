@@ -73,8 +73,8 @@ class QdqLowered(Lowered):
         reads: dict[str, list[tuple[str, int]]] = {}
         for node in self.calibration.source.model.graph:
             for index, value in enumerate(node.inputs):
-                if value is not None and (node.name or "", index) in self.plan.reads:
-                    reads.setdefault(value.name or "", []).append((node.name or "", index))
+                if value is not None and (name_of(node), index) in self.plan.reads:
+                    reads.setdefault(name_of(value), []).append((name_of(node), index))
 
         def change(group: TensorGroup, grid: QParams) -> Change:
             made = [tensor for tensor in group.sources if tensor in self.plan.integer]
@@ -122,7 +122,7 @@ class QdqFamily(Target):
         for tensor, products in product_inputs(model).items():
             if tensor not in own or tensor not in values or not layers.issuperset(products.layers):
                 continue
-            readers = {use.node.name for use in values[tensor].uses() if (use.node.name or "", use.idx) in plan.reads}
+            readers = {use.node.name for use in values[tensor].uses() if (name_of(use.node), use.idx) in plan.reads}
             if readers == set(products.layers):
                 found.append(tensor)
         return tuple(found)
@@ -180,7 +180,7 @@ class _Activations:
         self._readers: dict[str, list[str]] = {}  # of each tensor those that have it as input 0
         for node in graph:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
-                self._readers.setdefault(node.inputs[0].name, []).append(node.name or "")
+                self._readers.setdefault(node.inputs[0].name, []).append(name_of(node))
         absorbed = plan.absorbed if table.drops_clamps else {}
         self._clamped = {node.outputs[0].name for node in graph if node.name in absorbed}
 

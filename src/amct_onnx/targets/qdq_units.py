@@ -8,7 +8,9 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.qdq_grids import GridConstant, grid_constant
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.targets.units import Unit, Units
@@ -27,9 +29,8 @@ class QdqUnits:
     ) -> None:
         self._model, self._plan, self._target, self._grids, self._lowered = model, plan, table, grids, lowered
         self._layers = frozenset(self._plan.layers)
-        self._values = {value.name or "": value for node in self._model.graph for value in node.outputs}
-        self._values |= {value.name or "": value for value in self._model.graph.inputs}
-        self._nodes = {node.name or "": node for node in self._model.graph}
+        index = index_graph(model)
+        self._nodes, self._order, self._values = index.nodes, index.positions, index.values
         self._unit_of: dict[str, str] = {}  # of quantized nodes that compute, and those behind them that only move
         self._members: dict[str, list[str]] = {}
 
@@ -55,8 +56,7 @@ class QdqUnits:
                     reads=self._reads(members, tensors, name),
                 )
             )
-        order = {node.name or "": number for number, node in enumerate(self._model.graph)}
-        units.sort(key=lambda unit: order.get(unit.name, -1))
+        units.sort(key=lambda unit: self._order.get(unit.name, -1))
         return Units(model=self._model, units=tuple(units), constants=constants)
 
     def _constants(self) -> dict[str, dict[int, Array]]:
@@ -66,12 +66,12 @@ class QdqUnits:
                 grids = {index: grid_constant(value) for index, value in enumerate(node.inputs)}
                 own = {index: grid.values() for index, grid in grids.items() if isinstance(grid, GridConstant)}
                 if own:
-                    found[node.name or ""] = own
+                    found[name_of(node)] = own
         return found
 
     def _assign(self, node: ir.Node, rounds: bool) -> None:
         """The unit of a quantized node: its own, or the one that all its operands are from."""
-        name, rule = node.name or "", self._target.rules[node.op_type]
+        name, rule = name_of(node), self._target.rules[node.op_type]
         values = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
         sources = {self._source(value) for value in values[:1] if rule.inputs == "first"} or {
             self._source(value) for value in values
@@ -91,13 +91,13 @@ class QdqUnits:
     def _source(self, value: ir.Value) -> str:
         """The unit that makes a tensor, "" if none does."""
         maker = self._maker(value)
-        return self._unit_of.get(maker.name or "", "") if maker is not None else ""
+        return self._unit_of.get(name_of(maker), "") if maker is not None else ""
 
     def _maker(self, value: ir.Value) -> ir.Node | None:
         """The node whose kernel gives a tensor: that in front of a clamp which it takes in."""
         node = value.producer()
         if node is not None and node.name in self._plan.absorbed:
-            return self._nodes[self._plan.absorbed[node.name or ""]]
+            return self._nodes[self._plan.absorbed[name_of(node)]]
         return node
 
     def _tensors(self) -> dict[str, list[str]]:
@@ -116,21 +116,21 @@ class QdqUnits:
         for name in tensors:
             if name not in integer:
                 for use in self._values[name].uses():
-                    if (use.node.name or "", use.idx) in self._plan.reads:
-                        reads[use.node.name or "", use.idx] = self._grids[name]
+                    if (name_of(use.node), use.idx) in self._plan.reads:
+                        reads[name_of(use.node), use.idx] = self._grids[name]
         return Change(tensors=integer, reads=reads)
 
     def _readers(self, tensors: Sequence[str]) -> Iterator[str]:
         """The units that read tensors in integers, perhaps behind operators that move elements."""
         for name in tensors:
             for use in self._values[name].uses():
-                reader = use.node.name or ""
+                reader = name_of(use.node)
                 if reader not in self._layers:
                     continue
                 if reader in self._members.get(self._unit_of.get(reader, ""), ()):
                     yield self._unit_of[reader]
                 else:
-                    yield from self._readers([value.name or "" for value in use.node.outputs])
+                    yield from self._readers([name_of(value) for value in use.node.outputs])
 
     def _reads(self, members: Sequence[str], tensors: Mapping[str, Sequence[str]], name: str) -> tuple[str, ...]:
         """The units of the tensors that nodes read."""
@@ -141,7 +141,7 @@ class QdqUnits:
             for value in node.inputs:
                 if value is None or constant_tensor(value) is not None:
                     continue
-                unit = value.name or "" if value.name in tensors else self._source(value)
+                unit = name_of(value) if value.name in tensors else self._source(value)
                 maker = self._maker(value)
                 if unit:
                     found[unit] = None

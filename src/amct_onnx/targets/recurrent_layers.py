@@ -11,6 +11,7 @@ import onnx_ir as ir
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.passes.decompose_recurrent import Decomposed, decompose_recurrent
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows
 from amct_onnx.graph.tensors import Array
@@ -63,7 +64,7 @@ def split_recurrent(
 
     Raises RecordError when the scales of a record do not fit the weights.
     """
-    nodes = {node.name: node for node in model.graph}
+    nodes = index_graph(model).nodes
     factors = {name: _factors(nodes[name], records[name], record_file) for name in layers}
     decomposed = decompose_recurrent(model, layers)
     halves = []

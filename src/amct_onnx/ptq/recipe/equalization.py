@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_op
-from amct_onnx.graph.constants import constant_value
+from amct_onnx.graph.access import input_of, is_op, name_of
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.equalize import ChannelGroup
-from amct_onnx.graph.weights import group_of
 from amct_onnx.numerics.channel_factors import equalizing_factors, rounding_noise
 from amct_onnx.values.sensitivity import decibel
 
@@ -40,17 +40,17 @@ def promised_gain(
 ) -> float:
     """By how many dB `factors` lower the noise that int8 makes in the layers behind the groups, as far as magnitudes
     tell: see `rounding_noise`. 0 where no layer can be looked at."""
-    nodes = {node.name or "": node for node in model.graph}
+    index = index_graph(model)
     before = after = 0.0
     for group in groups:
         if group.key not in factors:
             continue
         for consumer in group.consumers:
-            node = nodes[consumer]
-            magnitudes = maxima.get(_measured(node))
+            layer = index.layer(consumer)
+            magnitudes = maxima.get(_measured(layer))
             if magnitudes is None or magnitudes.size != group.channels:
                 continue
-            kernel = _kernel(node)
+            kernel = _kernel(layer)
             repeats = kernel.shape[0] * kernel.shape[2] // group.channels  # positions, behind a Flatten
             each, divisors = np.repeat(magnitudes, repeats), np.repeat(factors[group.key], repeats)
             before += rounding_noise(kernel, each, np.ones_like(divisors))
@@ -58,20 +58,18 @@ def promised_gain(
     return decibel(after / before) if before > 0 else 0.0
 
 
-def _measured(layer: ir.Node) -> str:
+def _measured(layer: Layer) -> str:
     """The tensor that a layer reads, in front of a Flatten."""
-    value = layer.inputs[0]
-    while value is not None and (node := value.producer()) is not None and is_op(node, "Flatten"):
-        value = node.inputs[0]
-    return (value.name or "") if value is not None else ""
+    value = layer.input
+    while is_op(node := value.producer(), "Flatten"):
+        value = input_of(node, 0)
+    return name_of(value)
 
 
-def _kernel(layer: ir.Node) -> npt.NDArray[np.floating]:
+def _kernel(layer: Layer) -> npt.NDArray[np.floating]:
     """The weight of a Conv or Gemm as [groups, outputs, inputs, taps]."""
-    weight = constant_value(layer.inputs[1])
-    assert weight is not None  # `channel_groups` has looked
+    weight = layer.array()
     if layer.op_type == "Conv":
-        groups = group_of(layer)
-        return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    rows = weight if layer.attributes.get_int("transB", 0) else weight.T
+        return weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
+    rows = weight if layer.weight_is_turned else weight.T
     return rows[None, :, :, None]
