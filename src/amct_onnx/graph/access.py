@@ -1,12 +1,14 @@
-"""Read from a node or value what onnx_ir types as optional, although a model that is quantized always has it.
+"""Ask a node or a tensor what everybody asks: its operator, name, inputs and graph, also where onnx_ir may have none.
 
-The types of onnx_ir also cover models under construction: a name may be None, an input may be missing, a node may be in
-no graph. `name_nodes` gives every node a name before anything else happens, and an operator has the inputs that ONNX
-requires. The functions here give what must be there, and raise RuntimeError where it is not: a mistake of this package.
+The types of onnx_ir cover models under construction too: a name may be None, an input may be missing, a node may be in
+no graph. In the models of this package these are there, since `name_nodes` gives every node a name before anything
+else happens and an operator has the inputs that ONNX requires. So the functions here return them without None, and
+raise RuntimeError where they are missing after all, which is a mistake of this package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import onnx_ir as ir
@@ -66,6 +68,31 @@ def graph_of(item: ir.Node | ir.Value) -> ir.Graph:
     if item.graph is None:
         raise RuntimeError(f"{_described(item)} is in no graph.")
     return item.graph
+
+
+def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs in the attributes of a node, as an If, a Loop or a Scan has them."""
+    for attribute in node.attributes.values():
+        if not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def values_read(node: ir.Node) -> Iterator[ir.Value]:
+    """The tensors that a node reads, those that nodes of its bodies read from outside included."""
+    yield from (value for value in node.inputs if value is not None)
+    graphs = list(_all_bodies(node))
+    for graph in graphs:
+        values = [*graph.outputs, *(value for inner in graph for value in inner.inputs)]
+        yield from (value for value in values if value is not None and value.graph not in graphs)
+
+
+def _all_bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for graph in bodies_of(node):
+        yield graph
+        for inner in graph:
+            yield from _all_bodies(inner)
 
 
 def _described(item: ir.Node | ir.Value) -> str:

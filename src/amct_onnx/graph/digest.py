@@ -1,4 +1,4 @@
-"""A digest of a model: what tells statistics of one model from those of another."""
+"""A digest of all that a model computes with, by which statistics are known to belong to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model wants to be fed."""
+"""The inputs of a model: the name, type and shape of the array that a feed has to have for each."""
 
 from __future__ import annotations
 

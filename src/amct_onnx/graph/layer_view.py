@@ -1,4 +1,4 @@
-"""A layer with a weight: its input, constant weight, bias and names, without a look at what onnx_ir leaves optional."""
+"""A convolution or product with a constant weight: its input, weight, bias, channels and name, checked once."""
 
 from __future__ import annotations
 

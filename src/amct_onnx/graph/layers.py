@@ -1,4 +1,4 @@
-"""Which nodes are candidates for quantization, and what the graph says about each."""
+"""Find the nodes that could be quantized, say what the graph tells of each, and why it cannot be."""
 
 from __future__ import annotations
 

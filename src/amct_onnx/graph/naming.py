@@ -1,4 +1,4 @@
-"""Names for nodes: the identity of a layer in config, record and new nodes (spec section 7.0)."""
+"""Give every node a unique name, by which configurations and records refer to a layer (spec section 7.0)."""
 
 from __future__ import annotations
 

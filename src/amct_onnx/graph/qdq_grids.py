@@ -1,4 +1,4 @@
-"""What QuantizeLinear and DequantizeLinear nodes say: their grids, and constants that went through them.
+"""Read the grids of QuantizeLinear and DequantizeLinear nodes, and the constants that were stored as integers.
 
 Both operators of the default domain and of com.microsoft are read. The real value of an integer is
 `(q - zero_point) * scale`; `q = saturate(round_half_even(x / scale) + zero_point)` (ONNX operator documentation).

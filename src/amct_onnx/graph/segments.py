@@ -1,7 +1,8 @@
-"""A model cut into pieces that run one after the other, so that what lies in front of a change need not run again.
+"""Cut a model into smaller models that run one after the other, so that what lies in front of a change runs only once.
 
-A piece begins with a node of interest and goes on to the next one. That node reads through inputs of its own, so that
-it can be shown another tensor than the other readers; constants come with every piece that reads them.
+A segment begins with a node of interest and ends in front of the next one. Its first node reads through inputs of its
+own, so that it can be given another tensor than the other readers get. Constants come with every segment that reads
+them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import input_of, name_of
+from amct_onnx.graph.access import input_of, name_of, values_read
 from amct_onnx.graph.constants import ValueNames, constant_tensor
-from amct_onnx.graph.instrument.compare import values_read
 from amct_onnx.graph.tensors import Array
 
 

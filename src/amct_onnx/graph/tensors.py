@@ -1,4 +1,4 @@
-"""Tensors whose data is not in memory: external data, mapped while it is looked at; weights computed when asked for.
+"""Tensors whose data is not in memory: mapped from a file while it is looked at, or computed when it is asked for.
 
 A model of several GB is quantized in less than its own size, because no weight of it is held: the tensor of an
 initializer is a file and an offset, or a recipe from such a tensor (transposed, rounded, as integers). Shape and dtype

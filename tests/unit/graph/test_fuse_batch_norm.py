@@ -101,7 +101,7 @@ def test_several_batch_norms_and_their_affine_nodes_fold() -> None:
     fusions = [*fuse_affine_into_batch_norm(model).fused, *fuse_batch_norm_into_conv(model).fused]
     assert [node.name for node in model.graph] == ["conv"]
     assert original_nodes(fusions) == {"conv": ("conv", "bn1", "mul", "bn2", "add")}
-    assert [fusion.output_of for fusion in fusions] == ["mul", "add", "bn1", "bn2"]
+    assert [fusion.absorbed for fusion in fusions] == ["mul", "add", "bn1", "bn2"]
 
 
 @pytest.mark.parametrize(

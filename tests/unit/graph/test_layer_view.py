@@ -12,7 +12,17 @@ import pytest
 from onnx import numpy_helper, parser
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import graph_of, input_of, label_of, maker_of, name_of, optional_input, producer_of
+from amct_onnx.graph.access import (
+    bodies_of,
+    graph_of,
+    input_of,
+    label_of,
+    maker_of,
+    name_of,
+    optional_input,
+    producer_of,
+    values_read,
+)
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer, constant_input, layer_of
@@ -196,6 +206,12 @@ def test_index_with_subgraphs() -> None:
     index = index_graph(_nested(), subgraphs=True)
     assert dict(index.positions) == {"before": 0, "if": 1, "deep": 2, "deeper": 3, "after": 4}
     assert list(index.values) == ["x", "w", "c", "t", "y"]
+
+
+def test_bodies_and_what_they_read() -> None:
+    node = index_graph(_nested()).nodes["if"]
+    assert [graph.name for graph in bodies_of(node)] == ["then", "other"]
+    assert {value.name for value in values_read(node)} == {"c", "x"}
 
 
 def test_index_is_a_snapshot() -> None:

@@ -11,12 +11,12 @@ too comes along. Marks, which `mark_outputs` made before it was quantized, tell 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import graph_of, input_of, name_of
+from amct_onnx.graph.access import graph_of, input_of, name_of, values_read
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.instrument.observers import Observer, observer_node
@@ -149,26 +149,3 @@ class _Mover:
         output = ir.val(self._names.new(f"{name}.output0"), dtype=ir.DataType.FLOAT)
         self._graph.append(ir.node(op_type, inputs, attributes, name=self._new_node_name(name), outputs=[output]))
         return output
-
-
-def values_read(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, the nodes of its subgraphs included."""
-    yield from (value for value in node.inputs if value is not None)
-    graphs = list(_subgraphs(node))
-    for graph in graphs:
-        values = [*graph.outputs, *(value for inner in graph for value in inner.inputs)]
-        yield from (value for value in values if value is not None and value.graph not in graphs)
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs in the attributes of a node, and those inside them."""
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            yield graph
-            for inner in graph:
-                yield from _subgraphs(inner)

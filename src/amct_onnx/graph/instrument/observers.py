@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import input_of, is_op, name_of
+from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.side_branches import Branch, remove_branch
@@ -90,18 +90,6 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
         value = branch.as_float32(value) if observer.op_data_type == "FLOAT16" else value
         model.graph.append(observer_node(observer, value, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
-
-
-def observed_values(model: ir.Model) -> list[tuple[Observer, ir.Value]]:
-    """The observers of a model and the tensors of the network that they see, in the order of their layers."""
-    found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
-    return [(_parse(node), _seen(node)) for node in found]
-
-
-def _seen(observer: ir.Node) -> ir.Value:
-    value = input_of(observer, 0)
-    cast = value.producer()
-    return input_of(cast, 0) if is_op(cast, "Cast") and name_of(cast).startswith(f"{observer.name}.") else value
 
 
 def remove_observers(model: ir.Model) -> list[Observer]:

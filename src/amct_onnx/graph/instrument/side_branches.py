@@ -1,4 +1,4 @@
-"""What an observer reads where it is no plain input of a layer: side branches in front of observers.
+"""Add nodes in front of an observer where what it sees is no plain float32 input, and take them out again.
 
 Before                        After
 initial_h, Y of an LSTM       initial_h -> Reshape [-1] -> Concat -> (observer)

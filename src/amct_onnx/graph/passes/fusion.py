@@ -1,4 +1,4 @@
-"""What the fusions before quantization share (spec section 7.1): their results, and the questions that they ask."""
+"""Shared by both fusions of batch normalization: their results, and when two nodes may be fused (spec section 7.1)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,6 @@ class Fusion:
 
     kept: str
     absorbed: str
-
-    @property
-    def output_of(self) -> str:
-        """The node whose output `kept` produces after this one fusion; see `original_nodes` for several."""
-        return self.absorbed
 
 
 @dataclass(frozen=True, kw_only=True)

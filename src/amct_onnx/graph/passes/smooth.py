@@ -53,8 +53,8 @@ def product_inputs(model: ir.Model) -> dict[str, ProductInput]:
 
 def _product_input(node: ir.Node) -> tuple[str | None, int]:
     """The name of input 0 of a product, and its channels: 0 where the node is none."""
-    layer = as_layer(node)
-    if layer is None or layer.op_type not in ("MatMul", "Gemm") or node.attributes.get_int("transA", 0) != 0:
+    layer = as_layer(node) if is_op(node, "MatMul", "Gemm") else None
+    if layer is None or node.attributes.get_int("transA", 0) != 0:
         return None, 0
     if constant_tensor(layer.input) is not None or layer.weight.dtype != ir.DataType.FLOAT:
         return None, 0

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import graph_of, is_standard, maker_of, optional_input
+from amct_onnx.graph.access import bodies_of, graph_of, is_standard, maker_of, optional_input
 from amct_onnx.graph.constants import constant_value, lift_ir3
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
@@ -102,9 +102,8 @@ class _Lifter:
 
     def _walk(self, graph: ir.Graph) -> None:
         for node in list(graph):
-            for attr in node.attributes.values():
-                for body in _bodies(attr):
-                    self._walk(body)
+            for body in bodies_of(node):
+                self._walk(body)
             self._lift(node)
 
     def _lift(self, node: ir.Node) -> None:
@@ -373,11 +372,3 @@ class _Lifter:
             for name, value in list(graph.initializers.items()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     del graph.initializers[name]
-
-
-def _bodies(attr: ir.Attr) -> list[ir.Graph]:
-    if attr.is_ref():
-        return []
-    if attr.type == ir.AttributeType.GRAPH:
-        return [attr.as_graph()]
-    return list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []

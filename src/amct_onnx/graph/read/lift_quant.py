@@ -1,4 +1,4 @@
-"""What an AscendQuant of a deploy model becomes: x -> integers in uint8, or in two uint8 for int16.
+"""Write an AscendQuant of a deploy model in standard operators: x -> integers in uint8, or in two uint8 for int16.
 
 INT8:   x -> Mul -> QuantizeLinear -> u                         q = u - 128
 INT16:  x -> Mul -> Round -> Add -> Clip -> v                   q = v - 2^15, v = 2^8 high + low

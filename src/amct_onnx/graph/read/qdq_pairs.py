@@ -1,4 +1,4 @@
-"""What becomes of the QuantizeLinear and DequantizeLinear nodes of activations; a part of `read_qdq`.
+"""Take the QuantizeLinear and DequantizeLinear nodes of activations out of a model; a part of `read_qdq`.
 
 A pair of one per-tensor int8 or uint8 grid goes away where only quantized layers read it, since they quantize their
 input themselves. For other readers an `Identity` with the name of the DequantizeLinear marks the place.
