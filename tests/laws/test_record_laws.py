@@ -103,7 +103,7 @@ def read_or_refuse(path: Path, text: str) -> str | None:
         return None
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=600)
 @given(
     st.lists(
         blocks | st.sampled_from(["# c\n", "\n", "record {}\n"]), max_size=3, unique_by=lambda text: text.split("\n")[1]
