@@ -5,7 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
+# All tests and every example of the laws with ALL=1, as in CI; else without the tests that take seconds each (marked
+# slow), and with fewer examples. ARGS goes to pytest.
+ALL ?= $(filter true,$(CI))
+
+.PHONY: demo test test-all lint bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +21,10 @@ demo: $(STAMP)
 	cd samples/resnet-101 && ../../$(BIN)/python ./src/resnet-101_calibration.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(if $(ALL),HYPOTHESIS_PROFILE=thorough) $(BIN)/python -m pytest -n auto --dist worksteal $(if $(ALL),,-m "not slow") $(ARGS)
+
+test-all:
+	$(MAKE) test ALL=1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

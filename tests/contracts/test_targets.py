@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -785,7 +786,7 @@ def test_sums_that_could_wrap_around_are_an_error(lowered: Lower, bias: float) -
         lowered(*_quantized(case))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.floats(2.0**-10, 1.0, width=32),
     st.integers(-128, 127),

@@ -194,6 +194,7 @@ def test_verdicts_are_beside_the_best_peer_of_like_coverage_and_beside_the_best_
     assert lines[0].startswith("own - best peer of like coverage, unfused: dB +1.25")
 
 
+@pytest.mark.slow
 def test_quick_run_prints_a_row_for_every_side(
     test_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def rows(table: str, title: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in split}
 
 
+@pytest.mark.slow
 def test_quick_run_shows_every_installed_side(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert beside_peers.main(words) == 0
     table = capsys.readouterr().out
@@ -55,6 +56,7 @@ def test_quick_run_shows_every_installed_side(words: list[str], capsys: pytest.C
     assert min(float(cells[2]) for label, cells in latency.items() if label.startswith("onnxruntime, ")) == 1.0
 
 
+@pytest.mark.slow
 @posix
 def test_a_side_that_fails_is_a_remark(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interpreter = tmp_path / "python"

@@ -773,6 +773,7 @@ def test_models_of_onnxruntimes_quantizer(tmp_path: Path, name: str) -> None:
         np.testing.assert_array_equal(simulated, deployed)
 
 
+@pytest.mark.slow
 def test_a_real_model_answers_as_before(test_data: Callable[..., Path], tmp_path: Path) -> None:
     """MobileNetV2 by another tool, on 24 images; all of them: `make qat`."""
     shared = pytest.importorskip("shared_data")

@@ -232,6 +232,7 @@ def test_the_command(images: np.ndarray, tmp_path: Path) -> None:
         assert [name for name, maker in weights.items() if maker is None] == [HOPELESS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
 def test_mobilenetv2_keeps_its_accuracy_with_few_evaluations(test_data: TestData, target: str) -> None:
     """A tenth of a point on fifty calibration images is none of them."""

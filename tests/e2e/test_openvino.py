@@ -11,6 +11,7 @@ import onnxruntime as ort
 import openvino
 import pytest
 from shared_data import MODELS, batches, read_labels, spread
+from slow import mark_slow
 
 import amct_onnx
 from amct_onnx.measure.saturation import saturates
@@ -42,7 +43,7 @@ def exact(path: str) -> ort.InferenceSession:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mark_slow(MODELS, "mobilenetv2", "squeezenet", "mobilenetv1", "resnet56"))
 def test_top_1_is_that_of_onnx_runtime(test_data: Callable[..., Path], tmp_path: Path, name: str) -> None:
     model = MODELS[name]
     path, root = test_data("models", model.file), test_data("images").parent

@@ -15,10 +15,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from qdq_graph import exact_session
+from slow import mark_slow
 
 import amct_onnx
 from amct_onnx.cli.main import main
+from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import AmctError, ArgumentError, ConfigError, ModelError, StatisticsError
+from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.observe import histograms as collect
 from amct_onnx.ptq.request import ALGORITHMS
 
@@ -44,7 +48,7 @@ def sqnr(exact: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10((exact**2).sum() / max(((exact - got) ** 2).sum(), 1e-30)))
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", mark_slow(SHARED, "mobilenetv2", "yolox", "minilm", "resnet56"))
 @pytest.mark.parametrize("form", ["call", "command"])
 def test_every_shared_model_with_its_own_data(test_data: TestData, tmp_path: Path, name: str, form: str) -> None:
     model, data, options = SHARED[name]
@@ -67,7 +71,7 @@ def test_every_shared_model_with_its_own_data(test_data: TestData, tmp_path: Pat
             "4",
         ]
         assert main([*command, *words, "--no_report", "--effort=fast"]) == 0
-    first = amct_onnx.quantize(path, source, limit=1, target="onnxruntime", **options).sample
+    (first,) = open_data(source, model_inputs(ir.load(path)), DataOptions(limit=1, **options))
     float_outputs = ort.InferenceSession(str(path)).run(None, first)
     for exact, got in zip(float_outputs, exact_session(file).run(None, first), strict=True):
         assert got.shape == exact.shape

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import shared_data as shared
 from flow import CPU, Flow, sqnr
+from slow import mark_slow
 
 import amct_onnx as amct
 
@@ -40,7 +41,7 @@ def agreeing(flow: Flow, batches: Iterable[Feeds]) -> tuple[np.ndarray, np.ndarr
     return exact, simulated, deployed
 
 
-@pytest.mark.parametrize("name", shared.MODELS)
+@pytest.mark.parametrize("name", mark_slow(shared.MODELS, "mobilenetv2", "squeezenet", "mobilenetv1", "resnet56"))
 def test_classifiers_agree_on_every_image(test_data: TestData, tmp_path: Path, name: str) -> None:
     data, model = test_data(), shared.MODELS[name]
     calibration = shared.spread(shared.read_labels(model.calibration, data), 16)
@@ -58,6 +59,7 @@ def coco(data: Path, prepare: Callable[..., np.ndarray], start: int, count: int)
     return [shared.load(path, prepare)[None] for path in paths]
 
 
+@pytest.mark.slow
 def test_a_detector(test_data: TestData, tmp_path: Path) -> None:
     data, prepare = test_data(), partial(shared.letterbox, size=416)
     flow = Flow(str(test_data("models", "yolox_nano.onnx")), tmp_path)
@@ -84,6 +86,7 @@ def test_keyword_spotting(test_data: TestData, tmp_path: Path) -> None:
     assert hits[1] > hits[0] - 0.02
 
 
+@pytest.mark.slow
 def test_sentence_embedding(test_data: TestData, tmp_path: Path) -> None:
     def sentences(part: str, count: int) -> Feeds:
         pairs = np.load(test_data("text", "stsb", f"{part}.npz"))

@@ -65,6 +65,7 @@ def test_it_ends_with_amcts_four_lines_and_keeps_the_accuracy(sample: Path) -> N
     }
 
 
+@pytest.mark.slow
 def test_the_options_are_honoured(sample: Path) -> None:
     few_images(sample, 6)
     (sample / "data").rename(sample / "pictures")
@@ -80,6 +81,7 @@ def test_the_options_are_honoured(sample: Path) -> None:
     assert len(result.stdout.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_nuq_makes_few_values_a_layer_and_keeps_the_accuracy(sample: Path) -> None:
     result = run(sample, "--nuq", "--batch_size", "16", "--batch_num", "2")
     assert result.returncode == 0, result.stderr

@@ -81,6 +81,7 @@ def test_it_finds_a_model_within_the_default_target(sample: Path) -> None:
     assert set(files) - set(before) == RESULTS
 
 
+@pytest.mark.slow
 def test_layers_are_rolled_back_where_no_loss_is_allowed(sample: Path) -> None:
     result = run(sample, "--max_drop", "0")
     assert result.returncode == 0, result.stderr
@@ -95,6 +96,7 @@ def test_layers_are_rolled_back_where_no_loss_is_allowed(sample: Path) -> None:
     assert sum(node.op_type == "AscendDequant" for node in deploy.graph.node) == LAYERS - rolled_back
 
 
+@pytest.mark.slow
 def test_a_target_that_no_model_meets_is_said(sample: Path) -> None:
     """The script is changed to be content with the float model only."""
     script = sample / SCRIPT
@@ -112,6 +114,7 @@ def test_a_target_that_no_model_meets_is_said(sample: Path) -> None:
     assert not list(sample.glob("results/*_model.onnx"))
 
 
+@pytest.mark.slow
 def test_the_options_are_honoured(sample: Path) -> None:
     labels = sample / "data" / "images" / "image_label.txt"
     labels.write_text("".join(line + "\n" for line in labels.read_text().splitlines()[:9]))

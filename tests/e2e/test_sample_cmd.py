@@ -59,6 +59,7 @@ def test_both_readmes_have_the_same_commands() -> None:
     assert commands("README.md") == commands("README_zh.md")
 
 
+@pytest.mark.slow
 def test_the_commands_for_calibration(sample: Path) -> None:
     process, with_data, with_script, _ = commands("README.md")
     result = run(sample, process)

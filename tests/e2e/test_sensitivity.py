@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from half import to_half
+from slow import mark_slow
 
 import amct_onnx
 from amct_onnx.cli.main import main
@@ -162,7 +163,7 @@ SAMPLES = {"resnet20": 16, "yolox": 4, "minilm": 4}
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", mark_slow(SHARED, "yolox", "minilm"))
 def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     file, folder, options = SHARED[name]
     path, data = test_data("models", f"{file}.onnx"), test_data(*folder.split("/"))

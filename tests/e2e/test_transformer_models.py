@@ -13,6 +13,7 @@ from measures import spearman
 import amct_onnx
 
 TestData = Callable[..., Path]
+pytestmark = pytest.mark.slow
 
 FLOAT = 0.8203  # Spearman's correlation of the float model on the test pairs
 # What is promised: integers everywhere in products cost at most 0.003, weights of 4 bits 0.01.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -79,7 +80,7 @@ def test_empty_is_neutral(a: DyadicHistogram) -> None:
     assert _same(DyadicHistogram.empty().merge(a), a)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.lists(SAMPLES, min_size=1, max_size=5), st.randoms(use_true_random=False))
 @example([np.array([1e-45], np.float32), np.array([1.0], np.float32), np.array([3.4028235e38], np.float32)], None)
 @example([np.array([-0.0], np.float32), np.array([0.0], np.float32)], None)
@@ -102,7 +103,7 @@ def _accumulated(parts: list[Floats]) -> DyadicHistogram:
     return accumulator.histogram()
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(SAMPLES, SAMPLES)
 def test_accumulating_is_merging(a: Floats, x: Floats) -> None:
     assert _same(_accumulated([a, x]), DyadicHistogram.of(a).merge(DyadicHistogram.of(x)))
@@ -126,7 +127,7 @@ def test_equality_is_that_of_the_arrays(a: DyadicHistogram, b: DyadicHistogram) 
     assert (a == b) == _same(a, b)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(SAMPLES)
 def test_bins_count_what_their_edges_say(x: Floats) -> None:
     """Brute force: every element belongs to exactly one bin, found by comparing it with exact bounds."""

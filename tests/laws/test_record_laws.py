@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,7 +104,7 @@ def read_or_refuse(path: Path, text: str) -> str | None:
         return None
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=examples(600))
 @given(
     st.lists(
         blocks | st.sampled_from(["# c\n", "\n", "record {}\n"]), max_size=3, unique_by=lambda text: text.split("\n")[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shared_data
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -45,7 +46,7 @@ def prepared(file: Path, value: ModelInput, images: ImageOptions | str | None, n
     return block[0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.integers(40, 130), st.integers(40, 130), st.integers(0, 100))
 @pytest.mark.parametrize(
     ("preset", "size", "oracle"),
@@ -93,7 +94,7 @@ def test_layout_follows_from_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.transpose(1, 2, 0), last, strict=True)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 120), st.integers(1, 120))
 @pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
 def test_any_image_gives_any_size(

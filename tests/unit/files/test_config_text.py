@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -575,7 +576,7 @@ WORDS = [
 ]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(200))
 @given(st.lists(st.sampled_from(WORDS)).map(" ".join) | st.text(st.characters(codec="utf-8")))
 def test_any_text_is_read_or_refused(read: Read, text: str) -> None:
     try:

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
@@ -260,7 +261,7 @@ FUSION_TOLERANCE = 1e-5
     epsilon=st.sampled_from([0.0, 1e-5, 1e-2]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_law_the_float_function_stays(
     transposed: bool,
     spatial: int,

@@ -12,6 +12,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -179,7 +180,7 @@ def convolutions(draw: st.DrawFn, *, transpose: bool) -> dict[str, Any]:
     return case
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(convolutions(transpose=False))
 def test_conv_is_the_integer_convolution(case: dict[str, Any]) -> None:
     rng = np.random.default_rng(case["seed"])
@@ -195,7 +196,7 @@ def test_conv_is_the_integer_convolution(case: dict[str, Any]) -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(convolutions(transpose=True))
 def test_conv_transpose_is_the_integer_transposed_convolution(case: dict[str, Any]) -> None:
     rng = np.random.default_rng(case["seed"])
@@ -343,7 +344,7 @@ def test_average_pool_is_the_mean_of_the_integers(include: int) -> None:
 # The Ascend operators
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(-128, 127), st.floats(2**-10, 2**14, width=32), st.integers(0, 2**31))
 def test_quant_is_mul_round_add_clip_in_float32(offset: int, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -396,7 +397,7 @@ def test_each_opset_with_quant_transposed_conv_pool_and_anti_quant(opset: int) -
     assert [entry.version for entry in lifted(model).opset_import if entry.domain == ""] == [opset]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(st.integers(0, 16), min_size=4, max_size=4), st.integers(0, 2**31))
 def test_shift_divides_rounds_down_and_saturates(shifts: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

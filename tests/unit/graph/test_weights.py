@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -66,7 +67,7 @@ def _outputs_that_a_row_reaches(op_type: str, group: int, weight: np.ndarray, ch
     return np.flatnonzero(np.abs(y[0]).reshape(y.shape[1], -1).sum(axis=1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(_layers().filter(lambda layer: "Conv" in layer[0]))
 def test_a_row_is_one_output_channel(layer: tuple[str, int, tuple[int, ...]]) -> None:
     """Keep one row, clear all others: ONNX Runtime computes something in that channel and in no other."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -57,7 +58,7 @@ def counted(counter: Accumulator, arrays: list[np.ndarray]) -> DyadicHistogram:
     return counter.histogram()
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(_ARRAYS, min_size=1, max_size=5))
 @example([np.zeros(3, np.float32), np.array([1e-45], np.float32), np.array([-3e38, 3e38], np.float32)])
 @example([np.array([1e6, 1e6 + 1], np.float32), np.array([1.1e6], np.float32), np.array([-5], np.float32)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -167,7 +168,7 @@ def _counts_and_range(draw: st.DrawFn) -> tuple[Array, int, int, int]:
     return counts, left, draw(st.integers(left, bins - 1)), draw(st.sampled_from([4, 16, 256]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(_counts_and_range())
 def test_closed_form_of_the_loss(case: tuple[Array, int, int, int]) -> None:
     counts, left, right, destinations = case
@@ -197,7 +198,7 @@ def test_losses_of_many_ranges_at_once() -> None:
     np.testing.assert_allclose(got, [_loss(counts, *pair, 16) for pair in ranges], rtol=LOSS_TOLERANCE)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(hnp.arrays(np.float64, st.sampled_from([16, 40, 128]), elements=st.integers(0, 5) | st.integers(0, 10**6)))
 def test_ranges_are_those_of_the_walk(counts: Array) -> None:
     if counts.sum() == 0:
@@ -214,7 +215,7 @@ def test_rounding_of_the_total_does_not_change_the_step() -> None:
     assert candidate_ranges(counts) == _search(np.full(1024, 100000 / 1024))
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     hnp.arrays(np.float32, st.integers(2, 200), elements=st.floats(-1e6, 1e6, width=32)),
     st.sampled_from([1024, 4096]),
@@ -295,7 +296,7 @@ def _error(x: np.ndarray, params: QParams) -> float:
     return float(np.mean(((q - zero) * scale - x) ** 2))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-(2.0**28), 2.0**28, width=32)),
     st.booleans(),

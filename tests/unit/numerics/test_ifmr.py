@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -257,7 +258,7 @@ def test_candidates_without_a_legal_scale_are_left_out() -> None:
     assert params.scale[0] > 0.75 * 2**23
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-(2.0**30), 2.0**30, width=32)),
     st.booleans(),

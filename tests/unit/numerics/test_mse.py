@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -98,7 +99,7 @@ def test_no_grid_is_noticeably_better(name: str, bits: int, symmetric: bool) -> 
     assert loss(x, solve_mse(histogram, spec)) <= (1 + LOSS_TOLERANCE) * best_loss(x, spec, 500) + chance
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     st.integers(0, 2**32 - 1),
     st.floats(-4, 4),
@@ -129,7 +130,7 @@ def test_every_width_of_the_grid(bits: int, symmetric: bool) -> None:
     assert loss(x, solve_mse(DyadicHistogram.of(x), spec)) <= (1 + tolerance) * best_loss(x, spec, 300)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-(2.0**28), 2.0**28, width=32)),
     st.booleans(),
