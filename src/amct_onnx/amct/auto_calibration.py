@@ -23,14 +23,13 @@ from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.amct.ranking import write_ranking_model
 from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
-from amct_onnx.amct.step_line import showing
 from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchError
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.files.record import read_notes
 from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
 from amct_onnx.observe.calibration import begin
 from amct_onnx.observe.comparison import comparing
-from amct_onnx.progress import show_on_terminal
+from amct_onnx.progress import show_on_terminal, shown_on_terminal
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 
 Floats = npt.NDArray[np.float32]
@@ -69,9 +68,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         return self.evaluator.evaluate(self.model_file)
 
     def get_global_quant_accuracy(self) -> Any:
-        with showing("calibrate"):
+        with shown_on_terminal("calibrate"):
             self._calibrated = self._calibrate()
-        with showing("evaluate the model with all layers quantized"):
+        with shown_on_terminal("evaluate the model with all layers quantized"):
             return self._evaluate(self._calibrated.quantized)
 
     def get_ranking_info(self) -> dict[str, float]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.amct.step_line import showing
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError
 from amct_onnx.files.whole_files import write_atomic
+from amct_onnx.progress import shown_on_terminal
 
 STOP_FLAG, ROLL_BACK_CONFIG = "stop_flag", "roll_back_config"
 HISTORY_FILE = "accuracy_based_auto_calibration_record.json"
@@ -93,14 +93,14 @@ class AccuracyBasedAutoCalibrationBase:
         Raises ArgumentError if the float model does not satisfy the evaluator, ArgumentTypeError or SearchError for
         what evaluator or strategy answer; what they raise passes unchanged.
         """
-        with showing("evaluate the float model"):
+        with shown_on_terminal("evaluate the float model"):
             original = self.get_original_accuracy()
         if not self._judge(original, original, frozenset()).satisfied:
             text = "Compare between original_accuracy and original_accuracy can not satisfy the acc requirement, "
             _log.error("%splease check the metric_eval() function.", text)
             raise ArgumentError(f"{text}please check the metric_eval() function.")
         first = self._judge(original, self.get_global_quant_accuracy(), frozenset())
-        with showing("rank the layers"):
+        with shown_on_terminal("rank the layers"):
             self.ranking_info = self.get_ranking_info()
         self._save_ranking()
         self._remember(first)
@@ -148,7 +148,9 @@ class AccuracyBasedAutoCalibrationBase:
             if rolled_back not in tried:
                 step += 1
                 _log.info("%s fine search step %d %s", _STARS, step, _STARS)
-                with showing(f"fine search step {step}: {len(rolled_back)} of {len(everything)} layers rolled back"):
+                with shown_on_terminal(
+                    f"fine search step {step}: {len(rolled_back)} of {len(everything)} layers rolled back"
+                ):
                     metric = self.roll_back_and_evaluate_model(self._config(rolled_back))
                 tried[rolled_back] = self._judge(original, metric, rolled_back)
                 self._remember(tried[rolled_back])

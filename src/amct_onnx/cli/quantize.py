@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
+from amct_onnx.progress import show_on_terminal
 from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
@@ -19,8 +19,7 @@ def run_quantize(command: QuantizeCommand) -> None:
     """Quantize `command.model` and write the results. Raises AmctError."""
     data = amct_onnx.load_statistics(command.statistics) if command.statistics is not None else command.data
     first, *others = command.targets
-    progress = _show if sys.stderr.isatty() else None
-    arguments = {**command.arguments, "target": first, "progress": progress}
+    arguments = {**command.arguments, "target": first, "progress": show_on_terminal}
     if command.evaluator is None:
         result = amct_onnx.quantize(command.model, data, **arguments)
     else:
@@ -47,8 +46,7 @@ def run_quantize(command: QuantizeCommand) -> None:
 
 def run_sensitivity(command: SensitivityCommand) -> None:
     """Print the table of `sensitivity`. Raises AmctError."""
-    progress = _show if sys.stderr.isatty() else None
-    print(amct_onnx.sensitivity(command.model, command.data, progress=progress, **command.arguments))
+    print(amct_onnx.sensitivity(command.model, command.data, progress=show_on_terminal, **command.arguments))
 
 
 def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
@@ -63,9 +61,3 @@ def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         lines.append(f"In float, since {reason}: {', '.join(names[:_SHOWN])}{more}.")
     return lines
-
-
-def _show(what: str, share: float) -> None:
-    from amct_onnx.progress import show_on_terminal
-
-    show_on_terminal(what, share)

@@ -14,18 +14,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.errors import DataError, ModelError
 from amct_onnx.files.onnx_file import file_bytes, load_model
 from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
 from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.measure.latency import Latency, measure_latency
 from amct_onnx.measure.saturation import saturates
-from amct_onnx.run.session import one_line
+from amct_onnx.run.session import open_session, quiet
 from amct_onnx.run.temporary_files import place_with_room
 
 Source = bytes | str | os.PathLike[str]
 
-_QUIET = 4  # ONNX Runtime's own lines on stderr: fatal ones only, since an error is raised as well
 _EXTERNAL = "session.optimized_model_external_initializers_"
 _SHOWN_NAMES = 3
 _SHOWN_OPERATORS = 6
@@ -108,10 +106,7 @@ def inspect_model(
     latency = None
     if feed is not None:
         before = _open(float_model, _options(threads), "float")
-        try:
-            latency = measure_latency(before, session, feed, budget=budget)
-        except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            raise DataError(f"ONNX Runtime cannot run the models with this input: {one_line(reason)}") from reason
+        latency = measure_latency(before, session, feed, budget=budget)
     return RuntimeReport(
         version=ort.__version__,
         kernels=kernels,
@@ -130,9 +125,7 @@ def _size_and_nodes(path: str | os.PathLike[str]) -> tuple[int, SourceNodes]:
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
-    options.intra_op_num_threads = threads
+    options = quiet(threads=threads)
     # Threads that wait busily for the next run of one session would slow down the other one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -155,12 +148,10 @@ def _optimised(
 
 
 def _open(source: Source, options: ort.SessionOptions, which: str) -> ort.InferenceSession:
-    model = source if isinstance(source, bytes) else os.fspath(source)
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-        name = f"the {which} model" if isinstance(source, bytes) else f"the {which} model {os.fspath(source)}"
-        raise ModelError(f"ONNX Runtime cannot open {name}: {one_line(reason)}") from reason
+    if isinstance(source, bytes):
+        return open_session(source, options, cannot=f"open the {which} model")
+    path = os.fspath(source)
+    return open_session(path, options, cannot=f"open the {which} model {path}")
 
 
 # --- why it is slow

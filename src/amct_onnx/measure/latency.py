@@ -11,6 +11,8 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime as ort
 
+from amct_onnx.run.session import run_feed
+
 _LEAST_RUNS = 5
 _MOST_RUNS = 500
 # A model that takes this many seconds is run less often than _LEAST_RUNS.
@@ -48,11 +50,12 @@ def measure_latency(
     """Median latencies of `before` and `after` for `feed`, within about `budget` seconds for both.
 
     The sessions take turns, and change places each turn, so that whatever else the machine does meets both. There are
-    at least five runs each, one to four if a run takes longer than 0.2 s. Errors are those of ONNX Runtime.
+    at least five runs each, one to four if a run takes longer than 0.2 s. Raises DataError if one of
+    them does not take `feed`.
     """
     sessions = (before, after)
     for session in sessions:  # the first run allocates
-        session.run(None, feed)
+        run_feed(session, feed, what="the models with this input")
     times: tuple[list[float], list[float]] = ([], [])
     turn = [0, 1]
     start = time.perf_counter()

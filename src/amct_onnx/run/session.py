@@ -67,7 +67,7 @@ def open_session(
                 disabled_optimizers=list(disabled_optimizers),
             )
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-            raise error(f"ONNX Runtime cannot {cannot}: {one_line(reason)}") from reason
+            raise error(f"ONNX Runtime cannot {cannot}: {_one_line(reason)}") from reason
 
     if not isinstance(model, ir.Model):
         return session(model)
@@ -115,7 +115,7 @@ def run_feed(
     try:
         outputs: list[npt.NDArray[Any]] = session.run(names, dict(feed))
     except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
-        raise DataError(f"{where}ONNX Runtime cannot run {what}: {one_line(reason)}") from reason
+        raise DataError(f"{where}ONNX Runtime cannot run {what}: {_one_line(reason)}") from reason
     return outputs
 
 
@@ -134,6 +134,6 @@ def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
     return copy, lent
 
 
-def one_line(reason: Exception) -> str:
+def _one_line(reason: Exception) -> str:
     """The message of an error of ONNX Runtime, in one line and not too long."""
     return " ".join(str(reason).split())[:600]
