@@ -114,7 +114,6 @@ def flow(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return lambda step: steps[step]()
 
 
-@pytest.mark.xfail(strict=True, reason="the trip is shorter when the two doors share one road")
 @pytest.mark.parametrize("effort", ["fast", "default"])
 @pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
 def test_from_quantize_to_the_scale_of_a_tensor(model: str, target: str, effort: str) -> None:
@@ -194,7 +193,6 @@ def test_a_branch_on_a_target_is_seen(text: str, found: bool) -> None:
     assert bool(list(branches_on_targets(ast.parse(text)))) == found
 
 
-@pytest.mark.xfail(strict=True, reason="one class a family of targets takes their place")
 def test_only_targets_know_which_target_it_is() -> None:
     elsewhere = [path for path in MODULES if path.relative_to(SOURCE).parts[0] not in OF_TARGETS]
     found = [where(path, node) for path in elsewhere for node in branches_on_targets(ast.parse(path.read_text()))]
@@ -256,7 +254,6 @@ def test_a_write_into_a_value_is_seen(text: str, found: bool) -> None:
     assert bool(list(writes_into_values(ast.parse(text)))) == found
 
 
-@pytest.mark.xfail(strict=True, reason="values are complete when they are built once solving comes before lowering")
 def test_no_attribute_is_set_on_a_value_after_it_was_built() -> None:
     found = [where(path, node) for path in MODULES for node in writes_into_values(ast.parse(path.read_text()))]
     assert found == []
