@@ -31,7 +31,7 @@ FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)")
 _MOST_WORKERS = 4  # runs side by side at most: each has tensors of its own
 
 
-class Probe:
+class RoundedNetwork:
     """A float model, cut where `change` touches it; every change that is run later must be a part of that one.
 
     `constants` has the quantized constants of `change.constants`, by node and index of the input. `shapes` has the
@@ -129,7 +129,7 @@ def _distance(first: Array, second: Array) -> float:
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`function` of each item, in order, on as many threads as there are processors, up to four."""
-    with ThreadPoolExecutor(min(_MOST_WORKERS, processors()), thread_name_prefix="amct_probe") as pool:
+    with ThreadPoolExecutor(min(_MOST_WORKERS, processors()), thread_name_prefix="amct_onnx") as pool:
         return list(pool.map(function, items))
 
 
