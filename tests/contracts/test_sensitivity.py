@@ -13,7 +13,7 @@ from qdq_cases import Case
 
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.measure.rounded_network import Probe
+from amct_onnx.measure.rounded_network import RoundedNetwork
 from amct_onnx.ptq.mixed.effects import measure
 from amct_onnx.values.roundings import Change
 
@@ -33,11 +33,11 @@ def run(model: onnx.ModelProto, feed: Any) -> list[np.ndarray]:
     return session.run(None, feed)
 
 
-def opened(case: Case) -> tuple[Probe, Change]:
+def opened(case: Case) -> tuple[RoundedNetwork, Change]:
     found = case.result.lowered.units()
     everything = Change.union(change for unit in found.units for change in (unit.constants, unit.tensors))
     ends = [unit.last for unit in found.units if unit.last]
-    return Probe(found.model, everything, found.constants, case.feeds[0], ends=ends), everything
+    return RoundedNetwork(found.model, everything, found.constants, case.feeds[0], ends=ends), everything
 
 
 def test_all_roundings_together_are_the_lowered_model(case: Case) -> None:

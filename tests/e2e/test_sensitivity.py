@@ -22,7 +22,7 @@ from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.measure.output_noise import Judge
+from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.observe import histograms as collect
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.run.session import open_session
@@ -175,7 +175,7 @@ def test_shared_models(test_data: TestData, name: str, target: str) -> None:
     session_options.add_session_config_entry("session.x64quantprecision", "1")
     lowered = result.model()
     session = open_deployed(lowered) if target == "ascend" else open_session(lowered, session_options)
-    effect = Judge(ir.load(path), samples).noise_of(session)
+    effect = OutputNoise(ir.load(path), samples).noise_of(session)
     assert found.sqnr == pytest.approx(decibel(effect), abs=TOGETHER_DB)
     assert len(str(found).splitlines()) <= 15
 

@@ -19,7 +19,7 @@ from amct_onnx.files.config_message import read_batch_num
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.observe.run_batches import feed
+from amct_onnx.observe.run_batches import run_batches
 from amct_onnx.progress import show_steps
 
 _log = logging.getLogger("amct_onnx.Command")
@@ -51,7 +51,7 @@ def _calibrate(command: CalibrationCommand, files: _Files) -> None:
     if command.evaluator is None:
         batches = _find_batches(command, batch_num)
         amct_onnx.quantize_model(files.config, command.model, files.modified, files.record)
-        show_steps(feed(files.modified, batches, files.record), batch_num, "calibration")
+        show_steps(run_batches(files.modified, batches, files.record), batch_num, "calibration")
     else:
         with evaluator_script(command.evaluator) as evaluator:  # a broken script is found before the work begins
             amct_onnx.quantize_model(files.config, command.model, files.modified, files.record)

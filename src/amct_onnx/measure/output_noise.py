@@ -17,7 +17,7 @@ from amct_onnx.run.session import Feed, open_exact_session, open_session, quiet,
 _LIKE = 1e-6  # noise over signal of float kernels for batches of another size, with room
 
 
-class Judge:
+class OutputNoise:
     """Compares models with the float `model` on `feeds`; int8 products are exact on CPUs where they saturate, too.
 
     apart: the samples of the first feed one by one. Raises DataError where the model makes something else of them.

@@ -1,4 +1,4 @@
-"""A float network that runs with changes: what lies in front of a change, or beside it, is not computed again."""
+"""Run a float network with some of its tensors and constants rounded, and compute again only what that changes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.segments import Segment, cut_model, cut_tensors
 from amct_onnx.numerics.grid import QParams
@@ -30,7 +31,7 @@ FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)")
 _MOST_WORKERS = 4  # runs side by side at most: each has tensors of its own
 
 
-class Probe:
+class RoundedNetwork:
     """A float model, cut where `change` touches it; every change that is run later must be a part of that one.
 
     `constants` has the quantized constants of `change.constants`, by node and index of the input. `shapes` has the
@@ -47,7 +48,7 @@ class Probe:
         self.shapes = _learn_types(copy, feed)
         _own_constants(copy, constants)
         self.outputs = tuple(
-            value.name or ""
+            name_of(value)
             for value in copy.graph.outputs
             if value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16) and value.producer()
         )
@@ -78,7 +79,7 @@ class Probe:
         tensors: dict[str, Array] = {}
         for number, segment in enumerate(self._segments):
             found = self._step(number, clean, tensors, change)
-            for name in (value.name or "" for value in segment.outputs):
+            for name in map(name_of, segment.outputs):
                 if name in change.tensors:
                     found[name] = _rounded(found.get(name, clean[name]), change.tensors[name])
             tensors.update(found)
@@ -128,13 +129,13 @@ def _distance(first: Array, second: Array) -> float:
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`function` of each item, in order, on as many threads as there are processors, up to four."""
-    with ThreadPoolExecutor(min(_MOST_WORKERS, processors()), thread_name_prefix="amct_probe") as pool:
+    with ThreadPoolExecutor(min(_MOST_WORKERS, processors()), thread_name_prefix="amct_onnx") as pool:
         return list(pool.map(function, items))
 
 
 def _run(session: ort.InferenceSession, segment: Segment, edges: Tensors, tensors: Tensors) -> dict[str, Array]:
     feed = {**edges, **{name: tensors[name] for name in segment.inputs}}
-    names = [value.name or "" for value in segment.outputs]
+    names = [name_of(value) for value in segment.outputs]
     return dict(zip(names, run_feed(session, feed, names), strict=True)) if names else {}
 
 
@@ -148,10 +149,10 @@ def _own_constants(model: ir.Model, constants: Constants) -> None:
     """Initializers of their own for the constants that change; a bias that is new begins as zeros."""
     names = ValueNames(model)
     for node in list(model.graph):
-        for index, array in constants.get(node.name or "", {}).items():
+        for index, array in constants.get(name_of(node), {}).items():
             old = constant_tensor(node.inputs[index]) if index < len(node.inputs) else None
             tensor = np.zeros_like(array) if old is None else old
-            own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
+            own_constant(node, index, tensor, f"{name_of(node)}.constant{index}", names=names)
 
 
 _ELEMENTS = re.compile(r"tensor\((\w+)\)")
@@ -160,7 +161,7 @@ _TYPES = {"float": ir.DataType.FLOAT, **{kind.name.lower(): kind for kind in ir.
 
 def _learn_types(model: ir.Model, feed: Tensors) -> dict[str, tuple[int, ...]]:
     """Give each tensor of the main graph its type, and rank without sizes; their shapes for `feed`."""
-    values = [value for value in cut_tensors(model) if value.name]
+    values = {value.name: value for value in cut_tensors(model) if value.name}
     view = model.clone()
     known = {value.name for value in view.graph.outputs}
     view.graph.outputs.extend(value for value in cut_tensors(view) if value.name not in known)
@@ -168,15 +169,14 @@ def _learn_types(model: ir.Model, feed: Tensors) -> dict[str, tuple[int, ...]]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _open(view, options)
     kinds = {argument.name: argument.type for argument in session.get_outputs()}
-    names = [value.name or "" for value in values]
-    found = dict(zip(names, run_feed(session, feed, names), strict=True))
-    for value in values:
-        match = _ELEMENTS.fullmatch(kinds[value.name or ""])
+    found = dict(zip(values, run_feed(session, feed, list(values)), strict=True))
+    for name, value in values.items():
+        match = _ELEMENTS.fullmatch(kinds[name])
         if match is None or match[1] not in _TYPES:
-            text = f"The tensor {value.name} is of type {kinds[value.name or '']}: its effect cannot be measured"
+            text = f"The tensor {name} is of type {kinds[name]}: its effect cannot be measured"
             raise ModelError(f"{text}, only models of plain tensors can be cut into parts.")
         value.type = ir.TensorType(_TYPES[match[1]])
-        value.shape = ir.Shape([None] * found[value.name or ""].ndim)
+        value.shape = ir.Shape([None] * found[name].ndim)
     return {name: array.shape for name, array in {**feed, **found}.items()}
 
 

@@ -1,4 +1,4 @@
-"""The state of running calibrations: one for each record file, shared by all sessions and threads of the process.
+"""What calibration models have counted so far: one state for each record file, for all sessions and threads.
 
 A batch merges into the statistic of its tensor; the last batch of the last tensor solves them all and writes the
 record. What is unfinished when the process ends is written as notes, so that `save_model` can say in any process which

@@ -1,4 +1,4 @@
-"""Statistics of tensors in one pass over the data: what ONNX Runtime computes is counted where it lies.
+"""The histograms of chosen tensors over all data: what ONNX Runtime computes is counted where it lies, in one pass.
 
 Batches run side by side, each on a thread of its own that computes and counts in turn. That is faster than several
 threads for one batch, which wait for each other after each node; and a histogram does not depend on who counts what.

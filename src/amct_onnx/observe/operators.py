@@ -1,4 +1,4 @@
-"""The operators of the domain amct.customop, and the session options behind AMCT_SO, which know them.
+"""The calibration operators that ONNX Runtime runs (IFMR, HFMG, ...), and the session options that know them: AMCT_SO.
 
 Two implementations of the same operators: `_operators`, a small optional C extension that shows a tensor to Python
 where it lies, and Python operators of onnxruntime-extensions, which copy it first. Both end in `observe`, which never

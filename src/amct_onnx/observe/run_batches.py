@@ -16,7 +16,7 @@ from amct_onnx.observe.operators import session_options
 from amct_onnx.run.session import open_session, quiet, run_feed
 
 
-def feed(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int]:
+def run_batches(model_path: str, batches: BatchFiles, record_path: str) -> Iterator[int]:
     """Run every batch through the calibration model at `model_path`, which reports to `record_path`.
 
     Yields the number of batches that are done, after each. Raises CalibrationError if the model cannot be opened, and

@@ -1,4 +1,4 @@
-"""The readers of this process: what a node `Show` shows goes to the reader of its number."""
+"""Who reads the tensors that a session shows: each node `Show` has the number of an object of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads: how many this process may use, work on several of them, and numpy's BLAS library on one.
+"""How many processors there are, work on several threads, and numpy's BLAS library kept on one.
 
 The threads of a BLAS library wait for each other in every product. On a machine that is busy with other things, such
 as with ONNX Runtime's own threads, learning to round a small network then takes twenty times as long. Work that has

@@ -14,7 +14,7 @@ import amct_onnx
 from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.measure.output_noise import Judge
+from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
@@ -64,7 +64,7 @@ def images() -> np.ndarray:
 
 
 def noise(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
-    judge = Judge(model.clone(), [{"x": image[None]} for image in images])
+    judge = OutputNoise(model.clone(), [{"x": image[None]} for image in images])
     return judge.noise_of(result.lowered.exact_session())
 
 
@@ -113,7 +113,7 @@ def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_resu
 def test_the_float_function_stays(model: ir.Model, images: np.ndarray) -> None:
     result = amct_onnx.quantize(model, images)
     assert result.calibration.source.factors
-    judge = Judge(model.clone(), [{"x": image[None]} for image in images[:4]])
+    judge = OutputNoise(model.clone(), [{"x": image[None]} for image in images[:4]])
     assert judge.noise(result.calibration.source.model.clone()) < 1e-10
 
 
@@ -215,7 +215,7 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(
     feeds = [{"x": image[None] * np.float32(1 + index)} for index, image in enumerate(images)]
     result = amct_onnx.quantize(model, feeds)
     (step,) = result.steps
-    judge = Judge(model.clone(), feeds[::3])
+    judge = OutputNoise(model.clone(), feeds[::3])
     reached = judge.noise(result.model())
     assert (step.after if step.kept else step.before) == pytest.approx(-10 * np.log10(reached), abs=1e-6)
 
@@ -266,7 +266,7 @@ def test_weights_that_make_no_noise_are_not_rounded_again(images: np.ndarray) ->
     result = amct_onnx.quantize(model, images)
     (step,) = result.steps
     assert str(step) == "rounding: not tried, weights make 0% of the noise"
-    judge = Judge(model.clone(), [{"x": image[None]} for image in images[::3]])
+    judge = OutputNoise(model.clone(), [{"x": image[None]} for image in images[::3]])
     assert step.before == pytest.approx(-10 * np.log10(judge.noise(result.model())), abs=1e-3)  # batches sum otherwise
 
 

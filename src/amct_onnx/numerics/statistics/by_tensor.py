@@ -1,4 +1,4 @@
-"""The statistics of one calibration: a histogram of each observed tensor, and by what channels were divided for it."""
+"""The statistics of one calibration: the histogram of each tensor, and the factors that divided its channels before."""
 
 from __future__ import annotations
 

@@ -63,8 +63,11 @@ def _count(x: npt.NDArray[np.float32], exponent: int, low: int, size: int) -> np
 class DyadicHistogram:
     """Counts int64[size] of the bins low, low+1, ... of width 2^exponent, and the exact extremes.
 
-    The bins span exactly the extremes. An empty histogram has no bins. Statistic of one tensor over all batches, in
-    at most MAX_BINS * 8 bytes.
+    The bins span exactly the extremes. An empty histogram has no bins. It is what is known of one tensor over all
+    batches, in at most MAX_BINS * 8 bytes.
+
+    Histograms are a commutative monoid: `merge` is associative and commutative, `empty()` is its neutral element, and
+    of(concatenation) == merge(of(part), of(part)), bit for bit. So one streams, and merges across machines.
     """
 
     exponent: int

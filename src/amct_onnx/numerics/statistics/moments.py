@@ -13,7 +13,6 @@ Long columns are cut into blocks, and only products within a block are kept: see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +42,7 @@ class SecondMoments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """A `Statistic` of columns float32[U, B, n]: U blocks of B entries each, n columns.
+    """Moments of columns float32[U, B, n], U blocks of B entries each: a commutative monoid, as histograms are.
 
     sums: int64[2, U, B], products: int64[2, U, B, B], both in units of the grid 2^exponent (index 0) and of
     2^(exponent + 10) (index 1).
@@ -103,17 +102,6 @@ class Moments:
         unit = 2.0**self.exponent if self.exponent > _LOWEST else 0.0
         mean = self.sums[0] * (unit / self.count)
         return SecondMoments(columns=self.count, mean=mean, gram=self.products[0] * (unit * unit / self.count))
-
-    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """All fields as arrays."""
-        count, exponent = np.int64(self.count), np.int64(self.exponent)
-        return {"count": np.array(count), "exponent": np.array(exponent), "sums": self.sums, "products": self.products}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Moments:
-        """Inverse of `to_arrays`."""
-        sums, products = arrays["sums"].astype(np.int64), arrays["products"].astype(np.int64)
-        return cls(count=int(arrays["count"]), exponent=int(arrays["exponent"]), sums=sums, products=products)
 
     def _coarsened(self, exponent: int) -> Moments:
         steps = (exponent - self.exponent) // _STEP

@@ -18,7 +18,7 @@ from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.measure.rounded_network import Probe, power, side_by_side
+from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_side
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
@@ -187,13 +187,13 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
     )
 
 
-def _open(units: Units, samples: Sequence[Feed]) -> Probe:
+def _open(units: Units, samples: Sequence[Feed]) -> RoundedNetwork:
     everything = Change.union(change for unit in units.units for change in (unit.constants, unit.tensors))
     ends = [unit.last for unit in units.units if unit.last]
-    return Probe(units.model, everything, units.constants, samples[0], ends=ends)
+    return RoundedNetwork(units.model, everything, units.constants, samples[0], ends=ends)
 
 
-def _local(probe: Probe, clean: Mapping[str, npt.NDArray[Any]], unit: Unit) -> tuple[float, float]:
+def _local(probe: RoundedNetwork, clean: Mapping[str, npt.NDArray[Any]], unit: Unit) -> tuple[float, float]:
     """Of the error of a unit where it ends, the powers that come from its constants and from its tensors."""
     if not unit.constants.constants or not unit.last:
         return (1.0, 0.0) if unit.constants.constants else (0.0, 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from amct_onnx.data.keep_samples import Feed
 from amct_onnx.errors import ArgumentTypeError
-from amct_onnx.measure.output_noise import Judge
+from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.mixed.effects import Effects, measure
 from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path
@@ -64,7 +64,7 @@ class Goal:
     @classmethod
     def of_sqnr(cls, quantized: QuantizedModel, samples: Sequence[Feed], least: float) -> Goal:
         """The signal-to-noise ratio of the outputs for `samples`, in dB."""
-        judge = Judge(quantized.calibration.source.source.model.clone(), samples)
+        judge = OutputNoise(quantized.calibration.source.source.model.clone(), samples)
 
         def sqnr(candidate: Any) -> float:
             return decibel(judge.noise_of(candidate))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.measure.rounded_network import Probe, power, side_by_side
+from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_side
 from amct_onnx.progress import Progress
 from amct_onnx.targets.target import RangeChoice
 from amct_onnx.values.roundings import Change
@@ -38,7 +38,7 @@ def cheaper_ranges(
     tries = [[(min(0.0, c.low * width), max(0.0, c.high * width)) for width in _WIDTHS] for c in choices]
     changes = [[choice.within(*span) for span in spans] for choice, spans in zip(choices, tries, strict=True)]
     current = [choice.now for choice in choices]
-    probe = Probe(model, Change.union(current), {}, samples[0])
+    probe = RoundedNetwork(model, Change.union(current), {}, samples[0])
 
     def costs(feed: Feed) -> npt.NDArray[np.float64]:
         clean = probe.clean(feed)

@@ -35,7 +35,7 @@ from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
-from amct_onnx.measure.output_noise import Judge
+from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -110,7 +110,7 @@ class Recipe:
         self._is_first = True  # trials are of a first quantization
         self._reached = math.inf  # noise over signal of a first quantization on which all was tried
         self._fit: list[Feed] = []
-        self._judge: Judge | None = None
+        self._judge: OutputNoise | None = None
         self._problem = ""
         kept = samples.samples
         if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self._plan.judges:
@@ -333,14 +333,14 @@ class Recipe:
         yield from ()
 
 
-def _open_judge(model: ir.Model, samples: FirstSamples, kept: Sequence[Feed]) -> tuple[Judge, int]:
+def _open_judge(model: ir.Model, samples: FirstSamples, kept: Sequence[Feed]) -> tuple[OutputNoise, int]:
     """What compares models on the samples `kept`, and how many samples the network takes at a time."""
     try:
         batches = samples.batches(kept, samples.rows)
         apart = kept[: samples.count(batches[0])]
-        return Judge(model, batches, apart=apart if len(apart) > 1 else ()), samples.rows
+        return OutputNoise(model, batches, apart=apart if len(apart) > 1 else ()), samples.rows
     except DataError:  # the network may take one sample, or mix those of a batch, though the batch is open
-        return Judge(model, kept), 1
+        return OutputNoise(model, kept), 1
 
 
 def _with_bias(best: Candidate, *, adds_bias: bool) -> frozenset[str]:
