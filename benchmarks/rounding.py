@@ -20,13 +20,13 @@ from measures import Array, Figure, decibel, paired_difference, powers
 from numpy.typing import NDArray
 from shared_data import DATA, MODELS, SharedModel, batches, read_labels, spread
 
+from amct_onnx import AdaRound, Settings
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize
-from amct_onnx.numerics.settings import AdaRound, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.recipe.rounding import Method, RoundedWeights, round_weights

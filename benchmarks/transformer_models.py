@@ -23,8 +23,8 @@ from shared_data import DATA
 from tasks import Feed, Sentences, Similarities
 
 import amct_onnx
+from amct_onnx import AdaRound, Settings
 from amct_onnx.measure.kernel_report import inspect_model
-from amct_onnx.numerics.settings import AdaRound, Settings
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.weight_only import quantize_weights
 from amct_onnx.targets.table import TARGETS

@@ -13,7 +13,7 @@ from pathlib import Path
 import amct_onnx
 from amct_onnx.cli.evaluator import calibrate, evaluator_script
 from amct_onnx.cli.options import CalibrationCommand
-from amct_onnx.data.raw_folders import BatchFiles, InputFolder, check_signature, find_batches
+from amct_onnx.data.raw_folders import BatchFiles, check_signature, find_batches
 from amct_onnx.errors import AmctError, DataError
 from amct_onnx.files.config_message import read_batch_num
 from amct_onnx.files.onnx_file import load_model
@@ -84,18 +84,13 @@ def _configure(command: CalibrationCommand, files: _Files) -> int:
 
 def _find_batches(command: CalibrationCommand, batch_num: int) -> BatchFiles:
     """The files of the batches. Raises one DataError with everything that is wrong with them."""
-    inputs = [
-        InputFolder(name=entry.name, shape=entry.shape, dtype=entry.dtype, folder=entry.folder)
-        for entry in command.inputs
-    ]
     mistakes = Mistakes(None)
-    check_signature(inputs, model_inputs(load_model(command.model)), mistakes)
-    batches = find_batches(inputs, batch_num, mistakes)
-    if mistakes:
-        raise DataError(str(mistakes))
+    check_signature(command.inputs, model_inputs(load_model(command.model)), mistakes)
+    batches = find_batches(command.inputs, batch_num, mistakes)
+    mistakes.raise_any(DataError)
     if batches.available > batch_num:
         text = "Calibration runs %d of the %d batches in %s; --batch_num says how many."
-        _log.info(text, batch_num, batches.available, ", ".join(entry.folder for entry in inputs))
+        _log.info(text, batch_num, batches.available, ", ".join(entry.folder for entry in command.inputs))
     return batches
 
 

@@ -21,7 +21,7 @@ from amct_onnx.cli.quantize_options import (
     read_quantize_options,
     read_sensitivity_options,
 )
-from amct_onnx.data.input_texts import check_data_type, parse_shapes, split_list
+from amct_onnx.data.input_texts import InputFolder, check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
 from amct_onnx.options import positive_number
 
@@ -49,16 +49,6 @@ _COMMANDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOption:
-    """One input, as `--input_shape`, `--data_dir` and `--data_types` describe it."""
-
-    name: str
-    shape: tuple[int, ...]
-    folder: str
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CalibrationCommand:
     """What a command line `calibration` asks for. Batches come from `inputs`, or from a script `evaluator`."""
 
@@ -66,7 +56,7 @@ class CalibrationCommand:
     save_path: str
     calibration_config: str | None
     batch_num: int | None
-    inputs: tuple[InputOption, ...]
+    inputs: tuple[InputFolder, ...]
     evaluator: str | None
 
 
@@ -178,7 +168,7 @@ def _check_names(command: _Parser, words: Sequence[str]) -> None:
         command.error(f"unknown option {name}" + (f", did you mean {close[0]}?" if close else ""))
 
 
-def _read_inputs(namespace: argparse.Namespace, command: _Parser) -> tuple[InputOption, ...]:
+def _read_inputs(namespace: argparse.Namespace, command: _Parser) -> tuple[InputFolder, ...]:
     given = [name for name in _DATA_OPTIONS if getattr(namespace, name) is not None]
     if namespace.evaluator is not None:
         if given:
@@ -209,6 +199,6 @@ def _read_inputs(namespace: argparse.Namespace, command: _Parser) -> tuple[Input
     except AmctError as reason:
         command.error(f"--data_types: {reason}")
     return tuple(
-        InputOption(name=name, shape=tuple(shape), folder=folder.strip(), dtype=dtype)
+        InputFolder(name=name, shape=tuple(shape), folder=folder.strip(), dtype=dtype)
         for (name, shape), folder, dtype in zip(shapes.items(), folders, dtypes, strict=True)
     )

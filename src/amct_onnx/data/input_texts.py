@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that a wrong command line is refused at once.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 
@@ -15,6 +16,19 @@ DATA_TYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"),
 )
 _EXAMPLE = "E.g.: input_name1:n1,c1,h1,w1;input_name2:n2,c2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFolder:
+    """One input and the folder of its batches. Each file is an array of `dtype` and `shape` without a header.
+
+    One dimension of `shape` may be -1. Then the size of each file decides it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    folder: str
 
 
 def parse_shapes(text: str) -> dict[str, list[int]]:

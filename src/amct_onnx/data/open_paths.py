@@ -17,10 +17,10 @@ import numpy as np
 from amct_onnx.data.arrays import Array, NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
 from amct_onnx.data.batches import Note, fed_by_position
 from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image
-from amct_onnx.data.input_texts import check_data_type
+from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
-from amct_onnx.data.raw_folders import InputFolder, check_sizes, list_files, read_array
+from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
@@ -206,8 +206,7 @@ class DataOpener:
         mistakes = Mistakes(None)
         entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
         check_sizes(entry, files, mistakes)
-        if mistakes:
-            raise DataError(str(mistakes))
+        mistakes.raise_any(DataError)
         load = partial(read_array, dtype=dtype, shape=shape)
         return OpenedData(files={value.name: InputFiles(paths=files, load=load, raw=True)}, count=len(files))
 

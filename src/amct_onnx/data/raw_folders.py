@@ -12,30 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.data.input_texts import check_data_type
+from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.errors import DataError, did_you_mean
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 
 _NAMED_FILES = 5  # files of a wrong size that are named for each folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputFolder:
-    """One input and the folder of its batches. Each file is an array of `dtype` and `shape` without a header.
-
-    One dimension of `shape` may be -1. Then the size of each file decides it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    folder: str
-
-    @property
-    def unit(self) -> int:
-        """The bytes of a file. With a dimension of -1, they are a multiple of this number."""
-        return math.prod(dim for dim in self.shape if dim != -1) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +122,19 @@ def _size(file: Path) -> int:
 
 
 def _fits(entry: InputFolder, size: int) -> bool:
+    unit = _unit(entry)
     if -1 not in entry.shape:
-        return size == entry.unit
-    return size > 0 and entry.unit > 0 and size % entry.unit == 0
+        return size == unit
+    return size > 0 and unit > 0 and size % unit == 0
+
+
+def _unit(entry: InputFolder) -> int:
+    """The bytes of a file. With a dimension of -1, they are a multiple of this number."""
+    return math.prod(dim for dim in entry.shape if dim != -1) * np.dtype(entry.dtype).itemsize
 
 
 def _size_problem(entry: InputFolder, size: int) -> str:
-    needed = f"a multiple of {entry.unit}" if -1 in entry.shape else str(entry.unit)
+    needed = f"a multiple of {_unit(entry)}" if -1 in entry.shape else str(_unit(entry))
     return f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
 
 
@@ -195,7 +183,6 @@ def iterate_batches(
     if number is None and entries:
         number = len(list_files(entries[0].folder, mistakes) or ())
     batches = find_batches(entries, number or 0, mistakes)
-    if mistakes:
-        raise DataError(str(mistakes))
+    mistakes.raise_any(DataError)
     for index in range(len(batches.files)):
         yield batches.read(index)

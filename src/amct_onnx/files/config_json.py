@@ -33,7 +33,7 @@ from amct_onnx.files.config_rules import (
     check_object,
     check_value,
 )
-from amct_onnx.files.whole_files import Mistakes, read_text
+from amct_onnx.files.whole_files import Mistakes, parse_json, read_text
 from amct_onnx.numerics.settings import (
     ActivationSettings,
     AdaRound,
@@ -94,8 +94,7 @@ def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistake
 
 def raise_mistakes(mistakes: Mistakes) -> None:
     """Raise ConfigTypeError if every mistake is a wrong type, and ConfigError if there are others."""
-    if mistakes:
-        raise (ConfigTypeError if all(m.is_type for m in mistakes) else ConfigError)(str(mistakes))
+    mistakes.raise_any(ConfigTypeError if all(mistake.is_type for mistake in mistakes) else ConfigError)
 
 
 def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
@@ -151,16 +150,10 @@ def _make_object(pairs: list[tuple[str, Any]]) -> _Object:
 
 
 def _parse(text: str, path: str | os.PathLike[str]) -> _Object:
-    name = os.fspath(path)
-    try:
-        document = json.loads(text, object_pairs_hook=_make_object)
-    except json.JSONDecodeError as reason:
-        advice = "correct the file or create it again with create_quant_config"
-        raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {advice}") from None
-    except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting
-        raise ConfigError(f"{name}: no JSON that can be read: {reason}") from None
+    advice = "correct the file or create it again with create_quant_config"
+    document = parse_json(text, path, advice=advice, make_object=_make_object)
     if not isinstance(document, _Object):
-        raise ConfigTypeError(f"{name}: must be one JSON object, but is {type(document).__name__}")
+        raise ConfigTypeError(f"{os.fspath(path)}: must be one JSON object, but is {type(document).__name__}")
     return document
 
 

@@ -33,13 +33,8 @@ class FusionOp:
 
 def write_fusion(path: str | os.PathLike[str], name: str, ops: Sequence[FusionOp]) -> None:
     """Write the fusion information of the graph `name`. Raises OutputError."""
-    write_atomic(path, format_fusion(name, ops))
-
-
-def format_fusion(name: str, ops: Sequence[FusionOp]) -> str:
-    """The text of the file."""
     document = {"name": name, "graph": [{"op": [_format_op(op) for op in ops]}]}
-    return json.dumps(document, indent=2)
+    write_atomic(path, json.dumps(document, indent=2))
 
 
 def _format_op(op: FusionOp) -> dict[str, Any]:

@@ -80,8 +80,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, LayerRecord]:
         elif key in records:
             mistakes.add(f'record[{number}] "{key}"', "the key occurs twice, delete one of the two entries")
         records[key] = record
-    if mistakes:
-        raise RecordError(str(mistakes))
+    mistakes.raise_any(RecordError)
     return records
 
 
@@ -223,8 +222,7 @@ def read_notes(path: str | os.PathLike[str]) -> list[CalibrationNote]:
                 mistakes.add(f"line {number}", "is no note of amct_onnx, delete the line")
             else:
                 notes.append(note)
-    if mistakes:
-        raise RecordError(str(mistakes))
+    mistakes.raise_any(RecordError)
     return notes
 
 
@@ -282,8 +280,7 @@ def check_record(
         out_of_range = out_of_range or bool(values)
         for name, what in values:
             mistakes.add(f"{key}.{name}", what)
-    if mistakes:
-        raise (RecordValueError if out_of_range else RecordError)(str(mistakes))
+    mistakes.raise_any(RecordValueError if out_of_range else RecordError)
 
 
 def _missing(name: str, key: str) -> str:

@@ -6,11 +6,13 @@ A result is written under a temporary name in its own folder and then moved into
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amct_onnx.errors import AmctError, ConfigError, FileMissingError, OutputError
 
@@ -67,6 +69,11 @@ class Mistakes:
     def add(self, where: str, what: str, *, is_type: bool = False, position: Position | None = None) -> None:
         self._found[Mistake(where, what, is_type, position)] = None
 
+    def raise_any(self, error: type[AmctError]) -> None:
+        """Raise `error` with all mistakes, if there are some."""
+        if self:
+            raise error(str(self))
+
     def place(self, where: str, position: Position | None = None) -> str:
         """`file:line:column` of a path in the document, or those parts of it that are known."""
         if position is None and self._locate is not None:
@@ -116,6 +123,20 @@ def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigEr
         line = data.count(b"\n", 0, reason.start) + 1
         raise error(f"{name}:{line}: the {what} is no UTF-8 text; is it the right file?") from None
     return text.replace("\r\n", "\n")
+
+
+def parse_json(text: str, path: str | os.PathLike[str], *, advice: str, make_object: Any = None) -> Any:
+    """The JSON document `text` of the file `path`. `make_object` makes an object of its pairs; None makes a dict.
+
+    Raises ConfigError, with line and column if they are known.
+    """
+    name = os.fspath(path)
+    try:
+        return json.loads(text, object_pairs_hook=make_object)
+    except json.JSONDecodeError as reason:
+        raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {advice}") from None
+    except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting
+        raise ConfigError(f"{name}: no JSON that can be read: {reason}; {advice}") from None
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import amct_onnx
-from amct_onnx.cli.options import CalibrationCommand, ConvertCommand, InputOption, parse
+from amct_onnx.cli.options import CalibrationCommand, ConvertCommand, parse
+from amct_onnx.data.input_texts import InputFolder
 
 BASE = ["calibration", "--model", "m.onnx", "--save_path", "out/m"]
 DATA = ["--input_shape", "x:1,3", "--data_dir", "d/", "--data_types", "float32"]
@@ -41,8 +42,8 @@ def test_data_options_become_inputs_in_order() -> None:
         calibration_config=None,
         batch_num=None,
         inputs=(
-            InputOption(name="image:0", shape=(-1, 3, 8, 8), folder="a/", dtype="float16"),
-            InputOption(name="mask", shape=(4,), folder="b/", dtype="int32"),
+            InputFolder(name="image:0", shape=(-1, 3, 8, 8), folder="a/", dtype="float16"),
+            InputFolder(name="mask", shape=(4,), folder="b/", dtype="int32"),
         ),
         evaluator=None,
     )

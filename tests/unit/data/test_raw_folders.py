@@ -11,8 +11,8 @@ from flow import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amct_onnx.data.input_texts import DATA_TYPES
-from amct_onnx.data.raw_folders import InputFolder, check_signature, find_batches, read_array
+from amct_onnx.data.input_texts import DATA_TYPES, InputFolder
+from amct_onnx.data.raw_folders import check_signature, find_batches, read_array
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 
