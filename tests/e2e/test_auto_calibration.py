@@ -241,7 +241,7 @@ def test_each_value_of_the_ranking_is_of_one_layer_alone(tmp_path: Path) -> None
 
 def test_both_implementations_of_the_operators_rank_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Search(tmp_path / "usual", batch_num=2).run(evaluator())
-    monkeypatch.setattr(observer_op, "_compiled", None)
+    monkeypatch.setattr(observer_op, "compiled", None)
     options = observer_op.session_options()
 
     class InPython(ErrorEvaluator):

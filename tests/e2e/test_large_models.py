@@ -66,7 +66,7 @@ def test_no_step_holds_the_weights(flow: Flow, monkeypatch: pytest.MonkeyPatch) 
     flow.calibrate([feeds(0)])
     assert held(flow.save) < HELD
     assert len(flow.records()) == LAYERS
-    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "MAX_INLINE_BYTES", 0)
     assert held(lambda: amct.deployed_session(flow.deploy)) < HELD
 
 
@@ -76,7 +76,7 @@ def test_a_deploy_model_with_external_data_runs_from_memory_and_from_a_file(
     flow.run(feeds(0))
     assert Path(f"{flow.deploy}.data").stat().st_size >= LAYERS * WIDTH**2
     check_outputs(flow, feeds(0), feeds(1))
-    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "MAX_INLINE_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     check_outputs(flow, feeds(0), feeds(1))
@@ -88,7 +88,7 @@ def test_no_room_for_the_file_that_a_deploy_model_runs_from(
     flow: Flow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: str
 ) -> None:
     flow.run(feeds(0))
-    monkeypatch.setattr(session, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(session, "MAX_INLINE_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if full == "before":
         usage = scratch.shutil.disk_usage(tmp_path)._replace(free=1000)

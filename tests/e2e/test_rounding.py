@@ -405,7 +405,7 @@ def test_threads_batches_and_implementations_give_the_same_bytes(
     results = []
     for compiled, processors, threads in [(True, 1, 1), (True, 3, 2), (False, 2, 4)]:
         if not compiled:
-            monkeypatch.setattr(observer_op, "_compiled", None)
+            monkeypatch.setattr(observer_op, "compiled", None)
         monkeypatch.setattr(rounding, "processors", lambda processors=processors: processors)
         options = observer_op.session_options()
         options.intra_op_num_threads = threads

@@ -104,7 +104,7 @@ def test_external_data_in_and_models_too_large_for_one_message(
     onnx.save(small_model(), path, save_as_external_data=outside, location="weights.bin", size_threshold=1024)
     assert (tmp_path / "weights.bin").exists() is outside
     if limit is not None:
-        monkeypatch.setattr(opening, "_MAX_INLINE_BYTES", limit)
+        monkeypatch.setattr(opening, "MAX_INLINE_BYTES", limit)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     check_small_model(deployed_session(path))
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -27,11 +27,12 @@ from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
 from amct_onnx.run.session import open_session, quiet
 
-_compiled: Any
+# The C module; None where there is none, and Python does its work.
+compiled: Any
 try:
-    _compiled = import_module("amct_onnx.observe._operators")
+    compiled = import_module("amct_onnx.observe._operators")
 except ImportError:  # built without a compiler
-    _compiled = None
+    compiled = None
 
 
 def session_options() -> ort.SessionOptions:
@@ -42,7 +43,7 @@ def session_options() -> ort.SessionOptions:
     """
     options = ort.SessionOptions()
     options.enable_mem_pattern = False
-    options.register_custom_ops_library(_compiled_library() if _compiled is not None else _python_library())
+    options.register_custom_ops_library(_compiled_library() if compiled is not None else _python_library())
     return options
 
 
@@ -64,9 +65,9 @@ def _compiled_library() -> str:
         if observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes):
             raise KeyboardInterrupt  # _operators.c hands it to the code around the session
 
-    _compiled.set_callback(body)
-    _compiled.set_accumulators(shown_tensors.addresses, *compiled_functions())
-    return str(_compiled.__file__)
+    compiled.set_callback(body)
+    compiled.set_accumulators(shown_tensors.addresses, *compiled_functions())
+    return str(compiled.__file__)
 
 
 @cache

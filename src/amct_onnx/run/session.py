@@ -20,8 +20,8 @@ from amct_onnx.run.temporary_files import place_with_room
 Feed = Mapping[str, npt.NDArray[Any]]
 
 # The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
-_MAX_INLINE_BYTES = 1 << 27
-_LEAST_LENT = 1 << 12  # bytes of an initializer
+MAX_INLINE_BYTES = 1 << 27
+LEAST_LENT = 1 << 12  # bytes of an initializer
 _LENT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -71,7 +71,7 @@ def open_session(
 
     if not isinstance(model, ir.Model):
         return session(model)
-    if model_bytes(model) <= _MAX_INLINE_BYTES:
+    if model_bytes(model) <= MAX_INLINE_BYTES:
         inline: ir.Model = ir.external_data.load_to_model(model)
         lent: dict[str, ort.OrtValue] = {}
         if own_options or options is None:
@@ -126,7 +126,7 @@ def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
     lent: dict[str, ort.OrtValue] = {}
     for name, value in copy.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.dtype not in _LENT_TYPES or tensor.nbytes < _LEAST_LENT:
+        if tensor is None or tensor.dtype not in _LENT_TYPES or tensor.nbytes < LEAST_LENT:
             continue
         lent[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
         shape = ir.Shape(shape_of(tensor))

@@ -36,7 +36,7 @@ Make = Callable[[], Accumulator]
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "numpy":
         return NumpyAccumulator
-    if accumulator._compiled is None:
+    if accumulator.compiled is None:
         reason = "built without a C compiler: there is no amct_onnx.numerics.statistics._accumulator"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
@@ -65,7 +65,7 @@ def counted(counter: Accumulator, arrays: list[np.ndarray]) -> DyadicHistogram:
 @example([np.array([-1.0], np.float32), np.array([-(2.0**-126)], np.float32), np.array([16384.0], np.float32)])
 def test_the_sum_is_that_of_merged_histograms(arrays: list[np.ndarray]) -> None:
     assert counted(NumpyAccumulator(), arrays) == merged(arrays)
-    if accumulator._compiled is not None:
+    if accumulator.compiled is not None:
         assert counted(CompiledAccumulator(1), arrays) == merged(arrays)
 
 
@@ -119,7 +119,7 @@ def lent_threads() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("nan_at", [None, 0, 200_000, 400_006])
 def test_threads_that_are_lent_do_not_change_the_result(nan_at: int | None) -> None:
-    if accumulator._compiled is None:
+    if accumulator.compiled is None:
         pytest.skip("built without a C compiler")
     x = np.random.default_rng(1).normal(0, 100, 400_007).astype(np.float32)  # each full 2^17 elements get a thread
     x[5], x[-5] = -1e30, 1e30
@@ -160,7 +160,7 @@ def test_an_empty_array_is_noted_and_nothing_is_the_empty_histogram(make: Make) 
 
 @pytest.mark.parametrize("parts", [0, -1, 17])
 def test_impossible_numbers_of_threads(parts: int) -> None:
-    if accumulator._compiled is None:
+    if accumulator.compiled is None:
         pytest.skip("built without a C compiler")
     with pytest.raises(ValueError, match="between 1 and 16"):
         CompiledAccumulator(parts)

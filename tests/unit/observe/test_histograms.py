@@ -32,14 +32,14 @@ NAMES = ["y", "x", "r", "a"]
 @pytest.fixture(params=["compiled", "compiled operator", "compiled accumulator", "python"], autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs with operators and counting in C, with one of them, and with Python alone."""
-    if request.param != "python" and (observer_op._compiled is None or accumulator._compiled is None):
+    if request.param != "python" and (observer_op.compiled is None or accumulator.compiled is None):
         if os.environ.get("CI") == "true":
             pytest.fail("the C extensions were not built, and CI has a compiler")
         pytest.skip("the C extensions were not built")
     if request.param in ("compiled accumulator", "python"):
-        monkeypatch.setattr(observer_op, "_compiled", None)
+        monkeypatch.setattr(observer_op, "compiled", None)
     if request.param in ("compiled operator", "python"):
-        monkeypatch.setattr(accumulator, "_compiled", None)
+        monkeypatch.setattr(accumulator, "compiled", None)
 
 
 def expect(model: onnx.ModelProto, names: list[str], feeds: list[dict[str, np.ndarray]]) -> dict[str, DyadicHistogram]:
@@ -227,7 +227,7 @@ def test_a_large_model_goes_through_a_file(tmp_path: Path, monkeypatch: pytest.M
     onnx.save(two_convs(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     model = ir.load(tmp_path / "m.onnx")
     inline = collect_statistics(model, NAMES, images((8, 8)))
-    monkeypatch.setattr(opening, "_MAX_INLINE_BYTES", 10)
+    monkeypatch.setattr(opening, "MAX_INLINE_BYTES", 10)
     assert collect_statistics(model, NAMES, images((8, 8))) == inline
 
 

@@ -34,8 +34,8 @@ g (float[N, 4] x) => (float[N, 2] y)
 def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ort.SessionOptions:
     """Session options of one implementation."""
     if request.param == "python":
-        monkeypatch.setattr(observer_op, "_compiled", None)
-    elif observer_op._compiled is None:
+        monkeypatch.setattr(observer_op, "compiled", None)
+    elif observer_op.compiled is None:
         if os.environ.get("CI") == "true":
             pytest.fail("the C extension was not built, and CI has a compiler")
         pytest.skip("the C extension was not built")
@@ -72,8 +72,8 @@ def test_implementations_write_the_same_record(prepare: Callable[..., Path], mon
     # The second batch is large enough to be counted in parts, on the threads of the runtime.
     batches = [np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32) for rows in (500, 200_000)]
     texts = []
-    for compiled in (observer_op._compiled, None):
-        monkeypatch.setattr(observer_op, "_compiled", compiled)
+    for compiled in (observer_op.compiled, None):
+        monkeypatch.setattr(observer_op, "compiled", compiled)
         folder = prepare()
         run(observer_op.session_options(), *batches)
         texts.append((folder / "record.txt").read_bytes())
@@ -126,7 +126,7 @@ def test_ctrl_c_in_an_operator_ends_the_run_that_it_interrupts(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(type(new_accumulator(1)), "add", interrupt)
-    with pytest.raises(KeyboardInterrupt) if observer_op._compiled is not None else nullcontext():
+    with pytest.raises(KeyboardInterrupt) if observer_op.compiled is not None else nullcontext():
         run(options, np.ones((1, 4), np.float32))
     with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
         amct.save_model("modified.onnx", "record.txt", "out")

@@ -133,7 +133,7 @@ def test_the_number_of_threads_does_not_matter(threads: int, operator: str, monk
     want = as_bytes(collect_moments(chain(), LAYERS, images()))
     monkeypatch.setattr(grams, "processors", lambda: threads)
     if operator == "python":
-        monkeypatch.setattr(observer_op, "_compiled", None)
+        monkeypatch.setattr(observer_op, "compiled", None)
     with threadpool_limits(threads, user_api="blas"):
         assert as_bytes(collect_moments(chain(), LAYERS, images())) == want
 

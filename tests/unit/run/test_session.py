@@ -16,7 +16,7 @@ from amct_onnx.run.session import open_session
 
 @pytest.fixture(autouse=True)
 def lend_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_LEAST_LENT", 1)
+    monkeypatch.setattr(opening, "LEAST_LENT", 1)
 
 
 def test_lent_weights_compute_what_those_of_a_file_do() -> None:

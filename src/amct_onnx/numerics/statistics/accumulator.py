@@ -16,11 +16,12 @@ import numpy.typing as npt
 from amct_onnx.errors import CalibrationError
 from amct_onnx.numerics.statistics.histogram import EMPTY, MAX_BINS, NOT_FINITE, DyadicHistogram
 
-_compiled: Any
+# The C module; None where there is none, and Python does its work.
+compiled: Any
 try:
-    _compiled = import_module("amct_onnx.numerics.statistics._accumulator")
+    compiled = import_module("amct_onnx.numerics.statistics._accumulator")
 except ImportError:  # built without a compiler
-    _compiled = None
+    compiled = None
 
 Floats = npt.NDArray[np.float32]
 _WRONG = {1: NOT_FINITE, 2: EMPTY, 4: "there is no memory to count it"}
@@ -71,22 +72,22 @@ class CompiledAccumulator:
     """
 
     def __init__(self, parts: int) -> None:
-        self._parts, self._handle = parts, _compiled.new(parts)
-        self.address: int = _compiled.address(self._handle)
+        self._parts, self._handle = parts, compiled.new(parts)
+        self.address: int = compiled.address(self._handle)
 
     @property
     def wrong(self) -> str:
-        flags = _compiled.wrong(self._handle)
+        flags = compiled.wrong(self._handle)
         return next((text for flag, text in _WRONG.items() if flags & flag), "")
 
     def add(self, x: Floats) -> None:
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-        _compiled.add(self._handle, flat.ctypes.data, flat.size)
+        compiled.add(self._handle, flat.ctypes.data, flat.size)
 
     def histogram(self) -> DyadicHistogram:
         result, counts = DyadicHistogram.empty(), np.empty(MAX_BINS, np.int64)
         for part in range(self._parts):
-            table = _compiled.read(self._handle, part, counts.ctypes.data)
+            table = compiled.read(self._handle, part, counts.ctypes.data)
             if table is not None:
                 exponent, low, minimum, maximum = table
                 result = result.merge(DyadicHistogram.of_bins(exponent, low, counts, minimum, maximum))
@@ -95,9 +96,9 @@ class CompiledAccumulator:
 
 def compiled_functions() -> tuple[int, int]:
     """Addresses of the C functions that add to a CompiledAccumulator and that lend it threads; zeros without them."""
-    return (0, 0) if _compiled is None else (_compiled.add_function, _compiled.lend_function)
+    return (0, 0) if compiled is None else (compiled.add_function, compiled.lend_function)
 
 
 def new_accumulator(parts: int) -> NumpyAccumulator | CompiledAccumulator:
     """An accumulator that is fast with `parts` threads, 1 to 16."""
-    return NumpyAccumulator() if _compiled is None else CompiledAccumulator(parts)
+    return NumpyAccumulator() if compiled is None else CompiledAccumulator(parts)
