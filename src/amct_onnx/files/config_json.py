@@ -33,7 +33,7 @@ from amct_onnx.files.config_rules import (
     check_object,
     check_value,
 )
-from amct_onnx.files.whole_files import Mistakes, read_text
+from amct_onnx.files.whole_files import Mistakes, read_json
 from amct_onnx.numerics.settings import (
     ActivationSettings,
     AdaRound,
@@ -104,7 +104,10 @@ def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     A file that enables no layer is accepted. Raises FileMissingError, or ConfigError with every mistake of the file
     (ConfigTypeError if all of them are wrong types).
     """
-    document = _parse(read_text(path, what="config file"), path)
+    advice = "correct the file or create it again with create_quant_config"
+    document = read_json(path, what="config file", advice=advice, hook=_make_object)
+    if not isinstance(document, _Object):
+        raise ConfigTypeError(f"{os.fspath(path)}: must be one JSON object, but is {type(document).__name__}")
     mistakes = Mistakes(path)
     _check_duplicates(document, "", mistakes)
     top = {key: value for key, value in document.items() if key in GLOBAL_RULES}
@@ -148,20 +151,6 @@ def _make_object(pairs: list[tuple[str, Any]]) -> _Object:
         keys = [key for key, _ in pairs]
         made.repeated = tuple(key for key in made if keys.count(key) > 1)
     return made
-
-
-def _parse(text: str, path: str | os.PathLike[str]) -> _Object:
-    name = os.fspath(path)
-    try:
-        document = json.loads(text, object_pairs_hook=_make_object)
-    except json.JSONDecodeError as reason:
-        advice = "correct the file or create it again with create_quant_config"
-        raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {advice}") from None
-    except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting
-        raise ConfigError(f"{name}: no JSON that can be read: {reason}") from None
-    if not isinstance(document, _Object):
-        raise ConfigTypeError(f"{name}: must be one JSON object, but is {type(document).__name__}")
-    return document
 
 
 def _check_duplicates(value: Any, where: str, mistakes: Mistakes) -> None:

@@ -9,14 +9,13 @@ It lists the operators on the chip. The names of those, and of the original node
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from amct_onnx.errors import ConfigError, FileMissingError
-from amct_onnx.files.whole_files import Mistakes, read_text
+from amct_onnx.files.whole_files import Mistakes, read_json
 from amct_onnx.values.layers import GraphFacts
 
 _ORIGINAL_NAMES = "_datadump_original_op_names"
@@ -30,14 +29,7 @@ def read_mapping(path: str | os.PathLike[str]) -> frozenset[str]:
     Raises FileMissingError, or ConfigError: with line and column if the file is no JSON, or else with the path of each
     mistake in the document.
     """
-    name = os.fspath(path)
-    text = read_text(path, what="mapping file")
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as reason:
-        raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {_ADVICE}") from None
-    except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting
-        raise ConfigError(f"{name}: no JSON that can be read: {reason}; {_ADVICE}") from None
+    document = read_json(path, what="mapping file", advice=_ADVICE)
     mistakes = Mistakes(path)
     names = frozenset(_names(document, mistakes))
     if not names and not mistakes:

@@ -6,11 +6,13 @@ A result is written under a temporary name in its own folder and then moved into
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amct_onnx.errors import AmctError, ConfigError, FileMissingError, OutputError
 
@@ -116,6 +118,22 @@ def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigEr
         line = data.count(b"\n", 0, reason.start) + 1
         raise error(f"{name}:{line}: the {what} is no UTF-8 text; is it the right file?") from None
     return text.replace("\r\n", "\n")
+
+
+def read_json(
+    path: str | os.PathLike[str], *, what: str, advice: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The document in a JSON file, whose objects `hook` makes of their pairs.
+
+    Raises what `read_text` raises, and ConfigError, with line and column and `advice`, for what is no JSON.
+    """
+    text, name = read_text(path, what=what), os.fspath(path)
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except json.JSONDecodeError as reason:
+        raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {advice}") from None
+    except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting
+        raise ConfigError(f"{name}: no JSON that can be read: {reason}; {advice}") from None
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
