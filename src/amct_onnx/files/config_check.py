@@ -20,6 +20,7 @@ from amct_onnx.files.config_rules import (
     IFMR_KEYS,
     WTS_KEYS,
     WTS_RULES,
+    WTS_SOLVERS,
     check_names,
     check_object,
 )
@@ -102,17 +103,11 @@ def parse_activation(document: Mapping[str, Any], where: str, mistakes: Mistakes
         mistakes.add(where, f"{ifmr} and {hfmg} can not appear at same time, delete one of them")
     solver: Ifmr | Hfmg
     if algo == "hfmg" or (algo is None and hfmg):
-        solver = Hfmg(num_of_bins=values.get("num_of_bins", Hfmg().num_of_bins))
+        solver = Hfmg(**{key: values[key] for key in HFMG_KEYS if key in values})
     else:
-        default = Ifmr()
-        start, end = values.get("search_range", (default.search_start, default.search_end))
-        solver = Ifmr(
-            max_percentile=values.get("max_percentile", default.max_percentile),
-            min_percentile=values.get("min_percentile", default.min_percentile),
-            search_start=start,
-            search_end=end,
-            search_step=values.get("search_step", default.search_step),
-        )
+        own = {key: values[key] for key in IFMR_KEYS if key in values}
+        start, end = own.pop("search_range", (Ifmr.search_start, Ifmr.search_end))
+        solver = Ifmr(search_start=start, search_end=end, **own)
         # In decimals: 1.3 - 0.7 is below 0.6 in binary.
         good_range = "search_range" in values or "search_range" not in document
         if good_range and Decimal(str(solver.search_step)) > Decimal(str(end)) - Decimal(str(start)):
@@ -129,19 +124,10 @@ def parse_weight(document: Mapping[str, Any], where: str, mistakes: Mistakes, *,
     for key in values:
         if key not in own and any(key in keys for keys in WTS_KEYS.values()):
             mistakes.add(f"{where}.{key}", f"{key} is not valid param of quantize {algo}")
-    if "beta_range" in own:
-        own["beta_range"] = tuple(own["beta_range"])
-    solver: Arq | AdaRound | Nuq
-    if algo == "ada_quantize":
-        solver = AdaRound(**own)
-    elif algo == "nuq_quantize":
-        solver = Nuq(**own)
-    else:
-        solver = Arq()
     return {
         "wts_bits": values.get("num_bits", 8),
         "channel_wise": values.get("channel_wise"),
-        "wts_solver": solver,
+        "wts_solver": WTS_SOLVERS[algo](**own),
     }
 
 

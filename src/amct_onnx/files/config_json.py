@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -29,18 +29,18 @@ from amct_onnx.files.config_rules import (
     LAYER_RULES,
     TENSOR_RULES,
     WTS_KEY,
+    WTS_KEYS,
+    WTS_SOLVERS,
     check_names,
     check_object,
     check_value,
 )
-from amct_onnx.files.whole_files import Mistakes, parse_json, read_text
+from amct_onnx.files.whole_files import Mistakes, read_json
 from amct_onnx.numerics.settings import (
     ActivationSettings,
-    AdaRound,
     Hfmg,
     Ifmr,
     LayerSettings,
-    Nuq,
     Settings,
     TensorSettings,
     WeightSettings,
@@ -103,7 +103,10 @@ def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     A file that enables no layer is accepted. Raises FileMissingError, or ConfigError with every mistake of the file
     (ConfigTypeError if all of them are wrong types).
     """
-    document = _parse(read_text(path, what="config file"), path)
+    advice = "correct the file or create it again with create_quant_config"
+    document = read_json(path, what="config file", advice=advice, hook=_make_object)
+    if not isinstance(document, _Object):
+        raise ConfigTypeError(f"{os.fspath(path)}: must be one JSON object, but is {type(document).__name__}")
     mistakes = Mistakes(path)
     _check_duplicates(document, "", mistakes)
     top = {key: value for key, value in document.items() if key in GLOBAL_RULES}
@@ -147,14 +150,6 @@ def _make_object(pairs: list[tuple[str, Any]]) -> _Object:
         keys = [key for key, _ in pairs]
         made.repeated = tuple(key for key in made if keys.count(key) > 1)
     return made
-
-
-def _parse(text: str, path: str | os.PathLike[str]) -> _Object:
-    advice = "correct the file or create it again with create_quant_config"
-    document = parse_json(text, path, advice=advice, make_object=_make_object)
-    if not isinstance(document, _Object):
-        raise ConfigTypeError(f"{os.fspath(path)}: must be one JSON object, but is {type(document).__name__}")
-    return document
 
 
 def _check_duplicates(value: Any, where: str, mistakes: Mistakes) -> None:
@@ -236,9 +231,8 @@ def format_config(settings: Settings, facts: GraphFacts) -> str:
     document["skip_fusion_layers"] = list(settings.skip_fusion_layers)
     if settings.tensor_quantize:
         document["tensor_quantize"] = [_format_tensor(tensor) for tensor in settings.tensor_quantize]
-    layers: Mapping[str, LayerSettings] = settings.layers
-    for name in sorted({*facts.supported, *layers}):
-        layer = layers.get(name)
+    for name in sorted({*facts.supported, *settings.layers}):
+        layer = settings.layers.get(name)
         if layer is None:
             layer = _read_layer(name, {}, facts, settings.activation_offset, Mistakes(None))
         document[name] = _format_layer(layer)
@@ -283,18 +277,6 @@ def _format_activation(activation: ActivationSettings) -> dict[str, Any]:
 
 
 def _format_weight(weight: WeightSettings) -> dict[str, Any]:
-    solver = weight.solver
-    entry: dict[str, Any] = {"num_bits": weight.num_bits}
-    algo = "arq_quantize"
-    if isinstance(solver, AdaRound):
-        algo = "ada_quantize"
-        entry |= {
-            "reg_param": solver.reg_param,
-            "warm_start": solver.warm_start,
-            "num_iteration": solver.num_iteration,
-            "beta_range": list(solver.beta_range),
-        }
-    elif isinstance(solver, Nuq):
-        algo = "nuq_quantize"
-        entry |= {"num_steps": solver.num_steps, "num_of_iteration": solver.num_of_iteration}
-    return entry | {"channel_wise": weight.channel_wise, "wts_algo": algo}
+    algo = next(name for name, kind in WTS_SOLVERS.items() if kind is type(weight.solver))
+    own = {key: getattr(weight.solver, key) for key in WTS_KEYS[algo]}
+    return {"num_bits": weight.num_bits, **own, "channel_wise": weight.channel_wise, "wts_algo": algo}

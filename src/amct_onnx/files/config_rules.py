@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.numerics.settings import AdaRound, Arq, Nuq
 
 ACT_KEY, WTS_KEY = "activation_quant_params", "weight_quant_params"
 
@@ -71,10 +72,16 @@ WTS_RULES: Mapping[str, Rule] = {
 }
 IFMR_KEYS = ("max_percentile", "min_percentile", "search_range", "search_step")
 HFMG_KEYS = ("num_of_bins",)
+# In the order in which config.json has them.
 WTS_KEYS: Mapping[str, tuple[str, ...]] = {
     "arq_quantize": (),
-    "ada_quantize": ("num_iteration", "reg_param", "beta_range", "warm_start"),
+    "ada_quantize": ("reg_param", "warm_start", "num_iteration", "beta_range"),
     "nuq_quantize": ("num_steps", "num_of_iteration"),
+}
+WTS_SOLVERS: Mapping[str, type[Arq] | type[AdaRound] | type[Nuq]] = {
+    "arq_quantize": Arq,
+    "ada_quantize": AdaRound,
+    "nuq_quantize": Nuq,
 }
 
 

@@ -32,13 +32,6 @@ from amct_onnx.numerics.settings import LayerSettings, Nuq, Settings, TensorSett
 from amct_onnx.values.layers import GraphFacts, LayerTraits
 
 _BITS = {1: 8, 2: 16}  # DataType
-_ALGOS = {
-    "ifmr_quantize": "ifmr",
-    "hfmg_quantize": "hfmg",
-    "arq_quantize": "arq_quantize",
-    "ada_quantize": "ada_quantize",
-    "nuq_quantize": "nuq_quantize",
-}
 _QUANT_BITS = Rule("int", lambda value: value in (6, 7, 8), "must be in [6, 7, 8]")
 _STRENGTH = replace(LAYER_RULES["dmq_balancer_param"], kind="float")
 _DEFAULT_STRENGTH = 0.5
@@ -292,7 +285,7 @@ def _read_activation(message: Any, where: str, mistakes: Mistakes) -> dict[str, 
     algo = message.WhichOneof("activations")
     if algo is None:
         return parse_activation({}, where, mistakes, owner=where)
-    document = _given(getattr(message, algo)) | {"act_algo": _ALGOS[algo]}
+    document = _given(getattr(message, algo)) | {"act_algo": algo.removesuffix("_quantize")}
     if "dst_type" in document:
         document["num_bits"] = _BITS[document.pop("dst_type")]
     _join_range(document, "search_range", 0.7, 1.3)
@@ -300,7 +293,7 @@ def _read_activation(message: Any, where: str, mistakes: Mistakes) -> dict[str, 
 
 
 def _weight_document(message: Any, algo: str, where: str, mistakes: Mistakes) -> dict[str, Any]:
-    document = _given(message) | {"wts_algo": _ALGOS[algo]}
+    document = _given(message) | {"wts_algo": algo}
     _join_range(document, "beta_range", 20.0, 2.0)
     if "quant_bits" in document:
         bits = check_value(document.pop("quant_bits"), _QUANT_BITS, f"{where}.quant_bits", mistakes)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amct_onnx.errors import ConfigError, FileMissingError
-from amct_onnx.files.whole_files import Mistakes, parse_json, read_text
+from amct_onnx.files.whole_files import Mistakes, read_json
 from amct_onnx.values.layers import GraphFacts
 
 _ORIGINAL_NAMES = "_datadump_original_op_names"
@@ -29,7 +29,7 @@ def read_mapping(path: str | os.PathLike[str]) -> frozenset[str]:
     Raises FileMissingError, or ConfigError: with line and column if the file is no JSON, or else with the path of each
     mistake in the document.
     """
-    document = parse_json(read_text(path, what="mapping file"), path, advice=_ADVICE)
+    document = read_json(path, what="mapping file", advice=_ADVICE)
     mistakes = Mistakes(path)
     names = frozenset(_names(document, mistakes))
     if not names and not mistakes:

@@ -19,6 +19,7 @@ from amct_onnx.files.schema import (
     to_float32,
 )
 from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
+from amct_onnx.graph.recurrent import GATES
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
 # Numbers up to 21 are published (section 4.1). Fields without a published number, and fields that only other AMCT front
@@ -239,6 +240,7 @@ def _parse_note(text: str) -> CalibrationNote | None:
     return CalibrationNote(**content)
 
 
+_SCALES = ("scale_d", "scale_h", "scale_w", "scale_r")
 _EPSILON = 2.0**-23  # FLT_EPSILON, the bound that AMCT sets for balance factors
 _BITS = {"INT4": 4, "INT6": 6, "INT7": 7, "INT8": 8, "INT16": 16}
 _NAMES = {
@@ -247,7 +249,6 @@ _NAMES = {
     "op_data_type": ("FLOAT32", "FLOAT16"),
     "fakequant_precision_mode": ("DEFAULT", "FORCE_FP16_QUANT"),
 }
-_GATES = {"LSTM": 4, "GRU": 3}
 _TENSOR_TYPES = ("MaxPool", "Add")
 
 
@@ -283,10 +284,6 @@ def check_record(
     mistakes.raise_any(RecordValueError if out_of_range else RecordError)
 
 
-def _missing(name: str, key: str) -> str:
-    return f"cannot find {name} of layer {key} in record_file, please check data calibration process!"
-
-
 def _find_traits(key: str, record: LayerRecord, facts: GraphFacts, mistakes: Mistakes) -> LayerTraits | None:
     """The layer of a key, or None after a mistake. For a key "<node>:<input index>" it is a layer without a weight."""
     node, colon, index = key.rpartition(":")
@@ -308,26 +305,24 @@ def _find_traits(key: str, record: LayerRecord, facts: GraphFacts, mistakes: Mis
 
 
 def _check_present(key: str, record: LayerRecord, traits: LayerTraits, mistakes: Mistakes) -> None:
-    if record.scale_d is None:
-        mistakes.add(key, _missing("scale_d", key))
+    needed = ["scale_d"]
     # The second operand of a MatMul of two variables has its scale where a weight has it.
-    if not record.scale_w and (traits.has_weight or traits.op_type == "MatMul"):
-        mistakes.add(key, _missing("scale_w", key))
-    if traits.op_type in _GATES:
-        if record.scale_h is None:
-            mistakes.add(key, _missing("scale_h", key))
-        if not record.scale_r:
-            mistakes.add(key, _missing("scale_r", key))
+    if traits.has_weight or traits.op_type == "MatMul":
+        needed.append("scale_w")
+    if traits.op_type in GATES:
+        needed += ["scale_h", "scale_r"]
+    for name in needed:
+        if getattr(record, name) in (None, ()):
+            text = f"cannot find {name} of layer {key} in record_file, please check data calibration process!"
+            mistakes.add(key, text)
 
 
 def _check_lengths(key: str, record: LayerRecord, traits: LayerTraits, mistakes: Mistakes) -> None:
-    if len(record.scale_w) != len(record.offset_w):
-        lengths = f"{len(record.scale_w)} and {len(record.offset_w)}"
-        mistakes.add(key, f"scale_w and offset_w must have the same length, they have {lengths}")
-    if len(record.scale_r) != len(record.offset_r):
-        lengths = f"{len(record.scale_r)} and {len(record.offset_r)}"
-        mistakes.add(key, f"scale_r and offset_r must have the same length, they have {lengths}")
-    allowed = {_GATES.get(traits.op_type, 1)}
+    for kind, scales, offsets in (("w", record.scale_w, record.offset_w), ("r", record.scale_r, record.offset_r)):
+        if len(scales) != len(offsets):
+            lengths = f"{len(scales)} and {len(offsets)}"
+            mistakes.add(key, f"scale_{kind} and offset_{kind} must have the same length, they have {lengths}")
+    allowed = {GATES.get(traits.op_type, 1)}
     if traits.channel_wise:
         allowed.add(traits.channels)
     for name in ("scale_w", "scale_r", "shift_bit"):
@@ -349,30 +344,23 @@ def _find_bad_values(record: LayerRecord) -> list[tuple[str, str]]:
     """The fields that have a value out of range, each with a text about its first such value."""
     bits = _BITS.get(record.act_type or "INT8", 8)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(_SCALES, (lambda v: 0 < v < math.inf, "in (0, +inf)")),
+        **dict.fromkeys(("offset_d", "offset_h"), (lambda v: low <= v <= high, f"in [{low}, {high}]")),
+        **{name: (lambda v: v == 0, f"0 ({name}'s value should be 0)") for name in ("offset_w", "offset_r")},
+        "tensor_balance_factor": (
+            lambda v: _EPSILON <= v <= 1 / _EPSILON,
+            f"in [{_EPSILON:.7e}, {1 / _EPSILON:.0f}]",
+        ),
+        "cluster": (lambda v: -128 <= v <= 127, "in [-128, 127]"),
+        **{name: (names.__contains__, f"one of {', '.join(names)}") for name, names in _NAMES.items()},
+    }
     bad: list[tuple[str, str]] = []
-
-    def check(name: str, values: Sequence[Any], allowed: Callable[[Any], bool], words: str) -> None:
-        for index, value in enumerate(values):
-            if not allowed(value):
-                place = f"{name}[{index}]" if len(values) > 1 else name
-                bad.append((place, f"must be {words}, got {value}"))
-                break
-
-    def single(name: str) -> list[Any]:
-        value = getattr(record, name)
-        return [] if value is None else [value]
-
-    for name in ("scale_d", "scale_h"):
-        check(name, single(name), lambda v: 0 < v < math.inf, "in (0, +inf)")
-    for name in ("scale_w", "scale_r"):
-        check(name, getattr(record, name), lambda v: 0 < v < math.inf, "in (0, +inf)")
-    for name in ("offset_d", "offset_h"):
-        check(name, single(name), lambda v: low <= v <= high, f"in [{low}, {high}]")
-    for name in ("offset_w", "offset_r"):
-        check(name, getattr(record, name), lambda v: v == 0, f"0 ({name}'s value should be 0)")
-    balance = f"in [{_EPSILON:.7e}, {1 / _EPSILON:.0f}]"
-    check("tensor_balance_factor", record.tensor_balance_factor, lambda v: _EPSILON <= v <= 1 / _EPSILON, balance)
-    check("cluster", record.cluster, lambda v: -128 <= v <= 127, "in [-128, 127]")
-    for name, names in _NAMES.items():
-        check(name, single(name), lambda v, names=names: v in names, f"one of {', '.join(names)}")  # type: ignore[misc]
+    for name, (allowed, words) in rules.items():
+        found = getattr(record, name)
+        values = found if isinstance(found, tuple) else (found,)
+        wrong = next((i for i, value in enumerate(values) if value is not None and not allowed(value)), None)
+        if wrong is not None:
+            place = f"{name}[{wrong}]" if len(values) > 1 else name
+            bad.append((place, f"must be {words}, got {values[wrong]}"))
     return bad

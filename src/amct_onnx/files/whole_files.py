@@ -125,14 +125,16 @@ def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigEr
     return text.replace("\r\n", "\n")
 
 
-def parse_json(text: str, path: str | os.PathLike[str], *, advice: str, make_object: Any = None) -> Any:
-    """The JSON document `text` of the file `path`. `make_object` makes an object of its pairs; None makes a dict.
+def read_json(
+    path: str | os.PathLike[str], *, what: str, advice: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The document in a JSON file, whose objects `hook` makes of their pairs.
 
-    Raises ConfigError, with line and column if they are known.
+    Raises what `read_text` raises, and ConfigError, with line and column and `advice`, for what is no JSON.
     """
-    name = os.fspath(path)
+    text, name = read_text(path, what=what), os.fspath(path)
     try:
-        return json.loads(text, object_pairs_hook=make_object)
+        return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as reason:
         raise ConfigError(f"{name}:{reason.lineno}:{reason.colno}: no JSON: {reason.msg}; {advice}") from None
     except (ValueError, RecursionError) as reason:  # an integer of thousands of digits, absurd nesting

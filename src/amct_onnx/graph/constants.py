@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import graph_of, is_standard, label_of, name_of
+from amct_onnx.graph.naming import numbered_name
 from amct_onnx.graph.tensors import Array, array_of, deferred, renamed, shape_of
 
 Data = npt.ArrayLike | ir.TensorProtocol
@@ -42,10 +43,7 @@ class ValueNames:
 
     def new(self, base: str) -> str:
         """`base`, or `base` with the first numeric suffix that is free; it is taken from now on."""
-        name, count = base, 0
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
+        name = numbered_name(base, 1, self._taken) if base in self._taken else base
         self._taken.add(name)
         return name
 

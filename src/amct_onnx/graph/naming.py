@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
 
 import onnx_ir as ir
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rename:
-    """One node got a new name; `old` is empty for a node that had none."""
-
-    op_type: str
-    old: str
-    new: str
-
-
-def name_nodes(model: ir.Model) -> list[Rename]:
-    """Give every node of the main graph and of all subgraphs a unique name; tell what changed.
+def name_nodes(model: ir.Model) -> None:
+    """Give every node of the main graph and of all subgraphs a unique name.
 
     before: Conv "", Relu "act", Relu "act"      after: Conv "Conv_0", Relu "act", Relu "act_1"
 
@@ -26,32 +17,19 @@ def name_nodes(model: ir.Model) -> list[Rename]:
     that is unique already never changes, so that configurations written for the model stay valid. Bodies of model
     functions are left alone: they are templates, no layer of the model.
     """
-    nodes = [node for graph in model.graphs() for node in graph]
-    taken = {node.name for node in nodes if node.name}
+    taken = {node.name for graph in model.graphs() for node in graph if node.name}
     holders: set[str] = set()
-    renames: list[Rename] = []
     for graph in model.graphs():
         for position, node in enumerate(graph):
-            old = node.name or ""
-            if old and old not in holders:
-                holders.add(old)
-                continue
-            new = _free_name(old, taken) if old else _free_index(node.op_type, position, taken)
-            taken.add(new)
-            holders.add(new)
-            node.name = new
-            renames.append(Rename(op_type=node.op_type, old=old, new=new))
-    return renames
+            if not node.name or node.name in holders:
+                base, count = (node.name, 1) if node.name else (node.op_type, position)
+                node.name = numbered_name(base, count, taken)
+                taken.add(node.name)
+            holders.add(node.name)
 
 
-def _free_name(base: str, taken: set[str]) -> str:
-    count = 1
+def numbered_name(base: str, count: int, taken: Container[str]) -> str:
+    """`base` with the first number from `count` on that gives a name which is not taken."""
     while (name := f"{base}_{count}") in taken:
         count += 1
-    return name
-
-
-def _free_index(op_type: str, position: int, taken: set[str]) -> str:
-    while (name := f"{op_type}_{position}") in taken:
-        position += 1
     return name

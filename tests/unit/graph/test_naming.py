@@ -4,7 +4,7 @@ import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_onnx.graph.naming import Rename, name_nodes
+from amct_onnx.graph.naming import name_nodes
 
 
 def _chain(names: list[str], op_types: list[str] | None = None) -> ir.Model:
@@ -25,10 +25,7 @@ def _names(model: ir.Model) -> list[str]:
 
 def test_unnamed_nodes_get_type_and_position() -> None:
     model = _chain(["", "a", ""], ["Relu", "Exp", "Neg"])
-    assert name_nodes(model) == [
-        Rename(op_type="Relu", old="", new="Relu_0"),
-        Rename(op_type="Neg", old="", new="Neg_2"),
-    ]
+    name_nodes(model)
     assert _names(model) == ["Relu_0", "a", "Neg_2"]
 
 
@@ -40,7 +37,7 @@ def test_a_position_that_is_taken_is_counted_up() -> None:
 
 def test_the_first_of_duplicates_keeps_its_name() -> None:
     model = _chain(["n", "n", "n_1", "n"])
-    assert [(rename.old, rename.new) for rename in name_nodes(model)] == [("n", "n_2"), ("n", "n_3")]
+    name_nodes(model)
     assert _names(model) == ["n", "n_2", "n_1", "n_3"]
 
 
@@ -63,11 +60,11 @@ def test_subgraphs_share_one_space_of_names_and_functions_have_their_own() -> No
 @given(st.lists(st.sampled_from(["", "n", "n_1", "n_1_1", "Relu_0", "Relu_1", "other"]), max_size=12))
 def test_laws(names: list[str]) -> None:
     model = _chain(names)
-    renames = name_nodes(model)
+    name_nodes(model)
     after = _names(model)
     assert all(after)
     assert len(set(after)) == len(after)
-    assert len(renames) == sum(old != new for old, new in zip(names, after, strict=True))
     for name in set(names) - {""}:
         assert after[names.index(name)] == name  # the first holder, hence every unique name
-    assert name_nodes(model) == []
+    name_nodes(model)
+    assert _names(model) == after

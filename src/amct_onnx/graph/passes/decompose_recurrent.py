@@ -29,6 +29,7 @@ from amct_onnx.graph.access import graph_of, input_of, maker_of, name_of, option
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
 from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.layers import default_opset, is_half
+from amct_onnx.graph.naming import numbered_name
 from amct_onnx.graph.recurrent import BIAS, CELL, HIDDEN, RECURRENCE, RECURRENT_OPS, WEIGHT
 from amct_onnx.graph.tensors import array_of
 
@@ -92,10 +93,8 @@ class _Writer:
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> list[ir.Value]:
         """The outputs of a new node."""
-        name, count = f"{self._layer}.{hint}", 0
-        while name in self._taken:
-            count += 1
-            name = f"{self._layer}.{hint}_{count}"
+        name = f"{self._layer}.{hint}"
+        name = numbered_name(name, 1, self._taken) if name in self._taken else name
         self._taken.add(name)
         values = [ir.val(self._names.new(f"{name}.output{index}"), dtype=dtype) for index in range(outputs)]
         self.nodes.append(ir.node(op_type, inputs, attributes or {}, name=name, outputs=values))
