@@ -5,9 +5,9 @@ Nothing heavy is imported here, since the options of the command come from these
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amct_onnx.data.input_texts import split_names
 from amct_onnx.options import Flag, option, positive_number
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import os
 
     from amct_onnx.numerics.settings import ActivationSolver, Settings
-    from amct_onnx.ptq.mixed.search import Evaluator
     from amct_onnx.values.findings import Effort
 
+# Called with an onnxruntime.InferenceSession; gives a number, higher is better.
+Evaluator = Callable[[Any], float]
 # Tests hold these names to the tables that have them, which are too heavy to be imported for `--help`.
 TARGET_NAMES = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHM_NAMES = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")

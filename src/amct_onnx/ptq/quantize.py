@@ -24,8 +24,8 @@ from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.mixed.effects import SAMPLES
-from amct_onnx.ptq.mixed.search import Evaluator, Goal, search_mixed
-from amct_onnx.ptq.options import QuantizeOptions
+from amct_onnx.ptq.mixed.search import Goal, search_mixed
+from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.mixed.effects import Effects, measure
 from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path
+from amct_onnx.ptq.options import Evaluator
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.session import open_session
 from amct_onnx.targets.table import TARGETS
@@ -26,8 +27,6 @@ from amct_onnx.values.mixed_precision import Evaluation, MixedPrecision
 from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
 
-# Called with an onnxruntime.InferenceSession; gives a number, higher is better.
-Evaluator = Callable[[Any], float]
 MOST_EVALUATIONS = 10  # of lowered models; the float model is one more
 # What a multiplication costs beyond int8, in those of int8: by the bytes of an activation.
 _PRICES: Mapping[str, float] = {"float": 3.0, "int16": 1.0}
