@@ -20,11 +20,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
-from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.access import name_of
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.passes.float_weights import layer_columns
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.graph.tensors import shape_of
 from amct_onnx.graph.weights import output_rows_shape
 from amct_onnx.numerics.exact_products import LONGEST_SUM
 from amct_onnx.numerics.im2col import LayerColumns, sample_columns
@@ -73,8 +73,8 @@ def collect_moments(
         raise DataError("There are no calibration data: give at least one batch.")
     copy = model.clone()
     normalize_layers(copy, frozenset(layers))
-    nodes = {node.name: node for node in copy.graph}
-    jobs = [_job(nodes.get(layer), layer, min(longest, LONGEST_SUM), len(feeds)) for layer in layers]
+    nodes = index_graph(copy).nodes
+    jobs = [_job(as_layer(nodes.get(name)), name, min(longest, LONGEST_SUM), len(feeds)) for name in layers]
     for chunk in _chunks(jobs, memory):
         totals = _collect(copy, chunk, feeds)
         for name in list(totals):
@@ -105,15 +105,14 @@ def _wanted(width: int) -> int:
     return max(_LEAST_COLUMNS, _COLUMNS_OF_AN_INPUT * width)
 
 
-def _job(node: ir.Node | None, layer: str, longest: int, feeds: int) -> _Job:
-    weight = constant_tensor(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
-    if node is None or node.op_type not in WEIGHT_OPS or weight is None or node.inputs[0] is None:
-        raise ModelError(f'The model has no convolution or product "{layer}" with a constant weight: check the name.')
-    groups, _, length = output_rows_shape(shape_of(weight), node)
+def _job(layer: Layer | None, name: str, longest: int, feeds: int) -> _Job:
+    if layer is None:
+        raise ModelError(f'The model has no convolution or product "{name}" with a constant weight: check the name.')
+    groups, _, length = output_rows_shape(layer.shape, layer.node)
     blocks = -(-length // longest)
-    task = replace(layer_columns(node, "", length, AdaRound()), block=-(-length // blocks))
+    task = replace(layer_columns(layer, "", length, AdaRound()), block=-(-length // blocks))
     limit = -(-_wanted(task.block) // feeds)
-    return _Job(layer=layer, tensor=node.inputs[0].name or "", task=task, units=groups * blocks, limit=limit)
+    return _Job(layer=name, tensor=name_of(layer.input), task=task, units=groups * blocks, limit=limit)
 
 
 def _chunks(jobs: Sequence[_Job], memory: int) -> Iterator[list[_Job]]:
