@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,8 @@ from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.plan.float_model import FloatModel
-from amct_onnx.ptq.recipe.rounding import Method, RoundedWeights, round_weights
-
-SCALES = (0.9, 1.0, 1.1)
+from amct_onnx.ptq.recipe.rounding import Method, round_weights
+from amct_onnx.values.findings import WeightGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,6 @@ class Scheme:
     method: Method = "adaround"
     learned: bool = False
     corrected: bool = False
-    ratios: tuple[float, ...] = (1.0,)
 
 
 NEAREST = Scheme(name="nearest")
@@ -52,7 +51,6 @@ SCHEMES = (
     Scheme(name="AdaRound", learned=True),
     Scheme(name="nearest, biases corrected", corrected=True),
     Scheme(name="GPTQ, biases corrected", method="gptq", corrected=True),
-    Scheme(name="GPTQ, best of 3 scales, biases corrected", method="gptq", corrected=True, ratios=SCALES),
     Scheme(name="AdaRound, biases corrected", learned=True, corrected=True),
 )
 
@@ -88,10 +86,10 @@ class Network:
         for node in model.graph:
             weight = constant_value(node.inputs[1]) if node.name in self.layers else None
             if weight is not None:
-                found[node.name or ""] = kernel_rows(node, weight)
+                found[node.name or ""] = kernel_rows(weight, node)
         return found
 
-    def rounded(self, found: RoundedWeights, corrected: bool) -> ir.Model:
+    def rounded(self, found: Mapping[str, WeightGrid]) -> ir.Model:
         """The network with these weights."""
         model = self.fused.clone()
         names = ValueNames(model)
@@ -99,11 +97,11 @@ class Network:
             name, weight = node.name or "", constant_value(node.inputs[1]) if node.name in self.layers else None
             if weight is None:
                 continue
-            rows = dequantize(found.integers[name], found.grids[name])
-            own_constant(node, 1, from_kernel_rows(node, rows, weight.shape), f"{name}.rounded", names=names)
+            rows = dequantize(found[name].integers, found[name].params)
+            own_constant(node, 1, from_kernel_rows(rows, weight.shape, node), f"{name}.rounded", names=names)
             bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
-            if corrected and bias is not None:
-                shifted = (bias + found.corrections[name]).astype(np.float32)
+            if found[name].correction is not None and bias is not None:
+                shifted = (bias + found[name].correction).astype(np.float32)
                 own_constant(node, 2, shifted, f"{name}.corrected", names=names)
         return model
 
@@ -127,10 +125,9 @@ def measure(network: Network, bits: int, iterations: int) -> bool:
             method=scheme.method,
             settings=AdaRound(num_iteration=iterations if scheme.learned else 0),
             corrected=network.layers if scheme.corrected else (),
-            ratios=scheme.ratios,
         )
         seconds = time.perf_counter() - start
-        figure, top1 = network.figures(network.run(network.rounded(found, scheme.corrected)))
+        figure, top1 = network.figures(network.run(network.rounded(found)))
         figures[scheme.name] = figure
         text = f"{bits:<6}{scheme.name:<42}{figure.value:>7.2f}"
         if scheme is NEAREST:

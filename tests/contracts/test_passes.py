@@ -17,7 +17,8 @@ import onnxruntime as ort
 import pytest
 
 from amct_onnx.files.record import read_notes, write_record
-from amct_onnx.graph.constants import ValueNames, constant_tensor, lift_ir3
+from amct_onnx.graph.constants import ValueNames, lift_ir3
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, insert_observers, remove_observers
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.naming import name_nodes
@@ -104,13 +105,11 @@ def _keep_and_take_float_weights(model: ir.Model) -> None:
     """The pair, again: what it adds is taken out to the byte."""
     layers = _layers(model)
     normalize_layers(model, layers)
-    nodes = {node.name: node for node in model.graph}
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    names, kept = ValueNames(model), {}
-    for layer in (traits.name for traits in candidates(model) if traits.name in layers and traits.has_weight):
-        tensor = constant_tensor(nodes[layer].inputs[1])
-        assert tensor is not None
-        kept[keep_float_weight(nodes[layer], tensor, names=names)] = np.array(tensor.numpy())
+    names, index, kept = ValueNames(model), index_graph(model), {}
+    for name in (traits.name for traits in candidates(model) if traits.name in layers and traits.has_weight):
+        layer = index.layer(name)
+        kept[keep_float_weight(layer, names=names)] = np.array(layer.array())
     taken = take_float_weights(model, kept)
     assert all(np.array_equal(taken[name].numpy(), array) for name, array in kept.items())
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before

@@ -1,4 +1,4 @@
-"""Learned rounding (AdaRound): what `quantize_model` keeps and observes for it, and what `save_model` solves.
+"""Learned rounding of weights (AMCT's ada_quantize): what `quantize_model` prepares for it, and `save_model` learns.
 
 The Gram matrices that calibration collects are solved in `save_model`, and not by the last batch: an operator that
 works for minutes could show no progress and would not hear Ctrl-C.
@@ -7,10 +7,9 @@ works for minutes could show no progress and would not hear Ctrl-C.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -19,18 +18,22 @@ import onnx_ir as ir
 
 from amct_onnx.errors import RecordError
 from amct_onnx.files.moments_file import MomentsFile, moments_path, open_moments
-from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer
+from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.float_weights import keep_float_weight, layer_columns, take_float_weights
-from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
-from amct_onnx.graph.weights import output_rows, output_rows_shape, output_rows_to_weight, rows_to_weight, weight_rows
+from amct_onnx.graph.tensors import Array, array_of, deferred
+from amct_onnx.graph.weights import from_output_rows, output_rows, output_rows_shape, row_scales
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.rounding import dequantize
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.weights.adaround import LONGEST_BLOCK, learn_rounding
+from amct_onnx.numerics.weights.second_order import Advance
 from amct_onnx.progress import Progress
-from amct_onnx.run.threads import one_blas_thread, processors
+from amct_onnx.run.round_layers import RoundingJob, round_layers
+from amct_onnx.run.threads import processors
 from amct_onnx.values.layers import QuantizedLayer, QuantPlan
 
 Integers = npt.NDArray[np.int8]
@@ -48,19 +51,15 @@ def prepare_rounding(model: ir.Model, plan: QuantPlan) -> dict[str, LayerColumns
 
     Columns are cut into blocks so short that the Gram matrices of all layers fit `MEMORY_BUDGET`.
     """
-    nodes = {node.name: node for node in model.graph}
     chosen = {layer: entry.weight.solver for layer, entry in plan.settings.items()}
     learned = {layer: s for layer, s in chosen.items() if isinstance(s, AdaRound) and s.num_iteration}
-    names = ValueNames(model)
-    weights = {}
-    for layer in learned:
-        tensor = constant_tensor(nodes[layer].inputs[1])
-        assert tensor is not None  # a planned layer's weight is constant
-        weights[layer] = keep_float_weight(nodes[layer], tensor, names=names)
+    index, names = index_graph(model), ValueNames(model)
+    layers = {name: index.layer(name) for name in learned}
+    weights = {name: keep_float_weight(layer, names=names) for name, layer in layers.items()}
     width = LONGEST_BLOCK
     while True:
-        tasks = {n: layer_columns(nodes[n], weights[n], width, rounding) for n, rounding in learned.items()}
-        needed = sum(_entries(nodes[layer], task) for layer, task in tasks.items()) * _BYTES_OF_AN_ENTRY
+        tasks = {n: layer_columns(layers[n], weights[n], width, rounding) for n, rounding in learned.items()}
+        needed = sum(_entries(layers[name], task) for name, task in tasks.items()) * _BYTES_OF_AN_ENTRY
         if needed <= MEMORY_BUDGET or width <= _SHORTEST_BLOCK:
             break
         width = width * 3 // 4
@@ -70,16 +69,15 @@ def prepare_rounding(model: ir.Model, plan: QuantPlan) -> dict[str, LayerColumns
     return tasks
 
 
-def _entries(node: ir.Node, task: LayerColumns) -> int:
+def _units(layer: Layer, task: LayerColumns) -> int:
+    """Number of Gram matrices of a layer: blocks of all groups."""
+    groups, _, inputs = output_rows_shape(layer.shape, layer.node)
+    return groups * -(-inputs // task.block)
+
+
+def _entries(layer: Layer, task: LayerColumns) -> int:
     """Number of entries of all Gram matrices of a layer."""
-    tensor = constant_tensor(node.inputs[1])
-    assert tensor is not None  # a planned layer's weight is constant
-    return _units(output_rows_shape(shape_of(tensor), node), task) * task.block**2
-
-
-def _units(shape: tuple[int, int, int], task: LayerColumns) -> int:
-    """Number of blocks of all groups, for weights of `shape` as output rows."""
-    return shape[0] * -(-shape[2] // task.block)
+    return _units(layer, task) * task.block**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,72 +119,52 @@ def finish_rounding(
     floats = take_float_weights(model, (task.weight for task in tasks.values()))
     if not tasks:
         return {}
-    nodes, names = {node.name: node for node in model.graph}, ValueNames(model)
-    learned = known if known is not None else _learn(nodes, observers, layers, floats, record_file, progress)
-    for layer in layers:
-        if layer.name in tasks and layer.weight is not None:
-            _store(nodes[layer.name], layer.weight, learned[layer.name], names)
-    return learned
+    index, names = index_graph(model), ValueNames(model)
+    grids = {layer.name: layer.weight for layer in layers if layer.name in tasks and layer.weight is not None}
+    if known is None:
+        jobs = [
+            _Job(layer=index.layer(name), grid=grid, task=tasks[name], weight=floats[tasks[name].weight])
+            for name, grid in grids.items()
+        ]
+        known = _learn(jobs, record_file, observers[0].calibration, progress)
+    for name, grid in grids.items():
+        _store(index.layer(name), grid, known[name], names)
+    return known
 
 
-def _store(node: ir.Node, params: QParams, integers: Integers, names: ValueNames) -> None:
+def _store(layer: Layer, params: QParams, integers: Integers, names: ValueNames) -> None:
     """Give a layer the weight of these integers."""
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None  # a quantized layer's weight is constant
-    shape, dtype = shape_of(weight), weight.dtype.numpy()
+    node, shape = layer.node, layer.shape
 
     def compute() -> Array:
-        rows = weight_rows(output_rows_to_weight(integers, shape, node), node)
-        return rows_to_weight(dequantize(rows, params), shape, node)
+        channels = integers.reshape(-1, integers.shape[2])
+        return from_output_rows(dequantize(channels, params).reshape(integers.shape), shape, node)
 
-    own_constant(node, 1, deferred(compute, dtype, shape), f"{node.name}.weight", names=names)
-
-
-def _learn(
-    nodes: Mapping[str | None, ir.Node],
-    observers: Sequence[Observer],
-    layers: Sequence[QuantizedLayer],
-    floats: Mapping[str, ir.TensorProtocol],
-    record_file: str,
-    progress: Progress,
-) -> dict[str, Integers]:
-    """Learn the rounding of all layers from the moments beside the record, and report on it."""
-    tasks = {o.layers[0]: o.task for o in observers if isinstance(o.task, LayerColumns)}
-    jobs = [
-        _Job(nodes[layer.name], layer.weight, tasks[layer.name], floats[tasks[layer.name].weight])
-        for layer in layers
-        if layer.name in tasks and layer.weight is not None
-    ]
-    path = moments_path(record_file)
-    with open_moments(path) as file:
-        if file.calibration != observers[0].calibration:
-            raise RecordError(
-                f"{path}: belongs to another quantize_model call than {record_file}: keep the two files of one "
-                "calibration together, or run all batches of the calibration model again."
-            )
-        outcomes = _run(jobs, file, progress)
-    _report(outcomes)
-    return {outcome.layer: outcome.integers for outcome in outcomes}
+    layer.replace_weight(deferred(compute, layer.weight.dtype.numpy(), shape), names=names)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One layer's rounding."""
+    """One layer's rounding: its grid, what was observed at it, and its float weight."""
 
-    def __init__(self, node: ir.Node, params: QParams, task: LayerColumns, weight: ir.TensorProtocol) -> None:
-        self.node, self.size, self._weight = node, weight.size, weight
-        self._params, self._task = params, task
-        self.memory = _entries(node, task) * _BYTES_TO_LEARN + _BYTES_OF_A_CHUNK
+    layer: Layer
+    grid: QParams
+    task: LayerColumns
+    weight: ir.TensorProtocol
 
-    def run(self, file: MomentsFile, advance: Callable[[float], None]) -> _Outcome:
-        """Learn."""
-        rows = output_rows(array_of(self._weight), self.node)
-        units = _units(output_rows_shape(shape_of(self._weight), self.node), self._task)
-        moments = file.read(self.node.name or "", units, self._task.block)
-        scale = self._params.scale  # of each channel, in the order of groups and outputs, or one for all
-        scales = scale.reshape(rows.shape[:2]) if scale.size > 1 else np.broadcast_to(scale, rows.shape[:2])
-        learned = learn_rounding(rows, scales, self._params.spec, moments, self._task.rounding, advance)
+    @property
+    def memory(self) -> int:
+        """Bytes that learning takes."""
+        return _entries(self.layer, self.task) * _BYTES_TO_LEARN + _BYTES_OF_A_CHUNK
+
+    def learn(self, file: MomentsFile, advance: Advance) -> _Outcome:
+        """Learn from the moments in the file."""
+        rows, name = output_rows(array_of(self.weight), self.layer.node), self.layer.name
+        moments = file.read(name, _units(self.layer, self.task), self.task.block)
+        scales = row_scales(self.grid.scale, rows.shape)
+        learned = learn_rounding(rows, scales, self.grid.spec, moments, self.task.rounding, advance)
         return _Outcome(
-            layer=self.node.name or "",
+            layer=name,
             integers=learned.integers.astype(np.int8),
             nearest=float(learned.nearest.sum()),
             learned=float(learned.learned.sum()),
@@ -194,46 +172,32 @@ class _Job:
         )
 
 
-def _run(jobs: Sequence[_Job], file: MomentsFile, progress: Progress) -> list[_Outcome]:
-    """Run all jobs, the largest first, on as many threads as there are processors and memory for.
+def _learn(jobs: Sequence[_Job], record_file: str, calibration: str, progress: Progress) -> dict[str, Integers]:
+    """Learn the rounding of all layers from the moments beside the record, and report on it.
 
-    Outcomes are in the order of `jobs`, and so do not depend on the number of threads.
+    The largest layers come first, on as many threads as there are processors and memory for.
     """
-    total, lock, stop = sum(job.size for job in jobs), threading.Lock(), threading.Event()
-    done, shown = 0.0, -1
-    threads = max(1, min(processors(), MEMORY_BUDGET // max(job.memory for job in jobs)))
-
-    def advance(job: _Job) -> Callable[[float], None]:
-        def count(share: float) -> None:
-            nonlocal done, shown
-            if stop.is_set():
-                raise InterruptedError
-            with lock:
-                done += share * job.size
-                per_mille = min(int(1000 * done / total), 999)
-                if per_mille > shown:
-                    shown = per_mille
-                    progress("Learning rounding", per_mille / 1000)
-
-        return count
-
-    def run(job: _Job) -> _Outcome:
-        return job.run(file, advance(job))
-
-    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        futures = {job: pool.submit(run, job) for job in sorted(jobs, key=lambda job: -job.size)}
-        try:
-            wait(futures.values(), return_when=FIRST_EXCEPTION)
-        finally:  # also on Ctrl-C: what runs ends within a step, what waits is dropped
-            if not all(future.done() and future.exception() is None for future in futures.values()):
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-            progress("Learning rounding", 1.0)
-    failed = [future.exception() for future in futures.values() if not future.cancelled() and future.exception()]
-    for error in failed:
-        if error is not None and not isinstance(error, InterruptedError):
-            raise error
-    return [futures[job].result() for job in jobs]
+    path = moments_path(record_file)
+    with open_moments(path) as file:
+        if file.calibration != calibration:
+            raise RecordError(
+                f"{path}: belongs to another quantize_model call than {record_file}: keep the two files of one "
+                "calibration together, or run all batches of the calibration model again."
+            )
+        found = round_layers(
+            [
+                RoundingJob(layer=job.layer.name, solve=partial(job.learn, file), size=job.weight.size)
+                for job in sorted(jobs, key=lambda job: -job.weight.size)
+            ],
+            total=sum(job.weight.size for job in jobs),
+            workers=max(1, min(processors(), MEMORY_BUDGET // max(job.memory for job in jobs))),
+            what="Learning rounding",
+            progress=progress,
+            ahead=len(jobs),  # moments are read when their layer's turn comes
+        )
+    outcomes = [found[job.layer.name] for job in jobs]
+    _report(outcomes)
+    return {outcome.layer: outcome.integers for outcome in outcomes}
 
 
 def _report(outcomes: Sequence[_Outcome]) -> None:

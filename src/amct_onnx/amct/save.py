@@ -18,7 +18,7 @@ from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
-from amct_onnx.graph.weights import weight_rows
+from amct_onnx.graph.weights import channel_rows
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
@@ -158,7 +158,7 @@ def _check_weights(
 def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
     weight = constant_value(node.inputs[1])
     assert weight is not None  # remove_observers leaves the weights of quantize_model
-    if not is_on_grid(weight_rows(weight, node), params):
+    if not is_on_grid(channel_rows(weight, node), params):
         raise RecordError(
             f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
             "another model or was edited: run quantize_model and the calibration again."

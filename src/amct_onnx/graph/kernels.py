@@ -346,4 +346,4 @@ def _is_saturable(node: ir.Node, types: _Types) -> bool:
     if types.of(weight) != ir.DataType.INT8 or types.of(activation) == ir.DataType.INT8:
         return False
     array = constant_value(weight)
-    return array is None or array.ndim < 2 or overflows(kernel_rows(node, array))
+    return array is None or array.ndim < 2 or overflows(kernel_rows(array, node))

@@ -1,7 +1,25 @@
-"""The weight of a layer by its output channels, as a matrix of rows (spec section 5.2), and by its input channels."""
+"""The weight of a layer as rows: an output of the layer is the product of a row with the inputs that it depends on.
+
+There is one layout, that of `output_rows`: [groups, outputs of a group, inputs of a group]. A convolution has the
+groups of its attribute; a MatMul has one for each matrix of its weight, and so has a Gemm, whose weight is one matrix.
+The inputs stand as in the weight of a Conv: channel after channel, and of each the positions of the kernel. The columns
+that calibration collects have the same order (`numerics/im2col.py`). Rows that share a scale stand side by side in two
+views of this layout:
+
+- `channel_rows` is AMCT's. A convolution has a scale for each output of each group, so the groups follow each other. A
+  Gemm or MatMul has a single scale, so all of its weight is one row, and no order of it is wrong: it stays as stored.
+- `kernel_rows` is that of models with Q/DQ nodes. They have a scale for each index of one axis (`weight_axis`). For a
+  Conv that is each output of each group again. For all others it is an output of every group at once (`join_groups`).
+
+`kernel_rows` makes the one exception from the order of inputs. The positions of the kernel of a Conv come first there,
+and the channels of a position are neighbours, as kernels of ONNX Runtime read them: two neighbours must not overflow
+(`numerics/weights/pairs.py`). Rounding by second order goes through the inputs in the same order, since its integers
+depend on it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -15,77 +33,98 @@ from amct_onnx.numerics.weights.nuq import round_to_levels
 
 def group_of(node: ir.Node) -> int:
     """The `group` attribute of a convolution, 1 for everything else."""
-    attribute = node.attributes.get("group")
-    return attribute.as_int() if attribute is not None else 1
-
-
-def weight_rows(weight: Array, node: ir.Node) -> Array:
-    """`weight` as [channels, rest]: Conv by axis 0, ConvTranspose by group and axis 1, a single row otherwise."""
-    if node.op_type == "Conv":
-        return weight.reshape(weight.shape[0], -1)
-    if node.op_type == "ConvTranspose":
-        group = group_of(node)
-        grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-        return np.swapaxes(grouped, 1, 2).reshape(group * weight.shape[1], -1)
-    return weight.reshape(1, -1)
+    return node.attributes.get_int("group", 1)
 
 
 def output_rows(weight: Array, node: ir.Node) -> Array:
-    """`weight` as [groups, outputs, inputs]: what each output of a group multiplies its column of inputs with."""
-    if "Conv" in node.op_type:
-        rows = weight_rows(weight, node)
-        groups = group_of(node)
-        return rows.reshape(groups, rows.shape[0] // groups, -1)
-    return np.swapaxes(weight[None] if weight.ndim == 2 else weight, 1, 2)
+    """`weight` as [groups, outputs of a group, inputs of a group]."""
+    shape = output_rows_shape(weight.shape, node)
+    if node.op_type == "ConvTranspose":
+        return np.swapaxes(_by_group(weight, shape[0]), 1, 2).reshape(shape)
+    if _is_conv(node):
+        return weight.reshape(shape)
+    return np.swapaxes(weight.reshape(shape[0], shape[2], shape[1]), 1, 2)
 
 
 def output_rows_shape(shape: tuple[int, ...], node: ir.Node) -> tuple[int, int, int]:
     """The shape of `output_rows` for a weight of `shape`."""
     groups = group_of(node)
-    if node.op_type == "Conv":
+    if _is_conv(node):
         return groups, shape[0] // groups, prod(shape[1:])
     if node.op_type == "ConvTranspose":
         return groups, shape[1], shape[0] // groups * prod(shape[2:])
-    return (shape[0] if len(shape) == 3 else 1), shape[-1], shape[-2]
+    return prod(shape[:-2]), shape[-1], shape[-2]
 
 
-def output_rows_to_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
-    """Inverse of `output_rows` for a weight of `shape`."""
-    if "Conv" in node.op_type:
-        return rows_to_weight(rows.reshape(-1, rows.shape[2]), shape, node)
-    return np.ascontiguousarray(np.swapaxes(rows, 1, 2)).reshape(shape)
-
-
-def rows_to_weight(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
-    """Inverse of `weight_rows` for a weight of `shape`."""
+def from_output_rows(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
+    """The weight of `shape` whose `output_rows` are `rows`."""
     if node.op_type == "ConvTranspose":
-        group = group_of(node)
-        swapped = rows.reshape(group, shape[1], shape[0] // group, *shape[2:])
-        return np.ascontiguousarray(np.swapaxes(swapped, 1, 2)).reshape(shape)
-    return rows.reshape(shape)
+        groups = len(rows)
+        rows = np.swapaxes(rows.reshape(groups, shape[1], shape[0] // groups, *shape[2:]), 1, 2)
+    elif not _is_conv(node):
+        rows = np.swapaxes(rows, 1, 2)
+    return np.ascontiguousarray(rows.reshape(shape))
+
+
+def channel_rows(weight: Array, node: ir.Node) -> Array:
+    """`weight` as [channels, rest], with a row for each of AMCT's scales."""
+    if "Conv" not in node.op_type:
+        return weight.reshape(1, -1)
+    rows = output_rows(weight, node)
+    return rows.reshape(-1, rows.shape[2])
+
+
+def by_channel(change: Callable[[Array], Array], weight: Array, node: ir.Node) -> Array:
+    """What `change` makes of the `channel_rows` of a weight, element by element, in the shape of the weight."""
+    rows = change(channel_rows(weight, node))
+    if "Conv" not in node.op_type:
+        return rows.reshape(weight.shape)
+    return from_output_rows(rows.reshape(output_rows_shape(weight.shape, node)), weight.shape, node)
+
+
+def kernel_rows(weight: Array, node: ir.Node) -> Array:
+    """`weight` as [scales, rest], with a row for each scale of a Q/DQ model and the inputs as kernels read them."""
+    rows = output_rows(weight, node)
+    if _is_conv(node):
+        rows = _swapped(rows, weight.shape[1])
+    return join_groups(rows, node)
+
+
+def from_kernel_rows(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
+    """The weight of `shape` whose `kernel_rows` are `rows`."""
+    rows = split_groups(rows, output_rows_shape(shape, node), node)
+    if _is_conv(node):
+        rows = _swapped(rows, prod(shape[2:]))
+    return from_output_rows(rows, shape, node)
+
+
+def join_groups(rows: Array, node: ir.Node) -> Array:
+    """`rows` [groups, outputs, inputs] as [scales, rest]: only a Conv has a scale for each output of each group."""
+    if _is_conv(node):
+        return rows.reshape(-1, rows.shape[2])
+    return np.swapaxes(rows, 0, 1).reshape(rows.shape[1], -1)
+
+
+def split_groups(rows: Array, shape: tuple[int, int, int], node: ir.Node) -> Array:
+    """The rows of `shape` [groups, outputs, inputs] of which `join_groups` makes `rows`."""
+    if _is_conv(node):
+        return rows.reshape(shape)
+    groups, outputs, inputs = shape
+    return np.swapaxes(rows.reshape(outputs, groups, inputs), 0, 1)
+
+
+def row_scales(scale: Array, shape: tuple[int, int, int]) -> Array:
+    """[groups, outputs]: the scale of each of the `output_rows` of `shape`.
+
+    scale: one for each output of each group, one for an output of all groups, or one for all.
+    """
+    rows = shape[:2]
+    return scale.reshape(rows) if scale.size == prod(rows) else np.broadcast_to(scale, rows)
 
 
 def weight_axis(node: ir.Node, rank: int) -> int:
-    """The axis of the output channels; for ConvTranspose one scale serves an index of it in every group."""
+    """The axis of a weight of `rank` dimensions with the scales of a Q/DQ model."""
     return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
-
-
-def kernel_rows(node: ir.Node, weight: Array) -> Array:
-    """`weight` as rows of output channels, the input channels of one position next to each other."""
-    if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):
-        return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
-    axis = weight_axis(node, weight.ndim)
-    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-
-
-def from_kernel_rows(node: ir.Node, rows: Array, shape: tuple[int, ...]) -> Array:
-    """Inverse of `kernel_rows` for a weight of `shape`."""
-    if node.op_type == "Conv":
-        turned = np.moveaxis(rows.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
-    else:
-        axis = weight_axis(node, len(shape))
-        turned = np.moveaxis(rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :]), 0, axis)
-    return np.ascontiguousarray(turned)
 
 
 def channel_count(shape: tuple[int, ...], node: ir.Node) -> int:
@@ -102,17 +141,14 @@ def fake_quantized(
 ) -> ir.TensorProtocol:
     """The weight rounded to its grid, in its own dtype, and there to one of `levels` if there are any.
 
-    It is computed when it is asked for if it is large. Rounding to float16 moves a weight by a quarter of a step at
-    most, so that it gives the same integer again.
+    params: one scale for each of the `channel_rows`, or one for all. A large weight is computed when it is asked for.
+    Rounding to float16 moves a weight by a quarter of a step at most, so that it gives the same integer again.
     """
-    shape = shape_of(weight)
 
-    def compute() -> Array:
-        rows = weight_rows(array_of(weight), node)
-        rounded = round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
-        return rows_to_weight(rounded, shape, node)
+    def rounded(rows: Array) -> Array:
+        return round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
 
-    return deferred(compute, weight.dtype.numpy(), shape)
+    return deferred(lambda: by_channel(rounded, array_of(weight), node), weight.dtype.numpy(), shape_of(weight))
 
 
 def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
@@ -126,7 +162,7 @@ def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
 def scaled_by_input_channel(weight: ir.TensorProtocol, factors: Array, node: ir.Node) -> ir.TensorProtocol:
     """The weight with what reads input channel c multiplied by factors[c]; `factors` is float32[Cin].
 
-    It is computed when it is asked for if it is large.
+    A large weight is computed when it is asked for.
     """
     shape = shape_of(weight)
 
@@ -141,6 +177,20 @@ def scaled_by_input_channel(weight: ir.TensorProtocol, factors: Array, node: ir.
 def _by_input_channel(weight: Array, node: ir.Node) -> tuple[Array, tuple[int, ...]]:
     """`weight` reshaped, and those of its axes that number the input channels (a group of Conv reads its own ones)."""
     if node.op_type == "Conv":
-        group = group_of(node)
-        return weight.reshape(group, weight.shape[0] // group, *weight.shape[1:]), (0, 2)
+        return _by_group(weight, group_of(node)), (0, 2)
     return weight, ((0,) if node.op_type == "ConvTranspose" else (weight.ndim - 2,))
+
+
+def _is_conv(node: ir.Node) -> bool:
+    """Whether a node is a Conv, of floats or of integers, and not a ConvTranspose."""
+    return node.op_type in ("Conv", "QLinearConv", "ConvInteger")
+
+
+def _swapped(rows: Array, size: int) -> Array:
+    """Each of `rows`, seen as a matrix of `size` rows, transposed: channels and positions of a kernel change places."""
+    return np.swapaxes(rows.reshape(*rows.shape[:2], size, -1), 2, 3).reshape(rows.shape)
+
+
+def _by_group(weight: Array, groups: int) -> Array:
+    """`weight` with its first axis split into the groups and what is in each."""
+    return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])

@@ -110,7 +110,7 @@ def _job(layer: Layer | None, name: str, longest: int, feeds: int) -> _Job:
         raise ModelError(f'The model has no convolution or product "{name}" with a constant weight: check the name.')
     groups, _, length = output_rows_shape(layer.shape, layer.node)
     blocks = -(-length // longest)
-    task = replace(layer_columns(layer.node, "", length, AdaRound()), block=-(-length // blocks))
+    task = replace(layer_columns(layer, "", length, AdaRound()), block=-(-length // blocks))
     limit = -(-_wanted(task.block) // feeds)
     return _Job(layer=name, tensor=name_of(layer.input), task=task, units=groups * blocks, limit=limit)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,25 +11,25 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.data.open_data import DataSource
-from amct_onnx.errors import ArgumentError, CalibrationError, ModelError
-from amct_onnx.graph.constants import constant_value
+from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.digest import model_digest
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.weights import kernel_rows
-from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.numerics.weights.adaround import learn_rounding
 from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
-from amct_onnx.numerics.weights.gptq import solve_gptq_blocks
+from amct_onnx.numerics.weights.second_order import Advance, round_block_rows
 from amct_onnx.observe.second_moments import collect_moments
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.quantized_model import WeightOnlyModel
-from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
+from amct_onnx.run.round_layers import RoundingJob, round_layers
+from amct_onnx.run.threads import processors
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.packed_weights import PackedWeights
 from amct_onnx.targets.table import TARGETS
@@ -41,7 +39,6 @@ from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
 
 Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.uint8]
 Feed = Mapping[str, npt.NDArray[Any]]
 Rounding = Literal["nearest", "gptq", "adaround"]
 
@@ -77,14 +74,13 @@ def quantize_weights(
     bits: int = 4,
     block_size: int = 32,
     rounding: Rounding = "gptq",
-    symmetric: bool = False,
     settings: AdaRound | None = None,
     progress: Progress = silent,
 ) -> WeightOnlyModel:
     """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
 
-    feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. symmetric: without
-    zero points. settings: those of AdaRound.
+    feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. settings: those of
+    AdaRound.
 
     Raises ModelError without such a layer, DataError and CalibrationError like `collect_moments`.
     """
@@ -94,26 +90,30 @@ def quantize_weights(
         raise ModelError(f"{source.name} has no product whose weight could be quantized: it needs MatMul or Gemm.")
     model = source.model.clone()
     normalize_layers(model, frozenset(layers))
-    rows = {node.name or "": node for node in model.graph}
-    grid = partial(solve_block_grid, block=block_size, bits=bits, symmetric=symmetric)
+    index, solve = index_graph(model), partial(solve_block_grid, block=block_size, bits=bits)
     samples, blocks, sample = 0, {}, None
     if feeds is None or rounding == "nearest":
-        for done, layer in enumerate(layers, 1):
-            blocks[layer] = _nearest(layer, _rows(rows[layer]), grid)
+        for done, name in enumerate(layers, 1):
+            rows, grid = _rows_and_grid(index.layer(name), solve)
+            blocks[name] = BlockWeight(integers=grid.quantize(rows), grid=grid)
             progress("rounding", done / len(layers))
     else:
         kept, samples = _kept(feeds)
         sample = kept[0] if kept else None
-        learned = (settings or AdaRound()) if rounding == "adaround" else None
-        for layer, block in _by_second_order(model, layers, kept, grid, learned, progress):
-            blocks[layer] = block
+        learning = (settings or AdaRound()) if rounding == "adaround" else None
+
+        def jobs() -> Iterator[RoundingJob[BlockWeight]]:
+            for name, moments in collect_moments(model, layers, kept, longest=_LONGEST):
+                yield RoundingJob(layer=name, solve=partial(_round, index.layer(name), solve, moments, learning))
+
+        blocks = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
     statistics = Statistics(tensors={}, samples=samples, digest=model_digest(source.model))
     return WeightOnlyModel(
         target=target.name,
         calibration=Calibration(source=source, statistics=statistics, request=request),
         lowered=PackedWeights(
             float_model=source.model,
-            blocks={layer: blocks[layer] for layer in layers},
+            blocks=blocks,
             decisions=decisions,
             target=target.name,
         ),
@@ -153,78 +153,21 @@ def _kept(feeds: Iterable[Feed]) -> tuple[list[Feed], int]:
     return kept, samples
 
 
-def _rows(node: ir.Node) -> Floats:
-    weight = constant_value(node.inputs[1])
-    assert weight is not None  # the decision has looked
-    return kernel_rows(node, weight)
-
-
-def _nearest(layer: str, rows: Floats, solve: Callable[[Floats], BlockGrid]) -> BlockWeight:
+def _rows_and_grid(layer: Layer, solve: Callable[[Floats], BlockGrid]) -> tuple[Floats, BlockGrid]:
+    """The weight of a layer in rows of outputs, and its grid."""
+    rows = kernel_rows(layer.array(), layer.node)
     try:
-        grid = solve(rows)
+        return rows, solve(rows)
     except ValueError as error:
-        raise ModelError(f'Layer "{layer}": {error}. Correct the model or switch the layer off.') from error
-    return BlockWeight(integers=grid.quantize(rows), grid=grid)
+        raise ModelError(f'Layer "{layer.name}": {error}. Correct the model or switch the layer off.') from error
 
 
-def _by_second_order(
-    model: ir.Model,
-    layers: Sequence[str],
-    feeds: Sequence[Feed],
-    grid: Callable[[Floats], BlockGrid],
-    learned: AdaRound | None,
-    progress: Progress,
-) -> Iterable[tuple[str, BlockWeight]]:
-    nodes, stop = {node.name or "": node for node in model.graph}, threading.Event()
-
-    def advance(share: float) -> None:
-        if stop.is_set():
-            raise InterruptedError
-
-    def solve(item: tuple[str, SecondMoments]) -> BlockWeight:
-        layer, moments = item
-        rows = _rows(nodes[layer])
-        nearest = _nearest(layer, rows, grid)
-        try:
-            if learned is None:
-                integers = _gptq(rows, nearest.grid, moments)
-            else:
-                integers = _adaround(rows, nearest.grid, moments, learned, advance)
-        except ValueError as error:
-            raise CalibrationError(f'Layer "{layer}" cannot be rounded: {error}.') from error
-        return BlockWeight(integers=integers, grid=nearest.grid)
-
-    moments = collect_moments(model, layers, feeds, longest=_LONGEST)
-    with one_blas_thread(), closing(run_side_by_side(solve, moments, processors())) as rounded:
-        try:
-            for done, ((layer, _), running) in enumerate(rounded, 1):
-                yield layer, running.result()
-                progress("rounding", done / len(layers))
-        finally:
-            stop.set()
-
-
-def _gptq(rows: Floats, grid: BlockGrid, moments: SecondMoments) -> Integers:
-    """GPTQ, in parts as long as the Gram matrices."""
-    count, length = rows.shape
-    integers, width = np.empty((count, length), np.uint8), moments.mean.shape[1]
-    for unit, gram in enumerate(moments.gram):
-        part = slice(unit * width, min((unit + 1) * width, length))
-        size = part.stop - part.start
-        integers[:, part] = solve_gptq_blocks(
-            rows[:, part], gram[:size, :size], grid, start=part.start, by_diagonal=True
-        )
-    return integers
-
-
-def _adaround(
-    rows: Floats, grid: BlockGrid, moments: SecondMoments, settings: AdaRound, advance: Callable[[float], None]
-) -> Integers:
-    scale, zero_point = grid.columns(rows.shape[1])
-    spec = QSpec(bits=grid.bits)  # signed: half of the integers are below its zero
-    shift = zero_point + spec.qmin
-    found = learn_rounding(
-        rows[None], scale[None].astype(np.float32), spec, moments, settings, advance, shift=shift[None]
-    ).integers[0]
-    integers: Integers = (found - spec.qmin).astype(np.uint8)
-    return integers
+def _round(
+    layer: Layer,
+    solve: Callable[[Floats], BlockGrid],
+    moments: SecondMoments,
+    learning: AdaRound | None,
+    advance: Advance,
+) -> BlockWeight:
+    rows, grid = _rows_and_grid(layer, solve)
+    return BlockWeight(integers=round_block_rows(rows, grid, moments, learning, advance), grid=grid)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Items that `run_side_by_side` reads ahead of those that run.
+# Items that are read ahead of those that run, where nobody says how many.
 AHEAD = 2
 
 _lock = threading.Lock()
@@ -33,19 +33,30 @@ def processors() -> int:
 
 
 def run_side_by_side(
-    run: Callable[[Item], Outcome], items: Iterable[Item], workers: int
+    run: Callable[[Item], Outcome],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    ahead: int = AHEAD,
+    stop: threading.Event | None = None,
 ) -> Generator[tuple[Item, Future[Outcome]], None, None]:
-    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time."""
+    """Each of `items` and what becomes of `run` with it, in their order; `workers` run at a time, `ahead` wait.
+
+    At the end, also that of an error or of Ctrl-C, what runs is waited for and what waits is dropped. `stop` is set
+    before that: by it `run` may know that nobody wants what it computes.
+    """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="amct_onnx")
     waiting: deque[tuple[Item, Future[Outcome]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(run, item)))
-            if len(waiting) >= workers + AHEAD:
+            if len(waiting) >= workers + ahead:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
     finally:
+        if stop is not None:
+            stop.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -18,7 +18,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.tensors import Array
-from amct_onnx.graph.weights import fake_quantized, from_kernel_rows, weight_axis, weight_rows
+from amct_onnx.graph.weights import channel_rows, fake_quantized, from_kernel_rows, weight_axis
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound, LayerSettings, Nuq
@@ -32,7 +32,7 @@ from amct_onnx.values.layers import GraphFacts, LayerRecord, QuantPlan
 
 # ConvTranspose has one scale for an index in all groups, which least squares does not know.
 _BETTER = ("Conv", "Gemm", "MatMul")
-# Gives the grid of the weight of a layer, float32[C, n] as rows of `weight_rows`; None leaves it to the settings.
+# Gives the grid of the weight of a layer, float32[C, n] as rows of `channel_rows`; None leaves it to the settings.
 BetterGrid = Callable[[str, Array, QSpec], WeightGrid | None]
 
 
@@ -87,7 +87,7 @@ def _notes(vanished: Mapping[str, int]) -> tuple[str, ...]:
 
 def _quantize_weight(layer: Layer, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
     """The record of a layer's weight, and how many of its channels are not zero and become zero."""
-    rows = weight_rows(layer.array(), layer.node)
+    rows = channel_rows(layer.array(), layer.node)
     solve = solve_scale if isinstance(entry.weight.solver, AdaRound) else solve_arq
     try:
         params = solve(rows, weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise))
@@ -115,7 +115,7 @@ def _better_grid(layer: Layer, entry: LayerSettings, better: BetterGrid) -> Weig
         return None
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
     try:
-        grid = better(layer.name, weight_rows(layer.array(), layer.node), spec)
+        grid = better(layer.name, channel_rows(layer.array(), layer.node), spec)
     except ValueError as error:
         raise _bad(layer, str(error)) from error
     _check_bias(layer)
@@ -128,7 +128,7 @@ def _store(layer: Layer, grid: WeightGrid, names: ValueNames) -> None:
     if grid.integers is None:
         rounded = fake_quantized(layer.weight, layer.node, grid.params)
     else:  # the integers times their scales: rounding gives the integers again
-        integers, scale = from_kernel_rows(layer.node, grid.integers, layer.shape), grid.params.scale
+        integers, scale = from_kernel_rows(grid.integers, layer.shape, layer.node), grid.params.scale
         ones = [1] * integers.ndim
         if scale.size > 1:
             ones[weight_axis(layer.node, integers.ndim)] = scale.size

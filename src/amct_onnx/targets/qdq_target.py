@@ -219,7 +219,7 @@ def _solve_weight(
     layer: Layer, table: QdqTarget, activations: Mapping[str, QParams], calibration: Calibration
 ) -> WeightGrid:
     """The grid of a layer's weight as rows of output channels, and its integers where they are not the nearest."""
-    rows, request = kernel_rows(layer.node, layer.array()), calibration.request
+    rows, request = kernel_rows(layer.array(), layer.node), calibration.request
     least = _least_scale(layer, table, activations[name_of(layer.input)], len(rows))
     settings = request.layer((layer.name,))
     bits = table.weight.bits if settings is None else settings.weight.num_bits

@@ -27,7 +27,7 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
 from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
-from amct_onnx.graph.weights import channel_count, rows_to_weight, weight_rows
+from amct_onnx.graph.weights import by_channel, channel_count, channel_rows
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
@@ -252,7 +252,7 @@ def _refuse_overflow(
 
 def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.float64]:
     """The sum of the magnitudes that each output channel adds up."""
-    matrix, axis = (weight_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
+    matrix, axis = (channel_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
     sums = np.zeros(matrix.shape[:axis] + matrix.shape[axis + 1 :])
     for block in blocks(matrix.shape):
         magnitudes = np.abs(matrix[block].astype(np.float64))
@@ -268,7 +268,7 @@ def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QPara
     dtype = np.int8 if params.spec.bits <= 8 else np.int16
     if params.spec.granularity == PerChannel(1):
         return quantize(weight, params, dtype)
-    return rows_to_weight(quantize(weight_rows(weight, node), params, dtype), weight.shape, node)
+    return by_channel(lambda rows: quantize(rows, params, dtype), weight, node)
 
 
 def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:

@@ -105,7 +105,7 @@ class _Lowering:
             params = QParams(scale=scale, zero_point=grid.params.zero_point, spec=spec)
             integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
         else:
-            integers = ir.tensor(from_kernel_rows(node, grid.integers, weight.shape))
+            integers = ir.tensor(from_kernel_rows(grid.integers, weight.shape, node))
         self._dequantized(node, 1, integers, scale, axis)
         if bias is not None and self.target.int32_bias:
             steps_of = self.grids.activations[source.name or ""].scale * scale

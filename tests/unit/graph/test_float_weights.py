@@ -13,9 +13,10 @@ from layer_kinds import KINDS, Kind, model_of, outputs_by_group
 from onnx import numpy_helper
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, constant_tensor
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.layer_view import layer_of
 from amct_onnx.graph.passes.float_weights import keep_float_weight, layer_columns, take_float_weights
-from amct_onnx.graph.weights import output_rows, output_rows_shape, output_rows_to_weight
+from amct_onnx.graph.weights import from_output_rows, output_rows, output_rows_shape
 from amct_onnx.numerics.im2col import sample_columns, spread_evenly
 from amct_onnx.numerics.settings import AdaRound
 
@@ -29,7 +30,7 @@ def test_columns_times_the_weight_are_the_outputs_of_the_layer(kind: Kind, width
     model, x, w = model_of(kind)
     (y,) = ort.InferenceSession(model.SerializeToString(), providers=CPU).run(None, {"x": x})
     node = ir.from_proto(model).graph.node(0)
-    task = layer_columns(node, "w", width, AdaRound())
+    task = layer_columns(layer_of(node), "w", width, AdaRound())
     assert task.block <= width
     rows = output_rows(w, node)
     assert rows.shape == output_rows_shape(w.shape, node)
@@ -45,13 +46,13 @@ def test_columns_times_the_weight_are_the_outputs_of_the_layer(kind: Kind, width
 def test_rows_are_put_back_where_they_were(kind: Kind) -> None:
     model, _, w = model_of(kind)
     node = ir.from_proto(model).graph.node(0)
-    np.testing.assert_array_equal(output_rows_to_weight(output_rows(w, node), w.shape, node), w)
+    np.testing.assert_array_equal(from_output_rows(output_rows(w, node), w.shape, node), w)
 
 
 @pytest.mark.parametrize("name", ["strides", "depthwise", "transpose_strides", "gemm", "matmul_4d"])
 def test_a_sample_is_some_of_the_columns_in_their_order(name: str) -> None:
     model, x, _ = model_of(KINDS[name])
-    task = layer_columns(ir.from_proto(model).graph.node(0), "w", WIDE, AdaRound())
+    task = layer_columns(layer_of(ir.from_proto(model).graph.node(0)), "w", WIDE, AdaRound())
     whole = np.concatenate(list(sample_columns(x, task, 1 << 30)), axis=2)
     some = np.concatenate(list(sample_columns(x, task, 4)), axis=2)
     np.testing.assert_array_equal(some, whole[..., spread_evenly(whole.shape[2], 4)])
@@ -75,7 +76,7 @@ def test_all_are_taken_where_there_are_few() -> None:
 )
 def test_a_tensor_that_the_layer_does_not_read_is_refused(name: str, shape: tuple[int, ...]) -> None:
     model, _, _ = model_of(KINDS[name])
-    task = layer_columns(ir.from_proto(model).graph.node(0), "w", WIDE, AdaRound())
+    task = layer_columns(layer_of(ir.from_proto(model).graph.node(0)), "w", WIDE, AdaRound())
     with pytest.raises(ValueError, match=r"tensor of shape|broadcast"):
         list(sample_columns(np.zeros(shape, np.float32), task, 10))
 
@@ -84,9 +85,7 @@ def test_the_kept_weight_runs_quietly_at_every_level_and_is_taken_out_again(capf
     proto, x, w = model_of(KINDS["grouped"])
     model = ir.from_proto(proto)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    tensor = constant_tensor(model.graph.node(0).inputs[1])
-    assert tensor is not None
-    name = keep_float_weight(model.graph.node(0), tensor, names=ValueNames(model))
+    name = keep_float_weight(layer_of(model.graph.node(0)), names=ValueNames(model))
     kept = ir.to_proto(model)
     assert [numpy_helper.to_array(t).tolist() for t in kept.graph.initializer if t.name == name] == [w.tolist()]
     (y,) = ort.InferenceSession(proto.SerializeToString(), providers=CPU).run(None, {"x": x})
@@ -109,6 +108,6 @@ def test_a_missing_float_weight_is_an_error_with_advice() -> None:
 
 def test_blocks_hold_whole_channels_where_they_can() -> None:
     node = ir.from_proto(model_of(Kind("Conv (x, w)", (1, 10, 5, 5), (4, 10, 3, 3)))[0]).graph.node(0)
-    task = layer_columns(node, "w", 40, AdaRound())
+    task = layer_columns(layer_of(node), "w", 40, AdaRound())
     assert task.block == 36  # 4 channels of 9: three blocks for 10 channels
-    assert replace(task, block=1) == layer_columns(node, "w", 1, AdaRound())
+    assert replace(task, block=1) == layer_columns(layer_of(node), "w", 1, AdaRound())

@@ -1,4 +1,4 @@
-"""Weights as rows: one row holds exactly the weights that one output channel is computed from."""
+"""Weights as rows: one row holds exactly the weights that one output channel is computed from, whatever the view."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import (
+    by_channel,
     channel_count,
+    channel_rows,
+    from_kernel_rows,
+    from_output_rows,
     group_of,
     input_channel_maxima,
-    rows_to_weight,
+    kernel_rows,
+    output_rows,
+    output_rows_shape,
+    row_scales,
     scaled_by_input_channel,
-    weight_rows,
+    split_groups,
+    weight_axis,
 )
 
 
@@ -35,7 +43,7 @@ def _layers(draw: st.DrawFn) -> tuple[str, int, tuple[int, ...]]:
     op_type = draw(st.sampled_from(["Conv", "ConvTranspose", "Gemm", "MatMul"]))
     a, b = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     if op_type in ("Gemm", "MatMul"):
-        return op_type, 1, (a, b)
+        return op_type, 1, (*draw(st.lists(st.integers(1, 3), max_size=2 if op_type == "MatMul" else 0)), a, b)
     group = draw(st.integers(1, 3))
     kernel = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     return op_type, group, (a * group, b, *kernel)
@@ -45,10 +53,55 @@ def _layers(draw: st.DrawFn) -> tuple[str, int, tuple[int, ...]]:
 def test_rows_round_trip(layer: tuple[str, int, tuple[int, ...]]) -> None:
     op_type, group, shape = layer
     weight, node = np.arange(math.prod(shape), dtype=np.float32).reshape(shape), _node(op_type, group)
-    rows = weight_rows(weight, node)
-    assert rows.shape[0] == channel_count(shape, node)
-    assert sorted(rows.reshape(-1).tolist()) == sorted(weight.reshape(-1).tolist())
-    np.testing.assert_array_equal(rows_to_weight(rows, shape, node), weight)
+    rows = output_rows(weight, node)
+    assert rows.shape == output_rows_shape(shape, node)
+    np.testing.assert_array_equal(from_output_rows(rows, shape, node), weight)
+    np.testing.assert_array_equal(from_kernel_rows(kernel_rows(weight, node), shape, node), weight)
+    assert channel_rows(weight, node).shape[0] == channel_count(shape, node)
+    np.testing.assert_array_equal(by_channel(lambda channels: 2 * channels, weight, node), 2 * weight)
+    for view in (rows, kernel_rows(weight, node), channel_rows(weight, node)):
+        assert sorted(view.reshape(-1).tolist()) == sorted(weight.reshape(-1).tolist())
+
+
+@given(_layers())
+def test_views_have_the_rows_of_the_one_layout(layer: tuple[str, int, tuple[int, ...]]) -> None:
+    """Each row of AMCT's channels is a row of it; in those of kernels the inputs of a row stand in another order."""
+    op_type, group, shape = layer
+    weight, node = np.arange(math.prod(shape), dtype=np.float32).reshape(shape), _node(op_type, group)
+    rows = output_rows(weight, node)
+    split = split_groups(kernel_rows(weight, node), output_rows_shape(shape, node), node)
+    np.testing.assert_array_equal(np.sort(split, axis=2), np.sort(rows, axis=2))
+    if op_type != "Conv":
+        np.testing.assert_array_equal(split, rows)
+    if "Conv" in op_type:
+        np.testing.assert_array_equal(channel_rows(weight, node).reshape(rows.shape), rows)
+
+
+@given(_layers())
+def test_rows_of_kernels_share_an_index_of_the_axis_of_scales(layer: tuple[str, int, tuple[int, ...]]) -> None:
+    op_type, group, shape = layer
+    node = _node(op_type, group)
+    axis = weight_axis(node, len(shape))
+    scale = np.arange(1, shape[axis] + 1, dtype=np.float32)
+    weight = np.broadcast_to(np.expand_dims(scale, tuple(k for k in range(len(shape)) if k != axis)), shape)
+    rows = kernel_rows(weight, node)
+    np.testing.assert_array_equal(rows, np.broadcast_to(scale[:, None], rows.shape))
+    by_row = row_scales(scale, output_rows_shape(shape, node))
+    np.testing.assert_array_equal(
+        output_rows(weight, node), by_row[..., None] * np.ones(output_rows(weight, node).shape)
+    )
+
+
+def test_kernels_read_the_channels_of_a_position_one_after_the_other() -> None:
+    """A weight [1, 2, 3]: two channels, three positions of the kernel."""
+    rows = kernel_rows(np.arange(6, dtype=np.float32).reshape(1, 2, 3), _node("Conv"))
+    assert rows.tolist() == [[0, 3, 1, 4, 2, 5]]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [([7], [[7] * 3] * 2), ([1, 2, 3], [[1, 2, 3]] * 2),
+                                                 ([1, 2, 3, 4, 5, 6], [[1, 2, 3], [4, 5, 6]])])  # fmt: skip
+def test_scales_of_rows(scale: list[float], expected: list[list[float]]) -> None:
+    assert row_scales(np.float32(scale), (2, 3, 5)).tolist() == expected
 
 
 def _outputs_that_a_row_reaches(op_type: str, group: int, weight: np.ndarray, channels_in: int) -> np.ndarray:
@@ -73,18 +126,18 @@ def test_a_row_is_one_output_channel(layer: tuple[str, int, tuple[int, ...]]) ->
     """Keep one row, clear all others: ONNX Runtime computes something in that channel and in no other."""
     op_type, group, shape = layer
     node = _node(op_type, group)
-    rows = weight_rows(np.ones(shape, np.float32), node)
+    rows = channel_rows(np.ones(shape, np.float32), node)
     channels_in = shape[0] if op_type == "ConvTranspose" else shape[1] * group
     for channel in range(rows.shape[0]):
         one = np.zeros_like(rows)
         one[channel] = 1
-        weight = np.ascontiguousarray(rows_to_weight(one, shape, node))
+        weight = from_output_rows(one.reshape(output_rows_shape(shape, node)), shape, node)
         assert _outputs_that_a_row_reaches(op_type, group, weight, channels_in).tolist() == [channel]
 
 
 @pytest.mark.parametrize(("op_type", "shape"), [("Gemm", (4, 6)), ("MatMul", (4, 6)), ("MatMul", (2, 4, 6))])
 def test_matrices_have_a_single_row(op_type: str, shape: tuple[int, ...]) -> None:
-    assert weight_rows(np.zeros(shape, np.float32), _node(op_type)).shape == (1, math.prod(shape))
+    assert channel_rows(np.zeros(shape, np.float32), _node(op_type)).shape == (1, math.prod(shape))
     assert channel_count(shape, _node(op_type)) == 1
 
 
@@ -96,8 +149,8 @@ def test_group_is_one_unless_the_node_says_otherwise() -> None:
 def test_depthwise_channels_with_a_multiplier() -> None:
     """Two outputs for each of three inputs: Conv counts them on axis 0, ConvTranspose on axis 1 within a group."""
     weight: np.ndarray[Any, Any] = np.arange(6, dtype=np.float32)
-    conv = weight_rows(weight.reshape(6, 1, 1), _node("Conv", 3))
-    transposed = weight_rows(weight.reshape(3, 2, 1), _node("ConvTranspose", 3))
+    conv = channel_rows(weight.reshape(6, 1, 1), _node("Conv", 3))
+    transposed = channel_rows(weight.reshape(3, 2, 1), _node("ConvTranspose", 3))
     assert conv.tolist() == transposed.tolist() == [[0], [1], [2], [3], [4], [5]]
 
 

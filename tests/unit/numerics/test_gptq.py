@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
-from amct_onnx.numerics.weights.gptq import solve_gptq, solve_gptq_blocks, solve_gptq_groups
+from amct_onnx.numerics.weights.gptq import solve_gptq_blocks, solve_gptq_groups
 
 
 def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[np.ndarray, np.ndarray, QParams]:
@@ -22,6 +25,24 @@ def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[n
     columns = np.maximum(mixing @ rng.normal(size=(length, 4 * length)) + 0.3, 0)
     gram = columns @ columns.T / columns.shape[1]
     return weight, gram, solve_arq(weight, QSpec(bits=bits, granularity=PerChannel(0)))
+
+
+def by_rows(rows: np.ndarray, gram: np.ndarray, params: QParams, **options: Any) -> np.ndarray:
+    """The integers of one group, with a scale for each row, column after column."""
+    return solve_gptq_groups(rows[None], gram[None], params.scale[None], params.spec, **options)[0]
+
+
+def by_diagonal(rows: np.ndarray, gram: np.ndarray, params: QParams, **options: Any) -> np.ndarray:
+    """The same with the columns of larger mean square first: the grid has the one scale of a row for all its blocks."""
+    scale = np.repeat(params.scale[:, None], -(-rows.shape[1] // 16), axis=1)
+    middle = -params.spec.qmin
+    grid = BlockGrid(scale=scale, zero_point=np.full(scale.shape, middle, np.uint8), block=16, bits=params.spec.bits)
+    return solve_gptq_blocks(rows, gram, grid, **options).astype(np.int32) - middle
+
+
+Solve = Callable[..., np.ndarray]
+both = pytest.mark.parametrize("solve", [by_rows, by_diagonal])
+either = st.sampled_from([by_rows, by_diagonal])
 
 
 def output_errors(integers: np.ndarray, rows: np.ndarray, gram: np.ndarray, params: QParams) -> np.ndarray:
@@ -44,10 +65,10 @@ def by_the_paper(rows: np.ndarray, gram: np.ndarray, params: QParams, damping: f
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("by_diagonal", [False, True])
-def test_it_is_worse_than_nearest_on_weights_and_better_on_outputs(bits: int, by_diagonal: bool) -> None:
+@both
+def test_it_is_worse_than_nearest_on_weights_and_better_on_outputs(bits: int, solve: Solve) -> None:
     rows, gram, params = layer(1, bits=bits)
-    nearest, found = quantize(rows, params), solve_gptq(rows, gram, params, by_diagonal=by_diagonal)
+    nearest, found = quantize(rows, params), solve(rows, gram, params)
     on_weights = [np.square(q * params.scale[:, None] - rows).sum() for q in (nearest, found)]
     on_outputs = [output_errors(q, rows, gram, params).sum() for q in (nearest, found)]
     assert on_weights[1] > 1.1 * on_weights[0]
@@ -59,7 +80,7 @@ def test_it_is_worse_than_nearest_on_weights_and_better_on_outputs(bits: int, by
 def test_it_is_the_algorithm_of_the_paper_without_the_inverse(damping: float, block: int) -> None:
     rows, gram, params = layer(2)
     found, expected = (
-        solve_gptq(rows, gram, params, damping=damping, block=block),
+        by_rows(rows, gram, params, damping=damping, block=block),
         by_the_paper(rows, gram, params, damping),
     )
     nearest = quantize(rows, params)
@@ -68,27 +89,26 @@ def test_it_is_the_algorithm_of_the_paper_without_the_inverse(damping: float, bl
     assert found.tolist() == np.where(kept[:, None], nearest, expected).tolist()
 
 
-@given(st.integers(0, 1000), st.integers(2, 8), st.booleans())
-def test_no_row_is_worse_than_nearest_and_all_stay_on_the_grid(seed: int, bits: int, by_diagonal: bool) -> None:
+@given(st.integers(0, 1000), st.integers(2, 8), either)
+def test_no_row_is_worse_than_nearest_and_all_stay_on_the_grid(seed: int, bits: int, solve: Solve) -> None:
     rows, gram, extremes = layer(seed, rows=6, length=9, bits=bits)
     params = QParams(scale=0.6 * extremes.scale, zero_point=extremes.zero_point, spec=extremes.spec)  # clips
-    found = solve_gptq(rows, gram, params, by_diagonal=by_diagonal)
+    found = solve(rows, gram, params)
     nearest = output_errors(quantize(rows, params), rows, gram, params)
     assert (output_errors(found, rows, gram, params) <= nearest * (1 + 1e-9)).all()
     assert found.min() >= params.spec.qmin
     assert found.max() <= params.spec.qmax
 
 
-@given(st.integers(0, 1000), st.booleans(), st.floats(0, 1))
-def test_without_correlation_it_rounds_to_nearest(seed: int, by_diagonal: bool, damping: float) -> None:
+@given(st.integers(0, 1000), either, st.floats(0, 1))
+def test_without_correlation_it_rounds_to_nearest(seed: int, solve: Solve, damping: float) -> None:
     rows, gram, params = layer(seed, rows=5, length=9)
-    found = solve_gptq(rows, np.diag(np.diagonal(gram)), params, by_diagonal=by_diagonal, damping=damping)
+    found = solve(rows, np.diag(np.diagonal(gram)), params, damping=damping)
     assert found.tolist() == quantize(rows, params).tolist()
 
 
-@pytest.mark.parametrize("by_diagonal", [False, True])
 @pytest.mark.parametrize(("groups", "rows", "length"), [(50, 1, 9), (3, 8, 150), (2, 5, 1)])
-def test_groups_are_rounded_as_if_each_were_alone(groups: int, rows: int, length: int, by_diagonal: bool) -> None:
+def test_groups_are_rounded_as_if_each_were_alone(groups: int, rows: int, length: int) -> None:
     cases = [layer(seed, rows=rows, length=length) for seed in range(groups)]
     cases[1] = (cases[1][0], np.zeros_like(cases[1][1]), cases[1][2])  # one of them never sees anything
     weights, grams, scales = (
@@ -96,9 +116,9 @@ def test_groups_are_rounded_as_if_each_were_alone(groups: int, rows: int, length
         np.stack([gram * 10.0 ** (i % 7) for i, (_, gram, _) in enumerate(cases)]),
         np.stack([params.scale for _, _, params in cases]),
     )
-    found = solve_gptq_groups(weights, grams, scales, cases[0][2].spec, by_diagonal=by_diagonal)
+    found = solve_gptq_groups(weights, grams, scales, cases[0][2].spec)
     for i, (weight, _, params) in enumerate(cases):
-        assert found[i].tolist() == solve_gptq(weight, grams[i], params, by_diagonal=by_diagonal).tolist()
+        assert found[i].tolist() == by_rows(weight, grams[i], params).tolist()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -112,7 +132,7 @@ def test_it_is_near_to_the_best_of_all_roundings(bits: int) -> None:
         every = np.clip(np.floor(steps)[:, None] + choices, params.spec.qmin, params.spec.qmax)
         u = (every - steps[:, None]) * params.scale[:, None, None]
         totals[0] += ((u @ gram) * u).sum(axis=2).min(axis=1).sum()
-        totals[1] += output_errors(solve_gptq(rows, gram, params), rows, gram, params).sum()
+        totals[1] += output_errors(by_rows(rows, gram, params), rows, gram, params).sum()
         totals[2] += output_errors(quantize(rows, params), rows, gram, params).sum()
     best, found, nearest = totals
     assert found - best < 0.3 * (nearest - best)
@@ -123,9 +143,9 @@ def test_the_order_of_columns_is_that_of_the_diagonal() -> None:
     rows, gram, params = layer(3)
     order = np.argsort(-np.diagonal(gram), kind="stable")
     rows, gram = rows[:, order], gram[np.ix_(order, order)]
-    expected = solve_gptq(rows, gram, params)
+    expected = by_rows(rows, gram, params)
     shuffled = np.random.default_rng(0).permutation(order.size)
-    found = solve_gptq(rows[:, shuffled], gram[np.ix_(shuffled, shuffled)], params, by_diagonal=True)
+    found = by_diagonal(rows[:, shuffled], gram[np.ix_(shuffled, shuffled)], params)
     assert found.tolist() == expected[:, shuffled].tolist()
 
 
@@ -136,50 +156,39 @@ def test_columns_that_are_always_zero_are_rounded_to_nearest_and_change_nothing(
     gram[:, dead] = 0
     alive = np.setdiff1d(np.arange(40), dead)
     for damping in (0.0, 0.01):
-        found = solve_gptq(rows, gram, params, damping=damping)
+        found = by_rows(rows, gram, params, damping=damping)
         assert found[:, dead].tolist() == quantize(rows, params)[:, dead].tolist()
-    few = solve_gptq(rows[:, alive], gram[np.ix_(alive, alive)], params, damping=0.0)
-    assert few.tolist() == solve_gptq(rows, gram, params, damping=0.0)[:, alive].tolist()
-    assert solve_gptq(rows, np.zeros((40, 40)), params).tolist() == quantize(rows, params).tolist()
-
-
-def test_one_scale_serves_all_rows() -> None:
-    rows, gram, _ = layer(6)
-    one = solve_arq(rows, QSpec(bits=4))
-    each = QParams(scale=np.repeat(one.scale, 24), zero_point=np.zeros(24, np.int32), spec=one.spec)
-    assert solve_gptq(rows, gram, one).tolist() == solve_gptq(rows, gram, each).tolist()
+    few = by_rows(rows[:, alive], gram[np.ix_(alive, alive)], params, damping=0.0)
+    assert few.tolist() == by_rows(rows, gram, params, damping=0.0)[:, alive].tolist()
+    assert by_rows(rows, np.zeros((40, 40)), params).tolist() == quantize(rows, params).tolist()
 
 
 def test_what_cannot_be_rounded_is_an_error() -> None:
     rows, gram, params = layer(7)
     with pytest.raises(ValueError, match="do not fit a Gram matrix"):
-        solve_gptq(rows[:, 1:], gram, params)
+        by_rows(rows[:, 1:], gram, params)
     with pytest.raises(ValueError, match="scales do not fit"):
-        solve_gptq(rows[1:], gram, params)
+        by_rows(rows[1:], gram, params)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        solve_gptq(rows, gram * np.inf, params)
+        by_rows(rows, gram * np.inf, params)
     with pytest.raises(ValueError, match="more damping"):
-        solve_gptq(rows, np.ones((40, 40)), params, damping=0.0)
-    asymmetric = QParams(scale=np.float32(1), zero_point=np.int32(3), spec=QSpec(symmetric=False))
-    with pytest.raises(ValueError, match="zero point 0"):
-        solve_gptq(rows, gram, asymmetric)
+        by_rows(rows, np.ones((40, 40)), params, damping=0.0)
+    with pytest.raises(ValueError, match="at most 8 bits"):
+        by_rows(rows, gram, solve_arq(rows, QSpec(bits=9, granularity=PerChannel(0))))
 
 
-@pytest.mark.parametrize("by_diagonal", [False, True])
-def test_blocks_of_one_scale_are_rounded_like_rows_of_one(by_diagonal: bool) -> None:
+def test_blocks_of_one_scale_are_rounded_like_rows_of_one() -> None:
     rows, gram, params = layer(2)
-    scale = np.repeat(params.scale[:, None], 3, axis=1)
-    grid = BlockGrid(scale=scale, zero_point=np.full(scale.shape, 8, np.uint8), block=16, bits=4)
-    found = solve_gptq_blocks(rows, gram, grid, by_diagonal=by_diagonal)
-    assert np.array_equal(found.astype(int) - 8, solve_gptq(rows, gram, params, by_diagonal=by_diagonal))
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    rows, gram = rows[:, order], gram[np.ix_(order, order)]
+    assert np.array_equal(by_diagonal(rows, gram, params), by_rows(rows, gram, params))
 
 
-@pytest.mark.parametrize("by_diagonal", [False, True])
-def test_with_scales_of_blocks_it_is_better_on_outputs_than_nearest(by_diagonal: bool) -> None:
+def test_with_scales_of_blocks_it_is_better_on_outputs_than_nearest() -> None:
     rows, gram, _ = layer(3)
     grid = solve_block_grid(rows, block=16, bits=4)
     errors = []
-    for integers in (grid.quantize(rows), solve_gptq_blocks(rows, gram, grid, by_diagonal=by_diagonal)):
+    for integers in (grid.quantize(rows), solve_gptq_blocks(rows, gram, grid)):
         u = grid.dequantize(integers).astype(np.float64) - rows
         errors.append(((u @ gram) * u).sum())
     assert errors[1] < 0.6 * errors[0]

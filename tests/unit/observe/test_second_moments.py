@@ -49,8 +49,8 @@ def columns_of(kind: Kind, node: ir.Node, feeds: Feeds) -> np.ndarray:
     axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, len(shape) - 1)
     shape = (*shape[:axis], outputs, *shape[axis + 1 :])
     rows = np.tile(identity, (groups, 1) if conv else (1, groups))
-    weight = from_kernel_rows(node, rows, shape)
-    np.testing.assert_array_equal(kernel_rows(node, weight), rows)
+    weight = from_kernel_rows(rows, shape, node)
+    np.testing.assert_array_equal(kernel_rows(weight, node), rows)
     session = ort.InferenceSession(model_of(kind, weight)[0].SerializeToString(), providers=CPU)
     found = [outputs_by_group(kind, session.run(None, feed)[0], groups) for feed in feeds]
     return np.concatenate(found, axis=2).astype(np.float64)

@@ -16,22 +16,21 @@ from math import prod
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import graph_of, name_of
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_tensor
-from amct_onnx.graph.tensors import shape_of
+from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.weights import output_rows_shape
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.settings import AdaRound
 
 
-def keep_float_weight(node: ir.Node, weight: ir.TensorProtocol, *, names: ValueNames) -> str:
-    """Add `weight` to the graph of `node`, in place, and give the name of the initializer."""
-    graph = node.graph
-    assert graph is not None  # a layer is in a graph
-    value = add_initializer(graph, f"{node.name}.float_weight", weight, names=names)
-    output = ir.val(names.new(f"{node.name}.float_weight.shape"), dtype=ir.DataType.INT64)
-    graph.append(ir.node("Shape", [value], name=f"{node.name}.float_weight", outputs=[output]))
-    assert value.name is not None  # it has just been given
-    return value.name
+def keep_float_weight(layer: Layer, *, names: ValueNames) -> str:
+    """Add the weight of a layer to its graph once more, in place, and give the name of the initializer."""
+    graph, name = graph_of(layer.node), f"{layer.name}.float_weight"
+    value = add_initializer(graph, name, layer.weight, names=names)
+    output = ir.val(names.new(f"{name}.shape"), dtype=ir.DataType.INT64)
+    graph.append(ir.node("Shape", [value], name=name, outputs=[output]))
+    return name_of(value)
 
 
 def take_float_weights(model: ir.Model, names: Iterable[str]) -> dict[str, ir.TensorProtocol]:
@@ -52,28 +51,23 @@ def take_float_weights(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Te
     return found
 
 
-def layer_columns(node: ir.Node, weight: str, width: int, rounding: AdaRound) -> LayerColumns:
+def layer_columns(layer: Layer, weight: str, width: int, rounding: AdaRound) -> LayerColumns:
     """What to observe at a layer whose float weight is the initializer `weight`.
 
     `width`: no block of a column is longer. A block holds whole input channels where that is possible.
     """
-    tensor = constant_tensor(node.inputs[1])
-    assert tensor is not None  # a planned layer's weight is constant
-    groups, _, length = output_rows_shape(shape_of(tensor), node)
+    node, shape = layer.node, layer.shape
+    groups, _, length = output_rows_shape(shape, node)
     if "Conv" not in node.op_type:
         block = -(-length // -(-length // width))
         return LayerColumns(weight=weight, op_type=node.op_type, groups=groups, block=block, rounding=rounding)
-    kernel = shape_of(tensor)[2:]
+    kernel = shape[2:]
     rank, area = len(kernel), prod(kernel)
     atom = area if area <= width else 1
     atoms = length // atom
     block = -(-atoms // -(-atoms // (width // atom))) * atom
 
-    def integers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        attribute = node.attributes.get(name)
-        return tuple(attribute.as_ints()) if attribute is not None else default
-
-    auto_pad = node.attributes.get("auto_pad")
+    attributes = node.attributes
     return LayerColumns(
         weight=weight,
         op_type=node.op_type,
@@ -81,10 +75,10 @@ def layer_columns(node: ir.Node, weight: str, width: int, rounding: AdaRound) ->
         block=block,
         rounding=rounding,
         kernel=kernel,
-        strides=integers("strides", (1,) * rank),
-        dilations=integers("dilations", (1,) * rank),
-        pads=integers("pads", (0,) * (2 * rank)),
-        auto_pad=auto_pad.as_string() if auto_pad is not None else "NOTSET",
-        output_padding=integers("output_padding", (0,) * rank),
-        output_shape=integers("output_shape", ())[-rank:],
+        strides=tuple(attributes.get_ints("strides", (1,) * rank)),
+        dilations=tuple(attributes.get_ints("dilations", (1,) * rank)),
+        pads=tuple(attributes.get_ints("pads", (0,) * (2 * rank))),
+        auto_pad=attributes.get_string("auto_pad", "NOTSET"),
+        output_padding=tuple(attributes.get_ints("output_padding", (0,) * rank)),
+        output_shape=tuple(attributes.get_ints("output_shape", ()))[-rank:],
     )

@@ -41,7 +41,7 @@ from amct_onnx.graph.qdq_grids import (
 from amct_onnx.graph.read.qdq_pairs import read_pairs, sweep
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.tensors import Array
-from amct_onnx.graph.weights import weight_rows
+from amct_onnx.graph.weights import channel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.values.layers import Kept, LayerTraits, QuantizedLayer, QuantizedOutput, QuantizedTensor
 
@@ -263,7 +263,7 @@ def _with_weight(
         columns = _Columns(steps=steps, scales=rows[0])
         scales, spec = columns.scales.max(keepdims=True), QSpec()
     else:
-        rows = weight_rows(scale, node)
+        rows = channel_rows(scale, node)
         if (rows != rows[:, :1]).any():
             return "the scale of its weight changes along another axis than its output channels"
         scales, spec = rows[:, 0], QSpec(granularity=PerChannel(0))

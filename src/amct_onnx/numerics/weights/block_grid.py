@@ -26,8 +26,8 @@ _ELEMENTS = 1 << 18  # of a part
 class BlockGrid:
     """w ~ (q - zero_point) * scale, with q in [0, 2^bits).
 
-    scale: float32[C, B], finite and > 0. zero_point: uint8[C, B], 2^(bits-1) everywhere if symmetric. block: columns
-    of a block. Both arrays are made read-only. Raises ValueError where that does not hold.
+    scale: float32[C, B], finite and > 0. zero_point: uint8[C, B], below 2^bits. block: columns of a block. Both arrays
+    are made read-only. Raises ValueError where that does not hold.
     """
 
     scale: Floats
@@ -74,10 +74,8 @@ class BlockGrid:
         return weights
 
 
-def solve_block_grid(
-    rows: Floats, *, block: int, bits: int, symmetric: bool = False, importance: Doubles | None = None
-) -> BlockGrid:
-    """The grid of least squared error for rows [C, n], weighted by importance float64[n] >= 0 of the columns.
+def solve_block_grid(rows: Floats, *, block: int, bits: int) -> BlockGrid:
+    """The grid of least squared error for rows [C, n].
 
     A block of zeros gets scale 1. Raises ValueError for NaN or Inf.
     """
@@ -86,39 +84,34 @@ def solve_block_grid(
     count, length = rows.shape
     blocks = -(-length // block)
     filled = np.zeros((count, blocks * block), np.float32)
-    filled[:, :length] = rows
+    filled[:, :length] = rows  # zeros behind them are exact on every grid
     cut = filled.reshape(-1, block)
-    shares = np.zeros(blocks * block, np.float32)
-    shares[:length] = 1 if importance is None else importance / max(float(importance.max()), 1e-300)
-    weights = shares.reshape(blocks, block)
     scale, zero_point = np.empty(len(cut), np.float32), np.empty(len(cut), np.uint8)
-    step = max(1, _ELEMENTS // (block * blocks)) * blocks
+    step = max(1, _ELEMENTS // block)
     for start in range(0, len(cut), step):
         part = slice(start, start + step)
-        some = cut[part]
-        scale[part], zero_point[part] = _search(some, np.tile(weights, (len(some) // blocks, 1)), bits, symmetric)
+        scale[part], zero_point[part] = _search(cut[part], bits)
     return BlockGrid(
         scale=scale.reshape(count, blocks), zero_point=zero_point.reshape(count, blocks), block=block, bits=bits
     )
 
 
-def _search(cut: Floats, weights: Floats, bits: int, symmetric: bool) -> tuple[Floats, Integers]:
+def _search(cut: Floats, bits: int) -> tuple[Floats, Integers]:
     """Scale and zero point of each of the blocks `cut` [R, block]."""
     qmax, middle = (1 << bits) - 1, 1 << (bits - 1)
     low, high = np.minimum(cut.min(axis=1), 0), np.maximum(cut.max(axis=1), 0)
-    widest = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / qmax
+    widest = (high - low) / qmax
     widest = np.where(widest < FLT_EPSILON, np.float32(1), widest)
     best, zeros = widest.copy(), np.full(len(cut), middle, np.uint8)
     least = np.full(len(cut), np.inf)
     for shrink in _SHRINKS:
         scale = widest * np.float32(shrink)
-        zero = np.full(len(cut), middle, np.float32) if symmetric else np.clip(np.rint(-low * shrink / scale), 0, qmax)
+        zero = np.clip(np.rint(-low * shrink / scale), 0, qmax)
         steps = cut / scale[:, None]
         error = np.rint(steps)
         np.clip(error, -zero[:, None], qmax - zero[:, None], out=error)
         error -= steps
         error *= error
-        error *= weights
         total = error.sum(axis=1, dtype=np.float64) * scale.astype(np.float64) ** 2
         better = total < least
         best, zeros = np.where(better, scale, best), np.where(better, zero.astype(np.uint8), zeros)

@@ -24,7 +24,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from amct_onnx.numerics.grid import QParams, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.weights.block_grid import BlockGrid
 
 Floats = npt.NDArray[np.float32]
@@ -38,49 +38,14 @@ _CHUNK = 1 << 20  # weights rounded at a time
 _GROUP_CHUNK = 1 << 20  # entries of Gram matrices at a time, where there are groups
 
 
-def solve_gptq(
-    rows: Floats,
-    gram: Doubles,
-    params: QParams,
-    *,
-    damping: float = 0.01,
-    block: int = _BLOCK,
-    by_diagonal: bool = False,
-) -> npt.NDArray[np.int8]:
-    """Integers [C, n] of `rows` [C, n] on the grid of `params`, one scale for each row or for all.
-
-    gram: [n, n] = E[x x^T] of the columns that meet the rows. The rest is that of `solve_gptq_groups`; raises
-    ValueError like it, and for a grid that is not that of symmetric int8.
-    """
-    if rows.ndim != 2 or gram.ndim != 2:
-        raise ValueError(f"rows of shape {rows.shape} do not fit a Gram matrix of shape {gram.shape}")
-    if params.scale.size not in (1, rows.shape[0]):
-        raise ValueError(f"{params.scale.size} scales do not fit {rows.shape[0]} rows")
-    if params.zero_point.any():
-        raise ValueError("the grid must have zero point 0 and at most 8 bits")
-    scale = np.broadcast_to(params.scale, rows.shape[:1])[None]
-    found: npt.NDArray[np.int8] = solve_gptq_groups(
-        rows[None], gram[None], scale, params.spec, damping=damping, block=block, by_diagonal=by_diagonal
-    )[0]
-    return found
-
-
 def solve_gptq_groups(
-    rows: Floats,
-    gram: Doubles,
-    scale: Floats,
-    spec: QSpec,
-    *,
-    damping: float = 0.01,
-    block: int = _BLOCK,
-    by_diagonal: bool = False,
+    rows: Floats, gram: Doubles, scale: Floats, spec: QSpec, *, damping: float = 0.01, block: int = _BLOCK
 ) -> npt.NDArray[np.int8]:
     """Integers [G, R, n] of `rows` [G, R, n] of G groups, each with a Gram matrix of its own, such as a depthwise Conv.
 
-    gram: [G, n, n]. scale: [G, R]. A column that is always zero is rounded to nearest. damping: what is added to the
-    diagonal of gram, as a share of its mean. block: how many columns are rounded before the others hear of it; it
-    changes the time, and the result by rounding of float64 only. by_diagonal: columns of larger mean square first, not
-    those of lower index (the paper's act-order).
+    gram: [G, n, n]. scale: [G, R]. Columns are rounded in the order of their index. A column that is always zero is
+    rounded to nearest. damping: what is added to the diagonal of gram, as a share of its mean. block: how many columns
+    are rounded before the others hear of it; it changes the time, and the result by rounding of float64 only.
 
     Raises ValueError where shapes do not fit, values are not finite, the grid has more than 8 bits, or gram with its
     damping is not positive definite.
@@ -91,7 +56,7 @@ def solve_gptq_groups(
     many, some = max(1, _GROUP_CHUNK // length**2), max(1, _CHUNK // length)
     for group in range(0, groups, many):
         some_groups = slice(group, group + many)
-        solver = _Solver(gram[some_groups], damping, block, by_diagonal)
+        solver = _Solver(gram[some_groups], damping, block, by_diagonal=False)
         step = max(1, some // len(solver.order))
         for start in range(0, count, step):
             part = (some_groups, slice(start, start + step))
@@ -101,27 +66,21 @@ def solve_gptq_groups(
 
 
 def solve_gptq_blocks(
-    rows: Floats,
-    gram: Doubles,
-    grid: BlockGrid,
-    *,
-    start: int = 0,
-    damping: float = 0.01,
-    block: int = _BLOCK,
-    by_diagonal: bool = False,
+    rows: Floats, gram: Doubles, grid: BlockGrid, *, start: int = 0, damping: float = 0.01, block: int = _BLOCK
 ) -> npt.NDArray[np.uint8]:
     """Integers uint8[C, n] of `rows` [C, n] on a grid with a scale for each block of columns.
 
-    gram: [n, n]. start: the column of the grid that the first one of `rows` is. The rest is that of
-    `solve_gptq_groups`. Raises ValueError where shapes do not fit, values are not finite or gram with its damping is
-    not positive definite.
+    gram: [n, n]. start: the column of the grid that the first one of `rows` is. Columns of larger mean square are
+    rounded first (the paper's act-order). The rest is that of `solve_gptq_groups`.
+
+    Raises ValueError where shapes do not fit, values are not finite or gram with its damping is not positive definite.
     """
     count, length = rows.shape
     if gram.shape != (length, length) or len(grid.scale) != count or start + length > grid.scale.shape[1] * grid.block:
         raise ValueError(f"rows of shape {rows.shape} fit no Gram matrix of shape {gram.shape} or no such grid")
     if not (np.isfinite(rows).all() and np.isfinite(gram).all()):
         raise ValueError("the rows or the Gram matrix hold NaN or Inf")
-    solver = _Solver(gram[None], damping, block, by_diagonal)
+    solver = _Solver(gram[None], damping, block, by_diagonal=True)
     result = np.empty(rows.shape, np.uint8)
     step = max(1, _CHUNK // length)
     scales, zero_points = grid.columns(length, start)
@@ -161,7 +120,7 @@ def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
 class _Solver:
     """Rounds rows of some groups. `order` [G, n]: the columns of each group in the order in which they are rounded."""
 
-    def __init__(self, gram: Doubles, damping: float, block: int, by_diagonal: bool) -> None:
+    def __init__(self, gram: Doubles, damping: float, block: int, *, by_diagonal: bool) -> None:
         diagonal = np.diagonal(gram, axis1=1, axis2=2)
         mean = diagonal.mean(axis=1)
         alive = mean > 0

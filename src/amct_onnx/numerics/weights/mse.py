@@ -1,4 +1,4 @@
-"""Weights by least squares: a scale for each row that leaves the least squared error of rounding and clipping.
+"""Scales of weights by least squares: the one of each row that leaves the least error of rounding and clipping.
 
 The scale of the extremes (ARQ) is the start, and all others are ratios of it. Going down in coarse steps, a row is done
 when its clipping alone costs more than the best scale so far: a smaller scale clips more. Its clipping is at least its
@@ -34,35 +34,17 @@ _SUMS = 1e-4  # relative error of the root of a sum of squares in float32
 _QUOTIENT = 2.0**-21  # relative error of w / s from four roundings in float32, with room
 
 
-def solve_weight_mse(rows: Floats, spec: QSpec, importance: Doubles | None = None) -> QParams:
+def solve_weight_mse(rows: Floats, spec: QSpec) -> QParams:
     """Symmetric QParams of a weight [C, n]: per row, or for all rows if the spec is per tensor.
 
-    Minimizes sum of importance * (w - w_q)^2, with importance float64[n] >= 0 such as E[x^2] of each input column.
-    A row of zeros gets scale 1. Raises ValueError like `solve_arq`, and for importance of another shape, negative or
-    not finite.
+    Minimizes the sum of (w - w_q)^2. A row of zeros gets scale 1. Raises ValueError like `solve_arq`.
     """
     params = solve_arq(rows, spec)
     table = rows.reshape(params.scale.size, -1)
-    root = _root(importance, rows.shape[1], table.shape[1] // rows.shape[1])
     scale = params.scale.copy()
     for part in _parts(table.shape):
-        scale[part] = _Search(table[part], params.scale[part], spec, root).best()
+        scale[part] = _Search(table[part], params.scale[part], spec).best()
     return QParams(scale=scale, zero_point=params.zero_point, spec=spec)
-
-
-def _root(importance: Doubles | None, length: int, repeats: int) -> Floats | None:
-    """Square root of the importance, of mean square 1."""
-    if importance is None:
-        return None
-    if importance.shape != (length,):
-        raise ValueError(f"importance must have one entry for each of {length} columns, got {importance.shape}")
-    if not (np.isfinite(importance).all() and (importance >= 0).all()):
-        raise ValueError("importance holds negative numbers, NaN or Inf")
-    largest = importance.max()
-    if largest == 0:
-        return None
-    share = importance / largest
-    return np.tile(np.sqrt(share / share.mean()).astype(np.float32), repeats)
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -74,8 +56,8 @@ def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
 class _Search:
     """Ratios to `scale` [R] for rows float32[R, n]; errors are float64[R] in units of scale^2."""
 
-    def __init__(self, rows: Floats, scale: Floats, spec: QSpec, root: Floats | None) -> None:
-        self._scale, self._spec, self._root = scale, spec, root
+    def __init__(self, rows: Floats, scale: Floats, spec: QSpec) -> None:
+        self._scale, self._spec = scale, spec
         self._steps = np.divide(rows, scale[:, None])
         self._least = FLT_EPSILON / scale.astype(np.float64)  # ratios of legal scales
         self._most = 1 / FLT_EPSILON / scale.astype(np.float64)
@@ -93,7 +75,7 @@ class _Search:
         if rows.size:
             self._descend(rows)
             self._refine(slice(None) if rows.size == self._scale.size else rows)
-        unsure = _QUOTIENT * np.sqrt(self._sums(self._steps.copy()))
+        unsure = _QUOTIENT * np.sqrt(_sums(self._steps))
         better = np.sqrt(self._error) * (1 + _SUMS) + unsure < np.sqrt(self._start) * (1 - _SUMS) - unsure
         found = np.clip((self._scale * self._ratio).astype(np.float32), FLT_EPSILON, 1 / FLT_EPSILON)
         return np.where(better, found, self._scale)
@@ -142,12 +124,11 @@ class _Search:
             np.rint(exact, out=rounded)
             np.clip(rounded, self._spec.qmin, self._spec.qmax, out=rounded)
             rounded -= exact
-            total[block[0]] += self._sums(rounded, block[1])
+            total[block[0]] += _sums(rounded)
         return total * ratio**2
 
-    def _sums(self, values: Floats, columns: slice = slice(None)) -> Doubles:
-        """Weighted sums of squares of rows; `values` is overwritten."""
-        if self._root is not None:
-            values *= self._root[columns]
-        sums: Doubles = np.einsum("ij,ij->i", values, values).astype(np.float64)
-        return sums
+
+def _sums(values: Floats) -> Doubles:
+    """The sum of squares of each row."""
+    sums: Doubles = np.einsum("ij,ij->i", values, values).astype(np.float64)
+    return sums

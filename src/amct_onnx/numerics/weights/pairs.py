@@ -1,4 +1,4 @@
-"""Weights that no kernel overflows with: 8 bits, but for pairs of them.
+"""Weights of 8 bits with which no kernel overflows: two neighbours are never both large.
 
 x86 CPUs without VNNI multiply uint8 by int8 with vpmaddubsw, which adds two neighbouring products in 16 bits and
 saturates. With activations up to 255 that cannot happen if two neighbouring weights of the same sign add up to at most

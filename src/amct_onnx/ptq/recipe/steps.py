@@ -51,7 +51,7 @@ from amct_onnx.ptq.recipe.smoothing import outlier_inputs
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Lowered, Target
-from amct_onnx.values.findings import Step, Tuning, WeightGrid
+from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
 
@@ -309,7 +309,7 @@ class Recipe:
     def _rounded(self, method: Method, corrected: frozenset[str], start: Candidate) -> Calibration:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""
         params = start.lowered.rows
-        found = round_weights(
+        weights = round_weights(
             start.calibration.source.model,
             list(params),
             self._feeds(),
@@ -318,14 +318,6 @@ class Recipe:
             corrected=corrected,
             progress=self._progress,
         )
-        weights = {
-            layer: WeightGrid(
-                params=params[layer],
-                integers=integers,
-                correction=found.corrections[layer] if layer in corrected else None,
-            )
-            for layer, integers in found.integers.items()
-        }
         return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
 
     def _measure(self) -> Trials:
