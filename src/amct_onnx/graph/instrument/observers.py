@@ -42,6 +42,27 @@ _TASKS: Mapping[str, type[Balance] | type[Comparison] | type[LayerColumns]] = {
     "Moments": LayerColumns,
 }
 TASK_OPERATORS = tuple(_TASKS)
+# Attributes of an operator, and the fields of `Observer` and of `Ifmr` that they hold.
+_FIELDS = {
+    "input_stamp": "stamp",
+    "input_index": "input_index",
+    "op_data_type": "op_data_type",
+    "batch_num": "batch_num",
+    "record_file_path": "record_path",
+    "object_layers": "layers",
+    "observers": "observers",
+    "calibration": "calibration",
+    "fakequant_precision_mode": "precision_mode",
+    "joint_group": "joint",
+    "joint_members": "members",
+}
+_IFMR = {
+    "start_ratio": "search_start",
+    "end_ratio": "search_end",
+    "step": "search_step",
+    "max_percentile": "max_percentile",
+    "min_percentile": "min_percentile",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +116,7 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
 def remove_observers(model: ir.Model) -> list[Observer]:
     """Take the observers out, in place, and say what they were, in the order of their layers."""
     found = [node for node in reversed(model.graph) if node.domain == OBSERVER_DOMAIN]
-    observers = [_parse(node) for node in found]
+    observers = [parse_observer(node.op_type, {a.name: a.value for a in node.attributes.values()}) for node in found]
     for node in found:
         value = input_of(node, 0)
         model.graph.remove(node, safe=True)
@@ -114,31 +135,19 @@ def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.
     """A node, in no graph yet, that observes `value`."""
     name = _name(observer)
     op_type, own = _task_attributes(observer.task)
-    attributes: dict[str, str | int | float] = {
-        "input_stamp": observer.stamp,
-        "input_index": observer.input_index,
-        "op_data_type": observer.op_data_type,
-        "batch_num": observer.batch_num,
-        "record_file_path": observer.record_path,
-        "object_layers": json.dumps(list(observer.layers), ensure_ascii=False),
-        "observers": observer.observers,
-        "calibration": observer.calibration,
-        "fakequant_precision_mode": observer.precision_mode,
-        "joint_group": observer.joint,
-        "joint_members": observer.members,
-        **own,
-    }
+    attributes = {key: getattr(observer, field) for key, field in _FIELDS.items()}
+    attributes["object_layers"] = json.dumps(list(observer.layers), ensure_ascii=False)
     return ir.node(
         op_type,
         [value],
-        attributes,
+        attributes | own,
         domain=OBSERVER_DOMAIN,
         name=name,
         outputs=[ir.val(names.new(f"{name}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))],
     )
 
 
-def _task_attributes(task: Task) -> tuple[str, Mapping[str, str | int | float]]:
+def _task_attributes(task: Task) -> tuple[str, dict[str, str | int | float]]:
     """Operator type of a task, and the attributes that only this type has."""
     if not isinstance(task, ActivationSettings):
         op_type = next(name for name, kind in _TASKS.items() if kind is type(task))
@@ -149,56 +158,25 @@ def _task_attributes(task: Task) -> tuple[str, Mapping[str, str | int | float]]:
         return "HFMG", common | {"nbins": solver.num_of_bins}
     if not isinstance(solver, Ifmr):
         raise ValueError(f"{type(solver).__name__} has no operator of AMCT")
-    return "IFMR", common | {
-        "start_ratio": solver.search_start,
-        "end_ratio": solver.search_end,
-        "step": solver.search_step,
-        "max_percentile": solver.max_percentile,
-        "min_percentile": solver.min_percentile,
-    }
-
-
-def _parse(node: ir.Node) -> Observer:
-    values = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
-    return parse_observer(node.op_type, values)
+    return "IFMR", common | {key: getattr(solver, field) for key, field in _IFMR.items()}
 
 
 def parse_observer(op_type: str, attributes: Mapping[str, Any]) -> Observer:
     """The observer that a node of `op_type` with these attribute values stands for."""
-    return Observer(
-        layers=tuple(json.loads(attributes["object_layers"])),
-        task=_parse_task(op_type, attributes),
-        batch_num=attributes["batch_num"],
-        record_path=attributes["record_file_path"],
-        observers=attributes["observers"],
-        calibration=attributes.get("calibration", ""),
-        stamp=attributes["input_stamp"],
-        input_index=attributes["input_index"],
-        op_data_type=attributes.get("op_data_type", "FLOAT32"),
-        precision_mode=attributes.get("fakequant_precision_mode", "DEFAULT"),
-        joint=attributes.get("joint_group", ""),
-        members=attributes.get("joint_members", 1),
-    )
+    values = {field: attributes[key] for key, field in _FIELDS.items() if key in attributes}
+    values["layers"] = tuple(json.loads(attributes["object_layers"]))
+    return Observer(task=_parse_task(op_type, attributes), **values)
 
 
 def _parse_task(op_type: str, attributes: Mapping[str, Any]) -> Task:
-    def number(name: str) -> float:
-        # ONNX stores float32; the shortest decimal of it is what the user wrote.
-        return float(f"{attributes[name]:.7g}")
-
     if op_type in _TASKS:
         return _TASKS[op_type](**json.loads(attributes["settings"]))
     solver: Ifmr | Hfmg
     if op_type == "HFMG":
         solver = Hfmg(num_of_bins=attributes["nbins"])
     else:
-        solver = Ifmr(
-            max_percentile=number("max_percentile"),
-            min_percentile=number("min_percentile"),
-            search_start=number("start_ratio"),
-            search_end=number("end_ratio"),
-            search_step=number("step"),
-        )
+        # ONNX stores float32; the shortest decimal of it is what the user wrote.
+        solver = Ifmr(**{field: float(f"{attributes[key]:.7g}") for key, field in _IFMR.items()})
     return ActivationSettings(
         num_bits=attributes["num_bits"], asymmetric=bool(attributes["with_offset"]), solver=solver
     )
