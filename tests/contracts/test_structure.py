@@ -134,7 +134,6 @@ def test_from_quantize_model_to_the_scale_of_a_weight(flow: Callable[[str], obje
     assert len(trip) <= MOST_TO_A_SCALE, " -> ".join(trip)
 
 
-@pytest.mark.xfail(strict=True, reason="the trip is shorter when solving is complete before lowering starts")
 def test_from_save_model_to_the_integers_of_a_weight(flow: Callable[[str], object]) -> None:
     flow("quantize")
     flow("run")

@@ -100,8 +100,6 @@ def _is_qdq_family(node: ir.Node) -> bool:
 
 
 def _why_not(node: ir.Node, layer: QuantizedLayer) -> str | None:
-    if layer.weight is None:
-        return None
     try:
         integer_bias(node, layer)
     except ModelError:

@@ -14,12 +14,10 @@ from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
-from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import channel_rows
-from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
 from amct_onnx.plan.ascend_layers import graph_facts
@@ -148,31 +146,20 @@ def _check_weights(
     model: ir.Model, layers: Sequence[QuantizedLayer], records: Mapping[str, LayerRecord], record_file: str
 ) -> None:
     """A record of another model, or an edited one, does not reproduce the weights that calibration saw."""
-    nodes = index_graph(model).nodes
+    index = index_graph(model)
     for layer in layers:
-        if layer.weight is not None:
-            _check_grid(nodes[layer.name], layer.weight, record_file)
-            _check_levels(nodes[layer.name], layer.weight, records[layer.name].cluster, record_file)
-
-
-def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
-    weight = constant_value(node.inputs[1])
-    assert weight is not None  # remove_observers leaves the weights of quantize_model
-    if not is_on_grid(channel_rows(weight, node), params):
-        raise RecordError(
-            f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
-            "another model or was edited: run quantize_model and the calibration again."
-        )
-
-
-def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], record_file: str) -> None:
-    """The weights of a layer with `cluster` take its values only."""
-    weight = constant_value(node.inputs[1])
-    if not cluster or weight is None:
-        return
-    strange = np.setdiff1d(integer_weight(weight, node, params), cluster)
-    if strange.size:
-        raise RecordError(
-            f"{record_file}: the weights of layer {node.name} take the value {strange[0]}, which its cluster lacks. "
-            "The record belongs to another model or was edited: run quantize_model and the calibration again."
-        )
+        if layer.weight is None:
+            continue
+        view, cluster = index.layer(layer.name), records[layer.name].cluster
+        wrong = ""
+        if not is_on_grid(channel_rows(view.array(), view.node), layer.weight):
+            wrong = f"scale_w of layer {layer.name} does not fit the weights of the model"
+        elif cluster:
+            strange = np.setdiff1d(integer_weight(view.weight, view.node, layer.weight), np.array(cluster))
+            if strange.size:
+                wrong = f"the weights of layer {layer.name} take the value {strange[0]}, which its cluster lacks"
+        if wrong:
+            raise RecordError(
+                f"{record_file}: {wrong}. The record belongs to another model or was edited: run quantize_model and "
+                "the calibration again."
+            )

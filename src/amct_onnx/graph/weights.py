@@ -19,7 +19,6 @@ depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -74,12 +73,11 @@ def channel_rows(weight: Array, node: ir.Node) -> Array:
     return rows.reshape(-1, rows.shape[2])
 
 
-def by_channel(change: Callable[[Array], Array], weight: Array, node: ir.Node) -> Array:
-    """What `change` makes of the `channel_rows` of a weight, element by element, in the shape of the weight."""
-    rows = change(channel_rows(weight, node))
+def from_channel_rows(rows: Array, shape: tuple[int, ...], node: ir.Node) -> Array:
+    """The weight of `shape` whose `channel_rows` are `rows`."""
     if "Conv" not in node.op_type:
-        return rows.reshape(weight.shape)
-    return from_output_rows(rows.reshape(output_rows_shape(weight.shape, node)), weight.shape, node)
+        return rows.reshape(shape)
+    return from_output_rows(rows.reshape(output_rows_shape(shape, node)), shape, node)
 
 
 def kernel_rows(weight: Array, node: ir.Node) -> Array:
@@ -145,10 +143,14 @@ def fake_quantized(
     Rounding to float16 moves a weight by a quarter of a step at most, so that it gives the same integer again.
     """
 
-    def rounded(rows: Array) -> Array:
-        return round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
+    shape = shape_of(weight)
 
-    return deferred(lambda: by_channel(rounded, array_of(weight), node), weight.dtype.numpy(), shape_of(weight))
+    def compute() -> Array:
+        rows = channel_rows(array_of(weight), node)
+        rounded = round_to_levels(rows, params, levels) if levels else fake_quantize(rows, params)
+        return from_channel_rows(rounded, shape, node)
+
+    return deferred(compute, weight.dtype.numpy(), shape)
 
 
 def input_channel_maxima(weight: Array, node: ir.Node) -> Array:

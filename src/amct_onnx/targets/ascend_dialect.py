@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -24,14 +22,13 @@ class AscendDialect:
     """
 
     sums = ir.DataType.INT32
+    weight_type: npt.DTypeLike = np.int8
+    bias_type: npt.DTypeLike = np.int32
 
     def __init__(self, model: ir.Model, *, half: bool = False) -> None:
         self._graph, self._names, self._half = model.graph, ValueNames(model), half
         if half:
             model.metadata_props[PRECISION_KEY] = "FORCE_FP16_QUANT"
-
-    def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
-        return values if bias else values.astype(np.int8)
 
     def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
         # AscendQuant takes either type.

@@ -15,12 +15,11 @@ operand, or with a scalar after a MatMul; so the constant comes first here, and 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import graph_of, input_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.numerics.grid import QParams, half_precision_scale, truncated_scale
 from amct_onnx.targets.ascend_dialect import inverse_scale
@@ -31,12 +30,11 @@ class SimulationDialect:
     """Writes the arithmetic of the deploy model in float32, with `half` that of FORCE_FP16_QUANT (spec section 6.8)."""
 
     sums = ir.DataType.FLOAT
+    weight_type: npt.DTypeLike = np.float32
+    bias_type: npt.DTypeLike = np.float32
 
     def __init__(self, model: ir.Model, *, half: bool = False) -> None:
         self._graph, self._names, self._half = model.graph, ValueNames(model), half
-
-    def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
-        return values.astype(np.float32)
 
     def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
         chain = self._integers(x, owner, params, half=half)
@@ -87,10 +85,7 @@ class SimulationDialect:
         are within 2^31 and q may be 2^15, so those of |w| are within 2^16. With |l| <= 2^7 and |h| <= |q| / 2^8 + 1/2
         the sums of both layers stay below 2^24. Sub because ONNX Runtime merges an Add into a layer in front of it.
         """
-        name, q, total = node.name, node.inputs[0], node.outputs[0]
-        graph = node.graph
-        assert q is not None  # it has just been quantized
-        assert graph is not None  # the main graph, or the body of a loop
+        name, q, total, graph = node.name, input_of(node, 0), node.outputs[0], graph_of(node)
         original, total.type = total.type, ir.TensorType(self.sums)
         split = _Chain(self._graph, self._names, f"{name}.split", q)
         split.add("Mul", scale=2.0**-8)
@@ -130,8 +125,7 @@ class SimulationDialect:
             scale = np.full(spec.columns, scale, np.float32)
         elif spec.product:
             scale = scale.reshape(1, 1)  # no scalar, which the optimizers would take
-        elif scales.size > 1:
-            assert spec.rank is not None  # only layers with a weight have per-channel scales
+        elif scales.size > 1 and spec.rank is not None:
             scale = scales.reshape(1, -1, *([1] * (spec.rank - 2)))
         chain = _Chain(self._graph, self._names, f"{spec.layer}.dequant", x)
         chain.add("Mul", scale=scale)

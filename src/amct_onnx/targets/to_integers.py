@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +25,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
+from amct_onnx.graph.access import graph_of, input_of
+from amct_onnx.graph.constants import ValueNames
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.layers import is_half
-from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
-from amct_onnx.graph.weights import by_channel, channel_count, channel_rows
+from amct_onnx.graph.tensors import array_of, deferred, renamed
+from amct_onnx.graph.weights import channel_count, channel_rows, from_channel_rows
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
@@ -54,12 +58,15 @@ class Dequantization:
 
 
 class Dialect(Protocol):
-    """How one kind of file writes integers down. `sums` is the dtype of a layer's integer result."""
+    """How one kind of file writes integers down.
+
+    sums: the dtype of a layer's integer result. weight_type, bias_type: the dtypes in which the file has weights (int8
+    range) and biases (int32 range).
+    """
 
     sums: ir.DataType
-
-    def integers(self, values: npt.NDArray[np.int32], *, bias: bool) -> npt.NDArray[Any]:
-        """Weights (int8 range) or a bias (int32 range) in the dtype of the file."""
+    weight_type: npt.DTypeLike
+    bias_type: npt.DTypeLike
 
     def quantize(self, x: ir.Value, owner: str, params: QParams, *, half: bool = False) -> list[ir.Node]:
         """Nodes from `x` to its integers, named after `owner`; the last one's first output is the result.
@@ -92,13 +99,12 @@ def lower(
     outputs: Sequence[QuantizedOutput] = (),
 ) -> None:
     """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises ModelError when a bias leaves int32."""
-    nodes = {node.name: node for node in model.graph.all_nodes()}  # a recurrent layer has one in the body of a Scan
-    position = {name: index for index, name in enumerate(nodes)}
+    index = index_graph(model, subgraphs=True)  # a recurrent layer has one in the body of a Scan
     quantizers = _Quantizers(dialect)
     # In graph order: the first reader of a tensor gets its quantizer, and the others find it in front of them.
     parts: list[QuantizedLayer | QuantizedTensor] = [*layers, *tensors]
-    for part in sorted(parts, key=lambda part: position[_node_name(part)]):
-        node = nodes[_node_name(part)]
+    for part in sorted(parts, key=lambda part: index.positions[_node_name(part)]):
+        node = index.nodes[_node_name(part)]
         if isinstance(part, QuantizedTensor):
             _lower_tensor(model, node, part, quantizers)
             continue
@@ -110,10 +116,8 @@ def lower(
             node = dialect.sum_wide(node, bias)
         _insert_dequantizer(model, node, dialect, spec)
     for output in outputs:
-        node = nodes[output.node]
-        x = node.inputs[0]
-        assert x is not None  # QuantizeLinear's first input is required
-        chain = dialect.quantize_output(x, output.node, output.activation)
+        node = index.nodes[output.node]
+        chain = dialect.quantize_output(input_of(node, 0), output.node, output.activation)
         model.graph.insert_before(node, chain)
         _take_over(node, chain[-1].outputs[0])
 
@@ -136,21 +140,18 @@ class _Quantizers:
 
     def put_before(self, node: ir.Node, index: int, owner: str, params: QParams, *, half: bool = False) -> ir.Value:
         """Let `node` read the integers of its input `index`, and return them."""
-        x = node.inputs[index]
-        assert x is not None  # only inputs that are there are quantized
+        x = input_of(node, index)
         key = (x, params.scale.tobytes(), params.zero_point.tobytes(), params.spec)
         if key not in self._made:
             chain = self.dialect.quantize(x, owner, params, half=half)
-            assert node.graph is not None  # it is in the model
-            node.graph.insert_before(node, chain)
+            graph_of(node).insert_before(node, chain)
             self._made[key] = chain[-1].outputs[0]
         node.replace_input_with(index, self._made[key])
         return self._made[key]
 
 
 def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quantizers: _Quantizers) -> None:
-    x = node.inputs[tensor.input_index]
-    assert x is not None  # the planner has looked
+    x = input_of(node, tensor.input_index)
     integers = quantizers.put_before(node, tensor.input_index, tensor.owner, tensor.activation)
     chain = quantizers.dialect.restore(integers, tensor.owner, tensor.activation)
     chain[-1].outputs[0].type, chain[-1].outputs[0].shape = x.type, x.shape
@@ -162,8 +163,7 @@ def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quant
 
 def _take_over(node: ir.Node, new: ir.Value) -> None:
     """`node` goes; `new` takes the place of its output, with the name if it is an output of the model."""
-    old, graph = node.outputs[0], node.graph
-    assert graph is not None  # a node of the model
+    old, graph = node.outputs[0], graph_of(node)
     new.type, new.shape = old.type or new.type, old.shape
     if old.is_graph_output():
         new.name, old.name = old.name, None
@@ -181,26 +181,26 @@ def _lower_constants(
         return Dequantization(layer=layer.name, scale=scale, rank=_product_rank(node), product=True), None
     if layer.weight is None:
         return Dequantization(layer=layer.name, scale=scale, average=True), None
-    weight, half = constant_tensor(node.inputs[1]), is_half(node)
-    assert weight is not None  # a quantized layer's weight is constant
-    bias = integer_bias(node, layer)
-    _store(node, 1, _weight_integers(weight, node, layer.weight, dialect))
+    view = layer_of(node)
+    weight, half, bias = view.weight, view.half, integer_bias(node, layer)
+    compute = partial(integer_weight, weight, node, layer.weight)
+    _store(node, 1, deferred(compute, dialect.weight_type, view.shape))
     if bias is not None:
-        _store(node, 2, ir.tensor(dialect.integers(bias.astype(np.int32), bias=True)))
-    scale, shape = scale * layer.weight.scale, shape_of(weight)
-    columns = shape[-1] if node.op_type == "MatMul" else None
-    return Dequantization(layer=layer.name, scale=scale, rank=len(shape), columns=columns, half=half), bias
+        _store(node, 2, ir.tensor(bias.astype(dialect.bias_type)))
+    scale = scale * layer.weight.scale
+    columns = view.shape[-1] if node.op_type == "MatMul" else None
+    return Dequantization(layer=layer.name, scale=scale, rank=len(view.shape), columns=columns, half=half), bias
 
 
 def integer_bias(node: ir.Node, layer: QuantizedLayer) -> npt.NDArray[np.float64] | None:
-    """The integers of the bias of a layer with a weight; None without a bias.
+    """The integers of the bias of a layer; None without a weight or bias.
 
     Raises ModelError when they, or the sums of the layer for some input, leave int32.
     """
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None  # a quantized layer's weight is constant
-    assert layer.weight is not None  # a layer with a weight
-    bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+    if layer.weight is None:
+        return None
+    view = layer_of(node)
+    bias = view.bias
     quotient = None
     if bias is not None and layer.bias is not None:
         quotient = layer.bias.astype(np.float64)
@@ -213,16 +213,8 @@ def integer_bias(node: ir.Node, layer: QuantizedLayer) -> npt.NDArray[np.float64
                 f'Do bias quantize failed. Quantized bias of layer "{layer.layer}" exceed int32 range '
                 f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
             )
-    _refuse_overflow(node, weight, np.zeros(1) if quotient is None else quotient, layer)
+    _refuse_overflow(view, layer.weight, np.zeros(1) if quotient is None else quotient, layer)
     return quotient
-
-
-def _weight_integers(weight: ir.TensorProtocol, node: ir.Node, params: QParams, dialect: Dialect) -> ir.TensorProtocol:
-    def compute() -> npt.NDArray[Any]:
-        return dialect.integers(integer_weight(array_of(weight), node, params), bias=False)
-
-    dtype = dialect.integers(np.zeros(1, np.int32), bias=False).dtype
-    return deferred(compute, dtype, shape_of(weight))
 
 
 def _product_rank(node: ir.Node) -> int | None:
@@ -231,18 +223,14 @@ def _product_rank(node: ir.Node) -> int | None:
     return max(ranks) if len(ranks) == 2 and min(ranks) >= 2 else None
 
 
-def _refuse_overflow(
-    node: ir.Node, weight: ir.TensorProtocol, bias: npt.NDArray[np.float64], layer: QuantizedLayer
-) -> None:
+def _refuse_overflow(view: Layer, weight: QParams, bias: npt.NDArray[np.float64], layer: QuantizedLayer) -> None:
     """The int32 sums of a layer would wrap around in silence: refuse a layer in which some input reaches that far."""
-    assert layer.weight is not None  # the caller has looked
-    zero_point, spec = int(layer.activation.zero_point[0]), layer.activation.spec
+    zero_point, spec, node = int(layer.activation.zero_point[0]), layer.activation.spec, view.node
     reach = max(spec.qmax - zero_point, zero_point - spec.qmin)
-    shape = shape_of(weight)
-    products = weight.size // channel_count(shape, node) if "Conv" in node.op_type else shape[-2]
-    if np.abs(bias).max() - reach * products * layer.weight.spec.qmin <= _INT32.max:
+    products = view.weight.size // channel_count(view.shape, node) if "Conv" in node.op_type else view.shape[-2]
+    if np.abs(bias).max() - reach * products * weight.spec.qmin <= _INT32.max:
         return  # whatever the weights are
-    sums = _magnitude_sums(integer_weight(array_of(weight), node, layer.weight), node)
+    sums = _magnitude_sums(integer_weight(view.weight, node, weight), node)
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
         raise ModelError(
@@ -260,15 +248,15 @@ def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.f
     return sums
 
 
-def integer_weight(weight: npt.NDArray[np.float32], node: ir.Node, params: QParams) -> npt.NDArray[Any]:
+def integer_weight(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> npt.NDArray[Any]:
     """The integers of `weight`, in its own layout, int8 or int16.
 
     Its channels are rows of output channels, or (PerChannel(1)) columns of a Gemm.
     """
-    dtype = np.int8 if params.spec.bits <= 8 else np.int16
+    array, dtype = array_of(weight), np.int8 if params.spec.bits <= 8 else np.int16
     if params.spec.granularity == PerChannel(1):
-        return quantize(weight, params, dtype)
-    return by_channel(lambda rows: quantize(rows, params, dtype), weight, node)
+        return quantize(array, params, dtype)
+    return from_channel_rows(quantize(channel_rows(array, node), params, dtype), array.shape, node)
 
 
 def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:
@@ -277,16 +265,13 @@ def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:
 
 
 def _store(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:
-    value = node.inputs[index]
-    assert value is not None  # its array has just been read
-    assert value.is_initializer()  # quantize_model gave each layer its own initializers
+    value = input_of(node, index)  # an initializer of its own, since the layer is normalized
     value.const_value = renamed(tensor, value.name)
     value.type = ir.TensorType(tensor.dtype)
 
 
 def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:
-    graph, inner = node.graph, node.outputs[0]
-    assert graph is not None  # it is in the model
+    graph, inner = graph_of(node), node.outputs[0]
     original = inner.type
     if not spec.average:
         inner.type = ir.TensorType(dialect.sums)

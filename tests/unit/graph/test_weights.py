@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import (
-    by_channel,
     channel_count,
     channel_rows,
+    from_channel_rows,
     from_kernel_rows,
     from_output_rows,
     group_of,
@@ -58,7 +58,8 @@ def test_rows_round_trip(layer: tuple[str, int, tuple[int, ...]]) -> None:
     np.testing.assert_array_equal(from_output_rows(rows, shape, node), weight)
     np.testing.assert_array_equal(from_kernel_rows(kernel_rows(weight, node), shape, node), weight)
     assert channel_rows(weight, node).shape[0] == channel_count(shape, node)
-    np.testing.assert_array_equal(by_channel(lambda channels: 2 * channels, weight, node), 2 * weight)
+    rows = channel_rows(weight, node)
+    np.testing.assert_array_equal(from_channel_rows(2 * rows, weight.shape, node), 2 * weight)
     for view in (rows, kernel_rows(weight, node), channel_rows(weight, node)):
         assert sorted(view.reshape(-1).tolist()) == sorted(weight.reshape(-1).tolist())
 

@@ -28,7 +28,7 @@ from amct_onnx.graph.passes.fusion import (
     why_shared,
 )
 from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
-from amct_onnx.graph.weights import by_channel, channel_count
+from amct_onnx.graph.weights import channel_count, channel_rows, from_channel_rows
 from amct_onnx.numerics.blocks import blocks
 
 
@@ -88,13 +88,14 @@ def _fused_arrays(conv: ir.Node, batch_norm: ir.Node, opset: int) -> tuple[ir.Te
 
 def _scaled(weight: ir.TensorProtocol, conv: ir.Node, gain: Array) -> ir.TensorProtocol:
     """The weight of `conv` with each output channel times its gain, computed in float64."""
-    dtype = weight.dtype.numpy()
+    dtype, shape = weight.dtype.numpy(), shape_of(weight)
 
-    def scaled(rows: Array) -> Array:
+    def compute() -> Array:
+        rows = channel_rows(array_of(weight), conv)
         result = np.empty(rows.shape, dtype)
         with np.errstate(all="ignore"):
             for block in blocks(rows.shape):
                 result[block] = rows[block].astype(np.float64) * gain[block[0], np.newaxis]
-        return result
+        return from_channel_rows(result, shape, conv)
 
-    return deferred(lambda: by_channel(scaled, array_of(weight), conv), dtype, shape_of(weight))
+    return deferred(compute, dtype, shape)
