@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.weights.block_grid import BlockGrid
@@ -56,7 +57,7 @@ def lower_nbits(model: ir.Model, weights: Mapping[str, BlockWeight], *, exact: b
     normalize_layers(model, frozenset(weights))
     names = ValueNames(model)
     for node in list(model.graph):
-        weight = weights.get(node.name or "")
+        weight = weights.get(name_of(node))
         if weight is not None:
             _replace(model.graph, node, weight, 0 if exact else fastest_level(weight.grid), names)
     if weights:
@@ -64,10 +65,9 @@ def lower_nbits(model: ir.Model, weights: Mapping[str, BlockWeight], *, exact: b
 
 
 def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level: int, names: ValueNames) -> None:
-    grid, old, result = weight.grid, node.inputs[1], node.outputs[0]
-    assert old is not None  # a layer has a weight
+    grid, old, result = weight.grid, input_of(node, 1), node.outputs[0]
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    hint = old.name or ""
+    hint = name_of(old)
     stored: dict[str, Array] = {"packed": _packed(weight.integers, grid), "scales": grid.scale.reshape(-1)}
     if not grid.is_symmetric:
         stored["zero_points"] = _packed_rows(grid.zero_point, grid.bits).reshape(-1)
@@ -88,7 +88,7 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level
     graph.remove(node, safe=True)
     last.name = name
     if not old.uses() and not old.is_graph_output():
-        del graph.initializers[old.name or ""]
+        del graph.initializers[hint]
 
 
 def _packed(integers: Integers, grid: BlockGrid) -> Integers:

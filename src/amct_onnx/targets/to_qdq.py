@@ -12,18 +12,20 @@ it neither removes nor sees through, keeps the Q away from them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_op
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant, remove_unused
+from amct_onnx.graph.access import input_of, is_op, maker_of, name_of, producer_of
+from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
+from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
-from amct_onnx.graph.tensors import deferred
+from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_kernel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
@@ -53,10 +55,10 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
     """Quantize `model`, a float model whose layers are normalized, in place."""
     lowering = _Lowering(model, plan, target, grids)
     for node in list(model.graph):
-        if (grid := grids.weights.get(node.name or "")) is not None:
-            lowering.quantize_weight(node, grid)
+        if (grid := grids.weights.get(name_of(node))) is not None:
+            lowering.quantize_weight(layer_of(node), grid)
     for node in list(model.graph):
-        if target.drops_clamps and (node.name or "") in plan.absorbed:
+        if target.drops_clamps and node.name in plan.absorbed:
             lowering.absorb(node)
     for group in plan.groups:
         for tensor in group.tensors:
@@ -67,39 +69,24 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
             lowering.move_to_integers(node)
 
 
-@dataclass
 class _Lowering:
-    model: ir.Model
-    plan: QdqPlan
-    target: QdqTarget
-    grids: QdqGrids
-    names: ValueNames = field(init=False)
-    layers: frozenset[str] = field(init=False)
-    domain: str = field(init=False)
-    nodes: dict[str, ir.Node] = field(init=False)
-    values: dict[str, ir.Value] = field(init=False)
-    scales: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
-    clamps: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        graph = self.model.graph
-        self.names, self.layers = ValueNames(self.model), frozenset(self.plan.layers)
-        self.domain = "" if default_opset(self.model) <= self.target.maximum_opset else self.target.beyond
+    def __init__(self, model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids) -> None:
+        self.model, self.plan, self.target, self.grids = model, plan, target, grids
+        self.names, self.layers = ValueNames(model), frozenset(plan.layers)
+        self.domain = "" if default_opset(model) <= target.maximum_opset else target.beyond
         if self.domain:
-            self.model.opset_imports.setdefault(self.domain, 1)
-        self.nodes = {node.name or "": node for node in graph}
-        self.values = {value.name: value for value in graph.inputs if value.name}
-        self.values |= {value.name: value for node in graph for value in node.outputs if value.name}
+            model.opset_imports.setdefault(self.domain, 1)
+        index = index_graph(model)
+        self.nodes, self.values = index.nodes, dict(index.values)
+        self.scales: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.clamps: dict[str, tuple[int, int]] = {}
 
-    def quantize_weight(self, node: ir.Node, grid: WeightGrid) -> None:
+    def quantize_weight(self, layer: Layer, grid: WeightGrid) -> None:
         """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
-        name, weight, source = node.name or "", constant_value(node.inputs[1]), node.inputs[0]
-        assert weight is not None  # the planner has looked
-        assert source is not None  # a layer has an input
-        axis, scale = self.grids.axes[name], grid.params.scale
-        bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.op_type != "MatMul" else None
+        node, weight, data = layer.node, layer.array(), self.grids.activations[name_of(layer.input)]
+        axis, scale, bias = self.grids.axes[layer.name], grid.params.scale, layer.bias
         if grid.correction is not None:
-            bias = self._corrected(node, bias, grid.correction)
+            bias = self._corrected(layer, grid.correction)
         if grid.integers is None:
             spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
             params = QParams(scale=scale, zero_point=grid.params.zero_point, spec=spec)
@@ -108,23 +95,23 @@ class _Lowering:
             integers = ir.tensor(from_kernel_rows(grid.integers, weight.shape, node))
         self._dequantized(node, 1, integers, scale, axis)
         if bias is not None and self.target.int32_bias:
-            steps_of = self.grids.activations[source.name or ""].scale * scale
+            steps_of = data.scale * scale
             steps = np.rint(bias.astype(np.float64) / steps_of.astype(np.float64)).astype(np.int32)
             self._dequantized(node, 2, ir.tensor(steps), steps_of, 0)
 
-    def _corrected(self, node: ir.Node, bias: Array | None, correction: Array) -> Array | None:
+    def _corrected(self, layer: Layer, correction: Array) -> Array | None:
         """The bias with a correction for each output channel, in the model too; a layer without bias gets one."""
-        if node.op_type == "MatMul" or (bias is not None and bias.size != correction.size):
+        bias = layer.bias
+        if layer.op_type == "MatMul" or (bias is not None and bias.size != correction.size):
             return bias
         wanted = correction if bias is None else bias + correction.reshape(bias.shape)
-        own_constant(node, 2, wanted.astype(np.float32), f"{node.name}.bias", names=self.names)
+        layer.replace_bias(wanted.astype(np.float32), names=self.names)
         return wanted.astype(np.float32)
 
     def _dequantized(self, node: ir.Node, index: int, integers: ir.TensorProtocol, scale: Array, axis: int) -> None:
         """Input `index` of `node`, an initializer of its own, becomes `integers` behind a DequantizeLinear."""
-        value = node.inputs[index]
-        assert value is not None  # the caller has read it
-        name = value.name or ""
+        value = input_of(node, index)
+        name = name_of(value)
         stored = add_initializer(self.model.graph, f"{name}.integers", integers, names=self.names)
         steps = add_initializer(self.model.graph, f"{name}.scale", scale, names=self.names)
         # ONNX Runtime has an integer Gemm only where the zero points of the weight are in the file.
@@ -145,7 +132,7 @@ class _Lowering:
 
     def absorb(self, clamp: ir.Node) -> None:
         """Leave out a Relu or Clip; where the grid of its output goes on behind its bounds, integers are clamped."""
-        name, producer = clamp.outputs[0].name or "", self.nodes[self.plan.absorbed[clamp.name or ""]]
+        name, producer = name_of(clamp.outputs[0]), self.nodes[self.plan.absorbed[name_of(clamp)]]
         self.clamps[name] = _integer_bounds(clamp, self.grids.activations[name])
         absorb(producer, clamp)
         result = producer.outputs[0]
@@ -172,7 +159,7 @@ class _Lowering:
             (use.node, use.idx)
             for use in value.uses()
             if use.node not in (nodes[0], *fence)
-            and (tensor in self.plan.integer or (use.node.name or "", use.idx) in self.plan.reads)
+            and (tensor in self.plan.integer or (name_of(use.node), use.idx) in self.plan.reads)
         ]
         producer = value.producer()
         nodes = [*fence, *nodes]
@@ -192,18 +179,18 @@ class _Lowering:
     def _is_rounded(self, value: ir.Value) -> bool:
         """Whether the target would round the weight of the float layer that makes a tensor which is quantized."""
         node = value.producer()
-        if node is not None and is_op(node, *self.target.absorbs):
-            node = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if node is None or node.name in self.layers or not is_op(node, *self.target.rounds_floats):
+        if is_op(node, *self.target.absorbs):
+            node = producer_of(node, 0)
+        if not is_op(node, *self.target.rounds_floats) or node.name in self.layers:
             return False
-        source = node.inputs[0]
-        while source is not None and (maker := source.producer()) is not None:
+        source = input_of(node, 0)
+        while (maker := source.producer()) is not None:
             if maker.op_type == "DequantizeLinear" or source.name in self.plan.integer:
                 return True
             rule = self.target.rules.get(maker.op_type)
             if rule is None or rule.output != "same":
                 return False
-            source = maker.inputs[0]
+            source = input_of(maker, 0)
         return False
 
     def _fence(self, value: ir.Value) -> ir.Node:
@@ -242,9 +229,7 @@ class _Lowering:
         """Constant operands of sums, products and concatenations, on grids of their own."""
         for name, index in sorted(self.plan.constants):
             node = self.nodes[name]
-            array, value = constant_value(node.inputs[index]), node.inputs[index]
-            assert array is not None  # the planner has looked
-            assert value is not None  # as above
+            array, value = array_of(constant_input(node, index)), input_of(node, index)
             owner = f"{value.name}.{name}.{index}"
             params = self.grids.constants[name, index]
             scale, zero_point = self._grid_initializers(owner, params)
@@ -261,9 +246,7 @@ class _Lowering:
 
     def move_to_integers(self, node: ir.Node) -> None:
         """Let an operator that moves elements work on integers: the runtime has no rule for it between Q and DQ."""
-        source, old = node.inputs[0], node.outputs[0]
-        dequantize = source.producer() if source is not None else None
-        assert dequantize is not None  # both sides of such a node are quantized
+        dequantize, old = maker_of(input_of(node, 0)), node.outputs[0]  # both sides of such a node are quantized
         quantizer = next(iter(old.uses())).node
         result = quantizer.outputs[0]
         node.replace_input_with(0, dequantize.inputs[0])
