@@ -17,7 +17,8 @@ from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.graph.read.read_qdq import Reading, has_qdq, read_qdq
+from amct_onnx.graph.read.qdq_pairs import Reading
+from amct_onnx.graph.read.read_qdq import has_qdq, read_qdq
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.to_integers import integer_bias

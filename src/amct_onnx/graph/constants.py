@@ -8,7 +8,7 @@ any data, and a tensor can be handed on as it is: see `tensors` for weights that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from amct_onnx.graph.tensors import Array, array_of, deferred, renamed, shape_of
 
 Data = npt.ArrayLike | ir.TensorProtocol
 
-# The only nodes that this module removes when nobody reads them any more.
+# The nodes that only pass on a constant.
 _CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
 _TENSORS = (ir.Tensor, ir.LazyTensor, ir.ExternalTensor)  # to ask for the protocol instead takes long
 _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
@@ -193,31 +193,31 @@ def _private_root(value: ir.Value) -> ir.Value | None:
     return None
 
 
-def remove_unused(values: Iterable[ir.Value | None]) -> bool:
+def remove_unused(values: Iterable[ir.Value | None], removable: Callable[[ir.Node], bool] = _is_link) -> bool:
     """Remove those of `values` that nobody reads, with the constants that only fed them; True if the first one went.
 
     Meant for values that the caller has just taken a use from: a model's other unused parts are not ours to remove.
-    Graph inputs, graph outputs and values of nodes that may do more than pass on a constant always stay.
+    Graph inputs, graph outputs and values of nodes that are not `removable` always stay. By default these are the nodes
+    that may do more than pass on a constant.
     """
-    gone = [value is not None and _remove_if_unused(value) for value in values]
+    gone = [_remove_if_unused(value, removable) for value in values]
     return bool(gone and gone[0])
 
 
-def _remove_if_unused(value: ir.Value) -> bool:
-    graph = value.graph
-    if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+def _remove_if_unused(value: ir.Value | None, removable: Callable[[ir.Node], bool]) -> bool:
+    graph = None if value is None else value.graph
+    if value is None or graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
         return False
     if value.is_initializer():
         del graph.initializers[name_of(value)]
         return True
     producer = value.producer()
-    if producer is None or not _is_link(producer):
+    if producer is None or not removable(producer) or any(output.uses() for output in producer.outputs):
         return False
     sources = tuple(producer.inputs)
     graph.remove(producer, safe=True)
     for source in sources:
-        if source is not None:
-            _remove_if_unused(source)
+        _remove_if_unused(source, removable)
     return True
 
 

@@ -40,11 +40,6 @@ class Layer:
         return input_of(self.node, 0)
 
     @property
-    def weight_value(self) -> ir.Value:
-        """The value that holds the weight: an initializer, or the output of a chain of constants."""
-        return input_of(self.node, 1)
-
-    @property
     def weight(self) -> ir.TensorProtocol:
         """The weight as the layer reads it; its data may be on disk. Raises ModelError where it is not constant."""
         return constant_input(self.node, 1)

@@ -25,7 +25,7 @@ _QUANTIZED_OPS = frozenset(
 )
 
 
-def default_opset(model: ir.Model) -> int:
+def default_opset(model: ir.Model | ir.Function) -> int:
     """Version of the default domain, which has two names and need not be the first import; 0 if it is not imported."""
     return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
 

@@ -88,12 +88,12 @@ class FloatModel:
             return FusedModel(source=self, model=model)
         skip = frozenset(settings.skip_fusion_layers)
         affine = fuse_affine_into_batch_norm(model, skip=skip)
-        batch_norm = fuse_batch_norm_into_conv(model, skip=skip)
+        batch_norm, infinite = fuse_batch_norm_into_conv(model, skip=skip)
         return FusedModel(
             source=self,
             model=model,
-            origins=original_nodes((*affine.fused, *batch_norm.fused)),
-            notes=tuple(f"{s.node} is not fused: {s.reason}" for s in batch_norm.skipped if "finite" in s.reason),
+            origins=original_nodes((*affine, *batch_norm)),
+            notes=tuple(f"{name} is not fused: fused weights are not finite" for name in infinite),
         )
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import input_of, is_op, name_of, optional_input
+from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import candidates
+from amct_onnx.graph.qdq_grids import commutes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
@@ -107,13 +108,8 @@ class _Planner:
             return "its second output is in use"
         if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
             return f"{self.target.name} has no integer kernel for interpolation"
-        if node.op_type == "Pad":
-            given = optional_input(node, 2)
-            fill = constant_tensor(given)
-            if node.attributes.get_string("mode", "constant") != "constant":
-                return None
-            if given is not None and (fill is None or fill.numpy().any()):
-                return "it pads with something else than zeros"
+        if node.op_type == "Pad" and not commutes(node):
+            return "it pads with something else than zeros"
         return None
 
     def _weight_reason(self, rule: QdqRule, traits: LayerTraits | None) -> str | None:

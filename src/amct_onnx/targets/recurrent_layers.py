@@ -12,9 +12,10 @@ from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.passes.decompose_recurrent import Decomposed, decompose_recurrent
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows
-from amct_onnx.graph.tensors import Array
+from amct_onnx.graph.tensors import Array, array_of
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize, is_on_grid
 from amct_onnx.numerics.settings import LayerSettings
@@ -35,7 +36,7 @@ def quantize_recurrent(node: ir.Node, entry: LayerSettings, names: ValueNames) -
         raise _bad(node, "the bias holds NaN or Inf")
     scales, lost = [], 0
     for index in (WEIGHT, RECURRENCE):
-        weight = _weight(node, index)
+        weight = array_of(constant_input(node, index))
         rows = gate_rows(weight, node.op_type, channel_wise=entry.weight.channel_wise)
         try:
             params = solve_arq(rows, QSpec(bits=_BITS, granularity=PerChannel(0)))
@@ -85,7 +86,7 @@ def _factors(node: ir.Node, record: LayerRecord, record_file: str) -> tuple[QPar
     )
     columns = []
     for index, name, scales in ((WEIGHT, "scale_w", record.scale_w), (RECURRENCE, "scale_r", record.scale_r)):
-        weight = _weight(node, index)
+        weight = array_of(constant_input(node, index))
         rows = weight.reshape(len(scales), -1)  # a row of each gate, or each gate
         if not is_on_grid(rows, _params(np.asarray(scales, np.float32), axis=0)):
             raise RecordError(
@@ -99,12 +100,6 @@ def _factors(node: ir.Node, record: LayerRecord, record_file: str) -> tuple[QPar
 def _params(scale: Array, *, axis: int) -> QParams:
     spec = QSpec(bits=_BITS, granularity=PerChannel(axis))
     return QParams(scale=scale, zero_point=np.zeros(scale.shape, np.int32), spec=spec)
-
-
-def _weight(node: ir.Node, index: int) -> Array:
-    weight = constant_value(optional_input(node, index))
-    assert weight is not None  # a planned layer's weights are constant
-    return weight
 
 
 def _bad(node: ir.Node, what: str) -> ModelError:

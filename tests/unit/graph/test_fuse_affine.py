@@ -9,7 +9,7 @@ from onnx import numpy_helper, parser
 
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
-from amct_onnx.graph.passes.fusion import Fusion, Fusions, Skipped
+from amct_onnx.graph.passes.fusion import Fusion
 
 _BN = "[bn] n = BatchNormalization (x, s, o, m, v)"
 _PARAMETERS = {
@@ -48,7 +48,7 @@ def _op_types(model: ir.Model) -> list[str]:
 @pytest.mark.parametrize("shape", [(2, 1, 1), (1, 2, 1, 1)])
 def test_mul_per_channel(operands: str, shape: tuple[int, ...]) -> None:
     model = _model(f"{_BN} [mul] y = Mul ({operands})", c=_C.reshape(shape))
-    assert fuse_affine_into_batch_norm(model) == Fusions(fused=(Fusion(kept="bn", absorbed="mul"),))
+    assert fuse_affine_into_batch_norm(model) == [Fusion(kept="bn", absorbed="mul")]
     assert _op_types(model) == ["BatchNormalization"]
     assert _parameters(model) == [[10.0, 200.0], [30.0, 400.0]]
     assert list(model.graph.initializers) == ["s", "o", "m", "v"]
@@ -69,8 +69,7 @@ def test_a_chain_folds_in_order() -> None:
         c=_C, two=np.float32(2),
     )  # fmt: skip
     result = fuse_affine_into_batch_norm(model)
-    assert [fusion.absorbed for fusion in result.fused] == ["mul", "add", "mul2"]
-    assert result.skipped == ()
+    assert [fusion.absorbed for fusion in result] == ["mul", "add", "mul2"]
     assert _op_types(model) == ["BatchNormalization", "Relu"]
     assert _parameters(model) == [[20.0, 400.0], [80.0, 1000.0]]
     assert _node(model, "bn").outputs[0].name == "n"  # no graph output: the name stays
@@ -87,15 +86,13 @@ def test_a_chain_folds_in_order() -> None:
 )
 def test_constant_that_is_not_per_channel(tail: str, constant: np.ndarray) -> None:
     model = _model(f"{_BN} {tail}", c=constant)
-    assert fuse_affine_into_batch_norm(model) == Fusions(
-        skipped=(Skipped(node="mul", reason="the constant is not per channel"),)
-    )
+    assert fuse_affine_into_batch_norm(model) == []
     assert len(model.graph) == 2
 
 
 def test_vector_as_long_as_the_channels_is_along_the_last_axis() -> None:
     model = _model(f"{_BN} [mul] y = Mul (n, c)", x="float[1,2,3,2] x", y="float[1,2,3,2] y", c=_C.reshape(2))
-    assert fuse_affine_into_batch_norm(model).fused == ()
+    assert fuse_affine_into_batch_norm(model) == []
 
 
 def test_vector_is_per_channel_on_a_matrix() -> None:
@@ -108,7 +105,7 @@ def test_vector_is_per_channel_on_a_matrix() -> None:
 def test_unknown_rank(shape: tuple[int, ...], folds: bool) -> None:
     model = _model(f"{_BN} [mul] y = Mul (n, c)", x="float x", y="float y", c=np.full(shape, 2.0, np.float32))
     model.graph.inputs[0].shape = None
-    assert (len(fuse_affine_into_batch_norm(model).fused) == 1) == folds
+    assert (len(fuse_affine_into_batch_norm(model)) == 1) == folds
 
 
 def test_rank_is_known_from_the_convolution_before() -> None:
@@ -118,25 +115,22 @@ def test_rank_is_known_from_the_convolution_before() -> None:
         x="float x", y="float y", w=np.ones((2, 1, 1, 1), np.float32), c=_C,
     )  # fmt: skip
     model.graph.inputs[0].shape = None
-    assert [fusion.absorbed for fusion in fuse_affine_into_batch_norm(model).fused] == ["mul"]
+    assert [fusion.absorbed for fusion in fuse_affine_into_batch_norm(model)] == ["mul"]
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    "body",
     [
-        (f"{_BN} [mul] p = Mul (n, c) [add] y = Add (n, p)", "the output of BatchNormalization 'bn' feeds 2 nodes"),
-        (f"{_BN} [mul] y = Mul (n, huge)", "fused parameters are not finite"),
-        (
-            "[neg] ns = Neg (s) [bn] n = BatchNormalization (x, ns, o, m, v) [mul] y = Mul (n, c)",
-            "a parameter of BatchNormalization is not constant",
-        ),
+        f"{_BN} [mul] p = Mul (n, c) [add] y = Add (n, p)",  # the output of bn feeds two nodes
+        f"{_BN} [mul] y = Mul (n, huge)",  # fused parameters are not finite
+        "[neg] ns = Neg (s) [bn] n = BatchNormalization (x, ns, o, m, v) [mul] y = Mul (n, c)",  # not constant
     ],
 )
-def test_non_matches_have_a_reason(body: str, reason: str) -> None:
+def test_non_matches_change_nothing(body: str) -> None:
     model = _model(body, c=_C, huge=np.float32(3e38))
-    before = len(model.graph)
-    assert fuse_affine_into_batch_norm(model) == Fusions(skipped=(Skipped(node="mul", reason=reason),))
-    assert len(model.graph) == before
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert fuse_affine_into_batch_norm(model) == []
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize(
@@ -152,7 +146,7 @@ def test_non_matches_have_a_reason(body: str, reason: str) -> None:
 )
 def test_no_candidates(body: str) -> None:
     model = _model(body, c=_C)
-    assert fuse_affine_into_batch_norm(model) == Fusions()
+    assert fuse_affine_into_batch_norm(model) == []
     assert len(model.graph) == 2
 
 
@@ -160,9 +154,9 @@ def test_no_candidates(body: str) -> None:
 def test_listed_batch_norm_or_convolution_keeps_what_follows(skip: str) -> None:
     body = "[conv] t = Conv (x, w) [bn] n = BatchNormalization (t, s, o, m, v) [mul] y = Mul (n, c)"
     model = _model(body, c=_C, w=np.ones((2, 2, 1, 1), np.float32))
-    assert fuse_affine_into_batch_norm(model, skip=[skip]) == Fusions()
+    assert fuse_affine_into_batch_norm(model, skip=[skip]) == []
     assert len(model.graph) == 3
-    assert len(fuse_affine_into_batch_norm(model, skip=["other"]).fused) == 1
+    assert len(fuse_affine_into_batch_norm(model, skip=["other"])) == 1
 
 
 def test_shared_parameters_and_constants_keep_their_value_elsewhere() -> None:

@@ -20,6 +20,7 @@ from amct_onnx.graph.access import graph_of, input_of, name_of, values_read
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.instrument.observers import Observer, observer_node
+from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
 _MARK = "Identity"
@@ -102,7 +103,7 @@ class _Mover:
     """Appends nodes of another graph to a model, with what they read."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._graph, self._names = model.graph, ValueNames(model)
+        self._model, self._graph, self._names = model, model.graph, ValueNames(model)
         self._node_names = {node.name for node in model.graph.all_nodes()}
 
     def bring(self, value: ir.Value) -> None:
@@ -135,17 +136,10 @@ class _Mover:
 
     def compare(self, output: ir.Value, rival: ir.Value, observer: Observer) -> None:
         """Append the observer of both."""
-        layer = observer.layers[0]
-        float32 = [self._as_float32(value, f"{layer}.{kind}") for value, kind in ((output, "float"), (rival, "int"))]
-        concat = self._append("Concat", float32, {"axis": 0}, f"{layer}.joined")
+        branches = [
+            Branch(self._model, self._new_node_name(f"{observer.layers[0]}.{kind}"), self._names)
+            for kind in ("float", "int", "joined")
+        ]
+        float32 = [branch.as_float32(value) for branch, value in zip(branches, (output, rival), strict=False)]
+        concat = branches[-1].op("Concat", float32, "concat", {"axis": 0}, ir.DataType.FLOAT)
         self._graph.append(observer_node(observer, concat, self._names))
-
-    def _as_float32(self, value: ir.Value, name: str) -> ir.Value:
-        if value.dtype == ir.DataType.FLOAT:
-            return value
-        return self._append("Cast", [value], {"to": int(ir.DataType.FLOAT)}, f"{name}.float32")
-
-    def _append(self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, int], name: str) -> ir.Value:
-        output = ir.val(self._names.new(f"{name}.output0"), dtype=ir.DataType.FLOAT)
-        self._graph.append(ir.node(op_type, inputs, attributes, name=self._new_node_name(name), outputs=[output]))
-        return output

@@ -37,9 +37,8 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     # Inputs and initializers are there before the first node.
     positions: dict[ir.Node | None, int] = {None: -1} | {node: position for position, node in enumerate(graph)}
     for name in sorted(readers, key=lambda name: positions[values[name].producer()], reverse=True):
-        value, hint = values[name], f"{name}.show"
-        if value.dtype != ir.DataType.FLOAT:
-            value = Branch(copy, hint, names).as_float32(value)
+        hint = f"{name}.show"
+        value = Branch(copy, hint, names).as_float32(values[name])
         output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
         attributes = {"input_index": readers[name]}
         graph.append(ir.node(SHOW, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))

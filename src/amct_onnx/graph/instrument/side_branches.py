@@ -35,13 +35,16 @@ class Branch:
             y.name = self._names.new(f"{self._observer}.Y")
         shape = add_initializer(self._graph, f"{self._observer}.flat", np.array([-1], np.int64), names=self._names)
         states = [value for value in (optional_input(node, HIDDEN), y) if value is not None]
-        flat = [self._op("Reshape", [v, shape], f"reshape{i}", {}, y.dtype) for i, v in enumerate(states)]
-        return self._op("Concat", flat, "concat", {"axis": 0}, y.dtype)
+        flat = [self.op("Reshape", [v, shape], f"reshape{i}", {}, y.dtype) for i, v in enumerate(states)]
+        return self.op("Concat", flat, "concat", {"axis": 0}, y.dtype)
 
     def as_float32(self, value: ir.Value) -> ir.Value:
-        return self._op("Cast", [value], "cast", {"to": int(ir.DataType.FLOAT)}, ir.DataType.FLOAT)
+        """`value`, behind a Cast where it is of another type."""
+        if value.dtype == ir.DataType.FLOAT:
+            return value
+        return self.op("Cast", [value], "cast", {"to": int(ir.DataType.FLOAT)}, ir.DataType.FLOAT)
 
-    def _op(
+    def op(
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
@@ -49,6 +52,7 @@ class Branch:
         attributes: Mapping[str, Any],
         dtype: ir.DataType | None,
     ) -> ir.Value:
+        """The output of a new node named `<observer>.<hint>`."""
         name = f"{self._observer}.{hint}"
         output = ir.val(self._names.new(f"{name}.output0"), dtype=dtype)
         self._graph.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, name_of, optional_input
-from amct_onnx.graph.constants import ValueNames, constant_tensor, constant_value
+from amct_onnx.graph.constants import ValueNames, constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer, layer_of
+from amct_onnx.graph.qdq_grids import clip_bounds
 from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import scaled_by_input_channel
 
@@ -87,9 +88,9 @@ class _Groups:
             is_op(node, *_UNARY) or (is_op(node, "Flatten") and node.attributes.get_int("axis", 1) == 1)
         )
         if passes and node.op_type == "Clip":
-            ceiling = _ceiling(node)
-            passes = ceiling is not None
-            self.ceilings[node.outputs[0]] = ceiling or 0.0
+            low, high = clip_bounds(node) or (-np.inf, np.inf)
+            passes = low == 0 and high > 0 and optional_input(node, 2) is not None
+            self.ceilings[node.outputs[0]] = high
         if (joins or passes) and not any(value.uses() for value in node.outputs[1:]):
             for value in variables:
                 self.parents[self._root(value)] = self._root(node.outputs[0])
@@ -138,20 +139,6 @@ def _is_plain(node: ir.Node) -> bool:
         return False
     count, bias = layer.output_channels, layer.bias
     return bias is None or (bias.dtype == np.float32 and bias.shape in ((count,), (1, count)))
-
-
-def _ceiling(clip: ir.Node) -> float | None:
-    """The upper bound of a Clip from 0 on, None for another Clip."""
-    bounds: list[float | None] = []
-    for index, name in ((1, "min"), (2, "max")):
-        value = optional_input(clip, index)
-        array = constant_value(value)
-        attribute = clip.attributes.get(name)
-        if value is not None and (array is None or array.size != 1):
-            return None
-        bounds.append(float(array.item()) if array is not None else attribute.as_float() if attribute else None)
-    low, high = bounds
-    return high if low == 0.0 and high is not None and high > 0 else None
 
 
 def equalize_channels(model: ir.Model, factors: Mapping[str, Floats]) -> None:

@@ -16,36 +16,24 @@ import onnx_ir as ir
 from amct_onnx.graph.access import is_op, label_of, optional_input, producer_of
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
-from amct_onnx.graph.passes.fusion import (
-    CONVOLUTIONS,
-    FUSABLE,
-    Fusion,
-    Fusions,
-    Skipped,
-    absorb,
-    why_not_affine,
-    why_shared,
-)
+from amct_onnx.graph.passes.fusion import CONVOLUTIONS, FUSABLE, Fusion, absorb, feeds_only, is_affine
 from amct_onnx.graph.tensors import Array
 
 
-def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) -> Fusions:
+def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) -> list[Fusion]:
     """Fold every Mul and Add by a constant right after a BatchNormalization into it, in all graphs of the model.
 
     `skip` names nodes of skip_fusion_layers: a BatchNormalization that is listed, or whose convolution is, keeps what
-    follows it.
+    follows it. Returns what was fused, in graph order.
     """
     opset, names = default_opset(model), ValueNames(model)
     fused: list[Fusion] = []
-    skipped: list[Skipped] = []
     for graph in list(model.graphs()):
         for batch_norm in list(graph):
             if is_op(batch_norm, "BatchNormalization") and not _is_listed(batch_norm, skip):
-                while isinstance(outcome := _fold_next(batch_norm, opset, names), Fusion):
-                    fused.append(outcome)
-                if outcome is not None:
-                    skipped.append(outcome)
-    return Fusions(fused=tuple(fused), skipped=tuple(skipped))
+                while (fusion := _fold_next(batch_norm, opset, names)) is not None:
+                    fused.append(fusion)
+    return fused
 
 
 def _is_listed(batch_norm: ir.Node, skip: Collection[str]) -> bool:
@@ -53,24 +41,21 @@ def _is_listed(batch_norm: ir.Node, skip: Collection[str]) -> bool:
     return batch_norm.name in skip or (is_op(producer, *CONVOLUTIONS) and producer.name in skip)
 
 
-def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | Skipped | None:
-    """Fold the node after `batch_norm`; None when it is no candidate at all."""
+def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | None:
+    """Fold the node after `batch_norm`; None when it cannot be folded."""
     consumers = batch_norm.outputs[0].consumers()
     follower = consumers[0] if consumers else None
-    if not is_op(follower, "Mul", "Add") or why_not_affine(batch_norm, opset) is not None:
+    if not is_op(follower, "Mul", "Add") or not is_affine(batch_norm, opset):
         return None
     operand = constant_value(next((v for v in follower.inputs if v is not batch_norm.outputs[0]), None))
-    if operand is None:
+    if operand is None or not feeds_only(batch_norm, follower):
         return None
-    reason = why_shared(batch_norm, follower)
-    if reason is not None:
-        return Skipped(node=label_of(follower), reason=reason)
     scale, shift = (constant_value(optional_input(batch_norm, index)) for index in (1, 2))
     if scale is None or shift is None or scale.ndim != 1 or scale.shape != shift.shape:
-        return Skipped(node=label_of(follower), reason="a parameter of BatchNormalization is not constant")
+        return None
     factor = _per_channel(operand, scale.size, _rank(batch_norm))
     if factor is None or {"axis", "broadcast"} & set(follower.attributes):  # attributes of opset < 7: other rules
-        return Skipped(node=label_of(follower), reason="the constant is not per channel")
+        return None
     with np.errstate(all="ignore"):
         new_scale, new_shift = scale.astype(np.float64), shift.astype(np.float64)
         if follower.op_type == "Mul":
@@ -79,7 +64,7 @@ def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | S
             new_shift = new_shift + factor
         rounded = new_scale.astype(scale.dtype), new_shift.astype(shift.dtype)
         if not all(np.isfinite(array.astype(np.float64)).all() for array in rounded):
-            return Skipped(node=label_of(follower), reason="fused parameters are not finite")
+            return None
     for index, array in enumerate(rounded, start=1):
         hint = f"{label_of(batch_norm)}.{'scale' if index == 1 else 'bias'}"
         own_constant(batch_norm, index, array, hint, names=names)

@@ -1,4 +1,4 @@
-"""Shared by both fusions of batch normalization: their results, and when two nodes may be fused (spec section 7.1)."""
+"""Shared by both fusions of batch normalization: what they tell, and when two nodes may be fused (spec section 7.1)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,6 @@ class Fusion:
     absorbed: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A node that looked like a candidate and was left alone, and why."""
-
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fusions:
-    """The result of a fusing pass, each part in graph order."""
-
-    fused: tuple[Fusion, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-
-
 def original_nodes(fusions: Iterable[Fusion]) -> dict[str, tuple[str, ...]]:
     """For each node that absorbed others: the original nodes that it stands for, in the order of the data.
 
@@ -58,43 +42,34 @@ def fusable_nodes(model: ir.Model) -> frozenset[str]:
     return frozenset(node.name for graph in model.graphs() for node in graph if node.name and is_op(node, *FUSABLE))
 
 
-def why_shared(node: ir.Node, consumer: ir.Node) -> str | None:
-    """Why the output of `node` is not for `consumer` alone, None when it is."""
+def feeds_only(node: ir.Node, consumer: ir.Node) -> bool:
+    """Whether the output of `node` is for `consumer` alone, a node of the same graph."""
     output = node.outputs[0]
-    subject = f"the output of {node.op_type} '{node.name}'"
-    if consumer.graph is not node.graph:
-        return f"{subject} is used in a subgraph"
-    if output.is_graph_output():
-        return f"{subject} is a graph output"
-    if len(output.uses()) != 1:
-        return f"{subject} feeds {len(output.consumers())} nodes"
-    return None
+    return consumer.graph is node.graph and not output.is_graph_output() and len(output.uses()) == 1
 
 
-def why_not_affine(batch_norm: ir.Node, opset: int) -> str | None:
-    """Why a BatchNormalization is not a fixed scale and shift for each channel, None when it is."""
+def is_affine(batch_norm: ir.Node, opset: int) -> bool:
+    """Whether a BatchNormalization is a fixed scale and shift for each channel."""
     attributes = batch_norm.attributes
     extra = [value for value in batch_norm.outputs[1:] if value.name]
     # Before opset 7 the mode is an attribute, up to 13 the mere presence of more outputs, then an attribute again.
     training = attributes.get_int("is_test", 0) == 0 if opset < 7 else attributes.get_int("training_mode", 0) != 0
     if training or (opset < 14 and extra):
-        return "BatchNormalization is in training mode"
+        return False
     if any(value.uses() or value.is_graph_output() for value in extra):
-        return "BatchNormalization has more than one output in use"
-    if opset < 9 and attributes.get_int("spatial", 1) != 1:
-        return "BatchNormalization is not per channel (spatial=0)"
-    return None
+        return False
+    return opset >= 9 or attributes.get_int("spatial", 1) == 1
 
 
-def parameters_of(batch_norm: ir.Node) -> tuple[Array, Array, Array, Array] | str:
-    """scale, B, mean and variance in float64, each of shape [C], or why they are not known."""
+def parameters_of(batch_norm: ir.Node) -> tuple[Array, Array, Array, Array] | None:
+    """scale, B, mean and variance in float64, each of shape [C]; None where they are not known."""
     arrays = [constant_value(optional_input(batch_norm, index)) for index in range(1, 5)]
     known = [array.astype(np.float64) for array in arrays if array is not None]
     if len(known) < 4:
-        return "a parameter of BatchNormalization is not constant"
+        return None
     scale, shift, mean, variance = known
     if scale.ndim != 1 or any(array.shape != scale.shape for array in known):
-        return "the parameters of BatchNormalization differ in shape"
+        return None
     return scale, shift, mean, variance
 
 

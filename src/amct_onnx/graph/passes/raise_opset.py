@@ -58,7 +58,7 @@ def raise_opset(model: ir.Model, version: int) -> None:
         )
     functions = [function for function in model.functions.values() if _is_lower(function)]
     for function in functions:
-        _check(function.all_nodes(), _version(function.opset_imports), f"function {function.name}")
+        _check(function.all_nodes(), default_opset(function), f"function {function.name}")
     _check(model.graph.all_nodes(), current, "the graph")
 
     lift_ir3(model)
@@ -70,13 +70,9 @@ def raise_opset(model: ir.Model, version: int) -> None:
     _import(model.opset_imports)
 
 
-def _version(imports: dict[str, int]) -> int:
-    return imports.get("", imports.get("ai.onnx", 0))
-
-
 def _is_lower(function: ir.Function) -> bool:
     """The function has operators of the default domain, at a version that has to be raised."""
-    version = _version(function.opset_imports)
+    version = default_opset(function)
     if version and version < _LOWEST:
         raise ModelError(
             f"Function {function.name} of the model is of opset {version}; only opset 11 and 12 can be raised here: "

@@ -38,7 +38,12 @@ _RESHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSp
 _MOVES = frozenset((*_RESHAPE, "Slice", "Split", "Gather", "Expand", "Tile"))
 _POOLS = ("AveragePool", "GlobalAveragePool")
 _INT16_READER = "it reads an int16 tensor, which only Conv, ConvTranspose and Gemm with constant weights do here"
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *_POOLS)
+_LINEAR: dict[str, Callable[..., ir.Value]] = {
+    "Conv": ops.conv,
+    "ConvTranspose": ops.conv_transpose,
+    "Gemm": ops.gemm,
+}
+_LAYERS = (*_LINEAR, "MatMul", *_POOLS)
 
 
 def has_ascend_operators(model: ir.Model) -> bool:
@@ -186,9 +191,8 @@ class _Lifter:
     def _lift_layer(self, node: ir.Node) -> None:
         a = self._quantized.get(self._data(node))
         second = optional_input(node, 1)
-        b = None if second is None else self._quantized.get(second)
+        b, weight = None if second is None else self._quantized.get(second), constant_value(second)
         if a is None and (b is None or node.op_type != "MatMul"):
-            weight = constant_value(optional_input(node, 1))
             if b is not None or (weight is not None and weight.dtype == np.int8):
                 raise unsupported(node, "its weight is int8 and its input is not the output of an AscendQuant")
             return  # a float layer
@@ -205,20 +209,16 @@ class _Lifter:
             if "kernel_shape" in node.attributes:
                 self._ranks[result] = 2 + len(node.attributes.get_ints("kernel_shape"))
         else:
-            layer = ops.conv if node.op_type == "Conv" else ops.conv_transpose
-            result = layer(self._emit, node, a)
-        weight = constant_value(optional_input(node, 1))
+            result = _LINEAR[node.op_type](self._emit, node, a)
         if node.op_type == "Gemm" or (weight is not None and node.op_type != "MatMul"):
             self._ranks[result] = 2 if weight is None else weight.ndim
         self._replace(node, result)
 
     def _lift_wide(self, node: ir.Node, a: Quantized | None, b: Quantized | None) -> ir.Value:
         """A layer on int16: 2^8 times the layer on the high bytes, plus the layer on the low ones with the bias."""
-        layers: dict[str, Callable[..., ir.Value]]
-        layers = {"Conv": ops.conv, "ConvTranspose": ops.conv_transpose, "Gemm": ops.gemm}
-        if node.op_type not in layers or a is None or a.low is None or b is not None:
+        if node.op_type not in _LINEAR or a is None or a.low is None or b is not None:
             raise unsupported(node, _INT16_READER)
-        layer = layers[node.op_type]
+        layer = _LINEAR[node.op_type]
         high = self._emit.op("Mul", [layer(self._emit, node, a, bias=False), self._emit.constant(np.int32(256), "up")])
         return self._emit.op("Add", [high, layer(self._emit, node, a.low)])
 
@@ -237,7 +237,7 @@ class _Lifter:
             self._lift_monotone(node)
         elif node.op_type in ("Shape", "Size"):
             x = self._quantized[self._data(node)]
-            self._replace(node, self._emit.op(node.op_type, [x.value], list(node.attributes.values())))
+            self._replace(node, self._emit.op(node.op_type, [x.value], node.attributes))
         else:
             raise unsupported(node, "it reads an int8 tensor and has no integer form here")
 
@@ -246,7 +246,7 @@ class _Lifter:
         known = [part for part in parts if part is not None]
         if len(known) != len(parts) or len({(part.scale, part.zero_point) for part in known}) > 1:
             raise unsupported(node, "it joins tensors that are not quantized with the same scale and offset")
-        value = self._emit.op("Concat", [part.value for part in known], list(node.attributes.values()))
+        value = self._emit.op("Concat", [part.value for part in known], node.attributes)
         self._set_quantized(node, [value], known[0])
 
     def _lift_pad(self, node: ir.Node) -> None:
@@ -259,7 +259,7 @@ class _Lifter:
             if given is not None and (fill is None or fill.size != 1 or fill.item() != 0):
                 raise unsupported(node, "it pads an int8 tensor with something else than the constant 0")
             inputs[2:3] = [self._emit.zero_point(x.zero_point)]
-        value = self._emit.op("Pad", inputs, list(node.attributes.values()))
+        value = self._emit.op("Pad", inputs, node.attributes)
         self._set_quantized(node, [value], x)
 
     def _lift_monotone(self, node: ir.Node) -> None:
@@ -270,19 +270,14 @@ class _Lifter:
             largest = self._emit.op("Max", [plain, self._emit.constant(np.float32(x.zero_point), "zero")])
         else:
             count = len(node.outputs)
-            largest = self._emit.op("MaxPool", [plain], list(node.attributes.values()), outputs=count)
+            largest = self._emit.op("MaxPool", [plain], node.attributes, outputs=count)
             if count > 1:
                 self._take_place(node.outputs[1], maker_of(largest).outputs[1])
         value = self._emit.op("Cast", [largest], {"to": int(ir.DataType.UINT8)})
         self._set_quantized(node, [value], x)
 
     def _clone_quantized(self, node: ir.Node, x: Quantized) -> None:
-        first = self._emit.op(
-            node.op_type,
-            [x.value, *node.inputs[1:]],
-            list(node.attributes.values()),
-            outputs=len(node.outputs),
-        )
+        first = self._emit.op(node.op_type, [x.value, *node.inputs[1:]], node.attributes, outputs=len(node.outputs))
         self._set_quantized(node, list(maker_of(first).outputs), x)
 
     # Shared parts

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import graph_of, input_of, label_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
 from amct_onnx.graph.layer_view import constant_input
+from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.tensors import Array, array_of, deferred
 
 _INT8_TO_UINT8 = np.uint8(0x80)
@@ -61,8 +63,7 @@ class Emitter:
         self._names = ValueNames(model)
         self._anchor: ir.Node  # `at` gives it
         self._weights: dict[tuple[ir.Value, str], ir.Value] = {}
-        imports = model.opset_imports
-        self.opset: int = imports.get("", imports.get("ai.onnx", 1))
+        self.opset = default_opset(model) or 1
 
     def at(self, node: ir.Node) -> None:
         """Write the next nodes in front of `node`."""
@@ -72,14 +73,14 @@ class Emitter:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, Any] | Sequence[ir.Attr] = (),
+        attributes: Mapping[str, Any] = MappingProxyType({}),
         *,
         outputs: int = 1,
         domain: str = "",
     ) -> ir.Value:
         """One new node, of the default domain or of version 1 of another; its first output."""
-        attrs = ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else attributes
         base = f"{label_of(self._anchor)}.{op_type}"
+        attrs = ir.convenience.convert_attributes(attributes)
         node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=base)
         if domain:
             self._imports.setdefault(domain, 1)
@@ -119,11 +120,6 @@ class Emitter:
             self._weights[key] = add_initializer(self._graph, name, shifted, names=self._names)
         return self._weights[key]
 
-    def as_float(self, x: Quantized) -> ir.Value:
-        """The integers `u - zero_point` as float32, exactly."""
-        plain = self.op("Cast", [x.value], {"to": int(ir.DataType.FLOAT)})
-        return self.op("Sub", [plain, self.constant(np.float32(x.zero_point), "zero_point")])
-
     def unsqueeze(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
         if self.opset < 13:  # the axes moved from the attribute to an input
             return self.op("Unsqueeze", [value], {"axes": list(axes)})
@@ -136,16 +132,8 @@ def conv(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = True) -> ir
     ConvInteger pads with its input's zero point, so padding is the integer 0.
     """
     weight = _int8_weight(node)
-    product = emit.op(
-        "ConvInteger",
-        [
-            x.value,
-            emit.weight(node, 1, "plain"),
-            emit.zero_point(x.zero_point),
-            emit.zero_point(WEIGHT_ZERO_POINT),
-        ],
-        list(node.attributes.values()),
-    )
+    right = emit.weight(node, 1, "plain")
+    product = _product(emit, "ConvInteger", (x.value, x.zero_point), (right, WEIGHT_ZERO_POINT), node.attributes)
     return _add_channel_bias(emit, node, product, weight.ndim) if bias else product
 
 
@@ -179,16 +167,9 @@ def conv_transpose(emit: Emitter, node: ir.Node, x: Quantized, *, bias: bool = T
     if min(before + after) < 0:
         value = _pad_and_crop(emit, value, x.zero_point, before, after)
         before, after = [0] * rank, [0] * rank
-    product = emit.op(
-        "ConvInteger",
-        [
-            value,
-            emit.weight(node, 1, f"transposed in {group} groups", lambda w: _turned(w, group)),
-            emit.zero_point(x.zero_point),
-            emit.zero_point(WEIGHT_ZERO_POINT),
-        ],
-        {"group": group, "dilations": dilations, "pads": before + after},
-    )
+    right = emit.weight(node, 1, f"transposed in {group} groups", lambda w: _turned(w, group))
+    attributes = {"group": group, "dilations": dilations, "pads": before + after}
+    product = _product(emit, "ConvInteger", (value, x.zero_point), (right, WEIGHT_ZERO_POINT), attributes)
     if out_shape:
         product = _cut(emit, product, out_shape[-rank:], centre_low=auto_pad == "SAME_UPPER")
     return _add_channel_bias(emit, node, product, weight.ndim) if bias else product
@@ -210,7 +191,7 @@ def gemm(emit: Emitter, node: ir.Node, a: Quantized, b: Quantized | None = None,
     else:
         right = emit.op("Transpose", [b.value], {"perm": [1, 0]}) if turn else b.value
         zero_point = b.zero_point
-    product = _matmul_integer(emit, a.value, a.zero_point, right, zero_point)
+    product = _product(emit, "MatMulInteger", (a.value, a.zero_point), (right, zero_point))
     constant = optional_input(node, 2) if bias else None
     if constant is None:
         return product
@@ -226,16 +207,25 @@ def matmul(emit: Emitter, node: ir.Node, a: Quantized | None, b: Quantized | Non
             sides.append((emit.weight(node, index, "plain"), WEIGHT_ZERO_POINT))
         else:
             sides.append((side.value, side.zero_point))
-    return _matmul_integer(emit, *sides[0], *sides[1])
+    return _product(emit, "MatMulInteger", sides[0], sides[1])
 
 
 def pool(emit: Emitter, node: ir.Node, x: Quantized) -> ir.Value:
     """AveragePool -> the same pooling of the integers in float32: their sums are exact, the mean is not an integer."""
-    return emit.op(node.op_type, [emit.as_float(x)], list(node.attributes.values()))
+    plain = emit.op("Cast", [x.value], {"to": int(ir.DataType.FLOAT)})
+    integers = emit.op("Sub", [plain, emit.constant(np.float32(x.zero_point), "zero_point")])
+    return emit.op(node.op_type, [integers], node.attributes)
 
 
-def _matmul_integer(emit: Emitter, a: ir.Value, a_zero: int, b: ir.Value, b_zero: int) -> ir.Value:
-    return emit.op("MatMulInteger", [a, b, emit.zero_point(a_zero), emit.zero_point(b_zero)])
+def _product(
+    emit: Emitter,
+    op_type: str,
+    a: tuple[ir.Value, int],
+    b: tuple[ir.Value, int],
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> ir.Value:
+    """An operator on integers, each operand with its zero point."""
+    return emit.op(op_type, [a[0], b[0], emit.zero_point(a[1]), emit.zero_point(b[1])], attributes)
 
 
 def _int8_weight(node: ir.Node, index: int = 1) -> npt.NDArray[np.int8]:

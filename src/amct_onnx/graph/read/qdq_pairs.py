@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of, producer_of
-from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.graph.constants import ValueNames, add_initializer, remove_unused
 from amct_onnx.graph.qdq_grids import (
     activation_params,
     clip_bounds,
@@ -27,13 +27,18 @@ from amct_onnx.values.layers import Kept, QuantizedLayer, QuantizedOutput, Quant
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Results in graph order. `origins`: the original nodes behind each marker."""
+class Reading:
+    """What a model held, each part in graph order.
 
+    `origins`: the original nodes behind each marker. `rescaled`: the layers with a Mul of columns behind them.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
     tensors: tuple[QuantizedTensor, ...]
     outputs: tuple[QuantizedOutput, ...]
     kept: tuple[Kept, ...]
     origins: dict[str, tuple[str, ...]]
+    rescaled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class _Pair:
     high: np.float32 | None = None
 
 
-def read_pairs(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> Pairs:
+def read_pairs(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> Reading:
     """Take the pairs of the main graph out of `model`, in place. `layers` are those that will be quantized."""
     return _Reader(model, layers).run()
 
@@ -61,7 +66,7 @@ class _Reader:
         self._origins: dict[str, tuple[str, ...]] = {}
         self._reasons: dict[str, str] = {}
 
-    def run(self) -> Pairs:
+    def run(self) -> Reading:
         for node in list(self._graph):
             if is_dequantize(node):
                 pair = self._pair(node)
@@ -70,7 +75,8 @@ class _Reader:
                 else:
                     self._take(node, pair)
         outputs = [output for node in self._graph if (output := self._output(node)) is not None]
-        return Pairs(
+        return Reading(
+            layers=tuple(self._layers.values()),
             tensors=tuple(self._tensors),
             outputs=tuple(outputs),
             kept=self._kept({output.node for output in outputs}),
@@ -252,17 +258,4 @@ _FEEDERS = (
 
 def sweep(value: ir.Value | None) -> None:
     """Remove what makes `value` if nobody reads it, as far as it is quantization or a constant that fed it."""
-    pending = [value]
-    while pending:
-        gone = pending.pop()
-        if gone is None or gone.graph is None or gone.uses() or gone.is_graph_output() or gone.is_graph_input():
-            continue
-        if gone.is_initializer():
-            del gone.graph.initializers[name_of(gone)]
-            continue
-        node = gone.producer()
-        if node is None or node.graph is None or any(output.uses() for output in node.outputs):
-            continue
-        if is_quantize(node) or is_dequantize(node) or is_op(node, *_FEEDERS):
-            pending.extend(node.inputs)
-            node.graph.remove(node, safe=True)
+    remove_unused((value,), lambda node: is_quantize(node) or is_dequantize(node) or is_op(node, *_FEEDERS))

@@ -17,7 +17,7 @@ stays as it is, with a reason, and computes what it did.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +38,12 @@ from amct_onnx.graph.qdq_grids import (
     is_dequantize,
     is_quantize,
 )
-from amct_onnx.graph.read.qdq_pairs import read_pairs, sweep
+from amct_onnx.graph.read.qdq_pairs import Reading, read_pairs, sweep
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import channel_rows
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
-from amct_onnx.values.layers import Kept, LayerTraits, QuantizedLayer, QuantizedOutput, QuantizedTensor
+from amct_onnx.values.layers import Kept, LayerTraits, QuantizedLayer
 
 # How far the scale of a stored int32 bias may be from scale_d * scale_w: a few units of the last place.
 _SCALE_TOLERANCE = 1e-6
@@ -54,32 +54,13 @@ Judge = Callable[[LayerTraits], LayerTraits]
 Refuse = Callable[[ir.Node, QuantizedLayer], str | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the model held, each part in graph order. `rescaled` names the layers with a Mul of columns behind them."""
-
-    layers: tuple[QuantizedLayer, ...]
-    tensors: tuple[QuantizedTensor, ...]
-    outputs: tuple[QuantizedOutput, ...]
-    kept: tuple[Kept, ...]
-    origins: dict[str, tuple[str, ...]]
-    rescaled: tuple[str, ...]
-
-
 def read_qdq(model: ir.Model, judge: Judge, refuse: Refuse) -> Reading:
     """Read and remove the quantization of `model`, in place. Every node of the model has a name of its own."""
     constants = _take_constants(model)
     _fold_constants(model)
     layers, kept, rescaled = _read_layers(model, constants, judge, refuse)
-    pairs = read_pairs(model, layers)
-    return Reading(
-        layers=tuple(layers.values()),
-        tensors=pairs.tensors,
-        outputs=pairs.outputs,
-        kept=(*kept, *pairs.kept),
-        origins=pairs.origins,
-        rescaled=rescaled,
-    )
+    reading = read_pairs(model, layers)
+    return replace(reading, kept=(*kept, *reading.kept), rescaled=rescaled)
 
 
 def has_qdq(model: ir.Model) -> bool:
@@ -314,18 +295,11 @@ def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> No
 
 def _multiply_columns(model: ir.Model, node: ir.Node, ratios: npt.NDArray[np.float32], names: ValueNames) -> None:
     """Put a Mul by `ratios` behind a layer."""
-    graph, inner = model.graph, node.outputs[0]
-    name = f"{node.name}.columns"
-    ratio = add_initializer(graph, f"{name}.factor", ratios, names=names)
-    # The constant first: see targets/simulation.py.
+    inner, name = node.outputs[0], f"{node.name}.columns"
+    ratio = add_initializer(model.graph, f"{name}.factor", ratios, names=names)
     result = ir.val(names.new(f"{name}.output0"), type=inner.type, shape=inner.shape)
-    multiply = ir.node("Mul", [ratio, inner], name=name, outputs=[result])
-    graph.insert_after(node, multiply)
     if inner.is_graph_output():
         result.name, inner.name = inner.name, result.name
-    for use in list(inner.uses()):
-        if use.node is not multiply:
-            use.node.replace_input_with(use.idx, result)
-    for index, output in enumerate(graph.outputs):
-        if output is inner:
-            graph.outputs[index] = result
+    inner.replace_all_uses_with(result, replace_graph_outputs=True)
+    # The constant first: see targets/simulation.py.
+    model.graph.insert_after(node, ir.node("Mul", [ratio, inner], name=name, outputs=[result]))
