@@ -15,6 +15,7 @@ from amct_onnx.numerics.grid import FLT_EPSILON
 Floats = npt.NDArray[np.float32]
 
 _SILENT = 1e-6  # of the largest magnitude: channels below it count as this
+_ROOM = 1.25  # between the largest magnitude that was seen and a bound that clips: other data has larger ones
 _LEAST_FACTOR = 1 / 64
 _MEAN_SQUARE = 1 / 20  # of a channel, as a share of its largest square: what activations have, roughly
 
@@ -50,15 +51,13 @@ def dmq_factors(activation: npt.ArrayLike, weight: npt.ArrayLike, strength: floa
     return rounded
 
 
-def equalizing_factors(
-    magnitudes: Sequence[Floats], *, strength: float, ceiling: float = np.inf, margin: float = 1.25
-) -> Floats:
+def equalizing_factors(magnitudes: Sequence[Floats], *, strength: float, ceiling: float = np.inf) -> Floats:
     """float32[C] in (0, 1], of which the largest is 1: channel c of some tensors is to be divided by f[c].
 
     magnitudes: [C] of each tensor, the largest magnitude of each channel, finite and >= 0. f = r^strength, where r is
     the geometric mean over the tensors of magnitude / largest magnitude of that tensor: with strength 1 all channels of
     a single tensor get one range, with less the weights behind it keep some of theirs. ceiling: what divided tensors
-    are clipped at; then no f is so small that less than `margin` times the magnitude gets through.
+    are clipped at; then no f is so small that less than 1.25 times the magnitude gets through.
 
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1, with
     ranges of activations from data in place of those of weights: the latter have a scale for each channel here.
@@ -70,7 +69,7 @@ def equalizing_factors(
         if values.max(initial=0.0) < FLT_EPSILON:
             continue
         logs += np.log(np.maximum(values / values.max(), _SILENT)) / len(magnitudes)
-        least = np.maximum(least, margin * values / ceiling)
+        least = np.maximum(least, _ROOM * values / ceiling)
     factors = np.maximum(np.exp(strength * logs), _LEAST_FACTOR)
     factors = np.maximum(factors / factors.max(initial=_LEAST_FACTOR), np.minimum(least, 1.0))
     rounded: Floats = factors.astype(np.float32)
