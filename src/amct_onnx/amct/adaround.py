@@ -13,7 +13,6 @@ from functools import partial
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import RecordError
@@ -23,8 +22,9 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.float_weights import keep_float_weight, layer_columns, take_float_weights
-from amct_onnx.graph.tensors import Array, array_of, deferred
+from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_output_rows, output_rows, output_rows_shape, row_scales
+from amct_onnx.numerics.arrays import Array, Int8s
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.im2col import LayerColumns
 from amct_onnx.numerics.rounding import dequantize
@@ -35,8 +35,6 @@ from amct_onnx.progress import Progress
 from amct_onnx.run.round_layers import RoundingJob, round_layers
 from amct_onnx.run.threads import processors
 from amct_onnx.values.layers import QuantizedLayer, QuantPlan
-
-Integers = npt.NDArray[np.int8]
 
 MEMORY_BUDGET = 512 << 20  # bytes of all Gram matrices of a calibration
 _BYTES_OF_AN_ENTRY = 16  # two int64 sums, see numerics/statistics/moments.py
@@ -88,7 +86,7 @@ class _Outcome:
     """
 
     layer: str
-    integers: Integers
+    integers: Int8s
     nearest: float
     learned: float
     few_columns: bool
@@ -104,9 +102,9 @@ def finish_rounding(
     observers: Sequence[Observer],
     layers: Sequence[QuantizedLayer],
     record_file: str,
-    known: Mapping[str, Integers] | None,
+    known: Mapping[str, Int8s] | None,
     progress: Progress,
-) -> Mapping[str, Integers]:
+) -> Mapping[str, Int8s]:
     """Give the layers that were observed for it weights of learned rounding, in place, and say what was learned.
 
     `known`: what this gave for the same calibration, so that nothing is learned again. The result has the integers of
@@ -132,7 +130,7 @@ def finish_rounding(
     return known
 
 
-def _store(layer: Layer, params: QParams, integers: Integers, names: ValueNames) -> None:
+def _store(layer: Layer, params: QParams, integers: Int8s, names: ValueNames) -> None:
     """Give a layer the weight of these integers."""
     node, shape = layer.node, layer.shape
 
@@ -172,7 +170,7 @@ class _Job:
         )
 
 
-def _learn(jobs: Sequence[_Job], record_file: str, calibration: str, progress: Progress) -> dict[str, Integers]:
+def _learn(jobs: Sequence[_Job], record_file: str, calibration: str, progress: Progress) -> dict[str, Int8s]:
     """Learn the rounding of all layers from the moments beside the record, and report on it.
 
     The largest layers come first, on as many threads as there are processors and memory for.

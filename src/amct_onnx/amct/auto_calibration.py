@@ -14,9 +14,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from amct_onnx.amct.auto_control import CONFIG_FILE, AccuracyBasedAutoCalibrationBase
 from amct_onnx.amct.calibration_model import write_calibration_model
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
@@ -27,12 +24,12 @@ from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchE
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.files.record import read_notes
 from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.observe.calibration import begin
 from amct_onnx.observe.comparison import comparing
 from amct_onnx.progress import show_on_terminal, shown_on_terminal
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 
-Floats = npt.NDArray[np.float32]
 _BEIJING = timezone(timedelta(hours=8))  # AMCT's clock
 
 

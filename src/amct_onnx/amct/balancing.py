@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import AmctError, ModelError, RecordError
@@ -21,12 +20,11 @@ from amct_onnx.files.record import check_record, read_calibration, read_notes, r
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.passes.balance import balance_factors, channel_axis, weight_maxima
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.settings import LayerSettings, Settings
 from amct_onnx.observe.calibration import finish
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord
 from amct_onnx.values.observer_tasks import Balance
-
-Floats = npt.NDArray[np.float32]
 
 # A user may shorten the decimals of a factor; more is another factor than the one in the model.
 _FACTOR_TOLERANCE = 1e-5

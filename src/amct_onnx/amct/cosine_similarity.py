@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.amct.interfaces import SensitivityBase
+from amct_onnx.numerics.arrays import Floats
 
 _BLOCK = 1 << 14  # elements that stay in a fast cache as float64
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 14  # elements that stay in a fast cache as float64
 class CosineSimilaritySensitivity(SensitivityBase):
     """(1 + cos) / 2 of the flattened arrays: 1 for the same direction, 0 for the opposite one."""
 
-    def compare(self, data: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    def compare(self, data: Floats, other: Floats) -> float:
         a, b = np.ravel(data), np.ravel(other)
         products = np.zeros(3)
         for start in range(0, a.size, _BLOCK):

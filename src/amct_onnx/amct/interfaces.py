@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from amct_onnx.numerics.arrays import Floats
 
 
 class AutoCalibrationEvaluatorBase:
@@ -52,6 +51,6 @@ class AutoCalibrationStrategyBase:
 class SensitivityBase:
     """Measures how near a layer's output after quantization is to the one before."""
 
-    def compare(self, data: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    def compare(self, data: Floats, other: Floats) -> float:
         """Two float32 arrays of one shape, the float output and the quantized one: the larger, the nearer."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.amct.adaround import Integers, finish_rounding
+from amct_onnx.amct.adaround import finish_rounding
 from amct_onnx.amct.balancing import check_balanced
 from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError
@@ -18,6 +18,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import channel_rows
+from amct_onnx.numerics.arrays import Int8s
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
 from amct_onnx.plan.ascend_layers import graph_facts
@@ -70,7 +71,7 @@ def assemble(
     records: Mapping[str, LayerRecord],
     record_file: str,
     *,
-    rounding: Mapping[str, Integers] | None = None,
+    rounding: Mapping[str, Int8s] | None = None,
     progress: Progress = silent,
 ) -> AscendModel:
     """The layers of `observers`, taken out of the calibration model `model`, with their factors of `record_file`.

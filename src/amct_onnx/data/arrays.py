@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import DataError
-
-Array = npt.NDArray[Any]
+from amct_onnx.numerics.arrays import Array, Uint8s
 
 
 class SampleArray(Protocol):
@@ -113,7 +111,7 @@ class NpzArray:
                 count = min(size, rows - start)
                 yield self._read(stream, count * row).view(dtype).reshape(count, *self.shape[1:])
 
-    def _read(self, stream: IO[bytes], count: int) -> npt.NDArray[np.uint8]:
+    def _read(self, stream: IO[bytes], count: int) -> Uint8s:
         data = np.empty(count * self.dtype.itemsize, np.uint8)
         position = 0
         try:

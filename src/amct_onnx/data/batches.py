@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Feed
 
-Array = npt.NDArray[Any]
-Feed = dict[str, Array]
 Note = Callable[[str], None]
 
 _USUAL_ELEMENTS = 4 * 3 * 224 * 224  # of all inputs in a batch whose size nobody says: four common images
@@ -80,15 +77,14 @@ class BatchRule:
         names = self.names(arrays)
         return {name: array[first:last] if name in names else array for name, array in arrays.items()}
 
-    def count(self, arrays: Mapping[str, Array]) -> int:
+    def count(self, arrays: Feed) -> int:
         """How many samples `sample` can take of a feed: 1 if the model fixes the batch, or has none."""
-        names = frozenset() if self.fixed is not None else self.names(dict(arrays))
+        names = frozenset() if self.fixed is not None else self.names(arrays)
         return min((arrays[name].shape[0] for name in names), default=1)
 
-    def sample(self, arrays: Mapping[str, Array], index: int) -> Feed:
+    def sample(self, arrays: Feed, index: int) -> Feed:
         """A copy of one sample, as a batch of one. If the model fixes the batch, it is a copy of the whole feed."""
-        feed = dict(arrays)
-        feed = feed if self.fixed is not None else self.cut(feed, index, index + 1)
+        feed = arrays if self.fixed is not None else self.cut(arrays, index, index + 1)
         return {name: np.array(array) for name, array in feed.items()}
 
 
@@ -161,7 +157,7 @@ def rebatch(chunks: Iterable[Chunk], rule: BatchRule, size: int, note: Note) -> 
         raise DataError(too_few_text(rows, size))
 
 
-def joined(feeds: Sequence[Mapping[str, Array]], rule: BatchRule, size: int) -> list[Feed]:
+def joined(feeds: Sequence[Feed], rule: BatchRule, size: int) -> list[Feed]:
     """Samples that `BatchRule.sample` made, in batches of up to `size`. They stay as they are if the batch is fixed."""
     if rule.fixed is not None or not rule.batched | rule.loose:
         return [dict(feed) for feed in feeds]

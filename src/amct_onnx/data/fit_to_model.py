@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from amct_onnx.data.batches import Array, BatchRule, Chunk, Note
+from amct_onnx.data.batches import BatchRule, Chunk, Note
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Array
 
 
 def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: BatchRule, note: Note) -> Iterator[Chunk]:

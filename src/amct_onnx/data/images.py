@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import ArgumentError, DataError, did_you_mean
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Array, Floats, Uint8s
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,7 @@ class ImageOptions:
         """Height and width of the input, of options that say `crop`."""
         return self.crop if isinstance(self.crop, tuple) else (self.crop or 0, self.crop or 0)
 
-    def pixel_values(self) -> npt.NDArray[np.float32]:
+    def pixel_values(self) -> Floats:
         """The number that each pixel from 0 to 255 becomes, float32 [channels, 256]."""
         values = np.arange(256, dtype=np.float32)[None] / np.float32(self.divisor)
         mean, std = (np.array(part, np.float32)[:, None] for part in (self.mean, self.std))
@@ -250,7 +250,7 @@ class ImageArray:
         """The files of the samples `first` to `last` - 1."""
         return f"{self.files[first]}" + (f" to {self.files[last - 1].name}" if last > first + 1 else "")
 
-    def blocks(self, size: int, rows: int) -> Iterator[npt.NDArray[Any]]:
+    def blocks(self, size: int, rows: int) -> Iterator[Array]:
         """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
         values = _as_dtype(self.options.pixel_values(), self.dtype)
         for start in range(0, rows, size):
@@ -265,7 +265,7 @@ class ImageArray:
             yield block
 
 
-def _as_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _as_dtype(values: Floats, dtype: np.dtype[Any]) -> Array:
     converted = values.astype(dtype)
     if dtype.kind in "iub" and not np.array_equal(converted, values):
         raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
@@ -286,7 +286,7 @@ def _unreadable(file: Path, reason: Exception) -> DataError:
     return DataError(f"{os.fspath(file)}: the image cannot be read ({what}); repair or remove it")
 
 
-def _decode(image: Image, options: ImageOptions, file: Path) -> npt.NDArray[np.uint8]:
+def _decode(image: Image, options: ImageOptions, file: Path) -> Uint8s:
     """The pixels of an image in the size and channels of the input, uint8 [height, width, channels]."""
     from PIL import ImageOps
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from amct_onnx.data.arrays import to_array
-from amct_onnx.data.batches import Chunk, Feed, Note, fed_by_position
+from amct_onnx.data.batches import Chunk, Note, fed_by_position
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Feed
 
 
 def named_items(

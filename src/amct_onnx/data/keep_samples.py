@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.open_data import DataSource
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Feed
 
-Feed = Mapping[str, npt.NDArray[Any]]
 _SHARE = 4  # one sample of so many is held out at most
 
 

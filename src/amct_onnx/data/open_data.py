@@ -10,10 +10,8 @@ from typing import Any
 
 from amct_onnx.data.arrays import SampleArray, is_array, open_array, to_array
 from amct_onnx.data.batches import (
-    Array,
     BatchRule,
     Chunk,
-    Feed,
     check_rows,
     default_batch,
     dropped_text,
@@ -29,6 +27,7 @@ from amct_onnx.data.options import DataOptions
 from amct_onnx.data.read_ahead import read_ahead
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Array, Feed
 
 _AHEAD = 2  # batches of images that are decoded before somebody asks for them
 _FORMS = (

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from amct_onnx.data.arrays import Array, NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
+from amct_onnx.data.arrays import NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
 from amct_onnx.data.batches import Note, fed_by_position
 from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image
 from amct_onnx.data.input_texts import InputFolder, check_data_type
@@ -24,6 +24,7 @@ from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Array
 
 _RAW = ".bin"  # numbers without a header
 _KINDS = (".npy", ".npz", _RAW)

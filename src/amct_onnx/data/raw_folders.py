@@ -7,15 +7,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.errors import DataError, did_you_mean
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Array
 
 _NAMED_FILES = 5  # files of a wrong size that are named for each folder
 
@@ -30,7 +29,7 @@ class BatchFiles:
     available: int
     """The number of batches in the folder that has the fewest."""
 
-    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+    def read(self, index: int) -> dict[str, Array]:
         """Batch `index` as a feed of ONNX Runtime. Raises DataError."""
         files = zip(self.inputs, self.files[index], strict=True)
         return {entry.name: read_array(file, entry.dtype, entry.shape) for entry, file in files}
@@ -138,7 +137,7 @@ def _size_problem(entry: InputFolder, size: int) -> str:
     return f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
 
 
-def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> Array:
     """The array in a file without a header. One dimension of `shape` may be -1.
 
     Raises ArgumentTypeError for an unknown type, and DataError for a file that is missing or has another size.
@@ -165,7 +164,7 @@ def iterate_batches(
     folders: Sequence[str],
     dtypes: Sequence[str],
     number: int | None = None,
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
+) -> Iterator[dict[str, Array]]:
     """The first `number` batches as feeds; None takes as many as the first folder has.
 
     Before the first batch, raises DataError with every mistake in folders and files, and ArgumentTypeError for an

@@ -6,14 +6,13 @@ import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.files.whole_files import atomic_path
+from amct_onnx.numerics.arrays import Array
 
-Write = Callable[[str, npt.NDArray[Any]], None]
+Write = Callable[[str, Array], None]
 
 
 @contextlib.contextmanager
@@ -24,7 +23,7 @@ def writing_archive(path: str | os.PathLike[str]) -> Iterator[Write]:
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
 
-        def write(name: str, array: npt.NDArray[Any]) -> None:
+        def write(name: str, array: Array) -> None:
             # A ZipInfo that is made here has no time of writing in it.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import FileMissingError, StatisticsError
 from amct_onnx.files.archive import writing_archive
+from amct_onnx.numerics.arrays import Array, Floats
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -73,7 +73,7 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
         raise _damaged(name, error) from None
 
 
-def _read(arrays: dict[str, npt.NDArray[np.generic]]) -> Statistics:
+def _read(arrays: dict[str, Array]) -> Statistics:
     """Raises ValueError or KeyError for arrays that `save_statistics` does not write."""
     names, grids, extremes = arrays["names"], arrays["grids"], arrays["extremes"]
     counts, samples = arrays["counts"], int(arrays["samples"])
@@ -92,7 +92,7 @@ def _read(arrays: dict[str, npt.NDArray[np.generic]]) -> Statistics:
     return Statistics(tensors=tensors, samples=samples, digest=str(arrays["digest"]), factors=factors)
 
 
-def _read_factors(arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.float32]]:
+def _read_factors(arrays: dict[str, Array]) -> dict[str, Floats]:
     names, sizes, factors = (arrays[name] for name in ("factor_names", "factor_sizes", "factors"))
     if factors.dtype != np.float32 or sizes.dtype != np.int64 or names.shape != sizes.shape or sizes.ndim != 1:
         raise ValueError("its factors have other types")
@@ -105,7 +105,7 @@ def _read_factors(arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.N
     return {str(name): part for name, part in zip(names, parts, strict=True)}
 
 
-def _histogram(grid: list[int], low: float, high: float, counts: npt.NDArray[np.generic]) -> DyadicHistogram:
+def _histogram(grid: list[int], low: float, high: float, counts: Array) -> DyadicHistogram:
     arrays = {"grid": np.array(grid[:2]), "counts": counts, "extremes": np.array([low, high])}
     histogram = DyadicHistogram.from_arrays(arrays)
     if not histogram.is_consistent():

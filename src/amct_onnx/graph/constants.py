@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import graph_of, is_standard, label_of, name_of
 from amct_onnx.graph.naming import numbered_name
-from amct_onnx.graph.tensors import Array, array_of, deferred, renamed, shape_of
+from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
+from amct_onnx.numerics.arrays import Array
 
 Data = npt.ArrayLike | ir.TensorProtocol
 

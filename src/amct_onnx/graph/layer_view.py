@@ -9,7 +9,8 @@ import onnx_ir as ir
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import input_of, is_standard, label_of, name_of, optional_input
 from amct_onnx.graph.constants import Data, ValueNames, constant_tensor, own_constant
-from amct_onnx.graph.tensors import Array, array_of, shape_of
+from amct_onnx.graph.tensors import array_of, shape_of
+from amct_onnx.numerics.arrays import Array
 
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

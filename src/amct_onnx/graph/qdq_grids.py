@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, is_standard, optional_input
 from amct_onnx.graph.constants import constant_value
+from amct_onnx.numerics.arrays import Array, Floats, Int32s, Int64s
 from amct_onnx.numerics.grid import QParams, QSpec
 
-Array = npt.NDArray[Any]
 # Operators that move, repeat or drop elements of input 0, or choose among them by size.
 _COMMUTING = frozenset(
     {
@@ -32,8 +31,8 @@ _RUN_TIME = "is computed at run time"
 class Grid:
     """The grid of one node: scale float32 and zero point int32, both [] (axis None) or [C] along `axis`."""
 
-    scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.int32]
+    scale: Floats
+    zero_point: Int32s
     dtype: np.dtype[Any]
     axis: int | None
 
@@ -54,10 +53,10 @@ class GridConstant:
     Both have the shape of the constant.
     """
 
-    steps: npt.NDArray[np.int64]
-    scale: npt.NDArray[np.float32]
+    steps: Int64s
+    scale: Floats
 
-    def values(self) -> npt.NDArray[np.float32]:
+    def values(self) -> Floats:
         """The float32 values, rounded as the operator rounds them."""
         with np.errstate(over="ignore"):
             return self.steps.astype(np.float32) * self.scale
@@ -213,7 +212,7 @@ def _along(grid: Grid, array: Array, rank: int) -> Array:
     return array.reshape(shape)
 
 
-def _integers(value: ir.Value | None) -> npt.NDArray[np.int64] | str | None:
+def _integers(value: ir.Value | None) -> Int64s | str | None:
     """Constant integers: stored as such, or those of a QuantizeLinear of a constant, clipped and moved since then."""
     array = _known(value)
     if array is not None:
@@ -232,7 +231,7 @@ def _integers(value: ir.Value | None) -> npt.NDArray[np.int64] | str | None:
     return moved(inner, node)
 
 
-def _quantized_constant(node: ir.Node) -> npt.NDArray[np.int64] | str | None:
+def _quantized_constant(node: ir.Node) -> Int64s | str | None:
     x = _moved_constant(node.inputs[0])
     if x is None:
         return None
@@ -249,7 +248,7 @@ def _quantized_constant(node: ir.Node) -> npt.NDArray[np.int64] | str | None:
             q = np.rint(x / _along(grid, grid.scale, x.ndim)) + _along(grid, grid.zero_point, x.ndim)
     except ValueError:
         return "the scales of its quantization do not fit its shape"
-    integers: npt.NDArray[np.int64] = np.clip(q, limits.min, limits.max).astype(np.int64)
+    integers: Int64s = np.clip(q, limits.min, limits.max).astype(np.int64)
     return integers
 
 

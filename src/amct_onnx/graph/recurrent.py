@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.tensors import Array, shape_of
+from amct_onnx.graph.tensors import shape_of
+from amct_onnx.numerics.arrays import Array
 
 # Gates of an operator: blocks of `hidden` rows in W and R. LSTM: i, o, f, c. GRU: z, r, h.
 GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3}

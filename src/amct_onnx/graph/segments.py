@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, name_of, values_read
 from amct_onnx.graph.constants import ValueNames, constant_tensor
-from amct_onnx.graph.tensors import Array
+from amct_onnx.numerics.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)

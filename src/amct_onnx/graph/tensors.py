@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-Array = npt.NDArray[Any]
+from amct_onnx.numerics.arrays import Array
 
 # Smaller tensors are computed at once: a recipe is computed again by each who asks.
 _SMALL = 1 << 20

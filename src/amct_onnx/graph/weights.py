@@ -24,7 +24,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
+from amct_onnx.graph.tensors import array_of, deferred, shape_of
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.weights.nuq import round_to_levels

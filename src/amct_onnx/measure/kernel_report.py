@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -19,6 +17,7 @@ from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
 from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.measure.latency import Latency, measure_latency
 from amct_onnx.measure.saturation import saturates
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.run.session import open_session, quiet
 from amct_onnx.run.temporary_files import place_with_room
 
@@ -85,7 +84,7 @@ class RuntimeReport:
 def inspect_model(
     float_model: Source,
     quantized_model: str | os.PathLike[str],
-    feed: Mapping[str, npt.NDArray[Any]] | None = None,
+    feed: Feed | None = None,
     *,
     threads: int = 0,
     budget: float = 0.4,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
 import onnxruntime as ort
 
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.run.session import run_feed
 
 _LEAST_RUNS = 5
@@ -43,7 +41,7 @@ class Latency:
 def measure_latency(
     before: ort.InferenceSession,
     after: ort.InferenceSession,
-    feed: Mapping[str, npt.NDArray[Any]],
+    feed: Feed,
     *,
     budget: float = 0.4,
 ) -> Latency:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import DataError
 from amct_onnx.measure.rounded_network import FLOAT_TYPES, power
-from amct_onnx.run.session import Feed, open_exact_session, open_session, quiet, run_feed
+from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
 
 _LIKE = 1e-6  # noise over signal of float kernels for batches of another size, with room
 
@@ -49,6 +48,6 @@ class OutputNoise:
             ]
         return float((noise / np.where(self._signal > 0, self._signal, 1.0)).mean())
 
-    def _run(self, session: ort.InferenceSession, feed: Feed) -> list[npt.NDArray[Any]]:
+    def _run(self, session: ort.InferenceSession, feed: Feed) -> list[Array]:
         outputs = run_feed(session, feed)
         return [outputs[place] for place in self._places]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -16,14 +15,13 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.segments import Segment, cut_model, cut_tensors
+from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.run.threads import processors
 from amct_onnx.values.roundings import Change
 
-Array = npt.NDArray[Any]
-Tensors = Mapping[str, Array]
 Constants = Mapping[str, Mapping[int, Array]]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +40,7 @@ class RoundedNetwork:
     """
 
     def __init__(
-        self, model: ir.Model, change: Change, constants: Constants, feed: Tensors, *, ends: Collection[str] = ()
+        self, model: ir.Model, change: Change, constants: Constants, feed: Feed, *, ends: Collection[str] = ()
     ) -> None:
         copy = model.clone()
         self.shapes = _learn_types(copy, feed)
@@ -66,14 +64,14 @@ class RoundedNetwork:
             for name in (*segment.inputs, *(edge.tensor for edge in segment.edges))
         }
 
-    def clean(self, feed: Tensors) -> dict[str, Array]:
+    def clean(self, feed: Feed) -> dict[str, Array]:
         """Every tensor that one segment gives to another, and the outputs, of the float model. Raises DataError."""
         tensors = dict(feed)
         for segment, session in zip(self._segments, self._sessions, strict=True):
             tensors.update(_run(session, segment, {edge.name: tensors[edge.tensor] for edge in segment.edges}, tensors))
         return tensors
 
-    def changed(self, clean: Tensors, change: Change, *, until: str = "") -> dict[str, Array]:
+    def changed(self, clean: Feed, change: Change, *, until: str = "") -> dict[str, Array]:
         """The outputs that `change` reaches, or only the tensor `until` as others read it; `clean` is of `clean`."""
         kept = {until} if until else set(self.outputs)
         tensors: dict[str, Array] = {}
@@ -89,17 +87,17 @@ class RoundedNetwork:
                 del tensors[name]
         return {name: array for name, array in tensors.items() if name in kept}
 
-    def noise(self, clean: Tensors, change: Change) -> list[float]:
+    def noise(self, clean: Feed, change: Change) -> list[float]:
         """Sum of squared differences of each of `outputs` to the clean ones."""
         found = self.changed(clean, change)
         return [_distance(found[name], clean[name]) if name in found else 0.0 for name in self.outputs]
 
-    def noise_at(self, clean: Tensors, change: Change, tensor: str) -> float:
+    def noise_at(self, clean: Feed, change: Change, tensor: str) -> float:
         """The same of one tensor where one segment gives it to another."""
         found = self.changed(clean, change, until=tensor)
         return _distance(found[tensor], clean[tensor]) if tensor in found else 0.0
 
-    def _step(self, number: int, clean: Tensors, tensors: Tensors, change: Change) -> dict[str, Array]:
+    def _step(self, number: int, clean: Feed, tensors: Feed, change: Change) -> dict[str, Array]:
         """The outputs of a segment where they differ from the clean ones."""
         segment, session = self._segments[number], self._sessions[number]
         touched = segment.lead in change.constants
@@ -133,7 +131,7 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(function, items))
 
 
-def _run(session: ort.InferenceSession, segment: Segment, edges: Tensors, tensors: Tensors) -> dict[str, Array]:
+def _run(session: ort.InferenceSession, segment: Segment, edges: Feed, tensors: Feed) -> dict[str, Array]:
     feed = {**edges, **{name: tensors[name] for name in segment.inputs}}
     names = [name_of(value) for value in segment.outputs]
     return dict(zip(names, run_feed(session, feed, names), strict=True)) if names else {}
@@ -159,7 +157,7 @@ _ELEMENTS = re.compile(r"tensor\((\w+)\)")
 _TYPES = {"float": ir.DataType.FLOAT, **{kind.name.lower(): kind for kind in ir.DataType if kind.name != "FLOAT"}}
 
 
-def _learn_types(model: ir.Model, feed: Tensors) -> dict[str, tuple[int, ...]]:
+def _learn_types(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     """Give each tensor of the main graph its type, and rank without sizes; their shapes for `feed`."""
     values = {value.name: value for value in cut_tensors(model) if value.name}
     view = model.clone()

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Reals
 from amct_onnx.numerics.grid import FLT_EPSILON
-
-Floats = npt.NDArray[np.float32]
 
 _SILENT = 1e-6  # of the largest magnitude: channels below it count as this
 _ROOM = 1.25  # between the largest magnitude that was seen and a bound that clips: other data has larger ones
@@ -76,9 +75,7 @@ def equalizing_factors(magnitudes: Sequence[Floats], *, strength: float, ceiling
     return rounded
 
 
-def rounding_noise(
-    weight: npt.NDArray[np.floating], magnitudes: npt.NDArray[np.floating], factors: npt.NDArray[np.floating]
-) -> float:
+def rounding_noise(weight: Reals, magnitudes: Reals, factors: Reals) -> float:
     """What int8 does to a layer whose input channel c is divided by factors[c] and its weight multiplied: estimated
     noise over signal of an output, the mean over outputs. It knows channels by their magnitudes alone.
 

@@ -7,9 +7,9 @@ exactly in float64, whatever the order.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
+from amct_onnx.numerics.arrays import Doubles
+
 Digits = tuple[Doubles, Doubles, float]
 
 _BITS = 20

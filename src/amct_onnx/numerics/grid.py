@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Int32s
+
 
 @dataclass(frozen=True)
 class PerTensor:
@@ -60,8 +62,8 @@ class QParams:
     Both arrays are made read-only. Raises ValueError when the invariant does not hold.
     """
 
-    scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.int32]
+    scale: Floats
+    zero_point: Int32s
     spec: QSpec
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class QParams:
         object.__setattr__(self, "zero_point", zero_point)
 
 
-def legal_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def legal_scale(scale: npt.ArrayLike) -> Floats:
     """AMCT's `process_scale` (spec section 6.0), elementwise: a scale below FLT_EPSILON becomes 1.
 
     Raises ValueError for NaN, Inf and scales above 1/FLT_EPSILON.
@@ -98,7 +100,7 @@ def legal_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
 _HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0  # normal numbers of float16
 
 
-def half_precision_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def half_precision_scale(scale: npt.ArrayLike) -> Floats:
     """`scale` as FORCE_FP16_QUANT stores it (spec section 6.8): rounded to float16, or the square of a float16.
 
     Outside the normal float16 numbers it is fp16(sqrt(s))^2, so that two multiplications in half precision apply it.
@@ -110,7 +112,7 @@ def half_precision_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.where(normal, half, root * root)
 
 
-def truncated_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def truncated_scale(scale: npt.ArrayLike) -> Floats:
     """`scale` with the low 13 bits of its mantissa cleared: the s19 numbers in which chips dequantize (6.8)."""
     bits: npt.NDArray[np.uint32] = np.asarray(scale, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
     return bits.view(np.float32)

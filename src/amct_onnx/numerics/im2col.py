@@ -16,12 +16,9 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Bools, Floats, Int64s
 from amct_onnx.numerics.settings import AdaRound
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 
 _GOLDEN = (5**0.5 - 1) / 2
 _CHUNK = 1 << 21  # elements of one piece of columns, so that temporary arrays stay around 16 MiB
@@ -82,7 +79,7 @@ def sample_columns(
         yield columns.reshape(groups * blocks, task.block, count)
 
 
-def spread_evenly(total: int, limit: int, start: int = 0) -> Indices:
+def spread_evenly(total: int, limit: int, start: int = 0) -> Int64s:
     """At most `limit` of 0..total-1, ascending: all, or a golden-ratio sequence behind its first `start` numbers."""
     if total <= limit:
         return np.arange(total)
@@ -105,7 +102,7 @@ def _matrix_columns(x: Floats, task: LayerColumns, limit: int, start: int) -> It
         yield np.ascontiguousarray(rows[:, part].transpose(0, 2, 1))
 
 
-def _pieces(chosen: Indices, column: int) -> Iterator[Indices]:
+def _pieces(chosen: Int64s, column: int) -> Iterator[Int64s]:
     size = max(1, _CHUNK // max(column, 1))
     for start in range(0, len(chosen), size):
         yield chosen[start : start + size]
@@ -128,8 +125,8 @@ def _convolution_columns(x: Floats, task: LayerColumns, limit: int, start: int) 
 
 
 def _input_index(
-    position: list[Indices], begins: tuple[int, ...], sizes: tuple[int, ...], task: LayerColumns
-) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    position: list[Int64s], begins: tuple[int, ...], sizes: tuple[int, ...], task: LayerColumns
+) -> tuple[Int64s, Bools]:
     """For output positions (n of them) and all kernel positions: index of the input in its flattened image, [n, k],
     and whether it lies within."""
     count, area = len(position[0]), prod(task.kernel)

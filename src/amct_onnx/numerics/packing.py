@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Int32s, Int64s
+
 _SHIFT_AT = np.uint64(32)
 _OFFSET_AT = np.uint64(40)
 _LOW_32 = np.uint64(0xFFFF_FFFF)
@@ -28,9 +30,9 @@ class DequantParam:
     `scale` float32, `shift` int32 in 0..255, `offset_w` int32 in -128..127.
     """
 
-    scale: npt.NDArray[np.float32]
-    shift: npt.NDArray[np.int32]
-    offset_w: npt.NDArray[np.int32]
+    scale: Floats
+    shift: Int32s
+    offset_w: Int32s
 
 
 def pack_dequant(scale: npt.ArrayLike, shift: npt.ArrayLike = 0, offset_w: npt.ArrayLike = 0) -> npt.NDArray[np.uint64]:
@@ -67,9 +69,7 @@ def unpack_dequant(param: npt.ArrayLike) -> DequantParam:
     return DequantParam(scale=scale, shift=shift, offset_w=offset)
 
 
-def _small_integers(
-    name: str, values: npt.ArrayLike, low: int, high: int, shape: tuple[int, ...]
-) -> npt.NDArray[np.int64]:
+def _small_integers(name: str, values: npt.ArrayLike, low: int, high: int, shape: tuple[int, ...]) -> Int64s:
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be integers, got {array.dtype}")

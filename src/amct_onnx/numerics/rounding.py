@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Array, Doubles, Floats, Reals
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import PerChannel, QParams
 
 
-def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> npt.NDArray[np.float64]:
+def _along_axis(values: Doubles, params: QParams, ndim: int) -> Doubles:
     granularity = params.spec.granularity
     if isinstance(granularity, PerChannel) and values.size > 1:
         shape = [1] * ndim
@@ -20,7 +19,7 @@ def _along_axis(values: npt.NDArray[np.float64], params: QParams, ndim: int) -> 
     return values.reshape(())
 
 
-def quantize(x: npt.ArrayLike, params: QParams, dtype: npt.DTypeLike = np.int32) -> npt.NDArray[Any]:
+def quantize(x: npt.ArrayLike, params: QParams, dtype: npt.DTypeLike = np.int32) -> Array:
     """Integers of `x`, same shape, within [qmin, qmax], which `dtype` must hold.
 
     Raises ValueError for NaN, which has no integer.
@@ -40,7 +39,7 @@ def quantize(x: npt.ArrayLike, params: QParams, dtype: npt.DTypeLike = np.int32)
     return integers
 
 
-def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
+def dequantize(q: npt.ArrayLike, params: QParams) -> Floats:
     """float32 values of the integers `q`, same shape."""
     array = np.asarray(q)
     scale = _along_axis(params.scale.astype(np.float64), params, array.ndim).astype(np.float32)
@@ -50,7 +49,7 @@ def dequantize(q: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
     return steps
 
 
-def _part(values: npt.NDArray[np.float64], block: tuple[slice, ...]) -> npt.NDArray[np.float64]:
+def _part(values: Doubles, block: tuple[slice, ...]) -> Doubles:
     """The entries of a scale or zero point, shaped to broadcast, that belong to a block of the array."""
     return values[tuple(s if n > 1 else slice(None) for s, n in zip(block, values.shape, strict=False))]
 
@@ -59,14 +58,14 @@ def _part(values: npt.NDArray[np.float64], block: tuple[slice, ...]) -> npt.NDAr
 _GRID_TOLERANCE = 1e-3
 
 
-def is_on_grid(rows: npt.NDArray[np.floating], params: QParams) -> bool:
+def is_on_grid(rows: Reals, params: QParams) -> bool:
     """Whether each row of `rows` [C, n] is what `fake_quantize` gave for it, up to the rounding of its dtype."""
     scale = params.scale.reshape(-1, 1)
     parts = ((rows[block], scale[block[0]] if scale.size > 1 else scale) for block in blocks(rows.shape))
     return all(_part_on_grid(part, of_part, params) for part, of_part in parts)
 
 
-def _part_on_grid(part: npt.NDArray[np.floating], scale: npt.NDArray[np.float32], params: QParams) -> bool:
+def _part_on_grid(part: Reals, scale: Floats, params: QParams) -> bool:
     ratio = part / scale
     integers = np.rint(ratio)
     if part.dtype == np.float16:  # its rounding is coarse beside the tolerance, but rounding again gives the same
@@ -77,7 +76,7 @@ def _part_on_grid(part: npt.NDArray[np.floating], scale: npt.NDArray[np.float32]
     return bool(near and integers.max() <= params.spec.qmax and integers.min() >= params.spec.qmin)
 
 
-def fake_quantize(x: npt.ArrayLike, params: QParams) -> npt.NDArray[np.float32]:
+def fake_quantize(x: npt.ArrayLike, params: QParams) -> Floats:
     """`x` rounded to its quantization grid, float32, same shape."""
     narrow = params.spec.bits <= 8
     return dequantize(quantize(x, params, np.int8 if narrow else np.int16), params)

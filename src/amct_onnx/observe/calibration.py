@@ -14,14 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from amct_onnx.errors import AmctError, CalibrationError
 from amct_onnx.files.moments_file import moments_path, write_moments
 from amct_onnx.files.record import read_calibration, read_record, write_record
 from amct_onnx.graph.instrument.observers import Observer, parse_observer
 from amct_onnx.graph.instrument.shown_tensors import SHOW
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.observe import comparison, shown_tensors
 from amct_onnx.observe.collectors import Collector, make_collector
@@ -47,7 +45,7 @@ class _Progress:
     def complete(self) -> bool:
         return self.error is not None or (not self.observer.open_ended and self.seen >= self.observer.batch_num)
 
-    def count(self, x: npt.NDArray[np.float32]) -> None:
+    def count(self, x: Floats) -> None:
         """Merge one batch; the last one (each one, if there is no last) solves the factors and drops the collector."""
         if self.collector is None:  # it was dropped when the tensor was complete
             return
@@ -117,7 +115,7 @@ class _Calibration:
         self._error: str | None = None
         self._foreign: str | None = None
 
-    def add(self, op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
+    def add(self, op_type: str, x: Floats, attributes: Mapping[str, Any]) -> None:
         """Take one batch of one tensor. More than `batch_num` batches are ignored."""
         with self.lock:
             if self._was_replaced():
@@ -244,7 +242,7 @@ def _calibration(path: str) -> _Calibration:
         return _calibrations[path]
 
 
-def observe(op_type: str, x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> bool:
+def observe(op_type: str, x: Floats, attributes: Mapping[str, Any]) -> bool:
     """Body of a calibration operator: never raises. Whether Ctrl-C arrived in it, which the session's user awaits."""
     calibration = None
     try:

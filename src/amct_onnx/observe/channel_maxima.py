@@ -8,16 +8,14 @@ from contextlib import closing
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.observe.histograms import MOST_WORKERS
 from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import showing
-from amct_onnx.run.session import Feed, run_feed
+from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import processors, run_side_by_side
-
-Floats = npt.NDArray[np.float32]
 
 
 class _Reader:

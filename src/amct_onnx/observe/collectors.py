@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.instrument.observers import DataType, Observer, Stamp
 from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.channel_factors import dmq_factors
 from amct_onnx.numerics.grid import QParams, half_precision_scale
 from amct_onnx.numerics.im2col import LayerColumns, sample_columns
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Collector(Protocol):
     """Merges batches into a statistic, and solves it after the last one. Its memory does not grow with the batches."""
 
-    def add(self, x: npt.NDArray[np.float32]) -> None:
+    def add(self, x: Floats) -> None:
         """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
 
     def join(self, other: Self) -> None:
@@ -64,7 +64,7 @@ class _ActivationCollector:
         self._own = new_accumulator(min(processors(), _MOST_THREADS))
         self._joined = DyadicHistogram.empty()
 
-    def add(self, x: npt.NDArray[np.float32]) -> None:
+    def add(self, x: Floats) -> None:
         self._own.add(x)
         if self._own.wrong:
             raise CalibrationError(self._own.wrong)
@@ -90,7 +90,7 @@ class _BalanceCollector:
         self._task = task
         self._maxima = np.zeros(len(task.weight_maxima), np.float32)
 
-    def add(self, x: npt.NDArray[np.float32]) -> None:
+    def add(self, x: Floats) -> None:
         axis, channels = self._task.axis, self._maxima.size
         if x.ndim < 2:  # the constant that balances it, [1, channels], would give it a dimension more
             raise CalibrationError(f"a tensor of shape {list(x.shape)} cannot be balanced, take dmq_balancer away")
@@ -118,7 +118,7 @@ class _MomentsCollector:
         self._limit = max(_COLUMNS_OF_A_BATCH, -(-_COLUMNS // batch_num))
         self._statistic = Moments.empty()
 
-    def add(self, x: npt.NDArray[np.float32]) -> None:
+    def add(self, x: Floats) -> None:
         with one_blas_thread():
             for columns in sample_columns(x, self._task, self._limit):
                 self._statistic = self._statistic.merge(Moments.of(columns))

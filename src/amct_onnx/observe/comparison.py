@@ -15,12 +15,11 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError
+from amct_onnx.numerics.arrays import Floats
 
 COMPARE = "Compare"
-Floats = npt.NDArray[np.float32]
 Measure = Callable[[Floats, Floats], Any]
 
 

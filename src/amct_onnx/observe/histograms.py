@@ -15,11 +15,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.accumulator import Accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import counting
-from amct_onnx.run.session import Feed, run_feed
+from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import processors, run_side_by_side
 
 # Batches that run side by side at most: the activations of each are in memory.

@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -22,6 +21,7 @@ from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.instrument.observers import TASK_OPERATORS
 from amct_onnx.graph.instrument.shown_tensors import SHOW, show_tensors
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.accumulator import compiled_functions
 from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
@@ -83,7 +83,7 @@ def _python_library() -> str:
     nothing = np.zeros(1, np.float32)
 
     def declare(op_type: str, own: dict[str, Any]) -> None:
-        def body(x: npt.NDArray[np.float32], **attributes: Any) -> npt.NDArray[np.float32]:
+        def body(x: Floats, **attributes: Any) -> Floats:
             observe(op_type, x, attributes)
             return nothing
 

@@ -14,8 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -26,6 +24,7 @@ from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.passes.float_weights import layer_columns
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import output_rows_shape
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.exact_products import LONGEST_SUM
 from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import AdaRound
@@ -34,10 +33,8 @@ from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.observe.histograms import MOST_WORKERS
 from amct_onnx.observe.operators import open_showing
 from amct_onnx.observe.shown_tensors import showing
-from amct_onnx.run.session import Feed, run_feed
+from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
-
-Floats = npt.NDArray[np.float32]
 
 MEMORY = 256 << 20
 # Columns that a layer of n inputs takes of all feeds.

@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.accumulator import Accumulator, CompiledAccumulator, new_accumulator
 
 
 class Reader(Protocol):
     """Is shown tensors in the thread that runs the session, where that has one run at a time."""
 
-    def add(self, x: npt.NDArray[np.float32]) -> None:
+    def add(self, x: Floats) -> None:
         """Read `x`, which is valid during the call only. Raises no `Exception`: nothing would come of it."""
 
 
@@ -58,7 +56,7 @@ def showing(readers: Mapping[str, Reader]) -> Iterator[dict[str, int]]:
             _running.pop(number)
 
 
-def show(x: npt.NDArray[np.float32], attributes: Mapping[str, Any]) -> None:
+def show(x: Floats, attributes: Mapping[str, Any]) -> None:
     """Body of the operator where it is not counted in C; a number that is not in use is ignored."""
     reader = _running.get(int(attributes["input_index"]))
     if reader is not None:

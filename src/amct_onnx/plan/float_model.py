@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ArgumentTypeError, ModelError, ModelFileError, StatisticsError
@@ -28,11 +26,10 @@ from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.read.read_qdq import has_qdq
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.settings import Settings
 from amct_onnx.plan.ascend_layers import graph_facts
 from amct_onnx.values.layers import GraphFacts
-
-Floats = npt.NDArray[np.float32]
 
 SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whose operators do not show that it is one
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy.typing as npt
+from collections.abc import Iterable, Iterator, Sequence
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
@@ -25,7 +23,6 @@ from amct_onnx.targets.target import Target
 from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
 
-Feed = Mapping[str, npt.NDArray[Any]]
 _log = logging.getLogger("amct_onnx.Config")
 
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ArgumentError
 from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -55,7 +55,7 @@ class QuantizedModel:
     calibration: Calibration
     lowered: Lowered
     assumptions: tuple[str, ...] = ()
-    sample: Mapping[str, npt.NDArray[Any]] | None = None
+    sample: Feed | None = None
     precision: MixedPrecision | None = None
     steps: tuple[Step, ...] = ()
 

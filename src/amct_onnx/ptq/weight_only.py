@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.data.open_data import DataSource
@@ -19,6 +18,7 @@ from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.weights import kernel_rows
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.moments import SecondMoments
@@ -38,8 +38,6 @@ from amct_onnx.targets.to_nbits import BlockWeight
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
 
-Floats = npt.NDArray[np.float32]
-Feed = Mapping[str, npt.NDArray[Any]]
 Rounding = Literal["nearest", "gptq", "adaround"]
 
 _BITS = (4, 8)

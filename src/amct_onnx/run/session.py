@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import AmctError, DataError, ModelError, OutputError
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.tensors import shape_of
+from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.temporary_files import place_with_room
-
-Feed = Mapping[str, npt.NDArray[Any]]
 
 # The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
 MAX_INLINE_BYTES = 1 << 27
@@ -107,13 +105,13 @@ def run_feed(
     *,
     where: str = "",
     what: str = "the model with a sample",
-) -> list[npt.NDArray[Any]]:
+) -> list[Array]:
     """The outputs of one run: those of `names`, or all. `feed` has an array for each input.
 
     Raises DataError with the text "<where>ONNX Runtime cannot run <what>: <its reason>".
     """
     try:
-        outputs: list[npt.NDArray[Any]] = session.run(names, dict(feed))
+        outputs: list[Array] = session.run(names, dict(feed))
     except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
         raise DataError(f"{where}ONNX Runtime cannot run {what}: {_one_line(reason)}") from reason
     return outputs

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.read.lift_deploy import PRECISION_KEY
+from amct_onnx.numerics.arrays import Doubles
 from amct_onnx.numerics.grid import QParams, truncated_scale
 from amct_onnx.numerics.packing import pack_dequant
 from amct_onnx.targets.to_integers import Dequantization
@@ -49,7 +50,7 @@ class AscendDialect:
     def quantize_output(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         return self.quantize(x, owner, params)
 
-    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+    def sum_wide(self, node: ir.Node, bias: Doubles | None) -> ir.Node:
         return node  # int32 is exact
 
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:

@@ -12,21 +12,18 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.files.fusion_json import FusionOp, write_fusion
 from amct_onnx.files.onnx_file import is_source, save_model_file
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.passes.balance import constant_first
+from amct_onnx.numerics.arrays import Int8s
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_dialect import AscendDialect
 from amct_onnx.targets.simulation_dialect import SimulationDialect
 from amct_onnx.targets.to_integers import layer_owner, lower
 from amct_onnx.values.layers import QuantizedLayer, QuantizedOutput, QuantizedTensor
-
-Integers = npt.NDArray[np.int8]
 
 _log = logging.getLogger("amct_onnx.Utils")
 _SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
@@ -49,7 +46,7 @@ class AscendModel:
     half: bool = False
     parts: Mapping[str, int | None] = field(default_factory=dict)
     outputs: tuple[QuantizedOutput, ...] = ()
-    rounding: Mapping[str, Integers] = field(default_factory=dict)
+    rounding: Mapping[str, Int8s] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:

@@ -12,8 +12,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, ModelError
@@ -25,6 +23,7 @@ from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import Mse, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -44,8 +43,6 @@ from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.layers import Decision, GraphFacts, ObservedTensor, QuantizedLayer, QuantPlan
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Change
-
-Floats = npt.NDArray[np.float32]
 
 _RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
 

@@ -17,8 +17,8 @@ from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.recurrent import RECURRENT_OPS
-from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import channel_rows, fake_quantized, from_kernel_rows, weight_axis
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound, LayerSettings, Nuq

@@ -7,19 +7,17 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.values.findings import Tuning
 from amct_onnx.values.request import Request
-
-Floats = npt.NDArray[np.float32]
 
 # Operators that move elements and keep all of them: what goes in has the statistic of what comes out.
 _MOVES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, ModelError
@@ -23,6 +22,7 @@ from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import kernel_rows, weight_axis
 from amct_onnx.numerics.activations.minmax import solve_minmax
 from amct_onnx.numerics.activations.solve import solve_activation
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, asymmetric_from_range, symmetric_from_range
 from amct_onnx.numerics.settings import ActivationSettings, Mse
 from amct_onnx.numerics.weights.arq import solve_arq
@@ -41,7 +41,6 @@ from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Change
 
-Floats = npt.NDArray[np.float32]
 _SAFE_BITS = 7  # two such weights cannot overflow
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
 _BIAS_LIMIT = 2.0**30

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.qdq_grids import GridConstant, grid_constant
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.targets.units import Unit, Units
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.roundings import Change
-
-Array = npt.NDArray[Any]
 
 
 class QdqUnits:

@@ -15,7 +15,8 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.passes.decompose_recurrent import Decomposed, decompose_recurrent
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows
-from amct_onnx.graph.tensors import Array, array_of
+from amct_onnx.graph.tensors import array_of
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize, is_on_grid
 from amct_onnx.numerics.settings import LayerSettings

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import graph_of, input_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.numerics.arrays import Doubles
 from amct_onnx.numerics.grid import QParams, half_precision_scale, truncated_scale
 from amct_onnx.targets.ascend_dialect import inverse_scale
 from amct_onnx.targets.to_integers import Dequantization
@@ -74,7 +75,7 @@ class SimulationDialect:
         chain.add("Mul", scale=params.scale[0])
         return chain.nodes
 
-    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+    def sum_wide(self, node: ir.Node, bias: Doubles | None) -> ir.Node:
         """A layer on int16 as two layers on bytes, since float32 holds integers up to 2^24 only.
 
         before: q -> Conv(w, b) -> y
@@ -115,7 +116,7 @@ class SimulationDialect:
         graph.insert_after(node, last)
         return last
 
-    def _initializer(self, name: str, array: npt.NDArray[np.float64]) -> ir.Value:
+    def _initializer(self, name: str, array: Doubles) -> ir.Value:
         return add_initializer(self._graph, name, array.astype(np.float32), names=self._names)
 
     def dequantize(self, x: ir.Value, spec: Dequantization) -> list[ir.Node]:

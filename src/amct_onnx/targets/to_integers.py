@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.tensors import array_of, deferred, renamed
 from amct_onnx.graph.weights import channel_count, channel_rows, from_channel_rows
+from amct_onnx.numerics.arrays import Array, Doubles, Floats
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
@@ -49,7 +50,7 @@ class Dequantization:
     """
 
     layer: str
-    scale: npt.NDArray[np.float32]
+    scale: Floats
     rank: int | None = None
     columns: int | None = None
     product: bool = False
@@ -80,7 +81,7 @@ class Dialect(Protocol):
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         """Nodes from what `quantize` gave for these `params` back to float32; the last one's output is the result."""
 
-    def sum_wide(self, node: ir.Node, bias: npt.NDArray[np.float64] | None) -> ir.Node:
+    def sum_wide(self, node: ir.Node, bias: Doubles | None) -> ir.Node:
         """See to it that a layer on int16, whose constants are integers already, has exact sums.
 
         `bias` has its integers. Returns the node whose first output has the sums: `node`, or one put behind it.
@@ -171,9 +172,7 @@ def _take_over(node: ir.Node, new: ir.Value) -> None:
     graph.remove(node, safe=True)
 
 
-def _lower_constants(
-    node: ir.Node, layer: QuantizedLayer, dialect: Dialect
-) -> tuple[Dequantization, npt.NDArray[np.float64] | None]:
+def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> tuple[Dequantization, Doubles | None]:
     """How to dequantize a layer whose constants become integers here, and the integers of its bias."""
     scale = layer.activation.scale
     if layer.second is not None:
@@ -192,7 +191,7 @@ def _lower_constants(
     return Dequantization(layer=layer.name, scale=scale, rank=len(view.shape), columns=columns, half=half), bias
 
 
-def integer_bias(node: ir.Node, layer: QuantizedLayer) -> npt.NDArray[np.float64] | None:
+def integer_bias(node: ir.Node, layer: QuantizedLayer) -> Doubles | None:
     """The integers of the bias of a layer; None without a weight or bias.
 
     Raises ModelError when they, or the sums of the layer for some input, leave int32.
@@ -223,7 +222,7 @@ def _product_rank(node: ir.Node) -> int | None:
     return max(ranks) if len(ranks) == 2 and min(ranks) >= 2 else None
 
 
-def _refuse_overflow(view: Layer, weight: QParams, bias: npt.NDArray[np.float64], layer: QuantizedLayer) -> None:
+def _refuse_overflow(view: Layer, weight: QParams, bias: Doubles, layer: QuantizedLayer) -> None:
     """The int32 sums of a layer would wrap around in silence: refuse a layer in which some input reaches that far."""
     zero_point, spec, node = int(layer.activation.zero_point[0]), layer.activation.spec, view.node
     reach = max(spec.qmax - zero_point, zero_point - spec.qmin)
@@ -238,7 +237,7 @@ def _refuse_overflow(view: Layer, weight: QParams, bias: npt.NDArray[np.float64]
         )
 
 
-def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.float64]:
+def _magnitude_sums(weight: Array, node: ir.Node) -> Doubles:
     """The sum of the magnitudes that each output channel adds up."""
     matrix, axis = (channel_rows(weight, node), 1) if "Conv" in node.op_type else (weight, weight.ndim - 2)
     sums = np.zeros(matrix.shape[:axis] + matrix.shape[axis + 1 :])
@@ -248,7 +247,7 @@ def _magnitude_sums(weight: npt.NDArray[Any], node: ir.Node) -> npt.NDArray[np.f
     return sums
 
 
-def integer_weight(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> npt.NDArray[Any]:
+def integer_weight(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> Array:
     """The integers of `weight`, in its own layout, int8 or int16.
 
     Its channels are rows of output channels, or (PerChannel(1)) columns of a Gemm.

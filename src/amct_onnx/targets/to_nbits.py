@@ -13,19 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.numerics.arrays import Array, Uint8s
 from amct_onnx.numerics.weights.block_grid import BlockGrid
-
-Array = npt.NDArray[Any]
-Integers = npt.NDArray[np.uint8]
 
 DOMAIN = "com.microsoft"
 _INT8 = 4  # the accuracy_level at which the runtime multiplies in int8, with a scale for each block of an activation
@@ -35,7 +31,7 @@ _INT8 = 4  # the accuracy_level at which the runtime multiplies in int8, with a 
 class BlockWeight:
     """The weight of a layer in rows of output channels: `integers` uint8[N, K] on `grid`."""
 
-    integers: Integers
+    integers: Uint8s
     grid: BlockGrid
 
 
@@ -91,7 +87,7 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level
         del graph.initializers[hint]
 
 
-def _packed(integers: Integers, grid: BlockGrid) -> Integers:
+def _packed(integers: Uint8s, grid: BlockGrid) -> Uint8s:
     """uint8[N, blocks, bytes of a block]."""
     count, length = integers.shape
     blocks = grid.scale.shape[1]
@@ -100,11 +96,11 @@ def _packed(integers: Integers, grid: BlockGrid) -> Integers:
     return _packed_rows(filled.reshape(-1, grid.block), grid.bits).reshape(count, blocks, -1)
 
 
-def _packed_rows(rows: Integers, bits: int) -> Integers:
+def _packed_rows(rows: Uint8s, bits: int) -> Uint8s:
     """Rows of integers of 4 or 8 bits as bytes, the first of two in the lower half."""
     if bits > 4:
         return np.ascontiguousarray(rows)
     if rows.shape[1] % 2:
         rows = np.pad(rows, ((0, 0), (0, 1)))
-    packed: Integers = rows[:, 0::2] | (rows[:, 1::2] << np.uint8(4))
+    packed: Uint8s = rows[:, 0::2] | (rows[:, 1::2] << np.uint8(4))
     return packed

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +26,12 @@ from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_kernel_rows
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

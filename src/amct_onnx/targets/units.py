@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.tensors import shape_of
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.values.roundings import Change
 
-Array = npt.NDArray[Any]
 # Multiplications in the time of writing one element and reading it again: bandwidth bounds what is no product.
 _PER_ELEMENT = 16
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import ArgumentError
+from amct_onnx.numerics.arrays import Doubles, Floats, Int8s
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import quantize
 
@@ -26,8 +26,8 @@ class WeightGrid:
     """
 
     params: QParams
-    integers: npt.NDArray[np.int8] | None = None
-    correction: npt.NDArray[np.float64] | None = None
+    integers: Int8s | None = None
+    correction: Doubles | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Tuning:
     ranges: Mapping[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
 
-    def weight(self, layer: str, params: QParams, rows: npt.NDArray[np.float32] | None = None) -> WeightGrid | None:
+    def weight(self, layer: str, params: QParams, rows: Floats | None = None) -> WeightGrid | None:
         """The weight of a layer, if it was rounded on this grid.
 
         rows: the weight, float32[C, n] in the order of its integers; then those of its channels whose scales are others

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from amct_onnx.numerics.arrays import Int32s
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.settings import ActivationSettings, LayerSettings, TensorSettings
 
@@ -188,7 +186,7 @@ class QuantizedLayer:
     weight: QParams | None
     second: QParams | None = None
     part_of: str = ""
-    bias: npt.NDArray[np.int32] | None = None
+    bias: Int32s | None = None
 
     @property
     def layer(self) -> str:

@@ -22,8 +22,7 @@ from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.passes.normalize_layers import gemm_weight
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import input_channel_maxima, scaled_by_input_channel
-
-Floats = npt.NDArray[np.float32]
+from amct_onnx.numerics.arrays import Floats
 
 
 def balance_layers(model: ir.Model, factors: Mapping[str, Floats]) -> None:

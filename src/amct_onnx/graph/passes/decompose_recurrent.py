@@ -32,8 +32,8 @@ from amct_onnx.graph.layers import default_opset, is_half
 from amct_onnx.graph.naming import numbered_name
 from amct_onnx.graph.recurrent import BIAS, CELL, HIDDEN, RECURRENCE, RECURRENT_OPS, WEIGHT
 from amct_onnx.graph.tensors import array_of
+from amct_onnx.numerics.arrays import Array
 
-Array = npt.NDArray[Any]
 _FLOAT = ir.DataType.FLOAT
 _SPLIT_HAS_COUNT = 18  # from this opset on a Split into equal parts says how many
 

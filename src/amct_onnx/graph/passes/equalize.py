@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, name_of, optional_input
@@ -23,10 +22,8 @@ from amct_onnx.graph.constants import ValueNames, constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer, layer_of
 from amct_onnx.graph.qdq_grids import clip_bounds
-from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import scaled_by_input_channel
-
-Floats = npt.NDArray[np.float32]
+from amct_onnx.numerics.arrays import Array, Floats
 
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _UNARY = ("Relu", "LeakyRelu", "PRelu", "Clip", "Identity", *_POOLS)  # PRelu: of constant slopes

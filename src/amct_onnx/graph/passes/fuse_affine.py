@@ -17,7 +17,7 @@ from amct_onnx.graph.access import is_op, label_of, optional_input, producer_of
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import CONVOLUTIONS, FUSABLE, Fusion, absorb, feeds_only, is_affine
-from amct_onnx.graph.tensors import Array
+from amct_onnx.numerics.arrays import Array
 
 
 def fuse_affine_into_batch_norm(model: ir.Model, *, skip: Collection[str] = ()) -> list[Fusion]:

@@ -18,8 +18,9 @@ from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import CONVOLUTIONS, Fusion, absorb, feeds_only, is_affine, parameters_of
-from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
+from amct_onnx.graph.tensors import array_of, deferred, shape_of
 from amct_onnx.graph.weights import channel_count, channel_rows, from_channel_rows
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.blocks import blocks
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import graph_of, is_op, label_of, optional_input
 from amct_onnx.graph.constants import constant_value, remove_unused
-from amct_onnx.graph.tensors import Array
+from amct_onnx.numerics.arrays import Array
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 FUSABLE = CONVOLUTIONS | {"BatchNormalization"}

@@ -19,7 +19,8 @@ from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT
-from amct_onnx.graph.tensors import Array, array_of, deferred, shape_of
+from amct_onnx.graph.tensors import array_of, deferred, shape_of
+from amct_onnx.numerics.arrays import Array
 
 _RECURRENT = (WEIGHT, RECURRENCE, BIAS)
 # The inputs that are taken over as they are; a Gemm computes its own.

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of, optional_input
@@ -25,8 +24,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import scaled_by_input_channel
-
-Floats = npt.NDArray[np.float32]
+from amct_onnx.numerics.arrays import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,8 @@ outputs are unchanged. A second run finds nothing to do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -27,6 +25,7 @@ from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
 from amct_onnx.graph.read.lift_ops import Emitter, Quantized, unsupported
 from amct_onnx.graph.read.lift_quant import offset_of, quantize, refuse_flags, scale_of, through_half
+from amct_onnx.numerics.arrays import Reals
 from amct_onnx.numerics.packing import unpack_dequant
 
 # Metadata of a deploy model whose chip quantizes in float16; nothing else in the file says so.
@@ -317,7 +316,7 @@ class _Lifter:
             raise unsupported(node, f"its dtype {dtype} is neither 0 (float32) nor 1 (float16)")
         return self._emit.op("Cast", [y], {"to": int(ir.DataType.FLOAT16)}) if dtype else y
 
-    def _per_channel(self, v: ir.Value, array: npt.NDArray[np.floating[Any]], hint: str) -> ir.Value:
+    def _per_channel(self, v: ir.Value, array: Reals, hint: str) -> ir.Value:
         """A constant that multiplies `v` along axis 1: [] for one entry, else [C, 1, ...] for the rank of `v`."""
         if array.size == 1:
             return self._emit.constant(array.reshape(()), hint)

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
@@ -22,7 +21,8 @@ from amct_onnx.graph.access import graph_of, input_of, label_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value
 from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.layers import default_opset
-from amct_onnx.graph.tensors import Array, array_of, deferred
+from amct_onnx.graph.tensors import array_of, deferred
+from amct_onnx.numerics.arrays import Array, Int8s, Int32s
 
 _INT8_TO_UINT8 = np.uint8(0x80)
 WEIGHT_ZERO_POINT = 128
@@ -89,7 +89,7 @@ class Emitter:
         graph_of(self._anchor).insert_before(self._anchor, node)
         return node.outputs[0]
 
-    def constant(self, array: npt.NDArray[Any] | np.generic, hint: str) -> ir.Value:
+    def constant(self, array: Array | np.generic, hint: str) -> ir.Value:
         """A new initializer of the main graph."""
         return add_initializer(self._graph, f"{label_of(self._anchor)}.{hint}", array, names=self._names)
 
@@ -228,7 +228,7 @@ def _product(
     return emit.op(op_type, [a[0], b[0], emit.zero_point(a[1]), emit.zero_point(b[1])], attributes)
 
 
-def _int8_weight(node: ir.Node, index: int = 1) -> npt.NDArray[np.int8]:
+def _int8_weight(node: ir.Node, index: int = 1) -> Int8s:
     value = optional_input(node, index)
     if value is None:
         raise unsupported(node, f"input {index} is missing")
@@ -239,7 +239,7 @@ def _int8_weight(node: ir.Node, index: int = 1) -> npt.NDArray[np.int8]:
     return array
 
 
-def _int32_bias(node: ir.Node, bias: ir.Value) -> npt.NDArray[np.int32]:
+def _int32_bias(node: ir.Node, bias: ir.Value) -> Int32s:
     array = constant_value(bias)
     if array is None or array.dtype != np.int32:
         found = "not constant" if array is None else str(array.dtype)
@@ -294,7 +294,7 @@ def _stuff(emit: Emitter, x: Quantized, strides: list[int]) -> ir.Value:
     return emit.op("Reshape", [filled, shape])
 
 
-def _turned(weight: npt.NDArray[np.int8], group: int) -> npt.NDArray[np.int8]:
+def _turned(weight: Int8s, group: int) -> Int8s:
     """ConvTranspose weight [C, M/g, ...] -> weight [M, C/g, ...] of the convolution, mirrored in space."""
     grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:]).swapaxes(1, 2)
     turned = grouped.reshape(-1, weight.shape[0] // group, *weight.shape[2:])

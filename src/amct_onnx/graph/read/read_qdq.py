@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, name_of, optional_input
@@ -40,8 +39,8 @@ from amct_onnx.graph.qdq_grids import (
 )
 from amct_onnx.graph.read.qdq_pairs import Reading, read_pairs, sweep
 from amct_onnx.graph.recurrent import RECURRENT_OPS
-from amct_onnx.graph.tensors import Array
 from amct_onnx.graph.weights import channel_rows
+from amct_onnx.numerics.arrays import Array, Floats, Int32s
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
 from amct_onnx.values.layers import Kept, LayerTraits, QuantizedLayer
 
@@ -118,16 +117,16 @@ class _Columns:
     """
 
     steps: Array
-    scales: npt.NDArray[np.float32]
+    scales: Floats
 
-    def weight(self) -> npt.NDArray[np.float32]:
+    def weight(self) -> Floats:
         """The integers times the largest scale."""
-        weight: npt.NDArray[np.float32] = np.ascontiguousarray(self.steps.astype(np.float32) * self.scales.max())
+        weight: Floats = np.ascontiguousarray(self.steps.astype(np.float32) * self.scales.max())
         return weight
 
-    def ratios(self) -> npt.NDArray[np.float32]:
+    def ratios(self) -> Floats:
         """float32[N]: each scale over the largest one."""
-        ratios: npt.NDArray[np.float32] = self.scales / self.scales.max()
+        ratios: Floats = self.scales / self.scales.max()
         return ratios
 
 
@@ -216,7 +215,7 @@ def _product(node: ir.Node, activation: QParams) -> _Draft | str:
     return _Draft(layer=QuantizedLayer(name=name_of(node), activation=activation, weight=None, second=second))
 
 
-def _in_range(grid: npt.NDArray[np.float32]) -> bool:
+def _in_range(grid: Floats) -> bool:
     return bool(np.isfinite(grid).all() and (grid > 0).all())
 
 
@@ -257,7 +256,7 @@ def _with_weight(
     return _Draft(layer=layer, columns=columns)
 
 
-def _bias_integers(bias: GridConstant, grid: npt.NDArray[np.float32]) -> npt.NDArray[np.int32] | None:
+def _bias_integers(bias: GridConstant, grid: Floats) -> Int32s | None:
     """The integers of a bias that lies on the grid of its layer's sums, otherwise None."""
     steps, scale = bias.steps.reshape(-1), bias.scale.reshape(-1)
     if grid.size not in (1, steps.size) or (np.abs(scale / grid.astype(np.float64) - 1) > _SCALE_TOLERANCE).any():
@@ -293,7 +292,7 @@ def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> No
             own_constant(node, index, array, f"{node.name}.constant{index}", names=names)
 
 
-def _multiply_columns(model: ir.Model, node: ir.Node, ratios: npt.NDArray[np.float32], names: ValueNames) -> None:
+def _multiply_columns(model: ir.Model, node: ir.Node, ratios: Floats, names: ValueNames) -> None:
     """Put a Mul by `ratios` behind a layer."""
     inner, name = node.outputs[0], f"{node.name}.columns"
     ratio = add_initializer(model.graph, f"{name}.factor", ratios, names=names)

@@ -16,14 +16,12 @@ so prefix sums over bins give each cell, and prefix sums over cells all zero poi
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.numerics.activations.minmax import solve_minmax
+from amct_onnx.numerics.arrays import Array, Doubles, Indices
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.settings import Entropy
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-
-Array = npt.NDArray[np.float64]
 
 _SCALES = 96
 _AT_ONCE = 16
@@ -48,16 +46,16 @@ def solve_entropy(stat: DyadicHistogram, spec: QSpec, settings: Entropy) -> QPar
     return QParams(scale=np.float32(scales[row] * coarse.width), zero_point=np.int32(zero_point), spec=spec)
 
 
-def candidate_scales(widest: float, width: float) -> Array:
+def candidate_scales(widest: float, width: float) -> Doubles:
     """Scales in bins of `width`, from that of min-max down to one bin, at equal ratios; none if it is finer itself."""
     least = max(1.0, FLT_EPSILON / width)
     if widest < least:
         return np.zeros(0)
-    scales: Array = widest * (least / widest) ** np.linspace(0.0, 1.0, _SCALES)
+    scales: Doubles = widest * (least / widest) ** np.linspace(0.0, 1.0, _SCALES)
     return scales
 
 
-def zero_points(stat: DyadicHistogram, spec: QSpec) -> npt.NDArray[np.intp]:
+def zero_points(stat: DyadicHistogram, spec: QSpec) -> Indices:
     """The zero points to choose from, int[n]: elements of one sign leave one."""
     if spec.symmetric:
         return np.zeros(1, np.intp)
@@ -66,7 +64,7 @@ def zero_points(stat: DyadicHistogram, spec: QSpec) -> npt.NDArray[np.intp]:
     return np.arange(spec.qmin, spec.qmax + 1)
 
 
-def divergences(stat: DyadicHistogram, scales: Array, spec: QSpec) -> Array:
+def divergences(stat: DyadicHistogram, scales: Doubles, spec: QSpec) -> Doubles:
     """N * KL(P || Q), up to a constant, of each scale (in bins) and each of `zero_points()`; Inf without mass inside.
 
     float64[scales, zero points].
@@ -95,23 +93,23 @@ def divergences(stat: DyadicHistogram, scales: Array, spec: QSpec) -> Array:
     return np.where(kept > 0, loss, np.inf)
 
 
-def _prefix(values: npt.NDArray[np.generic]) -> Array:
+def _prefix(values: Array) -> Doubles:
     return np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
 
 
-def _x_log_x(x: Array) -> Array:
+def _x_log_x(x: Doubles) -> Doubles:
     return x * np.log(np.maximum(x, 1.0))
 
 
-def _log_share(mass: Array, bins: Array) -> Array:
+def _log_share(mass: Doubles, bins: Doubles) -> Doubles:
     """Logarithm of what Q gives to an occupied bin of a cell, not normalized."""
-    share: Array = np.log((mass + 0.5) / np.maximum(bins, 1.0))
+    share: Doubles = np.log((mass + 0.5) / np.maximum(bins, 1.0))
     return share
 
 
-def _first_bin_above(boundary: Array, stat: DyadicHistogram) -> npt.NDArray[np.intp]:
+def _first_bin_above(boundary: Doubles, stat: DyadicHistogram) -> Indices:
     """Position of the first bin above the edge that is nearest to `boundary`. The bin at zero reaches from -1 to 1."""
     edge = np.maximum(np.floor(np.abs(boundary) + 0.5), 1.0)  # halves go up: no two boundaries meet at one edge
     index = np.where(boundary > 0, edge, 1.0 - edge)
-    position: npt.NDArray[np.intp] = np.clip(index - stat.low, 0, stat.counts.size).astype(np.intp)
+    position: Indices = np.clip(index - stat.low, 0, stat.counts.size).astype(np.intp)
     return position

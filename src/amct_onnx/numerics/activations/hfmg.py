@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.numerics.activations.minmax import params_of_range
+from amct_onnx.numerics.arrays import Doubles
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import Hfmg
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
-Array = npt.NDArray[np.float64]
 _RANGES_AT_ONCE = 64
 _FINE = 8  # destinations in a bin from which on they are not looked at one by one
 
@@ -30,7 +29,7 @@ def solve_hfmg(stat: DyadicHistogram, spec: QSpec, settings: Hfmg) -> QParams:
     return params_of_range(stat.minimum + left * width, stat.minimum + (right + 1) * width, spec)
 
 
-def uniform_counts(stat: DyadicHistogram, bins: int) -> Array:
+def uniform_counts(stat: DyadicHistogram, bins: int) -> Doubles:
     """Counts float64[bins] on equal bins over [minimum, maximum]; a dyadic bin is spread over those it covers."""
     lower, upper = stat.edges()
     cumulative = np.concatenate(([0.0], np.cumsum(stat.counts, dtype=np.float64)))
@@ -41,7 +40,7 @@ def uniform_counts(stat: DyadicHistogram, bins: int) -> Array:
     return np.diff(reached)
 
 
-def candidate_ranges(counts: Array) -> list[tuple[int, int]]:
+def candidate_ranges(counts: Doubles) -> list[tuple[int, int]]:
     """The ranges of bins that are tried, both ends included: the whole one, then ever narrower ones."""
     bins = counts.size
     step = max(1.0, math.ceil(round(counts.sum()) / 100000))  # spreading made the counts, not their sum, fractions
@@ -63,7 +62,7 @@ def candidate_ranges(counts: Array) -> list[tuple[int, int]]:
     return found
 
 
-def range_losses(counts: Array, ranges: Array, destinations: int) -> Array:
+def range_losses(counts: Doubles, ranges: Doubles, destinations: int) -> Doubles:
     """Squared distance to the nearest destination centre, integrated; density uniform in each source bin.
 
     `ranges` is float64[n, 2] of inclusive bin numbers; the result float64[n], in units of a bin width. With F_k(t) the
@@ -93,5 +92,5 @@ def range_losses(counts: Array, ranges: Array, destinations: int) -> Array:
     each = moments[2] - 2 * centre * moments[1] + centre**2 * moments[0]
     if fine:
         each[:, 1] = moments[0][:, 1] * width[:, 0] ** 2 / 12
-    loss: Array = each.sum(axis=1)
+    loss: Doubles = each.sum(axis=1)
     return loss

@@ -11,15 +11,12 @@ from __future__ import annotations
 from decimal import Decimal
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.numerics.activations.percentile import largest_at
+from amct_onnx.numerics.arrays import Doubles, Floats
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec, asymmetric_from_range, symmetric_from_range
 from amct_onnx.numerics.settings import Ifmr
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-
-Array = npt.NDArray[np.float64]
-Floats = npt.NDArray[np.float32]
 
 
 def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
@@ -50,7 +47,7 @@ def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
     return symmetric_from_range(0.0, bound, spec) if high >= -low else symmetric_from_range(-bound, 0.0, spec)
 
 
-def candidate_ratios(settings: Ifmr) -> Array:
+def candidate_ratios(settings: Ifmr) -> Doubles:
     """Ratios start, start+step, ... up to and including the end, counted in decimals: 61 for 0.7, 1.3, 0.01.
 
     AMCT's front ends differ by the last one (in float32 a step may end just before it). The golden cases have ratios of

@@ -16,13 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.numerics.activations.minmax import params_of_range, solve_minmax
+from amct_onnx.numerics.arrays import Doubles, Indices
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-
-Array = npt.NDArray[np.float64]
 
 # The first pass goes down from the min-max scale in these steps; the others look between neighbours of the best.
 # 32 scales are what stays in the allocator's hands: twice as many take three times as long.
@@ -59,9 +57,9 @@ def solve_mse(stat: DyadicHistogram, spec: QSpec) -> QParams:
     return QParams(scale=np.float32(best * stat.width), zero_point=np.int32(zero), spec=spec)
 
 
-def _between(ratio: float) -> Array:
+def _between(ratio: float) -> Doubles:
     """Factors from 1 / ratio to ratio."""
-    factors: Array = ratio ** np.linspace(-1.0, 1.0, _AT_ONCE)
+    factors: Doubles = ratio ** np.linspace(-1.0, 1.0, _AT_ONCE)
     return factors
 
 
@@ -74,11 +72,11 @@ class _Excess:
 
     first: int
     largest: float
-    total: Array
-    above: Array
-    half: Array
+    total: Doubles
+    above: Doubles
+    half: Doubles
 
-    def __call__(self, b: Array) -> Array:
+    def __call__(self, b: Doubles) -> Doubles:
         i, d = self._position(b)
         value = self.half.take(i)
         value *= d
@@ -87,7 +85,7 @@ class _Excess:
         value += self.total.take(i)
         return value
 
-    def squares_beyond(self, b: Array) -> Array:
+    def squares_beyond(self, b: Doubles) -> Doubles:
         """Sum of (x - b)^2 over x > b: twice the integral of E from b on."""
         width = np.ones(self.total.size)
         width[-1] = self.largest - (self.first + width.size - 1)
@@ -96,15 +94,15 @@ class _Excess:
         i, d = self._position(b)
         return 2.0 * (beyond.take(i) - self._integral(i, d))
 
-    def _position(self, b: Array) -> tuple[npt.NDArray[np.intp], Array]:
+    def _position(self, b: Doubles) -> tuple[Indices, Doubles]:
         d = np.minimum(b, self.largest)
         i = np.maximum(d.astype(np.intp), self.first)
         d -= i
         i -= self.first
         return i, d
 
-    def _integral(self, i: npt.NDArray[np.intp], d: Array) -> Array:
-        value: Array = d * (self.total[i] - d * (0.5 * self.above[i] - d * self.half[i] / 3))
+    def _integral(self, i: Indices, d: Doubles) -> Doubles:
+        value: Doubles = d * (self.total[i] - d * (0.5 * self.above[i] - d * self.half[i] / 3))
         return value
 
 
@@ -132,7 +130,7 @@ def _excess(stat: DyadicHistogram, *, negate: bool) -> _Excess | None:
     return _Excess(first=first, largest=largest, total=np.cumsum(steps[::-1])[::-1], above=above, half=half)
 
 
-def _best_grid(scales: Array, above: _Excess | None, below: _Excess | None, spec: QSpec) -> tuple[float, float, int]:
+def _best_grid(scales: Doubles, above: _Excess | None, below: _Excess | None, spec: QSpec) -> tuple[float, float, int]:
     """(scale, gain, zero point) of the best of `scales` (in bins), each with its best zero point.
 
     Of the n steps, z lie below zero. E falls with k, so exchanging the outermost step of one side for the next one

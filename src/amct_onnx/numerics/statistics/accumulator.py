@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.histogram import EMPTY, MAX_BINS, NOT_FINITE, DyadicHistogram
 
 # The C module; None where there is none, and Python does its work.
@@ -23,7 +23,6 @@ try:
 except ImportError:  # built without a compiler
     compiled = None
 
-Floats = npt.NDArray[np.float32]
 _WRONG = {1: NOT_FINITE, 2: EMPTY, 4: "there is no memory to count it"}
 
 

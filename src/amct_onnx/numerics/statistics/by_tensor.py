@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import StatisticsError
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
 
@@ -24,7 +24,7 @@ class Statistics:
     tensors: Mapping[str, DyadicHistogram]
     samples: int
     digest: str
-    factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    factors: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))

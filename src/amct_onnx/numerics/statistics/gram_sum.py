@@ -9,12 +9,9 @@ of threads, BLAS must be given one.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Doubles, Floats
 from amct_onnx.numerics.statistics.moments import SecondMoments
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 _PART = 1024  # columns multiplied at a time: longer sums in float32 are less precise
 WAITING = 4096  # columns

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.errors import CalibrationError
+from amct_onnx.numerics.arrays import Array, Doubles, Floats, Int64s, Reals
 
 MAX_BINS = 1 << 14
 # Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
@@ -50,7 +50,7 @@ def _index(x: float, exponent: int) -> int:
     return math.trunc(math.ldexp(x, -exponent))
 
 
-def _count(x: npt.NDArray[np.float32], exponent: int, low: int, size: int) -> npt.NDArray[np.int64]:
+def _count(x: Floats, exponent: int, low: int, size: int) -> Int64s:
     """Counts int64[size] of the values of `x`, float32[n], in the bins from `low` on, which hold all of them."""
     counts = np.zeros(size, np.int64)
     for start in range(0, x.size, _CHUNK):
@@ -72,7 +72,7 @@ class DyadicHistogram:
 
     exponent: int
     low: int
-    counts: npt.NDArray[np.int64]
+    counts: Int64s
     minimum: float
     maximum: float
 
@@ -81,7 +81,7 @@ class DyadicHistogram:
         return cls(exponent=0, low=0, counts=np.zeros(0, np.int64), minimum=math.inf, maximum=-math.inf)
 
     @classmethod
-    def of(cls, x: npt.NDArray[np.floating[Any]]) -> Self:
+    def of(cls, x: Reals) -> Self:
         """Histogram of all elements of `x` (any shape; float32, or float16 converted to it).
 
         Raises CalibrationError when `x` is empty or holds NaN or Inf.
@@ -98,7 +98,7 @@ class DyadicHistogram:
         return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
     @classmethod
-    def of_bins(cls, exponent: int, low: int, counts: npt.NDArray[np.int64], minimum: float, maximum: float) -> Self:
+    def of_bins(cls, exponent: int, low: int, counts: Int64s, minimum: float, maximum: float) -> Self:
         """Histogram of values with these extremes, counted in bins low, low+1, ... that are not too wide for them."""
         minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
         first, last = _index(minimum, exponent) - low, _index(maximum, exponent) - low
@@ -115,7 +115,7 @@ class DyadicHistogram:
         """Width of a bin, 2^exponent."""
         return math.ldexp(1.0, self.exponent)
 
-    def edges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def edges(self) -> tuple[Doubles, Doubles]:
         """Lower and upper edge of each bin, float64[size], cut to the extremes."""
         index = np.arange(self.low, self.low + self.counts.size, dtype=np.float64)
         lower = np.where(index <= 0, index - 1, index) * self.width
@@ -146,7 +146,7 @@ class DyadicHistogram:
         low, counts = self._coarsened(exponent)
         return replace(self, exponent=exponent, low=low, counts=counts)
 
-    def _coarsened(self, exponent: int) -> tuple[int, npt.NDArray[np.int64]]:
+    def _coarsened(self, exponent: int) -> tuple[int, Int64s]:
         shift = exponent - self.exponent
         if shift == 0:
             return self.low, self.counts
@@ -165,7 +165,7 @@ class DyadicHistogram:
         ends = (self.exponent, self.low, self.low + self.counts.size - 1) == (exponent, low, high)
         return ends and bool((self.counts >= 0).all()) and bool(self.counts[0] and self.counts[-1])
 
-    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def to_arrays(self) -> dict[str, Array]:
         """Arrays from which `from_arrays` restores this histogram exactly."""
         return {
             "grid": np.asarray([self.exponent, self.low], np.int64),
@@ -174,7 +174,7 @@ class DyadicHistogram:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
         exponent, low = (int(v) for v in arrays["grid"])
         minimum, maximum = (float(v) for v in arrays["extremes"])
         counts = np.asarray(arrays["counts"], np.int64)

@@ -16,10 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from amct_onnx.numerics.arrays import Doubles, Int64s, Reals
 
 _STEP = 10  # bits from one grid to the next
 _BITS = 2 * _STEP
@@ -50,8 +48,8 @@ class Moments:
 
     count: int = 0
     exponent: int = _LOWEST
-    sums: Integers = field(default_factory=lambda: np.zeros((2, 0, 0), np.int64))
-    products: Integers = field(default_factory=lambda: np.zeros((2, 0, 0, 0), np.int64))
+    sums: Int64s = field(default_factory=lambda: np.zeros((2, 0, 0), np.int64))
+    products: Int64s = field(default_factory=lambda: np.zeros((2, 0, 0, 0), np.int64))
 
     @classmethod
     def empty(cls) -> Moments:
@@ -59,7 +57,7 @@ class Moments:
         return cls()
 
     @classmethod
-    def of(cls, x: npt.NDArray[np.floating]) -> Moments:
+    def of(cls, x: Reals) -> Moments:
         """Moments of columns [U, B, n]. Raises ValueError for NaN or Inf."""
         units, width, count = x.shape
         largest = max(float(x.max()), -float(x.min())) if x.size else 0.0

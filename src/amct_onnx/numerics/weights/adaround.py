@@ -26,17 +26,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Doubles, Floats, Int32s, Int64s
 from amct_onnx.numerics.exact_products import LONGEST_SUM, digits, product_of_digits
 from amct_onnx.numerics.grid import QParams, QSpec, legal_scale
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.numerics.weights.arq import solve_arq
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 LONGEST_BLOCK = LONGEST_SUM
 _ITERATIONS_PER_STEP = 20
@@ -53,7 +49,7 @@ class LearnedRounding:
     """integers: int32[G, R, K]. nearest, learned: float64[G, R], the expected squared output error of each row by
     rounding to nearest and by these integers; learned <= nearest."""
 
-    integers: npt.NDArray[np.int32]
+    integers: Int32s
     nearest: Doubles
     learned: Doubles
 
@@ -162,7 +158,7 @@ class _Quadratic:
         u = self._scaled(u)
         return self._scaled(self._with_means(u, product_of_digits(digits(u), self._digits)))
 
-    def add_flips(self, product: Doubles, rows: tuple[npt.NDArray[np.int64], ...], steps: Doubles) -> None:
+    def add_flips(self, product: Doubles, rows: tuple[Int64s, ...], steps: Doubles) -> None:
         """Bring product = u S G S up to date, in place, after u[group, block, row, column] changed by steps."""
         group, block, row, column = rows
         if self._scales is not None:

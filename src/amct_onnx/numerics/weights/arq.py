@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, symmetric_from_range
 
 
-def solve_arq(weight: npt.NDArray[np.float32], spec: QSpec) -> QParams:
+def solve_arq(weight: Floats, spec: QSpec) -> QParams:
     """QParams of `weight`, one scale or one per index of the spec's axis; an all-zero channel gets scale 1.
 
     Raises ValueError when the weight is empty, holds NaN or Inf, or is too large.

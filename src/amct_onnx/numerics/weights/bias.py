@@ -7,12 +7,11 @@ the input from data.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
+
+from amct_onnx.numerics.arrays import Doubles, Reals
 
 
-def bias_correction(
-    rows: npt.NDArray[np.floating], rounded_rows: npt.NDArray[np.floating], means: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def bias_correction(rows: Reals, rounded_rows: Reals, means: Doubles) -> Doubles:
     """What to add to the bias, float64[..., C]: (rows - rounded_rows) E[x], for rows [..., C, n] and means [..., n].
 
     The axes in front are those of groups, with columns of their own. Raises ValueError where shapes do not fit or a
@@ -25,5 +24,5 @@ def bias_correction(
     lost = rows.astype(np.float64)
     lost -= rounded_rows
     lost *= means[..., None, :]
-    correction: npt.NDArray[np.float64] = lost.sum(axis=-1)  # numpy's sum, not BLAS: the order is fixed
+    correction: Doubles = lost.sum(axis=-1)  # numpy's sum, not BLAS: the order is fixed
     return correction

@@ -10,13 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Doubles, Floats, Uint8s
 from amct_onnx.numerics.grid import FLT_EPSILON
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.uint8]
 
 _SHRINKS = tuple(1 - 0.04 * i for i in range(13))
 _ELEMENTS = 1 << 18  # of a part
@@ -31,7 +27,7 @@ class BlockGrid:
     """
 
     scale: Floats
-    zero_point: Integers
+    zero_point: Uint8s
     block: int
     bits: int
 
@@ -62,12 +58,12 @@ class BlockGrid:
         block = (np.arange(start, start + length)) // self.block
         return self.scale[:, block].astype(np.float64), self.zero_point[:, block].astype(np.float64)
 
-    def quantize(self, rows: Floats) -> Integers:
+    def quantize(self, rows: Floats) -> Uint8s:
         """The nearest integers of rows [C, n]."""
         scale, zero_point = self.columns(rows.shape[1])
         return np.clip(np.rint(rows / scale + zero_point), 0, self.qmax).astype(np.uint8)
 
-    def dequantize(self, integers: Integers) -> Floats:
+    def dequantize(self, integers: Uint8s) -> Floats:
         """The weights float32[C, n] that integers [C, n] stand for, as ONNX Runtime computes them."""
         scale, zero_point = self.columns(integers.shape[1])
         weights: Floats = (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
@@ -96,7 +92,7 @@ def solve_block_grid(rows: Floats, *, block: int, bits: int) -> BlockGrid:
     )
 
 
-def _search(cut: Floats, bits: int) -> tuple[Floats, Integers]:
+def _search(cut: Floats, bits: int) -> tuple[Floats, Uint8s]:
     """Scale and zero point of each of the blocks `cut` [R, block]."""
     qmax, middle = (1 << bits) - 1, 1 << (bits - 1)
     low, high = np.minimum(cut.min(axis=1), 0), np.maximum(cut.max(axis=1), 0)

@@ -22,13 +22,10 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Bools, Doubles, Floats, Int8s, Uint8s
 from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.weights.block_grid import BlockGrid
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 # Values of some columns (positions in the order of rounding), float64[G, R] or [G, n, R], on the grid.
 _ToGrid = Callable[[int | slice, Doubles], Doubles]
@@ -40,7 +37,7 @@ _GROUP_CHUNK = 1 << 20  # entries of Gram matrices at a time, where there are gr
 
 def solve_gptq_groups(
     rows: Floats, gram: Doubles, scale: Floats, spec: QSpec, *, damping: float = 0.01, block: int = _BLOCK
-) -> npt.NDArray[np.int8]:
+) -> Int8s:
     """Integers [G, R, n] of `rows` [G, R, n] of G groups, each with a Gram matrix of its own, such as a depthwise Conv.
 
     gram: [G, n, n]. scale: [G, R]. Columns are rounded in the order of their index. A column that is always zero is
@@ -67,7 +64,7 @@ def solve_gptq_groups(
 
 def solve_gptq_blocks(
     rows: Floats, gram: Doubles, grid: BlockGrid, *, start: int = 0, damping: float = 0.01, block: int = _BLOCK
-) -> npt.NDArray[np.uint8]:
+) -> Uint8s:
     """Integers uint8[C, n] of `rows` [C, n] on a grid with a scale for each block of columns.
 
     gram: [n, n]. start: the column of the grid that the first one of `rows` is. Columns of larger mean square are
@@ -150,7 +147,7 @@ class _Solver:
         return chosen
 
 
-def _damped(gram: Doubles, alive: npt.NDArray[np.bool_], damping: float) -> Doubles:
+def _damped(gram: Doubles, alive: Bools, damping: float) -> Doubles:
     """Matrices whose diagonals have mean 1, with larger diagonals; those that are not `alive` become the identity."""
     damped = np.where(alive[:, None, None], gram, 0.0)
     index = np.arange(gram.shape[1])

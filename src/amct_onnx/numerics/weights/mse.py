@@ -14,14 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Doubles, Floats, Indices
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.weights.arq import solve_arq
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 _ELEMENTS = 1 << 16  # of a part: three arrays of them stay in the cache
 _COARSE = 0.85
@@ -80,7 +77,7 @@ class _Search:
         found = np.clip((self._scale * self._ratio).astype(np.float32), FLT_EPSILON, 1 / FLT_EPSILON)
         return np.where(better, found, self._scale)
 
-    def _descend(self, rows: npt.NDArray[np.intp]) -> None:
+    def _descend(self, rows: Indices) -> None:
         steps, length = self._steps[rows], self._steps.shape[1]
         for power in range(1, _MOST_COARSE):
             ratio = np.full(rows.size, _COARSE**power)
@@ -92,7 +89,7 @@ class _Search:
             if 2 * np.count_nonzero(on) <= rows.size:
                 rows, steps = rows[on], steps[on]
 
-    def _refine(self, rows: slice | npt.NDArray[np.intp]) -> None:
+    def _refine(self, rows: slice | Indices) -> None:
         steps = self._steps[rows]
         for halving in range(1, _HALVINGS + 1):
             middle = self._ratio[rows]
@@ -104,7 +101,7 @@ class _Search:
         for step in range(tried):
             self._try(rows, steps, middle * (1 + _APART * (step - (tried - 1) / 2)))
 
-    def _try(self, rows: slice | npt.NDArray[np.intp], steps: Floats, ratio: Doubles) -> Doubles:
+    def _try(self, rows: slice | Indices, steps: Floats, ratio: Doubles) -> Doubles:
         """Errors of `steps` = self._steps[rows] at these ratios; the best are kept."""
         ratio = np.clip(ratio, self._least[rows], self._most[rows])
         error = self._errors(steps, ratio)

@@ -11,18 +11,17 @@ Panter, W. Dite, "Quantization distortion in pulse-count modulation with nonunif
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Int64s
 from amct_onnx.numerics.blocks import blocks
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import dequantize, quantize
 from amct_onnx.numerics.settings import Nuq
 
-Integers = npt.NDArray[np.int64]
 _LOWEST = -128
 
 
-def cluster_levels(weight: npt.NDArray[np.float32], params: QParams, settings: Nuq) -> tuple[int, ...]:
+def cluster_levels(weight: Floats, params: QParams, settings: Nuq) -> tuple[int, ...]:
     """The `num_steps` levels of a weight that `params` quantize uniformly, in ascending order.
 
     A weight with fewer integers than levels keeps them all; the largest one then fills up the levels.
@@ -33,16 +32,14 @@ def cluster_levels(weight: npt.NDArray[np.float32], params: QParams, settings: N
     return (*levels.tolist(), *[int(levels[-1])] * (settings.num_steps - levels.size))
 
 
-def round_to_levels(
-    weight: npt.NDArray[np.float32], params: QParams, levels: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
+def round_to_levels(weight: Floats, params: QParams, levels: tuple[int, ...]) -> Floats:
     """`weight` rounded to the grid of `params`, and there to the nearest of `levels` (in ascending order)."""
     few = np.unique(levels)
     nearest = few[_assign(np.arange(256) + _LOWEST, few)].astype(np.int32)
     return dequantize(nearest[quantize(weight, params) - _LOWEST], params)
 
 
-def solve_levels(counts: Integers, settings: Nuq) -> Integers:
+def solve_levels(counts: Int64s, settings: Nuq) -> Int64s:
     """At most `num_steps` different levels in ascending order, for counts[256] of the integers -128 to 127."""
     values = np.flatnonzero(counts)
     if values.size <= settings.num_steps:
@@ -55,21 +52,21 @@ def solve_levels(counts: Integers, settings: Nuq) -> Integers:
     return levels
 
 
-def _first_levels(values: Integers, weights: Integers, steps: int) -> Integers:
+def _first_levels(values: Int64s, weights: Int64s, steps: int) -> Int64s:
     """Indices of `steps` different values: the medians of `steps` parts with equal integrals of density^(1/3).
 
     A value stands for the gap between the middles to its neighbours: density weight / gap, over a length of gap.
     """
     gaps = np.gradient(values.astype(np.float64))
     reached = np.cumsum(np.cbrt(weights * gaps**2))
-    chosen: Integers = np.searchsorted(reached, (np.arange(steps) + 0.5) / steps * reached[-1])
+    chosen: Int64s = np.searchsorted(reached, (np.arange(steps) + 0.5) / steps * reached[-1])
     for index in range(1, steps):  # a heavy value holds several parts
         chosen[index] = max(chosen[index], chosen[index - 1] + 1)
-    last: Integers = np.minimum(chosen, np.arange(weights.size - steps, weights.size))
+    last: Int64s = np.minimum(chosen, np.arange(weights.size - steps, weights.size))
     return last
 
 
-def _refine(values: Integers, weights: Integers, levels: Integers) -> Integers:
+def _refine(values: Int64s, weights: Int64s, levels: Int64s) -> Int64s:
     """One iteration: each level moves to the mean of the integers that are nearest to it, rounded."""
     nearest = _assign(values, levels)
     total = np.bincount(nearest, weights, minlength=levels.size)
@@ -77,6 +74,6 @@ def _refine(values: Integers, weights: Integers, levels: Integers) -> Integers:
     return np.where(total > 0, np.rint(mean).astype(np.int64), levels)  # a level that nothing is nearest to stays
 
 
-def _assign(values: Integers, levels: Integers) -> Integers:
+def _assign(values: Int64s, levels: Int64s) -> Int64s:
     """Index of the level nearest to each of `values`, the lower one of two."""
     return np.searchsorted(levels[:-1] + levels[1:], 2 * values, side="left")

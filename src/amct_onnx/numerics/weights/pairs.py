@@ -9,8 +9,8 @@ pairs; here a row gets the scale at which rounding and moving the pairs that are
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Int8s
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -21,9 +21,7 @@ _ELEMENTS = 1 << 16
 _RATIOS = (1.0, 0.8, 0.9, 1.1, 1.2, 1.35, 1.5, 1.75, 2.02)
 
 
-def solve_pairs(
-    rows: npt.NDArray[np.float32], spec: QSpec, least: npt.NDArray[np.float32]
-) -> tuple[QParams, npt.NDArray[np.int8]]:
+def solve_pairs(rows: Floats, spec: QSpec, least: Floats) -> tuple[QParams, Int8s]:
     """Scale of each row of a weight [C, n], and its integers int8[C, n], of which no neighbours (2k, 2k + 1) overflow.
 
     `rows` are in the order in which the kernel reads them; no scale is below `least`, float32[C]. Raises ValueError
@@ -38,15 +36,13 @@ def solve_pairs(
     return QParams(scale=scale, zero_point=widest.zero_point, spec=spec), integers
 
 
-def overflows(rows: npt.NDArray[np.int8]) -> bool:
+def overflows(rows: Int8s) -> bool:
     """Whether two neighbours of a row of integers add up to more than is safe."""
     pairs = rows[:, : rows.shape[1] // 2 * 2].reshape(len(rows), -1, 2).sum(axis=2, dtype=np.int16)
     return bool(pairs.max(initial=0) > LARGEST_PAIR or pairs.min(initial=0) < -LARGEST_PAIR)
 
 
-def _solve(
-    rows: npt.NDArray[np.float32], widest: npt.NDArray[np.float32], lower: npt.NDArray[np.float32], spec: QSpec
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+def _solve(rows: Floats, widest: Floats, lower: Floats, spec: QSpec) -> tuple[Floats, Int8s]:
     least = np.full(len(rows), np.inf)
     scale, integers = widest.copy(), np.zeros(rows.shape, np.int8)
     for ratio in _RATIOS:
@@ -63,7 +59,7 @@ def _solve(
     return scale, integers
 
 
-def _part_pairs(integers: npt.NDArray[np.float32]) -> None:
+def _part_pairs(integers: Floats) -> None:
     """Bring both of a pair nearer to zero, in place, until they add up to what is allowed."""
     pairs = integers[:, : integers.shape[1] // 2 * 2].reshape(len(integers), -1, 2)
     excess = pairs.sum(axis=2)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from amct_onnx.numerics.arrays import Floats, Int8s, Uint8s
 from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.moments import SecondMoments
@@ -20,7 +20,6 @@ from amct_onnx.numerics.weights.adaround import learn_rounding
 from amct_onnx.numerics.weights.block_grid import BlockGrid
 from amct_onnx.numerics.weights.gptq import solve_gptq_blocks, solve_gptq_groups
 
-Floats = npt.NDArray[np.float32]
 # Is called with the share of the work on a layer that was done since the last call; what it raises ends the work.
 Advance = Callable[[float], None]
 
@@ -29,7 +28,7 @@ _NOISE = 1e-9  # of the mean square of inputs
 
 def round_rows(
     rows: Floats, scale: Floats, spec: QSpec, moments: SecondMoments, learning: AdaRound | None, advance: Advance
-) -> npt.NDArray[np.int8]:
+) -> Int8s:
     """Integers int8[G, R, n] of `rows` [G, R, n]: G groups with columns of their own, R rows each.
 
     scale: float32[G, R], of a grid with at most 8 bits and zero point 0. moments: of G groups of blocks. Raises
@@ -42,7 +41,7 @@ def round_rows(
 
 def round_block_rows(
     rows: Floats, grid: BlockGrid, moments: SecondMoments, learning: AdaRound | None, advance: Advance
-) -> npt.NDArray[np.uint8]:
+) -> Uint8s:
     """Integers uint8[C, n] of `rows` [C, n] on a grid with a scale and a zero point for each block of columns.
 
     The blocks of the grid and those of `moments` may differ. Raises ValueError as `round_rows` does.
@@ -55,7 +54,7 @@ def round_block_rows(
     found = learn_rounding(
         rows[None], scale[None].astype(np.float32), spec, moments, learning, advance, shift=shift[None]
     ).integers[0]
-    integers: npt.NDArray[np.uint8] = (found - spec.qmin).astype(np.uint8)
+    integers: Uint8s = (found - spec.qmin).astype(np.uint8)
     return integers
 
 
@@ -68,7 +67,7 @@ def covariances(moments: SecondMoments) -> SecondMoments:
     return SecondMoments(columns=moments.columns, mean=np.zeros_like(moments.mean), gram=gram)
 
 
-def _gptq(rows: Floats, scale: Floats, spec: QSpec, moments: SecondMoments) -> npt.NDArray[np.int8]:
+def _gptq(rows: Floats, scale: Floats, spec: QSpec, moments: SecondMoments) -> Int8s:
     groups, count, length = rows.shape
     units, width = moments.mean.shape
     blocks = units // groups
@@ -80,7 +79,7 @@ def _gptq(rows: Floats, scale: Floats, spec: QSpec, moments: SecondMoments) -> n
     return np.ascontiguousarray(joined[..., :length])
 
 
-def _gptq_on_block_grid(rows: Floats, grid: BlockGrid, moments: SecondMoments) -> npt.NDArray[np.uint8]:
+def _gptq_on_block_grid(rows: Floats, grid: BlockGrid, moments: SecondMoments) -> Uint8s:
     count, length = rows.shape
     integers, width = np.empty((count, length), np.uint8), moments.mean.shape[1]
     for unit, gram in enumerate(moments.gram):

@@ -10,15 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import Feed, SampleKeeper
+from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_side
+from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
@@ -32,7 +32,6 @@ from amct_onnx.targets.units import Unit, Units, operations
 from amct_onnx.values.roundings import Change
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 
-Doubles = npt.NDArray[np.float64]
 SAMPLES = 4
 
 
@@ -193,7 +192,7 @@ def _open(units: Units, samples: Sequence[Feed]) -> RoundedNetwork:
     return RoundedNetwork(units.model, everything, units.constants, samples[0], ends=ends)
 
 
-def _local(probe: RoundedNetwork, clean: Mapping[str, npt.NDArray[Any]], unit: Unit) -> tuple[float, float]:
+def _local(probe: RoundedNetwork, clean: Feed, unit: Unit) -> tuple[float, float]:
     """Of the error of a unit where it ends, the powers that come from its constants and from its tensors."""
     if not unit.constants.constants or not unit.last:
         return (1.0, 0.0) if unit.constants.constants else (0.0, 1.0)

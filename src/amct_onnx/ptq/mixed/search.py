@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amct_onnx.data.keep_samples import Feed
 from amct_onnx.errors import ArgumentTypeError
 from amct_onnx.measure.output_noise import OutputNoise
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.mixed.effects import Effects, measure
 from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path

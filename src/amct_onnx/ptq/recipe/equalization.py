@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.equalize import ChannelGroup
+from amct_onnx.numerics.arrays import Floats, Reals
 from amct_onnx.numerics.channel_factors import equalizing_factors, rounding_noise
 from amct_onnx.values.sensitivity import decibel
-
-Floats = npt.NDArray[np.float32]
 
 
 def group_factors(
@@ -66,7 +64,7 @@ def _measured(layer: Layer) -> str:
     return name_of(value)
 
 
-def _kernel(layer: Layer) -> npt.NDArray[np.floating]:
+def _kernel(layer: Layer) -> Reals:
     """The weight of a Conv or Gemm as [groups, outputs, inputs, taps]."""
     weight = layer.array()
     if layer.op_type == "Conv":

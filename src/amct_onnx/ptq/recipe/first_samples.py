@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from amct_onnx.data.batches import BatchRule, joined
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.values.findings import Effort
-
-Feed = Mapping[str, npt.NDArray[Any]]
 
 _SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
 _TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
@@ -122,6 +119,6 @@ class FirstSamples:
         """How many samples a feed has."""
         return self._rule.count(feed)
 
-    def batches(self, samples: Sequence[Feed], rows: int) -> list[dict[str, npt.NDArray[Any]]]:
+    def batches(self, samples: Sequence[Feed], rows: int) -> list[Feed]:
         """Some of `samples` in batches of so many, whatever the batches were that they came in."""
         return joined(samples, self._rule, rows)

@@ -7,19 +7,17 @@ clipped for free, a rare large value may carry the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_side
+from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.progress import Progress
 from amct_onnx.targets.target import RangeChoice
 from amct_onnx.values.roundings import Change
 
-Feed = Mapping[str, npt.NDArray[Any]]
 Range = tuple[float, float]
 
 _WIDTHS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4)  # of the range of the extremes
@@ -40,7 +38,7 @@ def cheaper_ranges(
     current = [choice.now for choice in choices]
     probe = RoundedNetwork(model, Change.union(current), {}, samples[0])
 
-    def costs(feed: Feed) -> npt.NDArray[np.float64]:
+    def costs(feed: Feed) -> Doubles:
         clean = probe.clean(feed)
         signal = [power(clean[name]) or 1.0 for name in probe.outputs]
 

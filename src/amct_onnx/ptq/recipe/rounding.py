@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import ValueNames
@@ -20,6 +19,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import join_groups, kernel_rows, output_rows_shape, row_scales, split_groups, weight_axis
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.grid import PerChannel, QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound
@@ -32,7 +32,6 @@ from amct_onnx.run.round_layers import RoundingJob, round_layers
 from amct_onnx.run.threads import processors
 from amct_onnx.values.findings import WeightGrid
 
-Feed = Mapping[str, npt.NDArray[Any]]
 Method = Literal["gptq", "adaround"]
 
 # Longer rows are rounded in blocks: the time to round a block grows with its cube, and 256 channels of 3x3 fit.

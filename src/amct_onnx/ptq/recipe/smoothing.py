@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.channel_factors import has_outliers
 from amct_onnx.observe.channel_maxima import channel_maxima
-
-Floats = npt.NDArray[np.float32]
-Feed = Mapping[str, npt.NDArray[Any]]
 
 
 def outlier_inputs(model: ir.Model, wanted: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Floats]:

@@ -25,10 +25,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
@@ -36,6 +34,7 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.measure.output_noise import OutputNoise
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -54,9 +53,6 @@ from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
-
-Feed = Mapping[str, npt.NDArray[Any]]
-Floats = npt.NDArray[np.float32]
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -187,7 +183,7 @@ class Recipe:
         first = self._is_first and self.best is not None
         self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason, first=first))
 
-    def _feeds(self, most: int | None = None) -> list[dict[str, npt.NDArray[Any]]]:
+    def _feeds(self, most: int | None = None) -> list[Feed]:
         """The samples to fit, or the first of them, in batches."""
         return self._samples.batches(self._fit[:most], self._rows)
 
