@@ -157,7 +157,7 @@ def _check_contradictions(found: Sequence[Occurrence], mistakes: Mistakes) -> No
     Protobuf, and so AMCT, silently takes the last one, which may not be what the user means.
     """
     for first, second in candidates_for_contradiction(found):
-        if first.field != second.field:
+        if first.field.name != second.field.name:
             what = f"{second.field.name} contradicts {first.field.name}"
         elif _parse_value(first) != _parse_value(second):
             what = f"{second.value} contradicts {first.value}"
@@ -169,6 +169,6 @@ def _check_contradictions(found: Sequence[Occurrence], mistakes: Mistakes) -> No
 
 def _parse_value(entry: Occurrence) -> Any:
     """The value of a scalar: 1 and 0x1 are the same, and so are true and 1 for a bool."""
-    message = message_class(_PROTO, entry.message)()
+    message = message_class(_PROTO, entry.field.containing_type.name)()
     parse_text(f"{entry.field.name}: {entry.value}", message, path="", error=ConfigError, advice="")
     return getattr(message, entry.field.name)

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
 from amct_onnx.files.whole_files import FILE_MODE, make_folder
+from amct_onnx.graph.access import all_nodes
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.tensors import array_of
 
@@ -77,7 +78,8 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_l
     it, one tensor after another. Raises OutputError, also if that file holds the weights of the model's own source.
     """
     target = Path(path)
-    data = f"{target.name}.data" if _wants_external_data(model, embedded_limit) else None
+    is_external = model.graph.meta.get(_EXTERNAL_KEY) or model_bytes(model) >= embedded_limit
+    data = f"{target.name}.data" if is_external else None
     names = [name for name in (data, target.name) if name is not None]
     if data is not None:
         _refuse_to_overwrite_source(model, target, target.parent / data)
@@ -117,7 +119,8 @@ def check_room(folder: Path, needed: int, target: Path) -> None:
 
 def model_bytes(model: ir.Model) -> int:
     """The number of bytes of all initializers."""
-    return sum(tensor.nbytes for tensor in _initializers(model))
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def file_bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
@@ -174,15 +177,6 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
     return OutputError(f"Cannot write {target}: {reason}. Choose a folder that is writable and has room.")
 
 
-def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:
-    graphs = model.graphs()
-    return [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
-
-
-def _wants_external_data(model: ir.Model, embedded_limit: int) -> bool:
-    return bool(model.graph.meta.get(_EXTERNAL_KEY)) or model_bytes(model) >= embedded_limit
-
-
 def _take_external_data(model: ir.Model, source: Path) -> None:
     """Check the external data of a model, and read its small tensors: each tensor left on disk takes a file handle."""
     files: dict[str, int] = {}  # real path -> size
@@ -192,19 +186,13 @@ def _take_external_data(model: ir.Model, source: Path) -> None:
                 tensor = _checked(value.const_value, source, files)
                 value.const_value = tensor if tensor.nbytes > _SMALL else _in_memory(tensor)
     # The data of an attribute stays in the node: when the model is saved only initializers become external again.
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         for name, attribute in list(node.attributes.items()):
             if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
                 tensor = _checked(attribute.value, source, files)
                 node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))
     if files:
         model.graph.meta[_EXTERNAL_KEY] = (os.path.realpath(source), frozenset(files))
-
-
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[np.ndarray]:

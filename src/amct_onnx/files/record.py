@@ -11,8 +11,12 @@ from typing import Any
 
 from amct_onnx.errors import RecordError, RecordValueError
 from amct_onnx.files.schema import (
+    BOOL,
+    FLOAT,
+    INT32,
+    STRING,
+    UINT32,
     escape_text,
-    fields_of,
     message_class,
     parse_text,
     shortest_float32,
@@ -56,7 +60,7 @@ message ScaleOffsetRecord {
   repeated MapFiledEntry record = 1;
 }
 """
-_FIELDS = fields_of(SCHEMA, "SingleLayerRecord")
+_FIELDS = {field.name: field for field in message_class(SCHEMA, "SingleLayerRecord").DESCRIPTOR.fields}
 _DROPPED = ("dst_type", "channels", "height", "width")
 _ADVICE = "correct the record file or run the calibration again"
 _NOTE = "# amct_onnx: "
@@ -89,14 +93,11 @@ def _read_any(text: str, path: str | os.PathLike[str]) -> list[tuple[str, LayerR
     """The entries of a file in any layout that protobuf accepts."""
     message = message_class(SCHEMA, "ScaleOffsetRecord")()
     parse_text(text, message, path=path, error=RecordError, advice=_ADVICE)
-    return [
-        (
-            entry.key,
-            _to_record({field.name: tuple(v) if _FIELDS[field.name].repeated else v for field, v in fields}),
-        )
-        for entry in message.record
-        for fields in (entry.value.ListFields(),)
-    ]
+    entries = []
+    for entry in message.record:
+        values = {field.name: v if field.has_presence else tuple(v) for field, v in entry.value.ListFields()}
+        entries.append((entry.key, _to_record(values)))
+    return entries
 
 
 # Protobuf and AMCT's kernels write files in one layout. Regular expressions read it twenty times faster than protobuf's
@@ -107,15 +108,15 @@ _BLOCK = re.compile(
     r'record \{\n  key: "([^"\'\\\x00-\x1f\x7f]*)"\n  value \{\n((?:    [a-z_]+: +[^ \n]+\n)*)  \}\n\}\n'
 )
 _LINE = re.compile(r"    ([a-z_]+): +([^ \n]+)\n")
-_TOKENS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
-    "float": (
+_TOKENS: dict[int, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    FLOAT: (
         re.compile(r"(?:-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?\n)*"),
         lambda t: to_float32(float(t)),
     ),
-    "int32": (re.compile(r"(?:-?(?:0|[1-9][0-9]{0,8})\n)*"), int),
-    "uint32": (re.compile(r"(?:(?:0|[1-9][0-9]{0,8})\n)*"), int),
-    "bool": (re.compile(r"(?:(?:true|false)\n)*"), lambda t: t == "true"),
-    "string": (re.compile(r"""(?:(?:"[A-Za-z0-9_]*"|'[A-Za-z0-9_]*')\n)*"""), lambda t: t[1:-1]),
+    INT32: (re.compile(r"(?:-?(?:0|[1-9][0-9]{0,8})\n)*"), int),
+    UINT32: (re.compile(r"(?:(?:0|[1-9][0-9]{0,8})\n)*"), int),
+    BOOL: (re.compile(r"(?:(?:true|false)\n)*"), lambda t: t == "true"),
+    STRING: (re.compile(r"""(?:(?:"[A-Za-z0-9_]*"|'[A-Za-z0-9_]*')\n)*"""), lambda t: t[1:-1]),
 }
 
 
@@ -137,7 +138,7 @@ def _read_plain(text: str) -> list[tuple[str, LayerRecord]] | None:
             allowed, convert = _TOKENS[_FIELDS[name].type]
             if not allowed.fullmatch("\n".join(found) + "\n"):
                 return None
-            values[name] = tuple(map(convert, found)) if _FIELDS[name].repeated else convert(found[-1])
+            values[name] = convert(found[-1]) if _FIELDS[name].has_presence else tuple(map(convert, found))
         entries.append((block[1], _to_record(values)))
         position = block.end()
     return entries
@@ -176,22 +177,20 @@ def format_record(
     lines += [_format_note(note) for note in notes]
     for key, record in records.items():
         lines += ["record {", f"  key: {escape_text(key)}", "  value {"]
-        for name in _FIELDS:
+        for name, field in _FIELDS.items():
             value = getattr(record, name, None)
-            if isinstance(value, tuple):
-                lines += [f"    {name}: {_format_value(_FIELDS[name].type, item)}" for item in value]
-            elif value is not None:
-                lines.append(f"    {name}: {_format_value(_FIELDS[name].type, value)}")
+            values = value if isinstance(value, tuple) else (value,)
+            lines += [f"    {name}: {_format_value(field.type, item)}" for item in values if item is not None]
         lines += ["  }", "}"]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _format_value(kind: str, value: Any) -> str:
-    if kind == "float":
+def _format_value(kind: int, value: Any) -> str:
+    if kind == FLOAT:
         return str(shortest_float32(value))
-    if kind == "string":
+    if kind == STRING:
         return escape_text(value)
-    if kind == "bool":
+    if kind == BOOL:
         return "true" if value else "false"
     return str(int(value))
 

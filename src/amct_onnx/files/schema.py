@@ -9,8 +9,6 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -26,75 +24,50 @@ from amct_onnx.errors import AmctError
 
 _FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+);")
 _FLOAT32 = struct.Struct("<f")
-_SCALARS = frozenset({"TYPE_FLOAT", "TYPE_INT32", "TYPE_UINT32", "TYPE_BOOL", "TYPE_STRING"})
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a message."""
-
-    name: str
-    type: str
-    """A scalar type of proto, or the name of a message or an enum."""
-    number: int
-    repeated: bool
-    oneof: str | None = None
-
-
-@cache
-def fields_of(proto: str, message: str) -> Mapping[str, Field]:
-    """The fields of one message of `proto`, by name, in the order of their numbers."""
-    body = proto.partition(f"message {message} {{\n")[2].partition("\n}\n")[0]
-    fields: list[Field] = []
-    oneof: str | None = None
-    for line in body.splitlines():
-        if opened := re.match(r"\s*oneof (\w+) \{", line):
-            oneof = opened[1]
-        elif line.strip() == "}":
-            oneof = None
-        elif found := _FIELD.search(line):
-            label, kind, name, number = found.groups()
-            fields.append(Field(name, kind, int(number), label == "repeated", oneof))
-    return {field.name: field for field in sorted(fields, key=lambda field: field.number)}
+_FIELD_KINDS = descriptor_pb2.FieldDescriptorProto
+FLOAT, INT32, UINT32 = _FIELD_KINDS.TYPE_FLOAT, _FIELD_KINDS.TYPE_INT32, _FIELD_KINDS.TYPE_UINT32
+BOOL, STRING = _FIELD_KINDS.TYPE_BOOL, _FIELD_KINDS.TYPE_STRING
+_SCALARS = {"float": FLOAT, "int32": INT32, "uint32": UINT32, "bool": BOOL, "string": STRING}
 
 
 @cache
 def message_class(proto: str, root: str) -> Any:
-    """The class of the message `root` of a file of proto2 text.
+    """The class of the message `root` of a file of proto2 text; its DESCRIPTOR tells of the fields.
 
     Each field of the text has a line of its own and is marked `optional` or `repeated`, also the members of a oneof.
     """
     file = descriptor_pb2.FileDescriptorProto(name=f"{root}.proto", syntax="proto2")
-    enums = re.findall(r"^enum (\w+) \{ (.*) \}$", proto, re.MULTILINE)
-    for name, values in enums:
+    for name, values in re.findall(r"^enum (\w+) \{ (.*) \}$", proto, re.MULTILINE):
         enum = file.enum_type.add(name=name)
         for value, number in re.findall(r"(\w+) = (\d+);", values):
             enum.value.add(name=value, number=int(number))
-    enum_names = {name for name, _ in enums}
-    for name in re.findall(r"^message (\w+)", proto, re.MULTILINE):
-        _add_message(file.message_type.add(name=name), fields_of(proto, name), enum_names)
+    enums = {enum.name for enum in file.enum_type}
+    for name, body in re.findall(r"^message (\w+) \{\n(.*?)^\}", proto, re.MULTILINE | re.DOTALL):
+        _add_fields(file.message_type.add(name=name), body, enums)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(root))
 
 
-def _add_message(message: Any, fields: Mapping[str, Field], enums: set[str]) -> None:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    oneofs: list[str] = []
-    for field in fields.values():
-        made = message.field.add(name=field.name, number=field.number)
-        made.label = kinds.LABEL_REPEATED if field.repeated else kinds.LABEL_OPTIONAL
-        scalar = f"TYPE_{field.type.upper()}"
-        if scalar in _SCALARS:
-            made.type = kinds.Type.Value(scalar)
-        else:
-            made.type = kinds.TYPE_ENUM if field.type in enums else kinds.TYPE_MESSAGE
-            made.type_name = field.type
-        if field.oneof is not None:
-            if field.oneof not in oneofs:
-                oneofs.append(field.oneof)
-                message.oneof_decl.add(name=field.oneof)
-            made.oneof_index = oneofs.index(field.oneof)
+def _add_fields(message: Any, body: str, enums: set[str]) -> None:
+    in_oneof = False
+    for line in body.splitlines():
+        if opened := re.match(r"\s*oneof (\w+) \{", line):
+            in_oneof = True
+            message.oneof_decl.add(name=opened[1])
+        elif line.strip() == "}":
+            in_oneof = False
+        elif found := _FIELD.search(line):
+            label, kind, name, number = found.groups()
+            made = message.field.add(name=name, number=int(number))
+            made.label = _FIELD_KINDS.Label.Value(f"LABEL_{label.upper()}")
+            if kind in _SCALARS:
+                made.type = _SCALARS[kind]
+            else:
+                made.type = _FIELD_KINDS.TYPE_ENUM if kind in enums else _FIELD_KINDS.TYPE_MESSAGE
+                made.type_name = kind
+            if in_oneof:
+                made.oneof_index = len(message.oneof_decl) - 1
 
 
 def parse_text(text: str, message: Any, *, path: str | os.PathLike[str], error: type[AmctError], advice: str) -> Any:

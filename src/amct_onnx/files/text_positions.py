@@ -9,8 +9,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from amct_onnx.files.schema import Field, fields_of
+from amct_onnx.files.schema import message_class
 from amct_onnx.files.whole_files import Position
 
 # A sign is part of a number. The text format allows + and - inside a name, too.
@@ -32,9 +33,8 @@ class Occurrence:
     """With the indices of repeated fields, for instance "override_layer_configs[0].layer_name"."""
     position: Position
     """Where its name begins, or where it begins if it is an element of a list `[a, b]`."""
-    field: Field
-    message: str
-    """The type of the block around it."""
+    field: Any
+    """Its protobuf descriptor."""
     value: str | None = None
     """The text of a scalar, None for a block."""
 
@@ -46,14 +46,13 @@ class Occurrence:
 
 def locate_fields(text: str, proto: str, root: str) -> tuple[Occurrence, ...]:
     """Every field of `text`, in its order. Protobuf must have accepted the text as a message `root` of `proto`."""
-    return tuple(_Walk(text, proto).block(root, "", None))
+    return tuple(_Walk(text).block(message_class(proto, root).DESCRIPTOR, "", None))
 
 
 class _Walk:
     """One pass over the tokens of a text. `_index` is that of the next token."""
 
-    def __init__(self, text: str, proto: str) -> None:
-        self._proto = proto
+    def __init__(self, text: str) -> None:
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
         self._tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "skip"]
         self._index = 0
@@ -73,33 +72,33 @@ class _Walk:
         line = bisect_right(self._lines, match.start())
         return match.group(), Position(line=line, column=match.start() - self._lines[line - 1] + 1)
 
-    def block(self, message: str, path: str, end: str | None) -> Iterator[Occurrence]:
-        fields = fields_of(self._proto, message)
+    def block(self, message: Any, path: str, end: str | None) -> Iterator[Occurrence]:
+        """The fields of a block whose type has the descriptor `message`."""
         while self._index < len(self._tokens) and not (end and self._skip(end)):
             name, position = self._take()
-            field = fields[name]
+            field = message.fields_by_name[name]
             self._skip(":")
-            if field.repeated and self._skip("["):
+            if not field.has_presence and self._skip("["):
                 while not self._skip("]"):
-                    yield from self._value(field, message, path, None)
+                    yield from self._value(field, path, None)
                     self._skip(",")
             else:
-                yield from self._value(field, message, path, position)
+                yield from self._value(field, path, position)
             self._skip(",", ";")
 
-    def _value(self, field: Field, message: str, path: str, position: Position | None) -> Iterator[Occurrence]:
+    def _value(self, field: Any, path: str, position: Position | None) -> Iterator[Occurrence]:
         own = f"{path}.{field.name}" if path else field.name
-        if field.repeated:
+        if not field.has_presence:  # it is repeated
             index = self._counts[own] = self._counts.get(own, -1) + 1
             own = f"{own}[{index}]"
         value, start = self._take()
         if value in _ENDS:
-            yield Occurrence(own, position or start, field, message)
-            yield from self.block(field.type, own, _ENDS[value])
+            yield Occurrence(own, position or start, field)
+            yield from self.block(field.message_type, own, _ENDS[value])
             return
         while value[0] in "\"'" and self._peek()[:1] in ('"', "'"):  # adjacent strings are one
             value += " " + self._take()[0]
-        yield Occurrence(own, position or start, field, message, value)
+        yield Occurrence(own, position or start, field, value)
 
 
 def position_of(path: str, positions: Mapping[str, Position]) -> Position | None:
@@ -117,11 +116,11 @@ def candidates_for_contradiction(found: Sequence[Occurrence]) -> Iterator[tuple[
     scalars: dict[str, Occurrence] = {}
     members: dict[tuple[str, str], Occurrence] = {}
     for entry in found:
-        if entry.field.oneof is not None:
-            first = members.setdefault((entry.block, entry.field.oneof), entry)
-            if first.field != entry.field:
+        if (oneof := entry.field.containing_oneof) is not None:
+            first = members.setdefault((entry.block, oneof.name), entry)
+            if first.field.name != entry.field.name:
                 yield first, entry
-        if entry.value is not None and not entry.field.repeated:
+        if entry.value is not None and entry.field.has_presence:
             first = scalars.setdefault(entry.path, entry)
             if first is not entry:
                 yield first, entry

@@ -70,6 +70,13 @@ def graph_of(item: ir.Node | ir.Value) -> ir.Graph:
     return item.graph
 
 
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of all graphs of a model and of its functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
 def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in the attributes of a node, as an If, a Loop or a Scan has them."""
     for attribute in node.attributes.values():

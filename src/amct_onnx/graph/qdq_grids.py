@@ -160,8 +160,13 @@ def commutes(node: ir.Node, index: int = 0) -> bool:
     return True
 
 
-def activation_params(grid: Grid) -> QParams | str:
-    """The int8 factors of a per-tensor grid: uint8 moves by 128, with its zero point. Or why there are none."""
+def activation_params(grid: Grid | str) -> QParams | str:
+    """The int8 factors of a per-tensor grid: uint8 moves by 128, with its zero point. Or why there are none.
+
+    `grid` is what `grid_of` gave, which may be a reason already.
+    """
+    if isinstance(grid, str):
+        return grid
     if grid.axis is not None:
         return "its activation is quantized per channel"
     if grid.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):

@@ -157,17 +157,17 @@ class _Chain:
     def add_value(self, op_type: str, other: ir.Value) -> None:
         self._append(op_type, [self.value, other], op_type.lower())
 
-    def _append(self, op_type: str, inputs: list[ir.Value], suffix: str) -> None:
+    def _append(
+        self, op_type: str, inputs: list[ir.Value], suffix: str, attributes: dict[str, int] | None = None
+    ) -> None:
         name = f"{self.name}.{suffix}"
         output = ir.val(self.names.new(f"{name}.output0"), type=self.value.type, shape=self.value.shape)
-        self.nodes.append(ir.node(op_type, inputs, name=name, outputs=[output]))
+        self.nodes.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))
         self.value = output
 
     def cast(self, dtype: ir.DataType, suffix: str = "cast") -> None:
-        name = f"{self.name}.{suffix}"
-        output = ir.val(self.names.new(f"{name}.output0"), dtype=dtype, shape=self.value.shape)
-        self.nodes.append(ir.node("Cast", [self.value], {"to": int(dtype)}, name=name, outputs=[output]))
-        self.value = output
+        self._append("Cast", [self.value], suffix, {"to": int(dtype)})
+        self.value.type = ir.TensorType(dtype)
 
     def round_to_half(self) -> None:
         """float32 rounded to float16, as float32: two Casts, which ONNX Runtime does not take for superfluous."""
@@ -180,9 +180,8 @@ class _Chain:
         name = f"{self.name}.shape"
         shape = ir.val(self.names.new(f"{name}.output0"), dtype=ir.DataType.INT64)
         self.nodes.append(ir.node("Shape", [value], name=name, outputs=[shape]))
-        output = ir.val(self.names.new(f"{self.name}.reshape.output0"), type=self.value.type, shape=value.shape)
-        self.nodes.append(ir.node("Reshape", [self.value, shape], name=f"{self.name}.reshape", outputs=[output]))
-        self.value = output
+        self._append("Reshape", [self.value, shape], "reshape")
+        self.value.shape = value.shape
 
     def _constant(self, key: str, array: npt.ArrayLike) -> ir.Value:
         if key not in self._constants:

@@ -77,28 +77,16 @@ class _Writer:
         hint: str,
         attributes: Mapping[str, Any] | None = None,
         *,
+        outputs: int = 1,
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
-        """The output of a new node."""
-        return self.op_of(op_type, inputs, hint, attributes, outputs=1, dtype=dtype)[0]
-
-    def op_of(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        hint: str,
-        attributes: Mapping[str, Any] | None = None,
-        *,
-        outputs: int,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-    ) -> list[ir.Value]:
-        """The outputs of a new node."""
+        """The first output of a new node."""
         name = f"{self._layer}.{hint}"
         name = numbered_name(name, 1, self._taken) if name in self._taken else name
         self._taken.add(name)
         values = [ir.val(self._names.new(f"{name}.output{index}"), dtype=dtype) for index in range(outputs)]
         self.nodes.append(ir.node(op_type, inputs, attributes or {}, name=name, outputs=values))
-        return values
+        return values[0]
 
     def constant(self, array: npt.ArrayLike, hint: str) -> ir.Value:
         return add_initializer(self._graph, f"{self._layer}.{hint}", array, names=self._names)
@@ -109,19 +97,16 @@ class _Writer:
     def body_input(self, hint: str, shape: ir.Shape) -> ir.Value:
         return ir.val(self._names.new(f"{self._layer}.{hint}"), dtype=ir.DataType.FLOAT, shape=shape)
 
-    def body_name(self) -> str:
-        return f"{self._layer}.body"
-
     def cast(self, value: ir.Value, dtype: ir.DataType, hint: str) -> ir.Value:
         return self.op("Cast", [value], hint, {"to": int(dtype)}, dtype=dtype)
 
     def reshape(self, value: ir.Value, shape: Sequence[int], hint: str) -> ir.Value:
         return self.op("Reshape", [value, self.ints(shape, f"{hint}.shape")], hint)
 
-    def split(self, value: ir.Value, parts: int, hint: str) -> list[ir.Value]:
+    def split(self, value: ir.Value, parts: int, hint: str) -> Sequence[ir.Value]:
         """[N, parts * H] as `parts` values of [N, H]."""
         attributes = {"axis": 1} | ({"num_outputs": parts} if self._opset >= _SPLIT_HAS_COUNT else {})
-        return self.op_of("Split", [value], hint, attributes, outputs=parts)
+        return maker_of(self.op("Split", [value], hint, attributes, outputs=parts)).outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +236,7 @@ def _scan(
     for value in (*following, y):  # ONNX Runtime wants to know the rank of what leaves the body
         value.shape = ir.Shape([1, None, cell.hidden])
     body, write.nodes = write.nodes, outer
-    graph = ir.Graph([*inputs, p], [*following, y], nodes=body, name=write.body_name())
+    graph = ir.Graph([*inputs, p], [*following, y], nodes=body, name=f"{node.name}.body")
     backwards = int(node.attributes.get_string("direction", "forward") == "reverse")
     attributes = {
         "body": graph,
@@ -259,8 +244,8 @@ def _scan(
         "scan_input_directions": [backwards],
         "scan_output_directions": [backwards],
     }
-    results = write.op_of("Scan", [*states, sequence], "scan", attributes, outputs=len(states) + 1)
-    return [results[-1], *results[:-1]], q, body
+    scan = maker_of(write.op("Scan", [*states, sequence], "scan", attributes, outputs=len(states) + 1))
+    return [scan.outputs[-1], *scan.outputs[:-1]], q, body
 
 
 def _sequence_shape(x: ir.Value, rows: int, write: _Writer) -> ir.Value:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import bodies_of, graph_of, is_standard, maker_of, optional_input
+from amct_onnx.graph.access import all_nodes, bodies_of, graph_of, is_standard, maker_of, optional_input
 from amct_onnx.graph.constants import constant_value, lift_ir3
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
@@ -47,7 +47,7 @@ _LAYERS = (*_LINEAR, "MatMul", *_POOLS)
 
 def has_ascend_operators(model: ir.Model) -> bool:
     """Whether the model holds operators of a deploy model: Ascend* in the default domain, also in subgraphs."""
-    return any(_is_ascend(node) for node in model.graph.all_nodes()) or _in_functions(model)
+    return any(_is_ascend(node) for node in all_nodes(model))
 
 
 def lift_deploy(model: ir.Model) -> None:
@@ -58,7 +58,7 @@ def lift_deploy(model: ir.Model) -> None:
     """
     if not has_ascend_operators(model):
         return
-    if _in_functions(model):
+    if any(_is_ascend(node) for function in model.functions.values() for node in function.all_nodes()):
         InlinePass()(model)
     lift_ir3(model)
     emit = Emitter(model)
@@ -74,10 +74,6 @@ def lift_deploy(model: ir.Model) -> None:
 
 def _is_ascend(node: ir.Node) -> bool:
     return is_standard(node) and node.op_type.startswith("Ascend")
-
-
-def _in_functions(model: ir.Model) -> bool:
-    return any(_is_ascend(node) for function in model.functions.values() for node in function.all_nodes())
 
 
 class _Lifter:

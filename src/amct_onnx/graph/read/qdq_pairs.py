@@ -148,8 +148,7 @@ class _Reader:
             own = layer.activation if index == 0 else layer.second
             return own is not None and _same(own, params)
         if is_quantize(node) and index == 0:
-            grid = grid_of(node)
-            wanted = grid if isinstance(grid, str) else activation_params(grid)
+            wanted = activation_params(grid_of(node))
             return not isinstance(wanted, str) and _same(wanted, params)
         if not commutes(node, index):
             return False
@@ -208,10 +207,8 @@ class _Reader:
 def _output_params(quantize: ir.Node) -> QParams | str:
     """The factors of an int8 output of the model, or why it stays as it is."""
     grid, source = grid_of(quantize), quantize.inputs[0]
-    if isinstance(grid, str):
-        return grid
     params = activation_params(grid)
-    if isinstance(params, str):
+    if isinstance(grid, str) or isinstance(params, str):
         return params
     if grid.dtype != np.dtype(np.int8):
         return f"it makes a {grid.dtype} output, and an AscendQuant makes int8"

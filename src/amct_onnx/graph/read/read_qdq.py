@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_op, name_of, optional_input
+from amct_onnx.graph.access import all_nodes, is_op, name_of, optional_input
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, own_constant
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, layer_of
@@ -64,9 +64,7 @@ def read_qdq(model: ir.Model, judge: Judge, refuse: Refuse) -> Reading:
 
 def has_qdq(model: ir.Model) -> bool:
     """Whether the model holds QuantizeLinear or DequantizeLinear, in any graph or function."""
-    functions = (node for function in model.functions.values() for node in function.all_nodes())
-    nodes = (*model.graph.all_nodes(), *functions)
-    return any(is_quantize(node) or is_dequantize(node) for node in nodes)
+    return any(is_quantize(node) or is_dequantize(node) for node in all_nodes(model))
 
 
 _Constants = dict[tuple[str, int], GridConstant | str]
@@ -273,8 +271,7 @@ def _activation(value: ir.Value | None) -> QParams | str | None:
         if node is None or (not is_dequantize(node) and not commutes(node)):
             return None
         if is_dequantize(node):
-            grid = grid_of(node)
-            return grid if isinstance(grid, str) else activation_params(grid)
+            return activation_params(grid_of(node))
         value = node.inputs[0]
     return None
 
