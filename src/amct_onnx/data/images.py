@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from amct_onnx.data.arrays import SampleArray
 from amct_onnx.errors import ArgumentError, DataError, did_you_mean
 from amct_onnx.graph.inputs import ModelInput
 
@@ -226,25 +227,12 @@ def is_image(file: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageArray:
+class ImageArray(SampleArray):
     """Image files as one array [N, C, H, W] or [N, H, W, C] of `dtype`, which is computed in parts."""
 
     files: tuple[Path, ...]
     options: ImageOptions
     dtype: np.dtype[Any]
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        height, width = self.options.size
-        one = (height, width, self.options.channels)
-        return (len(self.files), *(one if self.options.layout == "NHWC" else (one[2], *one[:2])))
-
-    def check(self) -> None:
-        """Raise DataError, with its name, for a file that is no image. Only headers are read."""
-        for file in self.files:
-            with _open(file):
-                pass
 
     def label(self, first: int, last: int) -> str:
         """The files of the samples `first` to `last` - 1."""
@@ -263,6 +251,17 @@ class ImageArray:
                 for channel, plane in enumerate(planes):
                     np.take(values[channel], pixels[:, :, channel], out=plane, mode="clip")
             yield block
+
+
+def open_images(files: Sequence[Path], options: ImageOptions, dtype: str, where: str) -> ImageArray:
+    """Image files as an array. Raises DataError for a file that is no image. Only headers are read now."""
+    for file in files:
+        with _open(file):
+            pass
+    sample = (*options.size, options.channels) if options.layout == "NHWC" else (options.channels, *options.size)
+    return ImageArray(
+        files=tuple(files), options=options, dtype=np.dtype(dtype), shape=(len(files), *sample), where=where
+    )
 
 
 def _as_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

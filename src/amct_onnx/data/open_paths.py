@@ -16,7 +16,7 @@ import numpy as np
 
 from amct_onnx.data.arrays import Array, NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
 from amct_onnx.data.batches import Note, fed_by_position
-from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image
+from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
@@ -194,10 +194,7 @@ class DataOpener:
 
     def _images(self, value: ModelInput, files: Sequence[Path], where: str) -> ImageArray:
         options = image_options(value, self.options.images, self.note)
-        dtype = np.dtype(value.dtype or "float32")
-        images = ImageArray(files=tuple(files[: self.options.limit]), options=options, dtype=dtype, where=where)
-        images.check()
-        return images
+        return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> OpenedData:
         if kind != _RAW:
