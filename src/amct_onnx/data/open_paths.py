@@ -242,11 +242,7 @@ def _existing(path: object) -> Path:
 
 def _kind(folder: Path) -> str | None:
     """The suffix of the files of arrays in a folder; None if there are none. Raises DataError for several kinds."""
-    mistakes = Mistakes(None)
-    files = list_files(os.fspath(folder), mistakes)
-    if files is None:
-        raise DataError(str(mistakes))
-    kinds = {file.suffix.lower() for file in files} & {*_KINDS, *IMAGE_SUFFIXES}
+    kinds = {file.suffix.lower() for file in list_files(folder)} & {*_KINDS, *IMAGE_SUFFIXES}
     arrays = sorted(kinds & set(_KINDS))
     if len(arrays) > 1 or (arrays and kinds - set(_KINDS)):
         raise DataError(f"{folder}: the folder mixes {', '.join(sorted(kinds))} files, leave one kind in it")
@@ -254,7 +250,7 @@ def _kind(folder: Path) -> str | None:
 
 
 def _files(folder: Path, kind: str) -> list[Path]:
-    return [file for file in list_files(os.fspath(folder), Mistakes(None)) or () if file.suffix.lower() == kind]
+    return [file for file in list_files(folder) if file.suffix.lower() == kind]
 
 
 def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[str, object]]:
