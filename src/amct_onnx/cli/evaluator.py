@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from amct_onnx.errors import ScriptError
+from amct_onnx.files.whole_files import system_reason
 
 _USUAL_NAME = "customize_evaluator"  # the name of the object in AMCT's sample
 _METHOD = "calibration"
@@ -114,8 +115,7 @@ def _read(path: str) -> bytes:
     except IsADirectoryError:
         raise ScriptError(f"{path}: is a folder, give the path of a Python script") from None
     except (OSError, ValueError) as reason:
-        what = getattr(reason, "strerror", None) or str(reason)
-        raise ScriptError(f"{path}: the evaluator script cannot be read ({what})") from None
+        raise ScriptError(f"{path}: the evaluator script cannot be read ({system_reason(reason)})") from None
 
 
 def _module_name(path: str) -> str:

@@ -5,56 +5,43 @@ Whatever else numpy can make an array of, as tensors of torch or lists of number
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from amct_onnx.errors import DataError
-from amct_onnx.numerics.arrays import Array, Uint8s
+from amct_onnx.numerics.arrays import Array
 
 
-class SampleArray(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class SampleArray(ABC):
     """The samples of one input, as an array [N, ...] that is read in parts, from the first sample on."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    shape: tuple[int, ...]
+    where: str
+    """The file, or another name of the array for errors."""
 
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def where(self) -> str:
-        """The file, or another name of the array for errors."""
-
+    @abstractmethod
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         """The first `rows` samples, `size` at a time. The last part may have fewer."""
 
     def label(self, first: int, last: int) -> str:
         """A name of the samples `first` to `last` - 1 for errors."""
+        return f"{self.where}, sample {first}" if last == first + 1 else f"{self.where}, samples {first} to {last - 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryArray:
+class MemoryArray(SampleArray):
     """An array in memory."""
 
     array: Array
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def label(self, first: int, last: int) -> str:
-        return _label(self.where, first, last)
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         for start in range(0, rows, size):
@@ -62,19 +49,10 @@ class MemoryArray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpyArray:
+class NpyArray(SampleArray):
     """An array in a .npy file. Each part maps the file anew, so that pages that were read leave the memory."""
 
     path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def where(self) -> str:
-        return os.fspath(self.path)
-
-    def label(self, first: int, last: int) -> str:
-        return _label(self.where, first, last)
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         for start in range(0, rows, size):
@@ -82,37 +60,26 @@ class NpyArray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpzArray:
+class NpzArray(SampleArray):
     """An array in a .npz file, which is decompressed as it is read. An array in Fortran order is read as a whole."""
 
     path: Path
     member: str
-    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
 
-    @property
-    def where(self) -> str:
-        return f"{os.fspath(self.path)}: {self.member!r}"
-
-    def label(self, first: int, last: int) -> str:
-        return _label(self.where, first, last)
-
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.member}.npy") as stream:
-            _, whole_shape, dtype = _header(stream)
+            _header(stream)
             if self.fortran:
-                data = self._read(stream, int(np.prod(whole_shape)))
-                whole = data.view(dtype).reshape(whole_shape[::-1]).T
-                yield from MemoryArray(array=whole, where=self.where).blocks(size, rows)
+                whole = self._read(stream, self.shape[::-1]).T
+                yield from MemoryArray(array=whole, shape=self.shape, where=self.where).blocks(size, rows)
                 return
-            row = int(np.prod(self.shape[1:]))
             for start in range(0, rows, size):
-                count = min(size, rows - start)
-                yield self._read(stream, count * row).view(dtype).reshape(count, *self.shape[1:])
+                yield self._read(stream, (min(size, rows - start), *self.shape[1:]))
 
-    def _read(self, stream: IO[bytes], count: int) -> Uint8s:
-        data = np.empty(count * self.dtype.itemsize, np.uint8)
+    def _read(self, stream: IO[bytes], shape: tuple[int, ...]) -> Array:
+        data = np.empty(math.prod(shape) * self.dtype.itemsize, np.uint8)
         position = 0
         try:
             while position < data.size and (part := stream.read(min(1 << 20, data.size - position))):
@@ -122,14 +89,14 @@ class NpzArray:
             raise DataError(f"{self.where}: cannot be read ({reason})") from None
         if position < data.size:
             raise DataError(f"{self.where}: ends before its last sample, the file is not complete")
-        return data
+        return data.view(self.dtype).reshape(shape)
 
 
 def open_array(array: Array, where: str) -> MemoryArray:
     """An array in memory as samples. Raises DataError for a single number."""
     if array.ndim == 0:
         raise DataError(f"{where}: is a single number, give an array [N, ...] of samples")
-    return MemoryArray(array=array, where=where)
+    return MemoryArray(array=array, shape=array.shape, where=where)
 
 
 def map_npy(path: Path) -> Array:
@@ -145,8 +112,8 @@ def map_npy(path: Path) -> Array:
 
 def open_npy(path: Path) -> NpyArray:
     """The array in a .npy file, of which only the header is read now. Raises DataError."""
-    array = open_array(map_npy(path), os.fspath(path)).array
-    return NpyArray(path=path, shape=array.shape, dtype=array.dtype)
+    array = open_array(map_npy(path), os.fspath(path))
+    return NpyArray(path=path, shape=array.shape, where=array.where)
 
 
 def open_npz(path: Path) -> dict[str, NpzArray]:
@@ -161,7 +128,10 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
                     fortran, shape, dtype = _header(stream)
                 if shape and not dtype.hasobject:
                     member = name.removesuffix(".npy")
-                    arrays[member] = NpzArray(path=path, member=member, shape=shape, dtype=dtype, fortran=fortran)
+                    where = f"{os.fspath(path)}: {member!r}"
+                    arrays[member] = NpzArray(
+                        path=path, member=member, shape=shape, where=where, dtype=dtype, fortran=fortran
+                    )
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
         raise DataError(f"{os.fspath(path)}: is no readable .npz file ({_line(reason)})") from None
     return arrays
@@ -210,10 +180,6 @@ def _header(stream: IO[bytes]) -> tuple[bool, tuple[int, ...], np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     return bool(fortran), tuple(shape), dtype
-
-
-def _label(where: str, first: int, last: int) -> str:
-    return f"{where}, sample {first}" if last == first + 1 else f"{where}, samples {first} to {last - 1}"
 
 
 def _line(reason: Exception) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amct_onnx.data.arrays import SampleArray
 from amct_onnx.errors import ArgumentError, DataError, did_you_mean
 from amct_onnx.graph.inputs import ModelInput
-from amct_onnx.numerics.arrays import Array, Floats, Uint8s
+from amct_onnx.numerics.arrays import Array, Uint8s
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +81,10 @@ class ImageOptions:
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ImageOptions:
         """The preset `name`, in which `changes` replace some options. Raises ArgumentError for an unknown name."""
-        return replace(_preset(name), **changes)
+        if name not in PRESETS:
+            hint = did_you_mean(name, PRESETS, f"use one of {', '.join(PRESETS)}, or ImageOptions")
+            raise ArgumentError(f"images={name!r} is no preset, {hint}")
+        return replace(PRESETS[name], **changes)
 
     @property
     def channels(self) -> int:
@@ -91,11 +95,18 @@ class ImageOptions:
         """Height and width of the input, of options that say `crop`."""
         return self.crop if isinstance(self.crop, tuple) else (self.crop or 0, self.crop or 0)
 
-    def pixel_values(self) -> Floats:
-        """The number that each pixel from 0 to 255 becomes, float32 [channels, 256]."""
+    def pixel_values(self, dtype: np.dtype[Any]) -> Array:
+        """The number that each pixel from 0 to 255 becomes, [channels, 256] of `dtype`.
+
+        Raises ArgumentError if `dtype` does not hold the numbers that are computed in float32.
+        """
         values = np.arange(256, dtype=np.float32)[None] / np.float32(self.divisor)
         mean, std = (np.array(part, np.float32)[:, None] for part in (self.mean, self.std))
-        return np.ascontiguousarray(np.broadcast_to((values - mean) / std, (self.channels, 256)))
+        values = np.ascontiguousarray(np.broadcast_to((values - mean) / std, (self.channels, 256)))
+        converted = values.astype(dtype)
+        if dtype.kind in "iub" and not np.array_equal(converted, values):
+            raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
+        return converted
 
     def describe(self) -> str:
         """A phrase for a report about options that say `crop`."""
@@ -141,15 +152,23 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     if shape is None or len(shape) != 4:
         what = "its rank is unknown" if shape is None else f"it has {len(shape)} dimensions, images need 4"
         raise DataError(f"{where}: a folder of images does not fit ({what}); give the data as arrays")
-    layout = _layout(shape, None if not isinstance(images, ImageOptions) else images.layout)
+    layout = images.layout if isinstance(images, ImageOptions) else None
+    if layout is None:
+        layout = "NHWC" if shape[1] not in (1, 3) and shape[3] in (1, 3) else "NCHW"
     channels, height, width = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
     if channels not in (None, 1, 3):
         raise DataError(f"{where}: has {channels} channels in {layout}, images give 1 or 3; give the data as arrays")
-    options = _chosen(images, channels, value.dtype)
+    if isinstance(images, ImageOptions):
+        options, origin = images, ""
+    elif images is not None:
+        options, origin = ImageOptions.preset(images), f" (preset {images!r})"
+    else:
+        name = _guess(channels, value.dtype)
+        options, origin = PRESETS[name], f" (preset {name!r}, since no other was asked for)"
     if channels not in (None, options.channels):
         hint = "use images='luminance' or color='L'" if channels == 1 else "use a preset of three channels, as 'torch'"
         raise ArgumentError(f"{where}: takes {channels} channels, the image options give {options.color}; {hint}")
-    if None in (channels, *shape[1:]) and not (isinstance(images, ImageOptions) and images.layout):
+    if None in shape[1:] and options.layout is None:
         note(f"input {value.name!r}: the layout is taken to be {layout}")
     usual = _USUAL_BOX if options.fit == "letterbox" else _USUAL_SIZE
     asked = (None, None) if options.crop is None else options.size
@@ -159,36 +178,14 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     if None in (height, width) and options.crop is None:
         note(f"input {value.name!r}: the model leaves the size open, {given[0]} x {given[1]} pixels are used")
     options = replace(options, crop=(given[0], given[1]), layout=layout)
-    preset = f" (preset {images!r})" if isinstance(images, str) else ""
-    if images is None:
-        preset = f" (preset {_guess(channels, value.dtype)!r}, since no other was asked for)"
-    note(f"input {value.name!r}: {options.describe()}, {layout}{preset}")
+    note(f"input {value.name!r}: {options.describe()}, {layout}{origin}")
     return options
-
-
-def _chosen(images: ImageOptions | str | None, channels: int | None, dtype: str) -> ImageOptions:
-    if isinstance(images, ImageOptions):
-        return images
-    return _preset(_guess(channels, dtype) if images is None else images)
-
-
-def _preset(name: str) -> ImageOptions:
-    if name not in PRESETS:
-        hint = did_you_mean(name, PRESETS, f"use one of {', '.join(PRESETS)}, or ImageOptions")
-        raise ArgumentError(f"images={name!r} is no preset, {hint}")
-    return PRESETS[name]
 
 
 def _guess(channels: int | None, dtype: str) -> str:
     if channels == 1:
         return "luminance"
     return "torch" if dtype.startswith("float") or not dtype else "raw"
-
-
-def _layout(shape: Sequence[int | None], asked: str | None) -> str:
-    if asked is not None:
-        return asked
-    return "NHWC" if shape[1] not in (1, 3) and shape[3] in (1, 3) else "NCHW"
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -226,25 +223,12 @@ def is_image(file: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageArray:
+class ImageArray(SampleArray):
     """Image files as one array [N, C, H, W] or [N, H, W, C] of `dtype`, which is computed in parts."""
 
     files: tuple[Path, ...]
     options: ImageOptions
     dtype: np.dtype[Any]
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        height, width = self.options.size
-        one = (height, width, self.options.channels)
-        return (len(self.files), *(one if self.options.layout == "NHWC" else (one[2], *one[:2])))
-
-    def check(self) -> None:
-        """Raise DataError, with its name, for a file that is no image. Only headers are read."""
-        for file in self.files:
-            with _open(file):
-                pass
 
     def label(self, first: int, last: int) -> str:
         """The files of the samples `first` to `last` - 1."""
@@ -252,7 +236,7 @@ class ImageArray:
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
-        values = _as_dtype(self.options.pixel_values(), self.dtype)
+        values = self.options.pixel_values(self.dtype)
         for start in range(0, rows, size):
             part = self.files[start : min(start + size, rows)]
             block = np.empty((len(part), *self.shape[1:]), self.dtype)
@@ -265,11 +249,15 @@ class ImageArray:
             yield block
 
 
-def _as_dtype(values: Floats, dtype: np.dtype[Any]) -> Array:
-    converted = values.astype(dtype)
-    if dtype.kind in "iub" and not np.array_equal(converted, values):
-        raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
-    return converted
+def open_images(files: Sequence[Path], options: ImageOptions, dtype: str, where: str) -> ImageArray:
+    """Image files as an array. Raises DataError for a file that is no image. Only headers are read now."""
+    for file in files:
+        with _open(file):
+            pass
+    sample = (*options.size, options.channels) if options.layout == "NHWC" else (options.channels, *options.size)
+    return ImageArray(
+        files=tuple(files), options=options, dtype=np.dtype(dtype), shape=(len(files), *sample), where=where
+    )
 
 
 def _open(file: Path) -> Image:

@@ -39,15 +39,12 @@ _FORMS = (
 class DataSource:
     """Feeds `{input: array}` in the types and shapes of a model. It can be iterated over once.
 
-    `total` is the number of feeds, `samples` that of samples. They are None if only the end of the data shows them.
+    `total` is the number of feeds, None if only the end of the data shows it.
     """
 
-    def __init__(
-        self, feeds: Iterator[Feed], *, total: int | None, samples: int | None, notes: dict[str, None]
-    ) -> None:
+    def __init__(self, feeds: Iterator[Feed], *, total: int | None, notes: dict[str, None]) -> None:
         self._feeds: Iterator[Feed] | None = feeds
         self.total = total
-        self.samples = samples
         self._notes = notes
 
     @property
@@ -175,7 +172,7 @@ def _from_arrays(
     feeds = rebatch(fit_chunks(chunks, opener.inputs, rule, opener.note), rule, size, opener.note)
     images = any(isinstance(array, ImageArray) for array in cut.values())
     checked = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
-    return DataSource(checked, total=-(-rows // size), samples=rows, notes=notes)
+    return DataSource(checked, total=-(-rows // size), notes=notes)
 
 
 def _whole(array: SampleArray) -> Array:
@@ -219,8 +216,8 @@ def _from_chunks(opened: OpenedData, opener: DataOpener, rule: BatchRule, notes:
     limited = first_chunks(fitted, rule, options.limit)
     if size is None or not rule.batched:  # the batches stay as they are
         total = opened.count if options.limit is None else None
-        return DataSource(_peeked(chunk.arrays for chunk in limited), total=total, samples=None, notes=notes)
-    return DataSource(_peeked(rebatch(limited, rule, size, opener.note)), total=None, samples=None, notes=notes)
+        return DataSource(_peeked(chunk.arrays for chunk in limited), total=total, notes=notes)
+    return DataSource(_peeked(rebatch(limited, rule, size, opener.note)), total=None, notes=notes)
 
 
 def _joined_size(head: Sequence[Chunk], inputs: Sequence[ModelInput], rule: BatchRule) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from amct_onnx.data.arrays import NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
 from amct_onnx.data.batches import Note, fed_by_position
-from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image
+from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
@@ -195,10 +195,7 @@ class DataOpener:
 
     def _images(self, value: ModelInput, files: Sequence[Path], where: str) -> ImageArray:
         options = image_options(value, self.options.images, self.note)
-        dtype = np.dtype(value.dtype or "float32")
-        images = ImageArray(files=tuple(files[: self.options.limit]), options=options, dtype=dtype, where=where)
-        images.check()
-        return images
+        return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> OpenedData:
         if kind != _RAW:
@@ -246,11 +243,7 @@ def _existing(path: object) -> Path:
 
 def _kind(folder: Path) -> str | None:
     """The suffix of the files of arrays in a folder; None if there are none. Raises DataError for several kinds."""
-    mistakes = Mistakes(None)
-    files = list_files(os.fspath(folder), mistakes)
-    if files is None:
-        raise DataError(str(mistakes))
-    kinds = {file.suffix.lower() for file in files} & {*_KINDS, *IMAGE_SUFFIXES}
+    kinds = {file.suffix.lower() for file in list_files(folder)} & {*_KINDS, *IMAGE_SUFFIXES}
     arrays = sorted(kinds & set(_KINDS))
     if len(arrays) > 1 or (arrays and kinds - set(_KINDS)):
         raise DataError(f"{folder}: the folder mixes {', '.join(sorted(kinds))} files, leave one kind in it")
@@ -258,7 +251,7 @@ def _kind(folder: Path) -> str | None:
 
 
 def _files(folder: Path, kind: str) -> list[Path]:
-    return [file for file in list_files(os.fspath(folder), Mistakes(None)) or () if file.suffix.lower() == kind]
+    return [file for file in list_files(folder) if file.suffix.lower() == kind]
 
 
 def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[str, object]]:

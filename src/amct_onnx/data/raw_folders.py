@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.errors import DataError, did_you_mean
-from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.files.whole_files import Mistakes, system_reason
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array
 
@@ -66,49 +66,50 @@ def _check_shape(entry: InputFolder, value: ModelInput, mistakes: Mistakes) -> N
         mistakes.add(f"input {entry.name!r}", what)
 
 
-def find_batches(inputs: Sequence[InputFolder], number: int, mistakes: Mistakes) -> BatchFiles:
+def find_batches(inputs: Sequence[InputFolder], number: int | None, mistakes: Mistakes) -> BatchFiles:
     """The first `number` files of each folder, in the order of their names. Hidden files and subfolders do not count.
 
-    A folder that cannot be read, too few files and files of a wrong size are mistakes.
+    None takes as many as the first folder has. A folder that cannot be read, too few files and files of a wrong size
+    are mistakes.
     """
     columns: list[list[Path]] = []
     available: list[int] = []
     for entry in inputs:
-        files = list_files(entry.folder, mistakes)
-        if files is None:
+        try:
+            files = list_files(entry.folder)
+        except DataError as reason:
+            mistakes.add("", str(reason))
             continue
+        number = len(files) if number is None else number
         available.append(len(files))
         if len(files) < number:
             what = f"The number of given data batches is not enough: it holds {len(files)}, {number} are needed"
             mistakes.add(entry.folder, f"{what}; every file is one batch")
         columns.append(files[:number])
         check_sizes(entry, files[:number], mistakes)
-    complete = not mistakes
-    rows = tuple(zip(*columns, strict=True)) if complete else ()
+    rows = () if mistakes else tuple(zip(*columns, strict=True))
     return BatchFiles(inputs=tuple(inputs), files=rows, available=min(available, default=0))
 
 
-def list_files(folder: str, mistakes: Mistakes) -> list[Path] | None:
-    """The files in a folder in the order of their names, without hidden ones; None after a mistake."""
+def list_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files in a folder in the order of their names, without hidden ones. Raises DataError."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        mistakes.add(folder, "the data folder does not exist, check the path")
+        raise DataError(f"{folder}: the data folder does not exist, check the path") from None
     except NotADirectoryError:
-        mistakes.add(folder, "is a file, give the folder that holds the data files")
+        raise DataError(f"{folder}: is a file, give the folder that holds the data files") from None
     except (OSError, ValueError) as reason:
-        what = getattr(reason, "strerror", None) or str(reason)
-        mistakes.add(folder, f"the data folder cannot be read ({what})")
-    else:
-        return [Path(folder, name) for name in names if not name.startswith(".") and Path(folder, name).is_file()]
-    return None
+        raise DataError(f"{folder}: the data folder cannot be read ({system_reason(reason)})") from None
+    return [Path(folder, name) for name in names if not name.startswith(".") and Path(folder, name).is_file()]
 
 
 def check_sizes(entry: InputFolder, files: Iterable[Path], mistakes: Mistakes) -> None:
     """Note files that have another size than their batch."""
-    wrong = [(file, size) for file in files if not _fits(entry, size := _size(file))]
-    for file, size in wrong[:_NAMED_FILES]:
-        mistakes.add(str(file), _size_problem(entry, size))
+    problems = {file: _size_problem(entry, _size(file)) for file in files}
+    wrong = [(file, problem) for file, problem in problems.items() if problem is not None]
+    for file, problem in wrong[:_NAMED_FILES]:
+        mistakes.add(str(file), problem)
     if len(wrong) > _NAMED_FILES:
         mistakes.add(entry.folder, f"{len(wrong) - _NAMED_FILES} more files have a wrong size")
 
@@ -120,21 +121,13 @@ def _size(file: Path) -> int:
         return 0  # it was deleted since it was listed
 
 
-def _fits(entry: InputFolder, size: int) -> bool:
-    unit = _unit(entry)
-    if -1 not in entry.shape:
-        return size == unit
-    return size > 0 and unit > 0 and size % unit == 0
-
-
-def _unit(entry: InputFolder) -> int:
-    """The bytes of a file. With a dimension of -1, they are a multiple of this number."""
-    return math.prod(dim for dim in entry.shape if dim != -1) * np.dtype(entry.dtype).itemsize
-
-
-def _size_problem(entry: InputFolder, size: int) -> str:
-    needed = f"a multiple of {_unit(entry)}" if -1 in entry.shape else str(_unit(entry))
-    return f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
+def _size_problem(entry: InputFolder, size: int) -> str | None:
+    """What is wrong with a file of `size` bytes; with a dimension of -1, whole rows of the others are right."""
+    unit = math.prod(dim for dim in entry.shape if dim != -1) * np.dtype(entry.dtype).itemsize
+    is_open = -1 in entry.shape
+    fits = 0 < unit <= size and size % unit == 0 if is_open else size == unit
+    needed = f"a multiple of {unit}" if is_open else str(unit)
+    return None if fits else f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
 
 
 def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> Array:
@@ -149,39 +142,11 @@ def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -
         data = np.fromfile(name, np.dtype(dtype))
         size = Path(name).stat().st_size
     except (OSError, ValueError) as reason:
-        what = getattr(reason, "strerror", None) or str(reason)
-        raise DataError(f"{name}: the data file cannot be read ({what})") from None
-    if not _fits(entry, size):
-        raise DataError(f"{name}: {_size_problem(entry, size)}")
+        raise DataError(f"{name}: the data file cannot be read ({system_reason(reason)})") from None
+    problem = _size_problem(entry, size)
+    if problem is not None:
+        raise DataError(f"{name}: {problem}")
     try:
         return data.reshape(entry.shape)
     except ValueError as reason:  # more than one -1
         raise DataError(f"{name}: {list(entry.shape)} is no shape ({reason})") from None
-
-
-def iterate_batches(
-    inputs: Mapping[str, Sequence[int]],
-    folders: Sequence[str],
-    dtypes: Sequence[str],
-    number: int | None = None,
-) -> Iterator[dict[str, Array]]:
-    """The first `number` batches as feeds; None takes as many as the first folder has.
-
-    Before the first batch, raises DataError with every mistake in folders and files, and ArgumentTypeError for an
-    unknown type.
-    """
-    for dtype in dtypes:
-        check_data_type(dtype)
-    if not len(inputs) == len(folders) == len(dtypes):
-        raise DataError(f"{len(inputs)} inputs need as many folders and types, got {len(folders)} and {len(dtypes)}")
-    entries = [
-        InputFolder(name=name, shape=tuple(shape), dtype=dtype, folder=os.fspath(folder))
-        for (name, shape), folder, dtype in zip(inputs.items(), folders, dtypes, strict=True)
-    ]
-    mistakes = Mistakes(None)
-    if number is None and entries:
-        number = len(list_files(entries[0].folder, mistakes) or ())
-    batches = find_batches(entries, number or 0, mistakes)
-    mistakes.raise_any(DataError)
-    for index in range(len(batches.files)):
-        yield batches.read(index)

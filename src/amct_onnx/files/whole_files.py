@@ -116,7 +116,7 @@ def read_text(path: str | os.PathLike[str], *, error: type[AmctError] = ConfigEr
     except IsADirectoryError:
         raise error(f"{name}: is a folder, give the path of the {what}") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
-        raise error(f"{name}: the {what} cannot be read ({_reason(reason)})") from None
+        raise error(f"{name}: the {what} cannot be read ({system_reason(reason)})") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
@@ -174,7 +174,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     except OSError as reason:
         advice = "check that the folder is writable and the disk is not full"
-        raise OutputError(f"{name}: cannot be written ({_reason(reason)}); {advice}") from reason
+        raise OutputError(f"{name}: cannot be written ({system_reason(reason)}); {advice}") from reason
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -191,5 +191,6 @@ def make_folder(folder: Path) -> None:
         new.mkdir(mode=DIR_MODE, exist_ok=True)
 
 
-def _reason(error: Exception) -> str:
+def system_reason(error: Exception) -> str:
+    """What the system says of a file that cannot be read or written."""
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

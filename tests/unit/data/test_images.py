@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from amct_onnx.data.images import PRESETS, ImageArray, ImageOptions, find_images, image_options
+from amct_onnx.data.images import PRESETS, ImageOptions, find_images, image_options, open_images
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.graph.inputs import ModelInput
 
@@ -40,7 +40,7 @@ def save(folder: Path, name: str, image: Image.Image) -> Path:
 
 def prepared(file: Path, value: ModelInput, images: ImageOptions | str | None, notes: list[str]) -> np.ndarray:
     options = image_options(value, images, notes.append)
-    table = ImageArray(files=(file,), options=options, dtype=np.dtype(value.dtype or "float32"), where="")
+    table = open_images([file], options, value.dtype or "float32", "")
     (block,) = table.blocks(4, 1)
     assert block.shape == table.shape
     return block[0]
@@ -177,9 +177,8 @@ def test_a_file_that_is_no_image_is_named_before_any_is_used(tmp_path: Path, con
     file = tmp_path / "b.png"
     file.write_bytes(content)
     options = image_options(model_input(None, 3, 8, 8), None, lambda _: None)
-    table = ImageArray(files=(file,), options=options, dtype=np.dtype(np.float32), where="")
     with pytest.raises(DataError, match=r"b\.png: the image cannot be read .*repair or remove it"):
-        table.check()
+        open_images([file], options, "float32", "")
 
 
 def test_a_file_that_ends_early_is_named_when_it_is_read(tmp_path: Path) -> None:
