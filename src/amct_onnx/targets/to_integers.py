@@ -185,7 +185,7 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
     compute = partial(integer_weight, weight, node, layer.weight)
     _store(node, 1, deferred(compute, dialect.weight_type, view.shape))
     if bias is not None:
-        _store(node, 2, ir.tensor(bias.astype(np.int32).astype(dialect.bias_type)))
+        _store(node, 2, ir.tensor(bias.astype(np.int32).astype(dialect.bias_type)))  # int32 has no negative zero
     scale = scale * layer.weight.scale
     columns = view.shape[-1] if node.op_type == "MatMul" else None
     return Dequantization(layer=layer.name, scale=scale, rank=len(view.shape), columns=columns, half=half), bias
