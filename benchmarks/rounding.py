@@ -26,7 +26,7 @@ from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.plan.float_model import FloatModel
@@ -78,7 +78,7 @@ class Network:
 
     def grids(self, bits: int) -> dict[str, QParams]:
         """Scales of least squares."""
-        spec = QSpec(bits=bits, granularity=PerChannel(0))
+        spec = QSpec(bits=bits, channel_axis=0)
         return {name: solve_weight_mse(rows, spec) for name, rows in self._rows(self.fused).items()}
 
     def _rows(self, model: ir.Model) -> dict[str, NDArray[np.float32]]:

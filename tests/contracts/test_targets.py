@@ -27,7 +27,7 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.read.lift_deploy import lift_deploy
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.packing import unpack_dequant
 from amct_onnx.targets.ascend_dialect import AscendDialect
 from amct_onnx.targets.simulation_dialect import SimulationDialect
@@ -239,7 +239,7 @@ def _quantized(case: Case) -> tuple[ir.Model, Parts]:
             assert array is not None
             group = node.attributes.get_int("group", 1)
             scales = _weight_scale(node.op_type, array, group)
-            spec = QSpec(granularity=PerChannel(0)) if node.op_type.startswith("Conv") else QSpec()
+            spec = QSpec(channel_axis=0) if node.op_type.startswith("Conv") else QSpec()
             weight = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
         layers.append(QuantizedLayer(name=node.name, activation=activation, weight=weight, second=second))
     return model, layers

@@ -17,7 +17,7 @@ import numpy as np
 
 from amct_onnx.errors import FileMissingError, StatisticsError
 from amct_onnx.files.archive import writing_archive
-from amct_onnx.numerics.arrays import Array, Floats
+from amct_onnx.numerics.arrays import Array, Floats, Int64s
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -105,9 +105,9 @@ def _read_factors(arrays: dict[str, Array]) -> dict[str, Floats]:
     return {str(name): part for name, part in zip(names, parts, strict=True)}
 
 
-def _histogram(grid: list[int], low: float, high: float, counts: Array) -> DyadicHistogram:
-    arrays = {"grid": np.array(grid[:2]), "counts": counts, "extremes": np.array([low, high])}
-    histogram = DyadicHistogram.from_arrays(arrays)
+def _histogram(grid: list[int], low: float, high: float, counts: Int64s) -> DyadicHistogram:
+    exponent, first, _ = grid
+    histogram = DyadicHistogram(exponent=exponent, low=first, counts=counts, minimum=low, maximum=high)
     if not histogram.is_consistent():
         raise ValueError("a histogram does not fit its extremes")
     return histogram

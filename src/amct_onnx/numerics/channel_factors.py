@@ -71,8 +71,7 @@ def equalizing_factors(magnitudes: Sequence[Floats], *, strength: float, ceiling
         least = np.maximum(least, _ROOM * values / ceiling)
     factors = np.maximum(np.exp(strength * logs), _LEAST_FACTOR)
     factors = np.maximum(factors / factors.max(initial=_LEAST_FACTOR), np.minimum(least, 1.0))
-    rounded: Floats = factors.astype(np.float32)
-    return rounded
+    return np.asarray(factors, np.float32)
 
 
 def rounding_noise(weight: Reals, magnitudes: Reals, factors: Reals) -> float:
@@ -115,5 +114,4 @@ def smooth_factors(activation: npt.ArrayLike, strength: float = 0.7) -> Floats:
     if top < FLT_EPSILON:
         return np.ones(a.shape, np.float32)
     logs = strength * np.log(np.maximum(a / top, 1e-3))
-    factors: Floats = np.exp(logs - logs.mean()).astype(np.float32)
-    return factors
+    return np.asarray(np.exp(logs - logs.mean()), np.float32)

@@ -10,31 +10,17 @@ import numpy.typing as npt
 from amct_onnx.numerics.arrays import Floats, Int32s
 
 
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole tensor."""
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One scale for each index of `axis`."""
-
-    axis: int
-
-
-Granularity = PerTensor | PerChannel
-
-
 @dataclass(frozen=True, kw_only=True)
 class QSpec:
     """The integer grid of a tensor: signed two's complement, as every format here uses (spec section 6.0).
 
-    `symmetric` fixes the zero point at 0. Raises ValueError unless 2 <= bits <= 16.
+    `symmetric` fixes the zero point at 0. channel_axis: the axis of which each index has a scale of its own; None for
+    one scale for the whole tensor. Raises ValueError unless 2 <= bits <= 16.
     """
 
     bits: int = 8
     symmetric: bool = True
-    granularity: Granularity = PerTensor()
+    channel_axis: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:

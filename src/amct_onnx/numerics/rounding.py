@@ -7,16 +7,16 @@ import numpy.typing as npt
 
 from amct_onnx.numerics.arrays import Array, Doubles, Floats, Reals
 from amct_onnx.numerics.blocks import blocks
-from amct_onnx.numerics.grid import PerChannel, QParams
+from amct_onnx.numerics.grid import QParams
 
 
 def _along_axis(values: Doubles, params: QParams, ndim: int) -> Doubles:
-    granularity = params.spec.granularity
-    if isinstance(granularity, PerChannel) and values.size > 1:
-        shape = [1] * ndim
-        shape[granularity.axis] = values.size
-        return values.reshape(shape)
-    return values.reshape(())
+    axis = params.spec.channel_axis
+    if axis is None or values.size == 1:
+        return values.reshape(())
+    shape = [1] * ndim
+    shape[axis] = values.size
+    return values.reshape(shape)
 
 
 def quantize(x: npt.ArrayLike, params: QParams, dtype: npt.DTypeLike = np.int32) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,9 +27,6 @@ _COLUMNS_OF_A_BATCH = 64
 # Threads that count one tensor at most; each takes a table of its own, in all layers of the model.
 _MOST_THREADS = 4
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 
 class Collector(Protocol):
     """Merges batches into a statistic, and solves it after the last one. Its memory does not grow with the batches."""
@@ -37,7 +34,7 @@ class Collector(Protocol):
     def add(self, x: Floats) -> None:
         """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
 
-    def join(self, other: Self) -> None:
+    def join(self, other: Any) -> None:
         """Take in what a collector of the same task has seen of another tensor."""
 
     def solve(self, stamp: Stamp) -> dict[str, Any] | SecondMoments:

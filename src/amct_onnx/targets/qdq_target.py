@@ -23,7 +23,7 @@ from amct_onnx.graph.weights import kernel_rows, weight_axis
 from amct_onnx.numerics.activations.minmax import solve_minmax
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.numerics.grid import QParams, QSpec, asymmetric_from_range, symmetric_from_range
 from amct_onnx.numerics.settings import ActivationSettings, Mse
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -222,7 +222,7 @@ def _solve_weight(
     least = _least_scale(layer, table, activations[name_of(layer.input)], len(rows))
     settings = request.layer((layer.name,))
     bits = table.weight.bits if settings is None else settings.weight.num_bits
-    spec = QSpec(bits=bits, granularity=PerChannel(0))
+    spec = QSpec(bits=bits, channel_axis=0)
     try:
         if request.reduce_range and bits > _SAFE_BITS:
             params, integers = solve_pairs(rows, spec, least)
@@ -267,5 +267,5 @@ def _grid_of_range(table: QdqTarget, low: float, high: float) -> QParams:
 
 def _along(params: QParams, axis: int) -> QParams:
     """The grid of rows as that of the weight in its own layout."""
-    spec = QSpec(bits=params.spec.bits, granularity=PerChannel(axis))
+    spec = QSpec(bits=params.spec.bits, channel_axis=axis)
     return QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)

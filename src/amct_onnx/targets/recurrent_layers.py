@@ -17,7 +17,7 @@ from amct_onnx.graph.passes.decompose_recurrent import Decomposed, decompose_rec
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT, gate_rows
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize, is_on_grid
 from amct_onnx.numerics.settings import LayerSettings
 from amct_onnx.numerics.weights.arq import solve_arq
@@ -40,7 +40,7 @@ def quantize_recurrent(node: ir.Node, entry: LayerSettings, names: ValueNames) -
         weight = array_of(constant_input(node, index))
         rows = gate_rows(weight, node.op_type, channel_wise=entry.weight.channel_wise)
         try:
-            params = solve_arq(rows, QSpec(bits=_BITS, granularity=PerChannel(0)))
+            params = solve_arq(rows, QSpec(bits=_BITS, channel_axis=0))
         except ValueError as error:
             raise _bad(node, str(error)) from error
         quantized = fake_quantize(rows, params)
@@ -99,7 +99,7 @@ def _factors(node: ir.Node, record: LayerRecord, record_file: str) -> tuple[QPar
 
 
 def _params(scale: Array, *, axis: int) -> QParams:
-    spec = QSpec(bits=_BITS, granularity=PerChannel(axis))
+    spec = QSpec(bits=_BITS, channel_axis=axis)
     return QParams(scale=scale, zero_point=np.zeros(scale.shape, np.int32), spec=spec)
 
 

@@ -34,7 +34,7 @@ from amct_onnx.graph.tensors import array_of, deferred, renamed
 from amct_onnx.graph.weights import channel_count, channel_rows, from_channel_rows
 from amct_onnx.numerics.arrays import Array, Doubles, Floats
 from amct_onnx.numerics.blocks import blocks
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.values.layers import QuantizedLayer, QuantizedOutput, QuantizedTensor
 
@@ -250,17 +250,17 @@ def _magnitude_sums(weight: Array, node: ir.Node) -> Doubles:
 def integer_weight(weight: ir.TensorProtocol, node: ir.Node, params: QParams) -> Array:
     """The integers of `weight`, in its own layout, int8 or int16.
 
-    Its channels are rows of output channels, or (PerChannel(1)) columns of a Gemm.
+    Its channels are rows of output channels, or (`channel_axis` 1) columns of a Gemm.
     """
     array, dtype = array_of(weight), np.int8 if params.spec.bits <= 8 else np.int16
-    if params.spec.granularity == PerChannel(1):
+    if params.spec.channel_axis == 1:
         return quantize(array, params, dtype)
     return from_channel_rows(quantize(channel_rows(array, node), params, dtype), array.shape, node)
 
 
 def weight_spec(bits: int, *, channel_wise: bool) -> QSpec:
     """The grid of weights seen as rows: symmetric, one scale a row or one for all."""
-    return QSpec(bits=bits, granularity=PerChannel(0)) if channel_wise else QSpec(bits=bits)
+    return QSpec(bits=bits, channel_axis=0 if channel_wise else None)
 
 
 def _store(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:

@@ -27,7 +27,7 @@ from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_kernel_rows
 from amct_onnx.numerics.arrays import Array
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
@@ -86,7 +86,7 @@ class _Lowering:
         if grid.correction is not None:
             bias = self._corrected(layer, grid.correction)
         if grid.integers is None:
-            spec = QSpec(bits=grid.params.spec.bits, granularity=PerChannel(axis))
+            spec = QSpec(bits=grid.params.spec.bits, channel_axis=axis)
             params = QParams(scale=scale, zero_point=grid.params.zero_point, spec=spec)
             integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
         else:

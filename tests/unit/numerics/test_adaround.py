@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_onnx.numerics.grid import PerChannel, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.moments import Moments, SecondMoments
@@ -200,7 +200,7 @@ def test_learning_is_better_than_descent_alone_and_more_of_it_better_than_less()
 def test_the_scale_is_never_worse_than_that_of_the_extremes() -> None:
     rng = np.random.default_rng(5)
     rows = rng.standard_t(3, (12, 60)).astype(np.float32)
-    spec = QSpec(bits=4, granularity=PerChannel(0))
+    spec = QSpec(bits=4, channel_axis=0)
     learned, extremes = solve_scale(rows, spec), solve_arq(rows, spec)
     error, usual = (np.square(fake_quantize(rows, p) - rows).sum(axis=1) for p in (learned, extremes))
     assert (error <= usual).all()
@@ -209,7 +209,7 @@ def test_the_scale_is_never_worse_than_that_of_the_extremes() -> None:
 
 
 def test_a_weight_of_zeros_and_one_that_is_not_finite() -> None:
-    spec = QSpec(bits=8, granularity=PerChannel(0))
+    spec = QSpec(bits=8, channel_axis=0)
     assert solve_scale(np.zeros((2, 3), np.float32), spec).scale.tolist() == [1, 1]
     with pytest.raises(ValueError, match="NaN or Inf"):
         solve_scale(np.array([[np.nan, 1]], np.float32), spec)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.numerics.grid import FLT_EPSILON, PerChannel, QSpec
+from amct_onnx.numerics.grid import FLT_EPSILON, QSpec
 from amct_onnx.numerics.rounding import fake_quantize, quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -35,7 +35,7 @@ def test_per_tensor(weight: np.ndarray, bits: int) -> None:
 @given(_WEIGHTS, st.sampled_from([4, 8]), st.data())
 def test_per_channel(weight: np.ndarray, bits: int, data: st.DataObject) -> None:
     axis = data.draw(st.integers(0, weight.ndim - 1))
-    params = solve_arq(weight, QSpec(bits=bits, granularity=PerChannel(axis)))
+    params = solve_arq(weight, QSpec(bits=bits, channel_axis=axis))
     channels = [np.take(weight, i, axis) for i in range(weight.shape[axis])]
     assert params.scale.tolist() == [_expected(channel, bits) for channel in channels]
     assert not params.zero_point.any()
@@ -44,7 +44,7 @@ def test_per_channel(weight: np.ndarray, bits: int, data: st.DataObject) -> None
 @given(_WEIGHTS)
 def test_no_weight_is_clipped_by_more_than_a_step(weight: np.ndarray) -> None:
     """Where the negative extreme decides, a positive one just below it has no integer 128."""
-    params = solve_arq(weight, QSpec(granularity=PerChannel(0)))
+    params = solve_arq(weight, QSpec(channel_axis=0))
     for channel, scale in zip(weight.astype(np.float64), params.scale.tolist(), strict=True):
         assert channel.max() / scale < (127.01 if channel.max() >= -channel.min() else 128.01)
         assert channel.min() / scale > -128.01
@@ -78,7 +78,7 @@ def test_examples(weight: list[float], scale: float, integers: list[int]) -> Non
 
 def test_an_all_zero_channel_gets_scale_one() -> None:
     weight = np.array([[0.0, 0.0], [1.27, -0.5]], np.float32)
-    params = solve_arq(weight, QSpec(granularity=PerChannel(0)))
+    params = solve_arq(weight, QSpec(channel_axis=0))
     assert params.scale[0] == 1.0
     assert params.scale[1] == pytest.approx(0.01, rel=1e-6)
     assert quantize(weight, params)[0].tolist() == [0, 0]
@@ -87,7 +87,7 @@ def test_an_all_zero_channel_gets_scale_one() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_are_errors(bad: float) -> None:
     with pytest.raises(ValueError, match="NaN or Inf"):
-        solve_arq(np.array([[1.0, bad]], np.float32), QSpec(granularity=PerChannel(0)))
+        solve_arq(np.array([[1.0, bad]], np.float32), QSpec(channel_axis=0))
 
 
 def test_an_empty_weight_is_an_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amct_onnx.numerics.grid import PerChannel, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.bias import bias_correction
@@ -15,7 +15,7 @@ def test_the_mean_output_is_kept() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(16, 50)).astype(np.float32)
     columns = np.maximum(rng.normal(size=(50, 400)) + 1, 0)
-    rounded = fake_quantize(rows, solve_arq(rows, QSpec(bits=4, granularity=PerChannel(0))))
+    rounded = fake_quantize(rows, solve_arq(rows, QSpec(bits=4, channel_axis=0)))
     correction = bias_correction(rows, rounded, columns.mean(axis=1))
     shift = (rounded @ columns - rows @ columns).mean(axis=1)
     assert np.abs(shift).max() > 0.1

@@ -15,7 +15,7 @@ from amct_onnx.numerics.channel_factors import (
     rounding_noise,
     smooth_factors,
 )
-from amct_onnx.numerics.grid import FLT_EPSILON, PerChannel, QSpec, asymmetric_from_range
+from amct_onnx.numerics.grid import FLT_EPSILON, QSpec, asymmetric_from_range
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -126,7 +126,7 @@ def test_noise_is_near_to_what_rounding_makes_of_a_product(strength: float) -> N
     divided, multiplied = (samples / factors).astype(np.float32), (weight * factors).astype(np.float32)
     grid = asymmetric_from_range(0.0, float((magnitudes / factors).max()), QSpec(symmetric=False))
     rounded = fake_quantize(divided, grid).astype(np.float64)
-    rows = fake_quantize(multiplied, solve_arq(multiplied, QSpec(granularity=PerChannel(0)))).astype(np.float64)
+    rows = fake_quantize(multiplied, solve_arq(multiplied, QSpec(channel_axis=0))).astype(np.float64)
     exact = samples @ weight.T
     noise = np.mean(
         ((rounded @ rows.T - exact) ** 2).mean(axis=0) / (weight**2 * (samples**2).mean(axis=0)).sum(axis=1)

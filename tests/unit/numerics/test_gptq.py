@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
@@ -24,7 +24,7 @@ def layer(seed: int, rows: int = 24, length: int = 40, bits: int = 4) -> tuple[n
     mixing = np.eye(length) + 0.7 * np.eye(length, k=1) + 0.2 * rng.normal(size=(length, length))
     columns = np.maximum(mixing @ rng.normal(size=(length, 4 * length)) + 0.3, 0)
     gram = columns @ columns.T / columns.shape[1]
-    return weight, gram, solve_arq(weight, QSpec(bits=bits, granularity=PerChannel(0)))
+    return weight, gram, solve_arq(weight, QSpec(bits=bits, channel_axis=0))
 
 
 def by_rows(rows: np.ndarray, gram: np.ndarray, params: QParams, **options: Any) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_what_cannot_be_rounded_is_an_error() -> None:
     with pytest.raises(ValueError, match="more damping"):
         by_rows(rows, np.ones((40, 40)), params, damping=0.0)
     with pytest.raises(ValueError, match="at most 8 bits"):
-        by_rows(rows, gram, solve_arq(rows, QSpec(bits=9, granularity=PerChannel(0))))
+        by_rows(rows, gram, solve_arq(rows, QSpec(bits=9, channel_axis=0)))
 
 
 def test_blocks_of_one_scale_are_rounded_like_rows_of_one() -> None:

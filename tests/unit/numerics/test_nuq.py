@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.numerics.grid import PerChannel, QSpec
+from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.numerics.settings import Nuq
 from amct_onnx.numerics.weights.arq import solve_arq
@@ -98,7 +98,7 @@ def test_few_values_keep_themselves(values: set[int], steps: int) -> None:
 
 def test_the_weight_takes_its_levels_only_and_the_nearest_ones() -> None:
     weight = np.random.default_rng(2).normal(0, 1, (6, 300)).astype(np.float32)
-    params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
+    params = solve_arq(weight, QSpec(bits=8, channel_axis=0))
     cluster = cluster_levels(weight, params, Nuq(num_steps=16))
     clustered = round_to_levels(weight, params, cluster)
     assert len(cluster) == 16

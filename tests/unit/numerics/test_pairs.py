@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.pairs import overflows, solve_pairs
 
-SPEC = QSpec(granularity=PerChannel(0))
+SPEC = QSpec(channel_axis=0)
 weights = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(-1e3, 1e3, width=32))
 
 
@@ -64,7 +64,7 @@ def test_it_costs_far_less_than_seven_bits() -> None:
     rows = np.random.default_rng(0).normal(size=(64, 576)).astype(np.float32)
     params, integers = solve(rows)
     full = ((fake_quantize(rows, solve_arq(rows, SPEC)) - rows) ** 2).sum()
-    seven = ((fake_quantize(rows, solve_arq(rows, QSpec(bits=7, granularity=PerChannel(0)))) - rows) ** 2).sum()
+    seven = ((fake_quantize(rows, solve_arq(rows, QSpec(bits=7, channel_axis=0))) - rows) ** 2).sum()
     mine = squared_error(rows, integers, params.scale).sum()
     assert full < mine < 0.6 * seven
 

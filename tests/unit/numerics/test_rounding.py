@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize, fake_quantize, is_on_grid, quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -80,7 +80,7 @@ def test_per_channel_scales_run_along_their_axis(axis: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 3, (3, 3, 3)).astype(np.float32)
     scale, zero = np.array([0.1, 0.25, 2.0], np.float32), np.array([3, 0, -100], np.int32)
-    params = QParams(scale=scale, zero_point=zero, spec=QSpec(symmetric=False, granularity=PerChannel(axis)))
+    params = QParams(scale=scale, zero_point=zero, spec=QSpec(symmetric=False, channel_axis=axis))
     q, y = quantize(x, params), fake_quantize(x, params)
     for channel in range(3):
         one = QParams(scale=scale[channel], zero_point=zero[channel], spec=QSpec(symmetric=False))
@@ -90,7 +90,7 @@ def test_per_channel_scales_run_along_their_axis(axis: int) -> None:
 
 def test_one_scale_serves_all_channels() -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    params = QParams(scale=np.float32(0.5), zero_point=np.int32(0), spec=QSpec(granularity=PerChannel(0)))
+    params = QParams(scale=np.float32(0.5), zero_point=np.int32(0), spec=QSpec(channel_axis=0))
     np.testing.assert_array_equal(quantize(x, params), (2 * x).astype(np.int32))
 
 
@@ -120,7 +120,7 @@ _HALVES = st.floats(allow_nan=False, allow_infinity=False, width=16)
 @given(hnp.arrays(np.float16, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=_HALVES))
 def test_a_float16_weight_on_its_grid_gives_the_same_integers(weight: np.ndarray) -> None:
     """Rounding the grid to float16 moves no weight across the middle of two steps."""
-    params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
+    params = solve_arq(weight, QSpec(bits=8, channel_axis=0))
     rounded = fake_quantize(weight, params).astype(np.float16)
     np.testing.assert_array_equal(quantize(rounded, params), quantize(weight, params))
     assert is_on_grid(rounded, params)
@@ -130,7 +130,7 @@ def test_a_float16_weight_on_its_grid_gives_the_same_integers(weight: np.ndarray
 @pytest.mark.parametrize("factor", [0.9, 1.01, 1.5])
 def test_another_scale_is_another_grid(dtype: type[np.floating], factor: float) -> None:
     weight = np.random.default_rng(0).normal(size=(3, 40)).astype(dtype)
-    params = solve_arq(weight, QSpec(bits=8, granularity=PerChannel(0)))
+    params = solve_arq(weight, QSpec(bits=8, channel_axis=0))
     rounded = fake_quantize(weight, params).astype(dtype)
     assert is_on_grid(rounded, params)
     assert not is_on_grid(rounded, replace(params, scale=(params.scale * factor).astype(np.float32)))

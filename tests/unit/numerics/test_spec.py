@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from amct_onnx.numerics.grid import PerChannel, PerTensor, QSpec
+from amct_onnx.numerics.grid import QSpec
 
 
 @pytest.mark.parametrize(("bits", "qmin", "qmax"), [(2, -2, 1), (4, -8, 7), (8, -128, 127), (16, -32768, 32767)])
@@ -23,11 +23,11 @@ def test_bits_outside_2_to_16_are_refused(bits: int) -> None:
 
 
 def test_defaults_are_int8_symmetric_per_tensor() -> None:
-    assert QSpec() == QSpec(bits=8, symmetric=True, granularity=PerTensor())
+    assert QSpec() == QSpec(bits=8, symmetric=True, channel_axis=None)
 
 
 def test_specs_are_values() -> None:
-    assert hash(QSpec(granularity=PerChannel(1))) == hash(QSpec(granularity=PerChannel(1)))
-    assert QSpec(granularity=PerChannel(1)) != QSpec(granularity=PerChannel(0))
+    assert hash(QSpec(channel_axis=1)) == hash(QSpec(channel_axis=1))
+    assert QSpec(channel_axis=1) != QSpec(channel_axis=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         QSpec().bits = 4  # type: ignore[misc]

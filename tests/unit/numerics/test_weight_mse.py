@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from amct_onnx.numerics.grid import FLT_EPSILON, PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -23,7 +23,7 @@ BRUTE_TOLERANCE = 1.05
 
 
 def per_row(bits: int) -> QSpec:
-    return QSpec(bits=bits, granularity=PerChannel(0))
+    return QSpec(bits=bits, channel_axis=0)
 
 
 def errors(rows: np.ndarray, params: QParams) -> np.ndarray:

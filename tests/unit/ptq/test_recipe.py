@@ -15,7 +15,7 @@ from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.measure.output_noise import OutputNoise
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
 from amct_onnx.ptq.quantized_model import QuantizedModel
@@ -221,7 +221,7 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(
 
 
 def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
-    spec, solved = QSpec(granularity=PerChannel(0)), SolvedGrids()
+    spec, solved = QSpec(channel_axis=0), SolvedGrids()
     rows = np.arange(1, 7, dtype=np.float32)
     for shape in ((2, 3), (3, 2), (1, 6)):
         found = solved.weight(solve_weight_mse, rows.reshape(shape), spec)
@@ -271,7 +271,7 @@ def test_weights_that_make_no_noise_are_not_rounded_again(images: np.ndarray) ->
 
 
 def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
-    spec = QSpec(granularity=PerChannel(0))
+    spec = QSpec(channel_axis=0)
     rows = np.array([[1.4, 3.6], [1.4, 3.6], [1.4, 3.6]], np.float32)
     zeros = np.zeros(3, np.int32)
     found = WeightGrid(

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.weights import from_kernel_rows, kernel_rows, output_rows_shape
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import dequantize, quantize
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.weights.arq import solve_arq
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # float32 sums, of ONNX Runtime and of Gram matrices
 
 
 def grid_of(node: ir.Node, weight: np.ndarray, bits: int) -> QParams:
-    return solve_arq(kernel_rows(weight, node), QSpec(bits=bits, granularity=PerChannel(0)))
+    return solve_arq(kernel_rows(weight, node), QSpec(bits=bits, channel_axis=0))
 
 
 def feeds_of(kind: Kind, count: int = 4) -> list[dict[str, np.ndarray]]:
@@ -119,7 +119,7 @@ LAYERS = ["wide", "deep", "fc"]
 
 def grids(bits: int = 4) -> dict[str, QParams]:
     shapes = {"wide": normal(1, 16, 54), "deep": normal(2, 16, 9), "fc": 0.5 * normal(3, 4, 16)}
-    return {name: solve_arq(rows, QSpec(bits=bits, granularity=PerChannel(0))) for name, rows in shapes.items()}
+    return {name: solve_arq(rows, QSpec(bits=bits, channel_axis=0)) for name, rows in shapes.items()}
 
 
 def images(count: int = 6) -> list[dict[str, np.ndarray]]:
@@ -147,7 +147,7 @@ def test_inputs_that_never_vary_leave_nothing_to_round_by() -> None:
     model = ir.from_proto(build("g (float[N,6,9,9] x) => (float[N,4,9,9] y) { [layer] y = Conv (x, w) }",
                                 w=normal(1, 4, 6, 1, 1)))  # fmt: skip
     rows = normal(1, 4, 6)
-    grid = solve_arq(rows, QSpec(bits=4, granularity=PerChannel(0)))
+    grid = solve_arq(rows, QSpec(bits=4, channel_axis=0))
     found = round_weights(model, ["layer"], feeds, {"layer": grid}, corrected=["layer"])
     assert found["layer"].integers.tolist() == quantize(rows, grid).tolist()
     plain = dequantize(round_weights(model, ["layer"], feeds, {"layer": grid})["layer"].integers, grid)
@@ -171,6 +171,6 @@ def test_progress_and_the_model_stay_as_they_should() -> None:
 
 def test_a_weight_that_cannot_be_rounded_is_an_error() -> None:
     wrong = grids() | {"deep": QParams(scale=np.ones(16, np.float32), zero_point=np.zeros(16, np.int32),
-                                       spec=QSpec(bits=16, granularity=PerChannel(0)))}  # fmt: skip
+                                       spec=QSpec(bits=16, channel_axis=0))}  # fmt: skip
     with pytest.raises(CalibrationError, match='Layer "deep" cannot be rounded: the grid must have'):
         round_weights(network(), LAYERS, images(), wrong)

@@ -41,7 +41,7 @@ from amct_onnx.graph.read.qdq_pairs import Reading, read_pairs, sweep
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import channel_rows
 from amct_onnx.numerics.arrays import Array, Floats, Int32s
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.values.layers import Kept, LayerTraits, QuantizedLayer
 
 # How far the scale of a stored int32 bias may be from scale_d * scale_w: a few units of the last place.
@@ -244,7 +244,7 @@ def _with_weight(
         rows = channel_rows(scale, node)
         if (rows != rows[:, :1]).any():
             return "the scale of its weight changes along another axis than its output channels"
-        scales, spec = rows[:, 0], QSpec(granularity=PerChannel(0))
+        scales, spec = rows[:, 0], QSpec(channel_axis=0)
     params = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
     grid = activation.scale * (scales if columns is None else columns.scales)
     if not _in_range(grid):

@@ -51,8 +51,7 @@ def candidate_scales(widest: float, width: float) -> Doubles:
     least = max(1.0, FLT_EPSILON / width)
     if widest < least:
         return np.zeros(0)
-    scales: Doubles = widest * (least / widest) ** np.linspace(0.0, 1.0, _SCALES)
-    return scales
+    return widest * (least / widest) ** np.linspace(0.0, 1.0, _SCALES)
 
 
 def zero_points(stat: DyadicHistogram, spec: QSpec) -> Indices:
@@ -103,13 +102,11 @@ def _x_log_x(x: Doubles) -> Doubles:
 
 def _log_share(mass: Doubles, bins: Doubles) -> Doubles:
     """Logarithm of what Q gives to an occupied bin of a cell, not normalized."""
-    share: Doubles = np.log((mass + 0.5) / np.maximum(bins, 1.0))
-    return share
+    return np.log((mass + 0.5) / np.maximum(bins, 1.0))
 
 
 def _first_bin_above(boundary: Doubles, stat: DyadicHistogram) -> Indices:
     """Position of the first bin above the edge that is nearest to `boundary`. The bin at zero reaches from -1 to 1."""
     edge = np.maximum(np.floor(np.abs(boundary) + 0.5), 1.0)  # halves go up: no two boundaries meet at one edge
     index = np.where(boundary > 0, edge, 1.0 - edge)
-    position: Indices = np.clip(index - stat.low, 0, stat.counts.size).astype(np.intp)
-    return position
+    return np.asarray(np.clip(index - stat.low, 0, stat.counts.size), np.intp)

@@ -92,5 +92,4 @@ def range_losses(counts: Doubles, ranges: Doubles, destinations: int) -> Doubles
     each = moments[2] - 2 * centre * moments[1] + centre**2 * moments[0]
     if fine:
         each[:, 1] = moments[0][:, 1] * width[:, 0] ** 2 / 12
-    loss: Doubles = each.sum(axis=1)
-    return loss
+    return np.asarray(each.sum(axis=1))

@@ -59,8 +59,7 @@ def solve_mse(stat: DyadicHistogram, spec: QSpec) -> QParams:
 
 def _between(ratio: float) -> Doubles:
     """Factors from 1 / ratio to ratio."""
-    factors: Doubles = ratio ** np.linspace(-1.0, 1.0, _AT_ONCE)
-    return factors
+    return ratio ** np.linspace(-1.0, 1.0, _AT_ONCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +101,7 @@ class _Excess:
         return i, d
 
     def _integral(self, i: Indices, d: Doubles) -> Doubles:
-        value: Doubles = d * (self.total[i] - d * (0.5 * self.above[i] - d * self.half[i] / 3))
-        return value
+        return d * (self.total[i] - d * (0.5 * self.above[i] - d * self.half[i] / 3))
 
 
 def _excess(stat: DyadicHistogram, *, negate: bool) -> _Excess | None:

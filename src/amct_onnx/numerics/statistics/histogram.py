@@ -9,14 +9,12 @@ not depend on the order or the sharding in which the data arrived.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amct_onnx.errors import CalibrationError
-from amct_onnx.numerics.arrays import Array, Doubles, Floats, Int64s, Reals
+from amct_onnx.numerics.arrays import Doubles, Floats, Int64s, Reals
 
 MAX_BINS = 1 << 14
 # Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
@@ -27,9 +25,6 @@ _CHUNK = 1 << 16
 # What is wrong with tensors that cannot be counted.
 EMPTY = "the tensor is empty: feed a batch in which every dimension is at least 1"
 NOT_FINITE = "the tensor holds NaN or Inf: check the model and the calibration data"
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 def _exponent(low: float, high: float) -> int:
@@ -77,11 +72,11 @@ class DyadicHistogram:
     maximum: float
 
     @classmethod
-    def empty(cls) -> Self:
+    def empty(cls) -> DyadicHistogram:
         return cls(exponent=0, low=0, counts=np.zeros(0, np.int64), minimum=math.inf, maximum=-math.inf)
 
     @classmethod
-    def of(cls, x: Reals) -> Self:
+    def of(cls, x: Reals) -> DyadicHistogram:
         """Histogram of all elements of `x` (any shape; float32, or float16 converted to it).
 
         Raises CalibrationError when `x` is empty or holds NaN or Inf.
@@ -98,7 +93,7 @@ class DyadicHistogram:
         return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
     @classmethod
-    def of_bins(cls, exponent: int, low: int, counts: Int64s, minimum: float, maximum: float) -> Self:
+    def of_bins(cls, exponent: int, low: int, counts: Int64s, minimum: float, maximum: float) -> DyadicHistogram:
         """Histogram of values with these extremes, counted in bins low, low+1, ... that are not too wide for them."""
         minimum, maximum = minimum + 0.0, maximum + 0.0  # -0.0 and 0.0 are one value
         first, last = _index(minimum, exponent) - low, _index(maximum, exponent) - low
@@ -122,7 +117,7 @@ class DyadicHistogram:
         upper = np.where(index >= 0, index + 1, index) * self.width
         return np.maximum(lower, self.minimum), np.minimum(upper, self.maximum)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: DyadicHistogram) -> DyadicHistogram:
         """The histogram of both samples together."""
         if not other.counts.size:
             return self
@@ -135,9 +130,9 @@ class DyadicHistogram:
         for part in (self, other):
             first, coarse = part._coarsened(exponent)
             counts[first - low : first - low + coarse.size] += coarse
-        return type(self)(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
+        return DyadicHistogram(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
-    def coarsened(self, bins: int) -> Self:
+    def coarsened(self, bins: int) -> DyadicHistogram:
         """The same sample on bins so wide that there are at most `bins` (at least 2) of them."""
         exponent = self.exponent
         if self.counts.size:
@@ -164,21 +159,6 @@ class DyadicHistogram:
         low, high = _index(self.minimum, exponent), _index(self.maximum, exponent)
         ends = (self.exponent, self.low, self.low + self.counts.size - 1) == (exponent, low, high)
         return ends and bool((self.counts >= 0).all()) and bool(self.counts[0] and self.counts[-1])
-
-    def to_arrays(self) -> dict[str, Array]:
-        """Arrays from which `from_arrays` restores this histogram exactly."""
-        return {
-            "grid": np.asarray([self.exponent, self.low], np.int64),
-            "counts": self.counts,
-            "extremes": np.asarray([self.minimum, self.maximum], np.float64),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        exponent, low = (int(v) for v in arrays["grid"])
-        minimum, maximum = (float(v) for v in arrays["extremes"])
-        counts = np.asarray(arrays["counts"], np.int64)
-        return cls(exponent=exponent, low=low, counts=counts, minimum=minimum, maximum=maximum)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DyadicHistogram) and (

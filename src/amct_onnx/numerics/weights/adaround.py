@@ -98,8 +98,7 @@ def learn_rounding(
     def cut(values: Doubles) -> Doubles:
         filled = np.zeros((groups, rows, blocks * width))
         filled[..., :length] = values
-        parts: Doubles = filled.reshape(groups, rows, blocks, width).transpose(0, 2, 1, 3)
-        return parts
+        return np.asarray(filled.reshape(groups, rows, blocks, width).transpose(0, 2, 1, 3))
 
     steps = scale.astype(np.float64) if by_column else scale[..., None].astype(np.float64)
     ratio = cut(weight.astype(np.float64) / steps + (0 if shift is None else shift))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.grid import PerChannel, QParams, QSpec, symmetric_from_range
+from amct_onnx.numerics.grid import QParams, QSpec, symmetric_from_range
 
 
 def solve_arq(weight: Floats, spec: QSpec) -> QParams:
@@ -17,8 +17,6 @@ def solve_arq(weight: Floats, spec: QSpec) -> QParams:
         raise ValueError("the weight is empty")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or Inf")
-    if isinstance(spec.granularity, PerChannel):
-        rows = np.moveaxis(weight, spec.granularity.axis, 0).reshape(weight.shape[spec.granularity.axis], -1)
-    else:
-        rows = weight.reshape(1, -1)
+    axis = spec.channel_axis
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     return symmetric_from_range(rows.min(axis=1), rows.max(axis=1), spec)

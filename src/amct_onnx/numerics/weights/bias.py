@@ -24,5 +24,4 @@ def bias_correction(rows: Reals, rounded_rows: Reals, means: Doubles) -> Doubles
     lost = rows.astype(np.float64)
     lost -= rounded_rows
     lost *= means[..., None, :]
-    correction: Doubles = lost.sum(axis=-1)  # numpy's sum, not BLAS: the order is fixed
-    return correction
+    return np.asarray(lost.sum(axis=-1))  # numpy's sum, not BLAS: the order is fixed

@@ -66,8 +66,7 @@ class BlockGrid:
     def dequantize(self, integers: Uint8s) -> Floats:
         """The weights float32[C, n] that integers [C, n] stand for, as ONNX Runtime computes them."""
         scale, zero_point = self.columns(integers.shape[1])
-        weights: Floats = (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
-        return weights
+        return (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
 
 
 def solve_block_grid(rows: Floats, *, block: int, bits: int) -> BlockGrid:

@@ -127,5 +127,4 @@ class _Search:
 
 def _sums(values: Floats) -> Doubles:
     """The sum of squares of each row."""
-    sums: Doubles = np.einsum("ij,ij->i", values, values).astype(np.float64)
-    return sums
+    return np.asarray(np.einsum("ij,ij->i", values, values), np.float64)

@@ -62,8 +62,7 @@ def _first_levels(values: Int64s, weights: Int64s, steps: int) -> Int64s:
     chosen: Int64s = np.searchsorted(reached, (np.arange(steps) + 0.5) / steps * reached[-1])
     for index in range(1, steps):  # a heavy value holds several parts
         chosen[index] = max(chosen[index], chosen[index - 1] + 1)
-    last: Int64s = np.minimum(chosen, np.arange(weights.size - steps, weights.size))
-    return last
+    return np.minimum(chosen, np.arange(weights.size - steps, weights.size))
 
 
 def _refine(values: Int64s, weights: Int64s, levels: Int64s) -> Int64s:

@@ -54,8 +54,7 @@ def round_block_rows(
     found = learn_rounding(
         rows[None], scale[None].astype(np.float32), spec, moments, learning, advance, shift=shift[None]
     ).integers[0]
-    integers: Uint8s = (found - spec.qmin).astype(np.uint8)
-    return integers
+    return np.asarray(found - spec.qmin, np.uint8)
 
 
 def covariances(moments: SecondMoments) -> SecondMoments:

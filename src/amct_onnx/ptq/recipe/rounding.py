@@ -20,7 +20,7 @@ from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import join_groups, kernel_rows, output_rows_shape, row_scales, split_groups, weight_axis
 from amct_onnx.numerics.arrays import Feed
-from amct_onnx.numerics.grid import PerChannel, QParams
+from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.moments import SecondMoments
@@ -94,7 +94,7 @@ def with_rounded_weights(model: ir.Model, grids: Mapping[str, QParams]) -> ir.Mo
     index, names = index_graph(copy), ValueNames(copy)
     for name, grid in grids.items():
         layer = index.layer(name)
-        axis = PerChannel(weight_axis(layer.node, len(layer.shape)))
-        params = replace(grid, spec=replace(grid.spec, granularity=axis))
+        axis = weight_axis(layer.node, len(layer.shape))
+        params = replace(grid, spec=replace(grid.spec, channel_axis=axis))
         layer.replace_weight(fake_quantize(layer.array(), params), names=names)
     return copy
