@@ -7,9 +7,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from amct_onnx.errors import RecordError, RecordValueError
+from amct_onnx.files.config_check import INPUTS_OF_TENSOR_TYPES
 from amct_onnx.files.schema import (
     BOOL,
     FLOAT,
@@ -196,10 +198,7 @@ def _format_value(kind: int, value: Any) -> str:
 
 
 def _format_note(note: CalibrationNote) -> str:
-    content: dict[str, Any] = {"layer": note.layer, "seen": note.seen, "needed": note.needed}
-    if note.error is not None:
-        content["error"] = note.error
-    return _NOTE + json.dumps(content)
+    return _NOTE + json.dumps({name: value for name, value in asdict(note).items() if value is not None})
 
 
 def read_calibration(path: str | os.PathLike[str]) -> str:
@@ -248,7 +247,6 @@ _NAMES = {
     "op_data_type": ("FLOAT32", "FLOAT16"),
     "fakequant_precision_mode": ("DEFAULT", "FORCE_FP16_QUANT"),
 }
-_TENSOR_TYPES = ("MaxPool", "Add")
 
 
 def check_record(
@@ -286,7 +284,7 @@ def check_record(
 def _find_traits(key: str, record: LayerRecord, facts: GraphFacts, mistakes: Mistakes) -> LayerTraits | None:
     """The layer of a key, or None after a mistake. For a key "<node>:<input index>" it is a layer without a weight."""
     node, colon, index = key.rpartition(":")
-    is_tensor = bool(colon) and index.isdecimal() and facts.nodes.get(node) in _TENSOR_TYPES
+    is_tensor = bool(colon) and index.isdecimal() and facts.nodes.get(node) in INPUTS_OF_TENSOR_TYPES
     if is_tensor and (record.is_tensor_quantize or key not in facts.nodes):
         if record.scale_w or record.offset_w:
             mistakes.add(key, "a tensor_quantize entry has no weight, delete scale_w and offset_w")

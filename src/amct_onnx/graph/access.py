@@ -89,17 +89,10 @@ def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
 def values_read(node: ir.Node) -> Iterator[ir.Value]:
     """The tensors that a node reads, those that nodes of its bodies read from outside included."""
     yield from (value for value in node.inputs if value is not None)
-    graphs = list(_all_bodies(node))
+    graphs = [graph for body in bodies_of(node) for graph in (body, *body.subgraphs())]
     for graph in graphs:
         values = [*graph.outputs, *(value for inner in graph for value in inner.inputs)]
         yield from (value for value in values if value is not None and value.graph not in graphs)
-
-
-def _all_bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for graph in bodies_of(node):
-        yield graph
-        for inner in graph:
-            yield from _all_bodies(inner)
 
 
 def _described(item: ir.Node | ir.Value) -> str:

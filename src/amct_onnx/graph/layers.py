@@ -109,8 +109,7 @@ def _pool_reason(node: ir.Node) -> str | None:
     kernel = node.attributes.get("kernel_shape")
     if kernel is None or len(kernel.as_ints()) != 2:
         return "its input does not have 4 dimensions"
-    dtype = _element_type(node.inputs[0])
-    return None if dtype in (None, ir.DataType.FLOAT) else f"its input is {dtype}, and only float32 is supported"
+    return _dtype_reason(node.inputs[0], "its input")
 
 
 def is_product(node: ir.Node) -> bool:
@@ -121,9 +120,8 @@ def is_product(node: ir.Node) -> bool:
 def _product_reason(node: ir.Node) -> str | None:
     """Why a MatMul of two activations cannot be quantized."""
     for value in node.inputs:
-        dtype = _element_type(value)
-        if dtype not in (None, ir.DataType.FLOAT):
-            return f"its input is {dtype}, and only float32 is supported"
+        if (reason := _dtype_reason(value, "its input")) is not None:
+            return reason
         if value is not None and value.shape is not None and len(value.shape) < 2:
             return "its operands must have 2 dimensions or more"
     return None
@@ -138,10 +136,12 @@ def tensor_reason(node: ir.Node, index: int, graph: ir.Graph) -> str | None:
         return f"it has no input {index}"
     if constant_tensor(value) is not None:
         return f"its input {index} is a constant"
+    return _dtype_reason(value, f"its input {index}")
+
+
+def _dtype_reason(value: ir.Value | None, subject: str) -> str | None:
     dtype = _element_type(value)
-    return (
-        None if dtype in (None, ir.DataType.FLOAT) else f"its input {index} is {dtype}, and only float32 is supported"
-    )
+    return None if dtype in (None, ir.DataType.FLOAT) else f"{subject} is {dtype}, and only float32 is supported"
 
 
 def _element_type(value: ir.Value | None) -> ir.DataType | None:

@@ -97,25 +97,22 @@ def _join_branches(
     index: GraphIndex, sets: Mapping[ir.Value, ir.Value], observed: Sequence[ObservedTensor]
 ) -> tuple[tuple[ObservedTensor, ...], tuple[str, ...]]:
     """`observed` with a joint group for those of one set of `joined_tensors`, and what a user should know of it."""
-    members: dict[ir.Value, list[int]] = {}
-    for number, tensor in enumerate(observed):
+    members: dict[ir.Value, list[ObservedTensor]] = {}
+    for tensor in observed:
         value = input_of(index.nodes[tensor.node], tensor.input_index)
         if value in sets and tensor.stamp != "initial_h":
-            members.setdefault(sets[value], []).append(number)
-    result, notes = list(observed), []
-    for numbers in members.values():
-        by_settings: dict[ActivationSettings, list[int]] = {}
-        for number in numbers:
-            by_settings.setdefault(observed[number].activation, []).append(number)
-        if len(by_settings) > 1:
-            names = ", ".join(observed[number].keys[0] for number in numbers)
+            members.setdefault(sets[value], []).append(tensor)
+    joined: dict[ObservedTensor, ObservedTensor] = {}
+    notes = []
+    for tensors in members.values():
+        if len({tensor.activation for tensor in tensors}) > 1:
+            names = ", ".join(tensor.keys[0] for tensor in tensors)
             notes.append(f"joint_quant: {names} meet in an Add, and keep factors of their own where settings differ.")
-        for alike in by_settings.values():
+        for tensor in tensors:
+            alike = [other for other in tensors if other.activation == tensor.activation]
             if len(alike) > 1:
-                name = f"{observed[alike[0]].node}:{observed[alike[0]].input_index}"
-                for number in alike:
-                    result[number] = replace(observed[number], joint=name)
-    return tuple(result), tuple(notes)
+                joined[tensor] = replace(tensor, joint=f"{alike[0].node}:{alike[0].input_index}")
+    return tuple(joined.get(tensor, tensor) for tensor in observed), tuple(notes)
 
 
 def check_tensors(model: ir.Model, facts: GraphFacts, settings: Settings) -> None:

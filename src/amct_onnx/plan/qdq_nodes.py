@@ -202,18 +202,17 @@ class _Planner:
         }
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
         return QdqPlan(
-            decisions=tuple(self._decision(candidate) for candidate in self.candidates),
+            decisions=tuple(
+                Decision(layer=candidate.name, quantized=True)
+                if candidate.name in self.integer
+                else Decision(layer=candidate.name, quantized=False, reason=candidate.reason or _ALONE)
+                for candidate in self.candidates
+            ),
             groups=tuple(self._groups()),
             reads=frozenset(self.reads),
             constants=constants,
             integer=frozenset(map(name_of, integer)),
             absorbed=absorbed,
-        )
-
-    def _decision(self, candidate: _Candidate) -> Decision:
-        quantized = candidate.name in self.integer
-        return Decision(
-            layer=candidate.name, quantized=quantized, reason="" if quantized else candidate.reason or _ALONE
         )
 
     def _groups(self) -> Iterator[TensorGroup]:

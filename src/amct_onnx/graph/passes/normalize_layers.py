@@ -36,13 +36,9 @@ def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
         if node.op_type == "Gemm":
             _normalize_gemm(model.graph, layer_of(node), names)
         for index in _CONSTANTS.get(node.op_type, ()):
-            _own(node, index, names)
-
-
-def _own(node: ir.Node, index: int, names: ValueNames) -> None:
-    tensor = constant_tensor(optional_input(node, index))
-    if tensor is not None:
-        own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
+            tensor = constant_tensor(optional_input(node, index))
+            if tensor is not None:
+                own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
 
 
 def _normalize_gemm(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:

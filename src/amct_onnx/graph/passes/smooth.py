@@ -39,24 +39,16 @@ def product_inputs(model: ir.Model) -> dict[str, ProductInput]:
     """The tensors of the main graph whose channels can be scaled, by name; others may read them too."""
     found: dict[str, ProductInput] = {}
     for node in model.graph:
-        source, channels = _product_input(node)
-        if source is None or not channels:
+        layer = as_layer(node) if is_op(node, "MatMul", "Gemm") else None
+        if layer is None or node.attributes.get_int("transA", 0) != 0 or constant_tensor(layer.input) is not None:
             continue
-        earlier = found.get(source)
-        if earlier is None or earlier.channels == channels:
-            layers = (*(earlier.layers if earlier else ()), name_of(node))
-            found[source] = ProductInput(layers=layers, channels=channels)
+        if layer.weight.dtype != ir.DataType.FLOAT or len(layer.shape) != 2 or not layer.input_channels:
+            continue
+        source, channels = name_of(layer.input), layer.input_channels
+        earlier = found.get(source, ProductInput(layers=(), channels=channels))
+        if earlier.channels == channels:
+            found[source] = ProductInput(layers=(*earlier.layers, layer.name), channels=channels)
     return found
-
-
-def _product_input(node: ir.Node) -> tuple[str | None, int]:
-    """The name of input 0 of a product, and its channels: 0 where the node is none."""
-    layer = as_layer(node) if is_op(node, "MatMul", "Gemm") else None
-    if layer is None or node.attributes.get_int("transA", 0) != 0:
-        return None, 0
-    if constant_tensor(layer.input) is not None or layer.weight.dtype != ir.DataType.FLOAT:
-        return None, 0
-    return name_of(layer.input), layer.input_channels if len(layer.shape) == 2 else 0
 
 
 def smooth_inputs(model: ir.Model, factors: Mapping[str, Floats]) -> dict[str, str]:

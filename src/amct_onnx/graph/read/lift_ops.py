@@ -232,18 +232,18 @@ def _int8_weight(node: ir.Node, index: int = 1) -> Int8s:
     value = optional_input(node, index)
     if value is None:
         raise unsupported(node, f"input {index} is missing")
-    array = constant_value(value)
-    if array is None or array.dtype != np.int8:
-        found = "not constant" if array is None else str(array.dtype)
-        raise unsupported(node, f"its other input is int8, so {value.name} must be an int8 constant and is {found}")
-    return array
+    return _constant_of(node, value, np.dtype(np.int8), f"its other input is int8, so {value.name}")
 
 
 def _int32_bias(node: ir.Node, bias: ir.Value) -> Int32s:
-    array = constant_value(bias)
-    if array is None or array.dtype != np.int32:
+    return _constant_of(node, bias, np.dtype(np.int32), f"its bias {bias.name}")
+
+
+def _constant_of(node: ir.Node, value: ir.Value, dtype: np.dtype[Any], subject: str) -> Array:
+    array = constant_value(value)
+    if array is None or array.dtype != dtype:
         found = "not constant" if array is None else str(array.dtype)
-        raise unsupported(node, f"its bias {bias.name} must be an int32 constant and is {found}")
+        raise unsupported(node, f"{subject} must be an {dtype} constant and is {found}")
     return array
 
 
