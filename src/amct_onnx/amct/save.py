@@ -9,17 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.amct.adaround import Integers, finish_rounding
-from amct_onnx.amct.balancing import check_balanced
+from amct_onnx.amct.balancing import check_balanced, refuse_failed
 from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
-from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.graph.weights import channel_rows
-from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
 from amct_onnx.plan.ascend_layers import graph_facts
@@ -28,11 +26,7 @@ from amct_onnx.targets.ascend_model import AscendModel
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.recurrent_layers import split_recurrent
 from amct_onnx.targets.to_integers import integer_weight
-from amct_onnx.values.layers import (
-    CalibrationNote,
-    LayerRecord,
-    QuantizedLayer,
-)
+from amct_onnx.values.layers import CalibrationNote, LayerRecord, QuantizedLayer
 from amct_onnx.values.observer_tasks import Balance
 
 
@@ -117,11 +111,7 @@ def _refuse_unfinished(
     waiting = waiting or [o for o in observers if any(n in noted for n in o.layers)]  # for moments of their inputs
     if not waiting:
         return
-    failed = [note for note in notes if note.error]
-    if failed:
-        first = failed[0]
-        others = f" (and {len(failed) - 1} more layers)" if len(failed) > 1 else ""
-        raise RecordError(f'Calibration of layer "{first.layer}"{others} failed: {first.error}.')
+    refuse_failed(notes, "Calibration")
     if not any(records.values()) or all(record.is_empty for record in records.values()):
         raise RecordError(
             f"{record_file}: record_file is empty, no layers to be quantized. "
@@ -147,32 +137,22 @@ def _factor_of(observer: Observer) -> str:
 def _check_weights(
     model: ir.Model, layers: Sequence[QuantizedLayer], records: Mapping[str, LayerRecord], record_file: str
 ) -> None:
-    """A record of another model, or an edited one, does not reproduce the weights that calibration saw."""
-    nodes = index_graph(model).nodes
+    """A record of another model, or an edited one, does not reproduce the weights that calibration saw.
+
+    Weights are on the grid of the record, and those of a layer with `cluster` take its values only.
+    """
+    index = index_graph(model)
     for layer in layers:
-        if layer.weight is not None:
-            _check_grid(nodes[layer.name], layer.weight, record_file)
-            _check_levels(nodes[layer.name], layer.weight, records[layer.name].cluster, record_file)
-
-
-def _check_grid(node: ir.Node, params: QParams, record_file: str) -> None:
-    weight = constant_value(node.inputs[1])
-    assert weight is not None  # remove_observers leaves the weights of quantize_model
-    if not is_on_grid(channel_rows(weight, node), params):
-        raise RecordError(
-            f"{record_file}: scale_w of layer {node.name} does not fit the weights of the model. The record belongs to "
-            "another model or was edited: run quantize_model and the calibration again."
-        )
-
-
-def _check_levels(node: ir.Node, params: QParams, cluster: tuple[int, ...], record_file: str) -> None:
-    """The weights of a layer with `cluster` take its values only."""
-    weight = constant_value(node.inputs[1])
-    if not cluster or weight is None:
-        return
-    strange = np.setdiff1d(integer_weight(weight, node, params), cluster)
-    if strange.size:
-        raise RecordError(
-            f"{record_file}: the weights of layer {node.name} take the value {strange[0]}, which its cluster lacks. "
-            "The record belongs to another model or was edited: run quantize_model and the calibration again."
-        )
+        if layer.weight is None:
+            continue
+        node, weight, cluster = index.nodes[layer.name], index.layer(layer.name).array(), records[layer.name].cluster
+        problem = ""
+        if not is_on_grid(channel_rows(weight, node), layer.weight):
+            problem = f"scale_w of layer {layer.name} does not fit the weights of the model"
+        elif cluster and (strange := np.setdiff1d(integer_weight(weight, node, layer.weight), cluster)).size:
+            problem = f"the weights of layer {layer.name} take the value {strange[0]}, which its cluster lacks"
+        if problem:
+            raise RecordError(
+                f"{record_file}: {problem}. The record belongs to another model or was edited: run quantize_model and "
+                "the calibration again."
+            )
