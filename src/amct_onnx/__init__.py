@@ -96,30 +96,27 @@ __all__ = [
 
 _deferred_sympy.install()
 
-# Where each public name lives.
-_SETTINGS = (
-    *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
-    *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
-)
-_PLACES = {
-    **dict.fromkeys(_SETTINGS, "numerics.settings"),
-    "ImageOptions": "data.images",
-    "MixedPrecision": "values.mixed_precision",
-    "QuantizedModel": "ptq.quantized_model",
-    "Sensitivity": "values.sensitivity",
-    "Statistics": "numerics.statistics.by_tensor",
-    "accuracy_based_auto_calibration": "_compat.auto_calibration",
-    "convert_qat_model": "_compat.api",
-    "create_quant_config": "_compat.api",
-    "deployed_session": "run.deployed",
-    "load_statistics": "files.statistics_file",
-    "quantize": "ptq.quantize",
-    "quantize_model": "_compat.api",
-    "quantize_preprocess": "_compat.api",
-    "save_model": "_compat.api",
-    "save_statistics": "files.statistics_file",
-    "sensitivity": "ptq.mixed.effects",
+_MODULES = {
+    "_compat.api": (
+        *("convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess", "save_model"),
+    ),
+    "_compat.auto_calibration": ("accuracy_based_auto_calibration",),
+    "data.images": ("ImageOptions",),
+    "files.statistics_file": ("load_statistics", "save_statistics"),
+    "numerics.settings": (
+        *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
+        *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
+    ),
+    "numerics.statistics.by_tensor": ("Statistics",),
+    "ptq.mixed.effects": ("sensitivity",),
+    "ptq.quantize": ("quantize",),
+    "ptq.quantized_model": ("QuantizedModel",),
+    "run.deployed": ("deployed_session",),
+    "values.mixed_precision": ("MixedPrecision",),
+    "values.sensitivity": ("Sensitivity",),
 }
+# Where each public name lives.
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

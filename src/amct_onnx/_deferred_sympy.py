@@ -26,7 +26,8 @@ _MODULES = frozenset({"onnx_ir._core", "onnx_ir._symbolic_shapes"})
 
 def install() -> None:
     """Defer sympy when onnx_ir is imported next; nothing happens if either is there already."""
-    if "onnx_ir" not in sys.modules and "sympy" not in sys.modules and not any(map(_is_ours, sys.meta_path)):
+    installed = any(isinstance(finder, _Finder) for finder in sys.meta_path)
+    if "onnx_ir" not in sys.modules and "sympy" not in sys.modules and not installed:
         sys.meta_path.insert(0, _Finder())
 
 
@@ -99,7 +100,8 @@ class _Loader:
         before, sympy = dict(vars(module)), _StandIn()
 
         def import_(name: str, *args: Any, **kwargs: Any) -> Any:
-            plain = not sympy._importing or name != "sympy" or _from_list(args, kwargs)
+            from_list = kwargs.get("fromlist") or (args[2] if len(args) > 2 else ())
+            plain = not sympy._importing or name != "sympy" or from_list
             return builtins.__import__(name, *args, **kwargs) if plain else sympy
 
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": import_}
@@ -111,11 +113,3 @@ class _Loader:
             self._loader.exec_module(module)
         finally:
             sympy._importing = False
-
-
-def _from_list(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return kwargs.get("fromlist") or (args[2] if len(args) > 2 else ())
-
-
-def _is_ours(finder: Any) -> bool:
-    return isinstance(finder, _Finder)

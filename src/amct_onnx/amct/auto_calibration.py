@@ -18,17 +18,19 @@ from amct_onnx.amct.auto_control import CONFIG_FILE, AccuracyBasedAutoCalibratio
 from amct_onnx.amct.calibration_model import write_calibration_model
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.amct.ranking import write_ranking_model
 from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
 from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchError
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.files.record import read_notes
 from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
+from amct_onnx.graph.instrument.compare import compare_layers, mark_outputs
+from amct_onnx.graph.instrument.observers import Observer
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.observe.calibration import begin
 from amct_onnx.observe.comparison import comparing
 from amct_onnx.progress import show_on_terminal, shown_on_terminal
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
+from amct_onnx.values.observer_tasks import Comparison
 
 _BEIJING = timezone(timedelta(hours=8))  # AMCT's clock
 
@@ -73,7 +75,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
     def get_ranking_info(self) -> dict[str, float]:
         """Run the calibration data through a model that compares each layer before and after quantization."""
         path, layers = self._path("ranking_model.onnx"), self._configured.layers
-        write_ranking_model(self._done, layers, path)
+        _write_ranking_model(self._done, path)
         with comparing(path, self._measure, self._configured.settings.batch_num) as comparisons:
             self.evaluator.calibration(path)
         means = comparisons.means()
@@ -115,8 +117,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
     def _calibrate(self) -> CalibratedModel:
         """Prepare the model with all layers, let the evaluator run it, and read what came of it."""
         modified, record = self._path("modified_model.onnx"), self._path("record.txt")
-        if any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values()):
-            _copy_if_there(self.record_file, record)  # quantize_preprocess has left its factors there
+        balanced = any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values())
+        if balanced and os.path.isfile(self.record_file):
+            shutil.copyfile(self.record_file, record)  # quantize_preprocess has left its factors there
         write_calibration_model(self.config_file, self.model_file, modified, record)
         try:
             self.evaluator.calibration(modified)
@@ -149,9 +152,25 @@ def _rolled_back(roll_back_config: Mapping[str, bool]) -> frozenset[str]:
     return frozenset(layer for layer, quantized in roll_back_config.items() if not quantized)
 
 
-def _copy_if_there(source: str, target: str) -> None:
-    if os.path.isfile(source):
-        shutil.copyfile(source, target)
+def _write_ranking_model(calibrated: CalibratedModel, path: str) -> None:
+    """Write the model that tells how much each layer suffers from quantization; it compares under the key `path`.
+
+    In it the float network runs, and beside each of its layers the same layer as it will be deployed, on the same
+    input. So a layer answers for its own error only. The model is for one run in the process that compares.
+    """
+    prepared, configured = calibrated.prepared(), calibrated.configured
+    model = configured.source.fuse(configured.settings).model
+    marks = mark_outputs(prepared, configured.layers, model)
+    quantized = calibrated.assemble(prepared).simulation()
+    observer = Observer(
+        layers=(),
+        task=Comparison(),
+        batch_num=configured.settings.batch_num,
+        record_path=path,
+        observers=len(configured.layers),
+    )
+    compare_layers(model, quantized, marks, observer)
+    save_model_file(model, path)
 
 
 @contextmanager

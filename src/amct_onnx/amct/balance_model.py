@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from amct_onnx.amct.balancing import balance_tasks, balanced_layers, balancing_id
+from amct_onnx.amct.calibration_model import CalibrationModel
 from amct_onnx.errors import ModelError
 from amct_onnx.files.config_json import read_config
-from amct_onnx.files.onnx_file import save_model_file
-from amct_onnx.files.record import format_record
-from amct_onnx.files.whole_files import atomic_path
 from amct_onnx.graph.instrument.observers import Observer, insert_observers
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.observe.calibration import begin
 from amct_onnx.plan.ascend_layers import decide_layers
 from amct_onnx.plan.float_model import FloatModel
-
-_log = logging.getLogger("amct_onnx.Config")
 
 
 def prepare_balancing(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
@@ -34,18 +28,16 @@ def prepare_balancing(config_file: str, record_file: str, model_file: str, modif
             "with dmq_balancer, or call quantize_model directly."
         )
     fused = source.fuse(settings)
-    for note in fused.notes:
-        _log.warning("%s", note)
     model = fused.model
     normalize_layers(model, frozenset(wanted))
     tasks = balance_tasks(model, wanted, settings)
-    record_path, calibration = os.path.realpath(record_file), balancing_id(tasks)
+    calibration = balancing_id(tasks)
     observers = [
         Observer(
             layers=(layer,),
             task=task,
             batch_num=0,
-            record_path=record_path,
+            record_path=os.path.realpath(record_file),
             observers=len(tasks),
             calibration=calibration,
             op_data_type="FLOAT16" if facts.layers[layer].half else "FLOAT32",
@@ -53,7 +45,5 @@ def prepare_balancing(config_file: str, record_file: str, model_file: str, modif
         for layer, task in tasks.items()
     ]
     insert_observers(model, observers)
-    with atomic_path(record_path) as file:  # moved into place when the model is written too
-        file.write_bytes(format_record({}, calibration=calibration).encode())
-        save_model_file(model, modified_onnx_file)
-    begin(record_path)
+    made = CalibrationModel(model=model, records={}, calibration=calibration, notes=fused.notes)
+    made.write(modified_onnx_file, record_file)

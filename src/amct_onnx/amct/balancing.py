@@ -106,7 +106,7 @@ def read_balancing(
         raise RecordError(f"{text}: {_AGAIN}.")
     if "." not in read_calibration(record_file):  # otherwise quantize_model wrote it, and what runs since calibrates
         finish(os.path.realpath(record_file))
-        _refuse_failed(read_notes(record_file))
+        refuse_failed(read_notes(record_file), "Balancing", f" Then {_AGAIN}.")
     records = {name: record for name, record in read_record(record_file).items() if record.tensor_balance_factor}
     _refuse_missing(record_file, [layer for layer in wanted if layer not in records], wanted)
     check_record(records, facts, path=record_file, calibrated=False)
@@ -124,11 +124,12 @@ def read_balancing(
     )
 
 
-def _refuse_failed(notes: Sequence[CalibrationNote]) -> None:
+def refuse_failed(notes: Sequence[CalibrationNote], what: str, advice: str = "") -> None:
+    """Raise RecordError with the first note of a layer that failed. `what` failed, and `advice` is what to do then."""
     failed = [note for note in notes if note.error]
     if failed:
         more = f" (and {len(failed) - 1} more layers)" if len(failed) > 1 else ""
-        raise RecordError(f'Balancing of layer "{failed[0].layer}"{more} failed: {failed[0].error}. Then {_AGAIN}.')
+        raise RecordError(f'{what} of layer "{failed[0].layer}"{more} failed: {failed[0].error}.{advice}')
 
 
 def _refuse_missing(record_file: str, missing: Sequence[str], wanted: Sequence[str]) -> None:

@@ -50,18 +50,22 @@ class CalibrationModel:
     calibration: str
     notes: tuple[str, ...]
 
+    def write(self, modified_onnx_file: str, record_file: str) -> None:
+        """Tell the notes, write model and record, and forget what ran for that record before."""
+        for note in self.notes:
+            _log.warning("%s", note)
+        record_path = os.path.realpath(record_file)
+        with atomic_path(record_path) as file:  # moved into place when the model is written too
+            file.write_bytes(format_record(self.records, calibration=self.calibration).encode())
+            save_model_file(self.model, modified_onnx_file)
+        begin(record_path)
+
 
 def write_calibration_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
     """Write the calibration model of a model file, and the record of its weights."""
     source = FloatModel.open(model_file)
-    made = make_calibration_model(source, read_config(config_file, source.facts), record_file)
-    for note in made.notes:
-        _log.warning("%s", note)
-    record_path = os.path.realpath(record_file)
-    with atomic_path(record_path) as file:  # moved into place when the model is written too
-        file.write_bytes(format_record(made.records, calibration=made.calibration).encode())
-        save_model_file(made.model, modified_onnx_file)
-    begin(record_path)
+    settings = read_config(config_file, source.facts)
+    make_calibration_model(source, settings, record_file).write(modified_onnx_file, record_file)
 
 
 def make_calibration_model(source: FloatModel, settings: Settings, record_file: str) -> CalibrationModel:

@@ -17,7 +17,6 @@ from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
-from amct_onnx.graph.read.qdq_pairs import Reading
 from amct_onnx.graph.read.read_qdq import has_qdq, read_qdq
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
@@ -28,6 +27,7 @@ from amct_onnx.values.layers import Kept, LayerRecord, QuantizedLayer
 _log = logging.getLogger("amct_onnx.Convert")
 _MAXIMUM_REASONS, _SHOWN_IN_ERROR = 20, 3
 _RECORDED_TENSORS = ("Add", "MaxPool")
+_QDQ_FAMILY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> tuple[Kept, ...]:
@@ -63,20 +63,17 @@ def read_qat_model(model_file: str) -> tuple[AscendModel, tuple[Kept, ...]]:
         reasons = "; ".join(_reasons(reading.kept)[:_SHOWN_IN_ERROR]) or "its quantization nodes reach no layer"
         raise ModelError(f"Nothing in {model_file} can be converted: {reasons}.")
     origins = {**reading.origins, **{f"{layer}.columns": (layer,) for layer in reading.rescaled}}
-    return _quantized(model, reading, origins), reading.kept
-
-
-def _quantized(model: ir.Model, reading: Reading, origins: dict[str, tuple[str, ...]]) -> AscendModel:
-    return AscendModel(
+    quantized = AscendModel(
         model=model, layers=reading.layers, tensors=reading.tensors, outputs=reading.outputs, origins=origins
     )
+    return quantized, reading.kept
 
 
 def _refuse_others(model: ir.Model, path: str) -> None:
     """Raise ModelError for models that are quantized in another way, or not at all."""
     if SIMULATED_KEY in model.metadata_props:
         raise ModelError(f"{path} is a fake-quant model of amct_onnx: convert the Q/DQ model that training exported.")
-    others = [node for node in quantized_nodes(model) if not _is_qdq_family(node)]
+    others = [node for node in quantized_nodes(model) if node.op_type not in _QDQ_FAMILY]
     ours = [node for node in others if node.op_type.startswith("Ascend") or node.domain]
     if ours:
         kind = "deploy" if ours[0].op_type.startswith("Ascend") else "calibration"
@@ -94,10 +91,6 @@ def _refuse_others(model: ir.Model, path: str) -> None:
             f"{path} has no QuantizeLinear or DequantizeLinear: convert_qat_model takes models with quantization nodes "
             "(Q/DQ). Quantize a float model with create_quant_config and quantize_model."
         )
-
-
-def _is_qdq_family(node: ir.Node) -> bool:
-    return node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def _why_not(node: ir.Node, layer: QuantizedLayer) -> str | None:

@@ -33,21 +33,16 @@ class ConfiguredModel:
 
     source: FloatModel
     settings: Settings
+    layers: tuple[str, ...]
+    """The layers that the configuration quantizes, in graph order."""
 
     @classmethod
     def read(cls, model_file: str, config_file: str) -> ConfiguredModel:
         """Raises the errors of `quantize_model` for the two files."""
         source = FloatModel.open(model_file)
         settings = read_config(config_file, source.facts)
-        decide_layers(source.facts, settings)
-        return cls(source=source, settings=settings)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers that the configuration quantizes, in graph order."""
-        return tuple(
-            decision.layer for decision in decide_layers(self.source.facts, self.settings) if decision.quantized
-        )
+        layers = tuple(decision.layer for decision in decide_layers(source.facts, settings) if decision.quantized)
+        return cls(source=source, settings=settings, layers=layers)
 
     def settings_without(self, layers: Collection[str]) -> Settings:
         """The configuration with `layers` switched off."""

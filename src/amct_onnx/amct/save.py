@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.amct.adaround import finish_rounding
-from amct_onnx.amct.balancing import check_balanced
+from amct_onnx.amct.balancing import check_balanced, refuse_failed
 from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.files.onnx_file import load_model
@@ -27,11 +27,7 @@ from amct_onnx.targets.ascend_model import AscendModel
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.recurrent_layers import split_recurrent
 from amct_onnx.targets.to_integers import integer_weight
-from amct_onnx.values.layers import (
-    CalibrationNote,
-    LayerRecord,
-    QuantizedLayer,
-)
+from amct_onnx.values.layers import CalibrationNote, LayerRecord, QuantizedLayer
 from amct_onnx.values.observer_tasks import Balance
 
 
@@ -116,11 +112,7 @@ def _refuse_unfinished(
     waiting = waiting or [o for o in observers if any(n in noted for n in o.layers)]  # for moments of their inputs
     if not waiting:
         return
-    failed = [note for note in notes if note.error]
-    if failed:
-        first = failed[0]
-        others = f" (and {len(failed) - 1} more layers)" if len(failed) > 1 else ""
-        raise RecordError(f'Calibration of layer "{first.layer}"{others} failed: {first.error}.')
+    refuse_failed(notes, "Calibration")
     if not any(records.values()) or all(record.is_empty for record in records.values()):
         raise RecordError(
             f"{record_file}: record_file is empty, no layers to be quantized. "
@@ -146,7 +138,10 @@ def _factor_of(observer: Observer) -> str:
 def _check_weights(
     model: ir.Model, layers: Sequence[QuantizedLayer], records: Mapping[str, LayerRecord], record_file: str
 ) -> None:
-    """A record of another model, or an edited one, does not reproduce the weights that calibration saw."""
+    """A record of another model, or an edited one, does not reproduce the weights that calibration saw.
+
+    Weights are on the grid of the record, and those of a layer with `cluster` take its values only.
+    """
     index = index_graph(model)
     for layer in layers:
         if layer.weight is None:

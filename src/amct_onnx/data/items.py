@@ -10,7 +10,6 @@ from amct_onnx.data.batches import Chunk, Note, fed_by_position
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
-from amct_onnx.numerics.arrays import Feed
 
 
 def named_items(
@@ -23,20 +22,15 @@ def named_items(
     """
     for where, item in items:
         if isinstance(item, Mapping):
-            yield Chunk(where=where, arrays=_by_name(item, where, inputs, options, note))
+            keys = select_keys(item, inputs, options, where, note)
+            parts = {name: item[key] for name, key in keys.items()}
         else:
-            parts = item if isinstance(item, (tuple, list)) else (item,)
-            yield Chunk(where=where, arrays=_by_position(parts, where, inputs, note))
+            parts = _by_position(item if isinstance(item, (tuple, list)) else (item,), where, inputs, note)
+        arrays = {name: to_array(part, f"{where}: input {name!r}") for name, part in parts.items()}
+        yield Chunk(where=where, arrays=arrays)
 
 
-def _by_name(
-    item: Mapping[Any, Any], where: str, inputs: Sequence[ModelInput], options: DataOptions, note: Note
-) -> Feed:
-    keys = select_keys(item, inputs, options, where, note)
-    return {name: to_array(item[key], f"{where}: input {name!r}") for name, key in keys.items()}
-
-
-def _by_position(parts: Sequence[Any], where: str, inputs: Sequence[ModelInput], note: Note) -> Feed:
+def _by_position(parts: Sequence[Any], where: str, inputs: Sequence[ModelInput], note: Note) -> dict[str, Any]:
     wanted = fed_by_position(inputs)
     text = ", ".join(repr(value.name) for value in wanted)
     if len(parts) < len(wanted):
@@ -44,8 +38,7 @@ def _by_position(parts: Sequence[Any], where: str, inputs: Sequence[ModelInput],
         raise DataError(f"{where}: {what}; give a tuple in this order or a dict")
     if len(parts) > len(wanted):
         note(f"of the {len(parts)} parts of each item of the data the first {len(wanted)} are used, as {text}")
-    pairs = zip(wanted, parts, strict=False)
-    return {value.name: to_array(part, f"{where}: input {value.name!r}") for value, part in pairs}
+    return {value.name: part for value, part in zip(wanted, parts, strict=False)}
 
 
 def select_keys(

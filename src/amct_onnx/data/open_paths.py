@@ -85,43 +85,44 @@ class DataOpener:
         if place.suffix.lower() == ".npz" and place.is_file():
             return OpenedData(arrays=self._archive(place))
         if not place.is_dir():
-            return self.one(self.only(os.fspath(path)), place)
+            return self.by_input({self.only(os.fspath(path)).name: place})
         wanted = fed_by_position(self.inputs)
         keys = {value.name: self.options.key(value.name) for value in wanted}
         for suffix in ("", ".npy"):
             parts = {name: place / f"{key}{suffix}" for name, key in keys.items()}
             if all(part.is_file() if suffix else part.is_dir() for part in parts.values()):
-                return self._by_input(parts)
-        if kind := _kind(place):
-            files = _files(place, kind)
-            if kind == ".npz":
-                keys_of_all = {self.options.key(value.name) for value in self.inputs}
-                return OpenedData(items=_archives(files, keys_of_all), count=len(files))
-        return self.one(self.only(os.fspath(path)), place)
+                return self.by_input(parts)
+        kind, files = _array_files(place)
+        if kind == ".npz":
+            keys_of_all = {self.options.key(value.name) for value in self.inputs}
+            return OpenedData(items=_archives(files, keys_of_all), count=len(files))
+        return self.by_input({self.only(os.fspath(path)).name: place})
 
     def mapping(self, data: Mapping[Any, Any]) -> OpenedData:
         """Arrays or paths by input."""
         keys = select_keys(data, self.inputs, self.options, "data", self.note)
-        return self._by_input({name: data[key] for name, key in keys.items()})
+        return self.by_input({name: data[key] for name, key in keys.items()})
 
     def paths(self, data: Sequence[str | os.PathLike[str]]) -> OpenedData:
         """A list of images or of .npy or .bin files for one input, or a path for each input in their order."""
         places = [_existing(path) for path in data]
         wanted = fed_by_position(self.inputs)
         if len(wanted) == len(places) and (len(places) > 1 or places[0].is_dir()):
-            return self._by_input({value.name: place for value, place in zip(wanted, places, strict=True)})
-        return self._listed(self.only("a list of files"), places)
+            return self.by_input({value.name: place for value, place in zip(wanted, places, strict=True)})
+        return self.by_input({self.only("a list of files").name: places})
 
-    def _listed(self, value: ModelInput, places: Sequence[Path]) -> OpenedData:
-        if all(is_image(place) for place in places):
-            return OpenedData(arrays={value.name: self._images(value, places, "data")})
-        kinds = {place.suffix.lower() for place in places}
-        if len(kinds) == 1 and kinds <= {".npy", _RAW}:
-            return self._file_list(value, places, kinds.pop())
-        raise DataError(f"data: the list of files mixes kinds, or holds others than {_READABLE}")
+    def by_input(self, data: Mapping[str, object]) -> OpenedData:
+        """Data of each input: an array, nested lists of numbers, a path or a list of paths."""
+        opened = {value.name: self._open(value, data[value.name]) for value in self.inputs if value.name in data}
+        files = {name: found for name, found in opened.items() if isinstance(found, InputFiles)}
+        counts = {name: len(found.paths) for name, found in files.items()}
+        if len(set(counts.values())) > 1:
+            text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
+            raise DataError(f"the inputs have different numbers of files: {text}; each file is a batch")
+        arrays = {name: found for name, found in opened.items() if isinstance(found, SampleArray)}
+        return OpenedData(arrays=arrays, files=files, count=next(iter(counts.values()), None))
 
-    def one(self, value: ModelInput, data: object) -> OpenedData:
-        """Data of one input: an array, nested lists of numbers, a path or a list of paths."""
+    def _open(self, value: ModelInput, data: object) -> SampleArray | InputFiles:
         if isinstance(data, (str, os.PathLike)):
             place = _existing(data)
             return self._folder(value, place) if place.is_dir() else self._file(value, place)
@@ -129,43 +130,40 @@ class DataOpener:
             return self._listed(value, [_existing(path) for path in data])
         where = f"data of input {value.name!r}"
         array = to_array(data, where)
-        return OpenedData(arrays={value.name: open_array(np.atleast_1d(array) if value.shape == () else array, where)})
+        return open_array(np.atleast_1d(array) if value.shape == () else array, where)
 
-    def _folder(self, value: ModelInput, place: Path) -> OpenedData:
-        kind = _kind(place)
+    def _listed(self, value: ModelInput, places: Sequence[Path]) -> SampleArray | InputFiles:
+        if all(is_image(place) for place in places):
+            return self._images(value, places, "data")
+        kinds = {place.suffix.lower() for place in places}
+        if len(kinds) == 1 and kinds <= {".npy", _RAW}:
+            return self._file_list(value, places, kinds.pop())
+        raise DataError(f"data: the list of files mixes kinds, or holds others than {_READABLE}")
+
+    def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputFiles:
+        kind, arrays = _array_files(place)
         if kind == ".npz":
             raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
         if kind is not None:
-            arrays = _files(place, kind)
             if kind == ".npy" and len(arrays) == 1:  # all samples rather than one batch, which may be too large
-                return OpenedData(arrays={value.name: open_npy(arrays[0])})
+                return open_npy(arrays[0])
             return self._file_list(value, arrays, kind)
         files = find_images(place)
         if not files:
             raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")
-        return OpenedData(arrays={value.name: self._images(value, self._spread(files), os.fspath(place))})
+        return self._images(value, self._spread(files), os.fspath(place))
 
-    def _file(self, value: ModelInput, place: Path) -> OpenedData:
+    def _file(self, value: ModelInput, place: Path) -> SampleArray | InputFiles:
         suffix = place.suffix.lower()
         if is_image(place):
-            return OpenedData(arrays={value.name: self._images(value, [place], os.fspath(place))})
+            return self._images(value, [place], os.fspath(place))
         if suffix == ".npy":
-            return OpenedData(arrays={value.name: open_npy(place)})
+            return open_npy(place)
         if suffix == ".npz":
-            return OpenedData(arrays={value.name: self._member(place, value, open_npz(place))})
+            return self._member(place, value, open_npz(place))
         if suffix == _RAW:
             return self._file_list(value, [place], suffix)
         raise DataError(f"{place}: data in such a file cannot be read, give one of {_READABLE}, or a folder")
-
-    def _by_input(self, data: Mapping[str, object]) -> OpenedData:
-        parts = [self.one(value, data[value.name]) for value in self.inputs if value.name in data]
-        files = {name: found for part in parts for name, found in part.files.items()}
-        counts = {name: len(found.paths) for name, found in files.items()}
-        if len(set(counts.values())) > 1:
-            text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-            raise DataError(f"the inputs have different numbers of files: {text}; each file is a batch")
-        arrays = {name: array for part in parts for name, array in part.arrays.items()}
-        return OpenedData(arrays=arrays, files=files, count=next(iter(counts.values()), None))
 
     def _archive(self, place: Path) -> dict[str, SampleArray]:
         """The arrays of a .npz file by input."""
@@ -197,16 +195,15 @@ class DataOpener:
         options = image_options(value, self.options.images, self.note)
         return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
-    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> OpenedData:
+    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputFiles:
         if kind != _RAW:
-            return OpenedData(files={value.name: InputFiles(paths=files, load=map_npy, raw=False)}, count=len(files))
+            return InputFiles(paths=files, load=map_npy, raw=False)
         dtype, shape = self._raw_type(value), self._raw_shape(value)
         mistakes = Mistakes(None)
         entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
         check_sizes(entry, files, mistakes)
         mistakes.raise_any(DataError)
-        load = partial(read_array, dtype=dtype, shape=shape)
-        return OpenedData(files={value.name: InputFiles(paths=files, load=load, raw=True)}, count=len(files))
+        return InputFiles(paths=files, load=partial(read_array, dtype=dtype, shape=shape), raw=True)
 
     def _raw_type(self, value: ModelInput) -> str:
         dtype = (self.options.dtypes or {}).get(value.name, value.dtype)
@@ -241,17 +238,18 @@ def _existing(path: object) -> Path:
     raise DataError(f"{place}: the data do not exist, check the path")
 
 
-def _kind(folder: Path) -> str | None:
-    """The suffix of the files of arrays in a folder; None if there are none. Raises DataError for several kinds."""
-    kinds = {file.suffix.lower() for file in list_files(folder)} & {*_KINDS, *IMAGE_SUFFIXES}
+def _array_files(folder: Path) -> tuple[str | None, list[Path]]:
+    """The suffix of the files of arrays in a folder, None if there are none, and these files.
+
+    Raises DataError for several kinds.
+    """
+    files = list_files(folder)
+    kinds = {file.suffix.lower() for file in files} & {*_KINDS, *IMAGE_SUFFIXES}
     arrays = sorted(kinds & set(_KINDS))
     if len(arrays) > 1 or (arrays and kinds - set(_KINDS)):
         raise DataError(f"{folder}: the folder mixes {', '.join(sorted(kinds))} files, leave one kind in it")
-    return arrays[0] if arrays else None
-
-
-def _files(folder: Path, kind: str) -> list[Path]:
-    return [file for file in list_files(folder) if file.suffix.lower() == kind]
+    kind = arrays[0] if arrays else None
+    return kind, [file for file in files if file.suffix.lower() == kind]
 
 
 def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[str, object]]:

@@ -16,7 +16,7 @@ from amct_onnx.data.read_ahead import read_ahead
 
 
 def threads() -> int:
-    return sum(thread.name == "amct_onnx data" for thread in threading.enumerate())
+    return sum(thread.name.startswith("amct_onnx data") for thread in threading.enumerate())
 
 
 @given(st.lists(st.integers()), st.integers(1, 4))
@@ -73,7 +73,7 @@ def test_abandoned_iteration_ends_the_thread_and_closes_the_items() -> None:
             break
     gc.collect()
     assert threads() == 0
-    assert closed == ["amct_onnx data"]
+    assert closed == ["amct_onnx data_0"]
 
 
 def test_ctrl_c_while_waiting_for_an_item_stops_at_once() -> None:
