@@ -26,12 +26,7 @@ from amct_onnx.values.mixed_precision import MixedPrecision
 _LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be felt beside a calibration of two seconds
 
 
-@dataclass(frozen=True)
-class _Keep:
-    """The default of an argument of `to`: as it was."""
-
-
-_KEEP = _Keep()
+_KEEP: Any = object()  # the default of an argument of `to`: as it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +62,10 @@ class QuantizedModel:
         self,
         target: str | None = None,
         *,
-        settings: Settings | str | os.PathLike[str] | _Keep | None = _KEEP,
-        algorithm: str | ActivationSolver | _Keep | None = _KEEP,
-        skip_layers: Collection[str] | _Keep = _KEEP,
-        reduce_range: bool | _Keep = _KEEP,
+        settings: Settings | str | os.PathLike[str] | None = _KEEP,
+        algorithm: str | ActivationSolver | None = _KEEP,
+        skip_layers: Collection[str] = _KEEP,
+        reduce_range: bool = _KEEP,
     ) -> QuantizedModel:
         """The same calibration for another target, or with other settings; no data is run. What is not given stays.
 
@@ -80,10 +75,10 @@ class QuantizedModel:
         old, facts = self.calibration.request, self.calibration.source.facts
         request = make_request(
             facts,
-            old.settings if isinstance(settings, _Keep) else settings,
-            old.algorithm if isinstance(algorithm, _Keep) else algorithm,
-            old.skip_layers if isinstance(skip_layers, _Keep) else skip_layers,
-            old.reduce_range if isinstance(reduce_range, _Keep) else reduce_range,
+            old.settings if settings is _KEEP else settings,
+            old.algorithm if algorithm is _KEEP else algorithm,
+            old.skip_layers if skip_layers is _KEEP else skip_layers,
+            old.reduce_range if reduce_range is _KEEP else reduce_range,
         )
         tuning = self.calibration.tuning
         if (request.settings, request.algorithm) != (old.settings, old.algorithm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -69,22 +69,17 @@ class QdqLowered(Lowered):
         return QdqUnits(self.prepared.clone(), self.plan, self.table, self.activations, lowered).found()
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
-        reads: dict[str, list[tuple[str, int]]] = {}
-        for node in self.calibration.source.model.graph:
-            for index, value in enumerate(node.inputs):
-                if value is not None and (name_of(node), index) in self.plan.reads:
-                    reads.setdefault(name_of(value), []).append((name_of(node), index))
+        values = index_graph(self.calibration.source.model).values
 
         def change(group: TensorGroup, grid: QParams) -> Change:
             made = [tensor for tensor in group.sources if tensor in self.plan.integer]
-            others = [tensor for tensor in group.sources if tensor not in self.plan.integer]
-            seen = {read: grid for tensor in others for read in reads.get(tensor, ())}
-            return Change(tensors=dict.fromkeys(made, grid), reads=seen)
+            others = [values[tensor] for tensor in group.sources if tensor not in self.plan.integer]
+            reads = {(name_of(use.node), use.idx) for value in others for use in value.uses()}
+            return Change(tensors=dict.fromkeys(made, grid), reads=dict.fromkeys(reads & self.plan.reads, grid))
 
         def within(group: TensorGroup, low: float, high: float) -> Change:
             return change(group, _grid_of_range(self.table, low, high))
 
-        values = index_graph(self.calibration.source.model).values
         choices = []
         for group in self.plan.groups:
             seen = self.calibration.statistic([values[name] for name in group.sources])
@@ -145,26 +140,20 @@ class QdqFamily(Target):
         if default_opset(prepared) < table.minimum_opset:
             raise_opset(prepared, table.minimum_opset)
         normalize_layers(prepared, frozenset(plan.layers))
-        nodes = {
-            name_of(node): node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS
-        }
-        weights = {name: _solve_weight(layer_of(node), table, grids, calibration) for name, node in nodes.items()}
-        axes = {name: weight_axis(node, len(layer_of(node).shape)) for name, node in nodes.items()}
+        quantized = [node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS]
+        layers = [layer_of(node) for node in quantized]
+        weights = {layer.name: _solve_weight(layer, table, grids, calibration) for layer in layers}
+        constants = _solve_constants(prepared, plan, table, grids)
         known = calibration.source.facts.nodes  # without those that smoothing has added
         return QdqLowered(
             calibration=calibration,
             table=table,
             prepared=prepared,
             plan=plan,
-            grids=QdqGrids(
-                activations=grids,
-                weights=weights,
-                axes=axes,
-                constants=_solve_constants(prepared, plan, table, grids),
-            ),
+            grids=QdqGrids(activations=grids, weights=weights, constants=constants),
             decisions=tuple(decision for decision in plan.decisions if decision.layer in known),
             activations=grids,
-            weights={name: _along(grid.params, axes[name]) for name, grid in weights.items()},
+            weights={layer.name: _in_own_layout(weights[layer.name].params, layer) for layer in layers},
             rows={name: grid.params for name, grid in weights.items()},
         )
 
@@ -265,7 +254,7 @@ def _grid_of_range(table: QdqTarget, low: float, high: float) -> QParams:
     return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
 
 
-def _along(params: QParams, axis: int) -> QParams:
-    """The grid of rows as that of the weight in its own layout."""
-    spec = QSpec(bits=params.spec.bits, channel_axis=axis)
-    return QParams(scale=params.scale, zero_point=params.zero_point, spec=spec)
+def _in_own_layout(params: QParams, layer: Layer) -> QParams:
+    """The grid of rows as that of the weight of a layer."""
+    axis = weight_axis(layer.node, len(layer.shape))
+    return replace(params, spec=QSpec(bits=params.spec.bits, channel_axis=axis))

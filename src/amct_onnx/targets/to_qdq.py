@@ -25,7 +25,7 @@ from amct_onnx.graph.layer_view import Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
 from amct_onnx.graph.tensors import array_of, deferred
-from amct_onnx.graph.weights import from_kernel_rows
+from amct_onnx.graph.weights import from_kernel_rows, weight_axis
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
@@ -39,13 +39,12 @@ class QdqGrids:
     """Everything that is solved before a model is lowered.
 
     activations: the grid of each quantized tensor, by name. weights: of each layer with a weight, by node, as rows of
-    output channels in the order in which kernels read them (the channels of an input position stand together). axes:
-    where those channels are in the weight itself. constants: of other constant operands, by node and index.
+    output channels in the order in which kernels read them (the channels of an input position stand together).
+    constants: of other constant operands, by node and index.
     """
 
     activations: Mapping[str, QParams]
     weights: Mapping[str, WeightGrid]
-    axes: Mapping[str, int]
     constants: Mapping[tuple[str, int], QParams]
 
 
@@ -82,7 +81,7 @@ class _Lowering:
     def quantize_weight(self, layer: Layer, grid: WeightGrid) -> None:
         """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
         node, weight, data = layer.node, layer.array(), self.grids.activations[name_of(layer.input)]
-        axis, scale, bias = self.grids.axes[layer.name], grid.params.scale, layer.bias
+        axis, scale, bias = weight_axis(node, len(layer.shape)), grid.params.scale, layer.bias
         if grid.correction is not None:
             bias = self._corrected(layer, grid.correction)
         if grid.integers is None:
