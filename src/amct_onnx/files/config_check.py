@@ -40,8 +40,6 @@ from amct_onnx.values.layers import GraphFacts, LayerTraits
 
 logger = logging.getLogger("amct_onnx")
 
-# Types that AMCT quantizes at all (spec section 5.1); a node of such a type may still be unsuitable.
-QUANTIZABLE_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "LSTM", "GRU")
 INPUTS_OF_TENSOR_TYPES = {"MaxPool": 1, "Add": 2}
 
 

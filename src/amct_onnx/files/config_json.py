@@ -11,7 +11,6 @@ from typing import Any
 
 from amct_onnx.errors import ConfigError, ConfigTypeError
 from amct_onnx.files.config_check import (
-    QUANTIZABLE_TYPES,
     Choice,
     Origin,
     check_graph,
@@ -36,6 +35,7 @@ from amct_onnx.files.config_rules import (
     check_value,
 )
 from amct_onnx.files.whole_files import Mistakes, read_json
+from amct_onnx.graph.layers import LAYER_OPS
 from amct_onnx.numerics.settings import (
     ActivationSettings,
     Hfmg,
@@ -85,7 +85,7 @@ def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistake
     def problem(name: str) -> str | None:
         if name not in facts.nodes:
             return f"Layer {name} does not exist in the graph."
-        if name not in facts.layers and facts.nodes[name] not in QUANTIZABLE_TYPES:
+        if name not in facts.layers and facts.nodes[name] not in LAYER_OPS:
             return f"Layer {name} does not support quantization. (its type is {facts.nodes[name]})"
         return None
 

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from amct_onnx.files.config_check import (
-    QUANTIZABLE_TYPES,
     Choice,
     Origin,
     check_graph,
@@ -28,6 +27,7 @@ from amct_onnx.files.config_rules import ACT_KEY, GLOBAL_RULES, LAYER_RULES, Rul
 from amct_onnx.files.nuq_mapping import find_named_layers
 from amct_onnx.files.schema import shortest_float32
 from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.graph.layers import LAYER_OPS
 from amct_onnx.numerics.settings import LayerSettings, Nuq, Settings, TensorSettings
 from amct_onnx.values.layers import GraphFacts, LayerTraits
 
@@ -136,9 +136,9 @@ def _products_left_off(config: Any, facts: GraphFacts) -> set[str]:
 
 
 def _type_problem(kind: str) -> str | None:
-    if kind in QUANTIZABLE_TYPES:
+    if kind in LAYER_OPS:
         return None
-    return f"Layer type {kind} does not support quantize. Use one of {', '.join(QUANTIZABLE_TYPES)}"
+    return f"Layer type {kind} does not support quantize. Use one of {', '.join(LAYER_OPS)}"
 
 
 def _read_layers(

@@ -28,7 +28,6 @@ class FusionOp:
     """The original node whose output number `output_index` it now makes; None if it makes no original output."""
     output_index: int = 0
     data_type: Literal["DT_FLOAT", "DT_FLOAT16"] = "DT_FLOAT"
-    format: str = "NCHW"
 
 
 def write_fusion(path: str | os.PathLike[str], name: str, ops: Sequence[FusionOp]) -> None:
@@ -44,7 +43,7 @@ def _format_op(op: FusionOp) -> dict[str, Any]:
         entry["attr"] = [_attribute("_datadump_original_op_names", names)]
     if op.output_of is not None:
         attributes = [
-            _attribute("_datadump_origin_format", {"s": op.format}),
+            _attribute("_datadump_origin_format", {"s": "NCHW"}),
             _attribute("_datadump_data_type", {"s": op.data_type}),
             # protobuf's JSON has 64-bit integers as strings
             _attribute("_datadump_origin_output_index", {"i": str(op.output_index)}),

@@ -16,6 +16,7 @@ from amct_onnx.graph.weights import channel_count
 from amct_onnx.values.layers import LayerTraits
 
 OBSERVER_DOMAIN = "amct.customop"
+# Types that AMCT quantizes at all; a node of such a type may still be unsuitable.
 LAYER_OPS = (*WEIGHT_OPS, "AveragePool", *RECURRENT_OPS)
 _QUANTIZED_OPS = frozenset(
     {

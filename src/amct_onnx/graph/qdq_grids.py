@@ -50,7 +50,7 @@ class Grid:
 class GridConstant:
     """A constant that came through a DequantizeLinear: `steps` (q - zero_point, int64) times `scale` (float32).
 
-    Both have the shape of the constant.
+    `steps` has the shape of the constant, and so has `scale` where it is not said to have one number a column.
     """
 
     steps: Int64s

@@ -99,7 +99,7 @@ def _fusion_ops(deploy: ir.Model, quantized: AscendModel) -> list[FusionOp]:
     owners |= {output.node: output.node for output in quantized.outputs}
     makers = _makers(quantized)
     inside = (node for node in deploy.graph.all_nodes() if node.graph is not deploy.graph)
-    nodes = [*deploy.graph, *(node for node in inside if _owner(node, owners) in quantized.parts)]
+    nodes = [*deploy.graph, *(node for node in inside if (_owner(node, owners) or node.name) in quantized.parts)]
     return [_fusion_op(node, owners, quantized, makers) for node in nodes]
 
 
@@ -110,20 +110,18 @@ def _makers(quantized: AscendModel) -> set[str]:
     return {f"{name}.dequant" for name in layers} | {f"{owner}.anti_quant" for owner in markers}
 
 
-def _owner(node: ir.Node, owners: Mapping[str, str]) -> str:
-    """The layer or tensor that a node was made for, otherwise the node itself."""
-    name = name_of(node)
-    return owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")), name)
+def _owner(node: ir.Node, owners: Mapping[str, str]) -> str | None:
+    """The layer or tensor that a node was made for, None for a node of the original model."""
+    return owners.get(name_of(node).removesuffix(_SUFFIXES.get(node.op_type, "")))
 
 
 def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: AscendModel, makers: Collection[str]) -> FusionOp:
     """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
-    name, origins, part = name_of(node), quantized.origins, _owner(node, owners)
-    number = 0
-    if part in quantized.parts:
+    name, origins, owner, number = name_of(node), quantized.origins, _owner(node, owners), 0
+    if (part := owner or name) in quantized.parts:
         given = quantized.parts.get(name)
         originals, produces, number = origins[part], given is not None, given or 0
-    elif (owner := owners.get(name.removesuffix(_SUFFIXES.get(node.op_type, "")))) is not None:
+    elif owner is not None:
         originals, produces = origins.get(owner, (owner,)), name in makers
     else:
         originals, produces = origins.get(name, ()), name in origins

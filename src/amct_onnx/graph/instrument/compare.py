@@ -53,7 +53,10 @@ def compare_layers(model: ir.Model, quantized: ir.Model, marks: dict[str, list[s
     marks: of `mark_outputs`. observer: its `layers` are replaced by each layer in turn.
     """
     floats, rivals = index_graph(model), index_graph(quantized)
-    pairs = {layer: _pair_outputs(floats.nodes[layer], _marked(rivals, names)) for layer, names in marks.items()}
+    pairs = {}
+    for layer, names in marks.items():
+        outputs = [output for output in floats.nodes[layer].outputs if output.name]
+        pairs[layer] = list(zip(outputs, _marked(rivals, names), strict=True))
     quantized.graph.outputs.clear()
     _read_floats(floats, rivals, quantized.graph.inputs, pairs)
     mover = _Mover(model)
@@ -72,10 +75,6 @@ def _marked(quantized: GraphIndex, names: Sequence[str]) -> list[ir.Value]:
     for mark in marks:
         graph_of(mark).remove(mark, safe=True)
     return values
-
-
-def _pair_outputs(node: ir.Node, rivals: Sequence[ir.Value]) -> list[tuple[ir.Value, ir.Value]]:
-    return list(zip([output for output in node.outputs if output.name], rivals, strict=True))
 
 
 def _read_floats(

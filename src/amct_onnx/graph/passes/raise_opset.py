@@ -102,16 +102,13 @@ def _refusal(node: ir.Node, version: int) -> str | None:
     moved = "axis" if node.op_type in _SOFTMAXES else _INPUTS.get(node.op_type, "")
     if moved in node.attributes and node.attributes[moved].is_ref():
         return f"its {moved} is an argument of the function"
-    if node.op_type == "Dropout" and version < 12 and len(node.outputs) > 1 and _is_read(node.outputs[1]):
+    mask = node.outputs[1] if node.op_type == "Dropout" and len(node.outputs) > 1 else None
+    if mask is not None and version < 12 and (mask.uses() or mask.is_graph_output()):
         return "its mask is read, which opset 11 leaves open outside training"
     mode = node.attributes.get("coordinate_transformation_mode") if node.op_type == "Resize" else None
     if mode is not None and (mode.is_ref() or mode.as_string() == "tf_half_pixel_for_nn"):
         return "its coordinate_transformation_mode must not be tf_half_pixel_for_nn"
     return None
-
-
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
 
 
 class _Raiser:

@@ -223,7 +223,9 @@ class _Lifter:
         if any(value in self._quantized and self._quantized[value].low for value in node.inputs if value is not None):
             raise unsupported(node, _INT16_READER)
         if node.op_type in _MOVES:
-            self._clone_quantized(node, self._quantized[self._data(node)])
+            x = self._quantized[self._data(node)]
+            first = self._emit.op(node.op_type, [x.value, *node.inputs[1:]], node.attributes, outputs=len(node.outputs))
+            self._set_quantized(node, list(maker_of(first).outputs), x)
         elif node.op_type == "Concat":
             self._lift_concat(node)
         elif node.op_type == "Pad":
@@ -270,10 +272,6 @@ class _Lifter:
                 self._take_place(node.outputs[1], maker_of(largest).outputs[1])
         value = self._emit.op("Cast", [largest], {"to": int(ir.DataType.UINT8)})
         self._set_quantized(node, [value], x)
-
-    def _clone_quantized(self, node: ir.Node, x: Quantized) -> None:
-        first = self._emit.op(node.op_type, [x.value, *node.inputs[1:]], node.attributes, outputs=len(node.outputs))
-        self._set_quantized(node, list(maker_of(first).outputs), x)
 
     # Shared parts
 
@@ -358,7 +356,7 @@ class _Lifter:
             self._take_place(old, self._emit.op("Cast", [shifted], {"to": int(ir.DataType.INT8)}))
 
     def _drop_unused_initializers(self) -> None:
-        for graph in (self._model.graph, *self._model.graph.subgraphs()):
+        for graph in self._model.graphs():
             for name, value in list(graph.initializers.items()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     del graph.initializers[name]

@@ -106,34 +106,16 @@ def _fold_constants(model: ir.Model) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """The weight of a Gemm or MatMul whose columns differ in scale: its integers [..., N], and the scales float32[N].
+class _Draft:
+    """A layer before normalization; `columns` is the weight of a Gemm or MatMul whose columns differ in scale.
 
     Ascend has one weight scale for such a layer. With s_d for the scale of the activation, y[c] = sum(q) * s_d * s[c]
     is (sum(q) * s_d * s) * (s[c] / s). The integers stay what they are, and s is the largest of all s[c], so that no
-    intermediate value is larger than what the model computes.
+    intermediate value is larger than what the model computes. A Mul behind the layer has the ratios s[c] / s.
     """
 
-    steps: Array
-    scales: Floats
-
-    def weight(self) -> Floats:
-        """The integers times the largest scale."""
-        weight: Floats = np.ascontiguousarray(self.steps.astype(np.float32) * self.scales.max())
-        return weight
-
-    def ratios(self) -> Floats:
-        """float32[N]: each scale over the largest one."""
-        ratios: Floats = self.scales / self.scales.max()
-        return ratios
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """A layer before normalization; `columns` where it needs a Mul of its columns behind it."""
-
     layer: QuantizedLayer
-    columns: _Columns | None = None
+    columns: GridConstant | None = None
 
 
 def _read_layers(
@@ -165,7 +147,7 @@ def _read_layers(
             continue
         layers[name] = draft.layer
         if columns is not None:
-            _multiply_columns(model, node, columns.ratios(), names)
+            _multiply_columns(model, node, columns.scale / columns.scale.max(), names)
             rescaled.append(name)
     return layers, kept, tuple(rescaled)
 
@@ -238,15 +220,15 @@ def _with_weight(
         rows = scale.reshape(-1, scale.shape[-1])
         if (rows != rows[:1]).any():
             return "the scale of its weight changes along another axis than its columns"
-        columns = _Columns(steps=steps, scales=rows[0])
-        scales, spec = columns.scales.max(keepdims=True), QSpec()
+        columns = GridConstant(steps=steps, scale=rows[0])
+        scales, spec = columns.scale.max(keepdims=True), QSpec()
     else:
         rows = channel_rows(scale, node)
         if (rows != rows[:, :1]).any():
             return "the scale of its weight changes along another axis than its output channels"
         scales, spec = rows[:, 0], QSpec(channel_axis=0)
     params = QParams(scale=scales, zero_point=np.zeros(scales.shape, np.int32), spec=spec)
-    grid = activation.scale * (scales if columns is None else columns.scales)
+    grid = activation.scale * (scales if columns is None else columns.scale)
     if not _in_range(grid):
         return _OUT_OF_RANGE
     known = None if bias is None else _bias_integers(bias, grid)
@@ -276,11 +258,11 @@ def _activation(value: ir.Value | None) -> QParams | str | None:
     return None
 
 
-def _use_one_scale(layer: Layer, columns: _Columns, names: ValueNames) -> None:
-    bias = layer.bias
-    layer.replace_weight(columns.weight(), names=names)
+def _use_one_scale(layer: Layer, columns: GridConstant, names: ValueNames) -> None:
+    largest, bias = columns.scale.max(), layer.bias
+    layer.replace_weight(columns.steps.astype(np.float32) * largest, names=names)
     if bias is not None:
-        layer.replace_bias((bias / columns.ratios()).astype(np.float32), names=names)
+        layer.replace_bias((bias / (columns.scale / largest)).astype(np.float32), names=names)
 
 
 def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> None:
