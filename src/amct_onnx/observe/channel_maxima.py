@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import closing
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.numerics.arrays import Feed, Floats
-from amct_onnx.observe.histograms import MOST_WORKERS
-from amct_onnx.observe.operators import open_showing
-from amct_onnx.observe.shown_tensors import showing
+from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import processors, run_side_by_side
+from amct_onnx.run.threads import processors
 
 
 class _Reader:
@@ -49,12 +45,7 @@ def channel_maxima(
     `model` stays as it is. Raises CalibrationError or DataError where ONNX Runtime cannot run it.
     """
     readers = {name: _Reader(axis) for name in tensors}
-    workers = min(processors(), MOST_WORKERS)
-    with showing(readers) as numbers:
-        session = open_showing(model, numbers, threads=max(1, processors() // workers))
-        with closing(run_side_by_side(partial(run_feed, session), feeds, workers)) as runs:
-            for _, running in runs:
-                running.result()
-        del session, runs
+    for _ in run_showing(model, readers, run_feed, feeds, min(processors(), MOST_WORKERS)):
+        pass
     found = {name: reader.largest for name, reader in readers.items() if reader.largest is not None}
     return {name: largest for name, largest in found.items() if np.isfinite(largest).all()}

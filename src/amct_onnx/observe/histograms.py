@@ -6,8 +6,8 @@ threads for one batch, which wait for each other after each node; and a histogra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 
@@ -16,15 +16,11 @@ import onnxruntime as ort
 
 from amct_onnx.errors import CalibrationError, DataError
 from amct_onnx.numerics.arrays import Feed
-from amct_onnx.numerics.statistics.accumulator import Accumulator
+from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-from amct_onnx.observe.operators import open_showing
-from amct_onnx.observe.shown_tensors import counting
+from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import processors, run_side_by_side
-
-# Batches that run side by side at most: the activations of each are in memory.
-MOST_WORKERS = 4
+from amct_onnx.run.threads import processors
 
 
 def collect_statistics(
@@ -49,32 +45,20 @@ def collect_statistics(
     source, threads = iter(feeds), processors()
     first = list(islice(source, min(threads, MOST_WORKERS)))
     workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1)
-    with (
-        _open(model, names, workers, threads // workers) as (session, accumulators),
-        closing(run_side_by_side(partial(_run, session, accumulators), numbered, workers)) as runs,
-    ):
-        done = 0
-        for (done, feed), running in runs:
-            if running.result():
+    accumulators = {name: new_accumulator(min(threads // workers * workers, 16)) for name in names}
+    done = 0
+    with closing(run_showing(model, accumulators, partial(_run, accumulators), numbered, workers)) as runs:
+        for (done, feed), is_wrong in runs:
+            if is_wrong:
                 _check(model, names, feed, done)
             if progress is not None:
                 progress(done)
-        if not done:
-            raise DataError("There are no calibration data: give at least one batch.")
-        return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
+    if not done:
+        raise DataError("There are no calibration data: give at least one batch.")
+    return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
 
 
-@contextmanager
-def _open(
-    model: ir.Model, names: Sequence[str], workers: int, threads: int
-) -> Iterator[tuple[ort.InferenceSession, dict[str, Accumulator]]]:
-    """A session that counts the named tensors of `workers` batches at a time, each on `threads` threads."""
-    with counting(names, min(workers * threads, 16)) as counted:
-        session = open_showing(model, {name: number for name, (number, _) in counted.items()}, threads=threads)
-        yield session, {name: accumulator for name, (_, accumulator) in counted.items()}
-
-
-def _run(session: ort.InferenceSession, accumulators: Mapping[str, Accumulator], item: tuple[int, Feed]) -> bool:
+def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> bool:
     """Run a feed, which comes with its number. True if a tensor was wrong, in this one or in one that ran meanwhile."""
     number, feed = item
     run_feed(session, feed, where=f"Batch {number}: ", what="the model with it")
@@ -83,8 +67,9 @@ def _run(session: ort.InferenceSession, accumulators: Mapping[str, Accumulator],
 
 def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> None:
     """Raise CalibrationError if a tensor of this feed is wrong: it runs once more, alone."""
-    with _open(model, names, 1, 1) as (session, accumulators):
-        _run(session, accumulators, (number, feed))
-        for name, accumulator in accumulators.items():
-            if accumulator.wrong:
-                raise CalibrationError(f"Tensor {name} of batch {number}: {accumulator.wrong}")
+    accumulators = {name: new_accumulator(1) for name in names}
+    for _ in run_showing(model, accumulators, partial(_run, accumulators), [(number, feed)], 1):
+        pass
+    for name, accumulator in accumulators.items():
+        if accumulator.wrong:
+            raise CalibrationError(f"Tensor {name} of batch {number}: {accumulator.wrong}")

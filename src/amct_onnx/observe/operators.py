@@ -8,10 +8,11 @@ raises: an exception inside an operator would end the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,13 @@ from amct_onnx.numerics.statistics.accumulator import compiled_functions
 from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
 from amct_onnx.run.session import open_session, quiet
+from amct_onnx.run.threads import processors, run_side_by_side
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# Batches that run side by side at most: the activations of each are in memory.
+MOST_WORKERS = 4
 
 # The C module; None where there is none, and Python does its work.
 compiled: Any
@@ -47,15 +55,25 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def open_showing(model: ir.Model, readers: Mapping[str, int], *, threads: int) -> ort.InferenceSession:
-    """A session that shows each tensor named in `readers` to the reader of its number, and computes nothing else.
+def run_showing(
+    model: ir.Model,
+    readers: Mapping[str, shown_tensors.Reader],
+    run: Callable[[ort.InferenceSession, Item], Outcome],
+    items: Iterable[Item],
+    workers: int,
+) -> Generator[tuple[Item, Outcome], None, None]:
+    """Each of `items` and what `run` gives for it, in their order; `workers` run at a time, and share the processors.
 
-    `threads` run one node. Raises ModelError as `show_tensors` does, and CalibrationError if ONNX Runtime cannot run
-    the model.
+    The session that `run` gets shows each tensor named in `readers` to its reader, and computes nothing else. `model`
+    stays as it is. Raises ModelError as `show_tensors` does, CalibrationError if ONNX Runtime cannot run the model, and
+    whatever `run` raises.
     """
-    options = quiet(session_options(), threads=threads)
-    cannot = "run the model for calibration"
-    return open_session(show_tensors(model, readers), options, cannot=cannot, error=CalibrationError)
+    options, cannot = quiet(session_options(), threads=max(1, processors() // workers)), "run the model for calibration"
+    with shown_tensors.showing(readers) as numbers:
+        session = open_session(show_tensors(model, numbers), options, cannot=cannot, error=CalibrationError)
+        with closing(run_side_by_side(partial(run, session), items, workers)) as runs:
+            for item, running in runs:
+                yield item, running.result()
 
 
 @cache

@@ -30,11 +30,9 @@ from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.gram_sum import WAITING, GramSum
 from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.observe.histograms import MOST_WORKERS
-from amct_onnx.observe.operators import open_showing
-from amct_onnx.observe.shown_tensors import showing
+from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import one_blas_thread, processors, run_side_by_side
+from amct_onnx.run.threads import one_blas_thread, processors
 
 MEMORY = 256 << 20
 # Columns that a layer of n inputs takes of all feeds.
@@ -155,19 +153,16 @@ def _collect(model: ir.Model, jobs: Sequence[_Job], feeds: Collection[Feed]) -> 
     current = threading.local()
     tensors = {job.tensor: [other for other in jobs if other.tensor == job.tensor] for job in jobs}
     readers = {tensor: _Reader(some, current) for tensor, some in tensors.items()}
-    with one_blas_thread(), showing(readers) as numbers:
-        session = open_showing(model, numbers, threads=max(1, processors() // workers))
-        run = partial(_run, session, current)
-        with closing(run_side_by_side(run, enumerate(feeds), workers)) as runs:
-            for _, running in runs:
-                _add(totals, running.result())
-        del session, run, runs
+    with one_blas_thread():
+        with closing(run_showing(model, readers, partial(_run, current), enumerate(feeds), workers)) as runs:
+            for _, shown in runs:
+                _add(totals, shown)
         with ThreadPoolExecutor(processors()) as pool:
             list(pool.map(GramSum.multiply, totals.values()))
     return totals
 
 
-def _run(session: ort.InferenceSession, current: threading.local, item: tuple[int, Feed]) -> _Run:
+def _run(current: threading.local, session: ort.InferenceSession, item: tuple[int, Feed]) -> _Run:
     number, feed = item
     current.run = shown = _Run(number=number)
     run_feed(session, feed, where=f"Batch {number + 1}: ", what="the model with it")

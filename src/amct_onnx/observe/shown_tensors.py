@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.statistics.accumulator import Accumulator, CompiledAccumulator, new_accumulator
+from amct_onnx.numerics.statistics.accumulator import CompiledAccumulator
 
 
 class Reader(Protocol):
@@ -25,35 +25,22 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def counting(names: Sequence[str], threads: int) -> Iterator[dict[str, tuple[int, Accumulator]]]:
-    """A new accumulator, with its number, for each name; nodes of these numbers fill them while the block runs.
-
-    A session that has such nodes must be gone when the block ends. `threads`, 1 to 16, fill an accumulator at a time.
-    """
-    accumulators = {name: new_accumulator(threads) for name in names}
-    with showing(accumulators) as numbers:
-        own = {numbers[name]: one.address for name, one in accumulators.items() if isinstance(one, CompiledAccumulator)}
-        addresses.update(own)
-        try:
-            yield {name: (numbers[name], accumulator) for name, accumulator in accumulators.items()}
-        finally:
-            for number in own:
-                addresses.pop(number, None)
-
-
-@contextmanager
 def showing(readers: Mapping[str, Reader]) -> Iterator[dict[str, int]]:
     """The number of each reader: nodes of these numbers show it their tensors while the block runs.
 
-    A session that has such nodes must be gone when the block ends.
+    A session that has such nodes must not run after the block.
     """
     numbers = {name: next(_numbers) for name in readers}
-    _running.update((numbers[name], reader) for name, reader in readers.items())
+    for name, reader in readers.items():
+        _running[numbers[name]] = reader
+        if isinstance(reader, CompiledAccumulator):
+            addresses[numbers[name]] = reader.address
     try:
         yield numbers
     finally:
         for number in numbers.values():
             _running.pop(number)
+            addresses.pop(number, None)
 
 
 def show(x: Floats, attributes: Mapping[str, Any]) -> None:

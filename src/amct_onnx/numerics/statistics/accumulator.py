@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,22 +26,8 @@ except ImportError:  # built without a compiler
 _WRONG = {1: NOT_FINITE, 2: EMPTY, 4: "there is no memory to count it"}
 
 
-class Accumulator(Protocol):
-    """Counts arrays of any shape, from several threads at once. Once an array was wrong, the histogram is as well."""
-
-    def add(self, x: Floats) -> None:
-        """Count the elements of `x`, which is valid during the call only. Raises no `Exception`: see `wrong`."""
-
-    @property
-    def wrong(self) -> str:
-        """What was wrong with an array: it was empty or held NaN or Inf; "" if nothing was."""
-
-    def histogram(self) -> DyadicHistogram:
-        """All that was counted. Nobody may add meanwhile."""
-
-
 class NumpyAccumulator:
-    """Counts with numpy."""
+    """Counts arrays of any shape, from several threads at once. Once an array was wrong, the histogram is as well."""
 
     def __init__(self) -> None:
         self._histogram, self._wrong = DyadicHistogram.empty(), ""
@@ -49,9 +35,11 @@ class NumpyAccumulator:
 
     @property
     def wrong(self) -> str:
+        """What was wrong with an array: it was empty or held NaN or Inf; "" if nothing was."""
         return self._wrong
 
     def add(self, x: Floats) -> None:
+        """Count the elements of `x`, which is valid during the call only. Raises no `Exception`: see `wrong`."""
         with self._lock:
             try:
                 self._histogram = self._histogram.merge(DyadicHistogram.of(x))
@@ -61,11 +49,12 @@ class NumpyAccumulator:
                 self._wrong = f"{type(error).__name__}: {error}"
 
     def histogram(self) -> DyadicHistogram:
+        """All that was counted. Nobody may add meanwhile."""
         return self._histogram
 
 
 class CompiledAccumulator:
-    """Counts in C, with a table for each of `parts` threads: 64 KiB of memory, and 192 KiB from 2^32 values on.
+    """Does the same in C, with a table for each of `parts` threads: 64 KiB of memory, and 192 KiB from 2^32 values on.
 
     `address` is what the C function of `compiled_functions` takes, valid as long as this object is.
     """
@@ -93,11 +82,14 @@ class CompiledAccumulator:
         return result
 
 
+Accumulator = NumpyAccumulator | CompiledAccumulator
+
+
 def compiled_functions() -> tuple[int, int]:
     """Addresses of the C functions that add to a CompiledAccumulator and that lend it threads; zeros without them."""
     return (0, 0) if compiled is None else (compiled.add_function, compiled.lend_function)
 
 
-def new_accumulator(parts: int) -> NumpyAccumulator | CompiledAccumulator:
+def new_accumulator(parts: int) -> Accumulator:
     """An accumulator that is fast with `parts` threads, 1 to 16."""
     return NumpyAccumulator() if compiled is None else CompiledAccumulator(parts)
