@@ -55,11 +55,11 @@ def add_options(parser: argparse._ActionsContainer, kind: type, names: Sequence[
     What is not given on the command line is None in the namespace, under the name of the field.
     """
     for field in dataclasses.fields(kind):
-        flag: Flag | None = field.metadata["flag"]
+        flag: Flag | None = field.metadata.get("flag")
         if flag is None or (names and field.name not in names):
             continue
         text = (flag.help or field.metadata["meaning"]) + (f": {flag.example}" if flag.example else "")
-        how: dict[str, Any] = {"metavar": flag.metavar, "choices": flag.choices, "type": _reader(flag.read)}
+        how: dict[str, Any] = {"metavar": flag.metavar, "choices": flag.choices, "type": reader(flag.read)}
         if flag.switch:
             how = {"action": "store_true"}
         parser.add_argument(flag.name or f"--{field.name}", dest=field.name, default=None, help=text, **how)
@@ -100,7 +100,7 @@ def _entry(field: dataclasses.Field[Any]) -> str:
     return textwrap.fill(sentences, _WIDTH, subsequent_indent="    ")
 
 
-def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """`read`, with the errors that argparse understands."""
 
     def read_text(text: str) -> Any:

@@ -36,7 +36,10 @@ _BEIJING = timezone(timedelta(hours=8))  # AMCT's clock
 
 
 class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
-    """The search for one ONNX model; `folder` is for what is needed during the search."""
+    """The search for one ONNX model."""
+
+    _folder: str  # of what is needed during the search, from when it begins
+    _calibrated: CalibratedModel  # from when the first model is evaluated, before any other
 
     def __init__(
         self,
@@ -55,8 +58,6 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
                 f"Can not find the config_file at {self.config_file}: create it with create_quant_config."
             )
         self._configured = ConfiguredModel.read(self.model_file, self.config_file)
-        self._calibrated: CalibratedModel | None = None
-        self._folder = ""
 
     def run(self) -> None:
         """Search in a temporary folder."""
@@ -75,7 +76,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
     def get_ranking_info(self) -> dict[str, float]:
         """Run the calibration data through a model that compares each layer before and after quantization."""
         path, layers = self._path("ranking_model.onnx"), self._configured.layers
-        _write_ranking_model(self._done, path)
+        _write_ranking_model(self._calibrated, path)
         with comparing(path, self._measure, self._configured.settings.batch_num) as comparisons:
             self.evaluator.calibration(path)
         means = comparisons.means()
@@ -88,12 +89,12 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         return {layer: means[layer] for layer in layers}
 
     def roll_back_and_evaluate_model(self, roll_back_config: Mapping[str, bool]) -> Any:
-        return self._evaluate(self._done.without(_rolled_back(roll_back_config)))
+        return self._evaluate(self._calibrated.without(_rolled_back(roll_back_config)))
 
     def save_results(self, roll_back_config: Mapping[str, bool]) -> None:
         rolled_back = _rolled_back(roll_back_config)
-        write_ascend_files(self._done.without(rolled_back), self.save_dir)
-        self._done.write_record(self.record_file, rolled_back)
+        write_ascend_files(self._calibrated.without(rolled_back), self.save_dir)
+        self._calibrated.write_record(self.record_file, rolled_back)
         config = self._configured.config_without(rolled_back)
         write_atomic(Path(os.path.dirname(self.save_dir), CONFIG_FILE), config)
 
@@ -101,11 +102,6 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         if type(self.sensitivity) is CosineSimilaritySensitivity:
             return self.sensitivity.compare(data, other)
         return self.sensitivity.compare(data.copy(), other.copy())  # a user's may keep or change them
-
-    @property
-    def _done(self) -> CalibratedModel:
-        assert self._calibrated is not None  # the first model is evaluated before any other
-        return self._calibrated
 
     @property
     def _evaluator_name(self) -> str:

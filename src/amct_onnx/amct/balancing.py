@@ -108,7 +108,18 @@ def read_balancing(
         finish(os.path.realpath(record_file))
         refuse_failed(read_notes(record_file), "Balancing", f" Then {_AGAIN}.")
     records = {name: record for name, record in read_record(record_file).items() if record.tensor_balance_factor}
-    _refuse_missing(record_file, [layer for layer in wanted if layer not in records], wanted)
+    missing = [layer for layer in wanted if layer not in records]
+    if len(missing) == len(wanted):
+        raise RecordError(
+            f"config_file indicates dmq_balancer, but record_file is empty: {record_file} holds no "
+            f"tensor_balance_factor. Run the model that quantize_preprocess wrote for at least one batch, or {_AGAIN}."
+        )
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise RecordError(
+            f"config_file indicates dmq_balancer, but {record_file} holds no tensor_balance_factor of layer {shown}: "
+            f"{_AGAIN}."
+        )
     check_record(records, facts, path=record_file, calibrated=False)
     noted = read_calibration(record_file).rpartition(".")[2]
     if noted and noted != balancing_id(balance_tasks(model, records, settings)):
@@ -130,20 +141,6 @@ def refuse_failed(notes: Sequence[CalibrationNote], what: str, advice: str = "")
     if failed:
         more = f" (and {len(failed) - 1} more layers)" if len(failed) > 1 else ""
         raise RecordError(f'{what} of layer "{failed[0].layer}"{more} failed: {failed[0].error}.{advice}')
-
-
-def _refuse_missing(record_file: str, missing: Sequence[str], wanted: Sequence[str]) -> None:
-    if missing and len(missing) == len(wanted):
-        raise RecordError(
-            f"config_file indicates dmq_balancer, but record_file is empty: {record_file} holds no "
-            f"tensor_balance_factor. Run the model that quantize_preprocess wrote for at least one batch, or {_AGAIN}."
-        )
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise RecordError(
-            f"config_file indicates dmq_balancer, but {record_file} holds no tensor_balance_factor of layer {shown}: "
-            f"{_AGAIN}."
-        )
 
 
 def _dropped_factors(record_file: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
@@ -127,15 +128,17 @@ def _observers(
     """One for each observed tensor, and one more for each layer whose rounding is learned."""
     members = Counter(tensor.joint for tensor in plan.observed if tensor.joint)
     half = {name for name, traits in facts.layers.items() if traits.half}
-    count = len(plan.observed) + len(columns)
+    observer = partial(
+        Observer,
+        batch_num=settings.batch_num,
+        record_path=record_path,
+        observers=len(plan.observed) + len(columns),
+        calibration=calibration,
+    )
     factors = [
-        Observer(
+        observer(
             layers=tensor.keys,
             task=tensor.activation,
-            batch_num=settings.batch_num,
-            record_path=record_path,
-            observers=count,
-            calibration=calibration,
             stamp=tensor.stamp,
             input_index=tensor.input_index,
             op_data_type="FLOAT32" if half.isdisjoint(tensor.keys) else "FLOAT16",
@@ -147,15 +150,7 @@ def _observers(
         for tensor in plan.observed
     ]
     moments = [
-        Observer(
-            layers=(layer,),
-            task=task,
-            batch_num=settings.batch_num,
-            record_path=record_path,
-            observers=count,
-            calibration=calibration,
-            op_data_type="FLOAT16" if layer in half else "FLOAT32",
-        )
+        observer(layers=(layer,), task=task, op_data_type="FLOAT16" if layer in half else "FLOAT32")
         for layer, task in columns.items()
     ]
     return factors + moments

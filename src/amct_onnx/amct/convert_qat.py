@@ -30,23 +30,21 @@ _RECORDED_TENSORS = ("Add", "MaxPool")
 _QDQ_FAMILY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
-def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> tuple[Kept, ...]:
+def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> None:
     """Write deploy model, fake-quant model and fusion file of a Q/DQ model; its factors too with `record_file`.
 
-    Returns what the model wanted quantized and what stays as it was, with reasons. Raises ModelError when nothing can
-    be converted.
+    Raises ModelError when nothing can be converted.
     """
     quantized, kept = read_qat_model(model_file)
     _log_summary(quantized, kept)
     if record_file is None:
         write_ascend_files(quantized, save_path)
-        return kept
+        return
     if os.path.exists(record_file):
         _log.warning("The file already exists at %s and it will be overwritten by AMCT", record_file)
     with atomic_path(record_file) as file:  # moved into place when the models are written too
         file.write_text(format_record(_records(quantized)), encoding="utf-8")
         write_ascend_files(quantized, save_path)
-    return kept
 
 
 def read_qat_model(model_file: str) -> tuple[AscendModel, tuple[Kept, ...]]:

@@ -7,7 +7,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import amct_onnx
@@ -25,23 +24,19 @@ from amct_onnx.progress import show_steps
 _log = logging.getLogger("amct_onnx.Command")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Files:
     """The files between the steps, in a private folder that is removed afterwards."""
 
-    config: str
-    modified: str
-    record: str
+    def __init__(self, folder: str) -> None:
+        self.config = str(Path(folder, "config.json"))
+        self.modified = str(Path(folder, "modified_model.onnx"))
+        self.record = str(Path(folder, "record.txt"))
 
 
 def run_calibration(command: CalibrationCommand) -> None:
     """Quantize `command.model` and write the three results at `command.save_path`. Raises AmctError."""
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", ignore_cleanup_errors=True) as folder:
-        files = _Files(
-            config=str(Path(folder, "config.json")),
-            modified=str(Path(folder, "modified_model.onnx")),
-            record=str(Path(folder, "record.txt")),
-        )
+        files = _Files(folder)
         with _known_names(command, files):
             _calibrate(command, files)
 

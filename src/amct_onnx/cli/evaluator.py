@@ -125,10 +125,8 @@ def _module_name(path: str) -> str:
 
 
 def _find(module: ModuleType, path: str) -> Any:
-    found: dict[str, Any] = {}
-    for name, value in list(vars(module).items()):
-        if not inspect.isclass(value) and not inspect.ismodule(value) and _can_calibrate(value):
-            found.setdefault(name, value)
+    objects = [(n, v) for n, v in vars(module).items() if not inspect.isclass(v) and not inspect.ismodule(v)]
+    found = {name: value for name, value in objects if _can_calibrate(value)}
     distinct = {id(value): value for value in found.values()}
     if len(distinct) == 1:
         return next(iter(distinct.values()))

@@ -23,7 +23,7 @@ from amct_onnx.cli.quantize_options import (
 )
 from amct_onnx.data.input_texts import InputFolder, check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
-from amct_onnx.options import positive_number
+from amct_onnx.options import Flag, add_options, given_options, option, positive_number, reader
 
 _EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
 _DATA_OPTIONS = ("input_shape", "data_dir", "data_types")
@@ -54,10 +54,16 @@ class CalibrationCommand:
 
     model: str
     save_path: str
-    calibration_config: str | None
-    batch_num: int | None
+    calibration_config: str | None = option(None, "simplified configuration, a .cfg file", flag=Flag(metavar="FILE"))
+    batch_num: int | None = option(
+        None,
+        "number of calibration batches, 1 if not given; batch_num of the --calibration_config wins",
+        flag=Flag(metavar="N", read=positive_number),
+    )
     inputs: tuple[InputFolder, ...]
-    evaluator: str | None
+    evaluator: str | None = option(
+        None, "a Python script whose evaluator runs the batches in calibration()", flag=Flag(metavar="FILE")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +95,9 @@ def parse(argv: Sequence[str]) -> CalibrationCommand | ConvertCommand | Quantize
     if namespace.command == "sensitivity":
         return read_sensitivity_options(namespace, commands["sensitivity"])
     if namespace.command == "convert":
-        return ConvertCommand(model=namespace.model, save_path=namespace.save_path)
-    return CalibrationCommand(
-        model=namespace.model,
-        save_path=namespace.save_path,
-        calibration_config=namespace.calibration_config,
-        batch_num=namespace.batch_num,
-        inputs=_read_inputs(namespace, commands["calibration"]),
-        evaluator=namespace.evaluator,
-    )
+        return ConvertCommand(**given_options(ConvertCommand, namespace))
+    inputs = _read_inputs(namespace, commands["calibration"])
+    return CalibrationCommand(**given_options(CalibrationCommand, namespace), inputs=inputs)
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
@@ -124,6 +124,7 @@ def _add_calibration_options(command: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--input_shape",
         metavar="SHAPES",
+        type=reader(parse_shapes),
         help='name and shape of each input: "name1:n1,c1,h1,w1;name2:..."; -1 is what the size of a file decides',
     )
     data.add_argument(
@@ -134,16 +135,8 @@ def _add_calibration_options(command: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--data_types", metavar="TYPES", help='the type of each input, in the same order: "float32;int64"'
     )
-    data.add_argument(
-        "--evaluator", metavar="FILE", help="a Python script whose evaluator runs the batches in calibration()"
-    )
-    command.add_argument("--calibration_config", metavar="FILE", help="simplified configuration, a .cfg file")
-    command.add_argument(
-        "--batch_num",
-        type=positive_number,
-        metavar="N",
-        help="number of calibration batches, 1 if not given; batch_num of the --calibration_config wins",
-    )
+    add_options(data, CalibrationCommand, ["evaluator"])
+    add_options(command, CalibrationCommand, ["calibration_config", "batch_num"])
 
 
 def _check_command(parser: _Parser, commands: dict[str, _Parser], word: str) -> None:
@@ -180,10 +173,7 @@ def _read_inputs(namespace: argparse.Namespace, command: _Parser) -> tuple[Input
         command.error(
             f"{missing} missing: calibration needs --input_shape, --data_dir and --data_types, or --evaluator"
         )
-    try:
-        shapes = parse_shapes(namespace.input_shape)
-    except AmctError as reason:
-        command.error(f"--input_shape: {reason}")
+    shapes: dict[str, list[int]] = namespace.input_shape
     folders, dtypes = split_list(namespace.data_dir), [t.strip() for t in split_list(namespace.data_types)]
     for name, values in (("data_dir", folders), ("data_types", dtypes)):
         if len(values) != len(shapes):

@@ -110,18 +110,17 @@ class ImageOptions:
 
     def describe(self) -> str:
         """A phrase for a report about options that say `crop`."""
-        height, width = self.size
-        cover = _cover(self)
-        resized = (
-            f"short side resized to {cover[0]}" if height == width else f"resized to cover {cover[0]} x {cover[1]}"
-        )
-        fitted = {
-            "crop": f"{resized}, cropped to {height} x {width}",
-            "letterbox": f"fitted into the upper left of {height} x {width}, padded with {self.pad}",
-            "stretch": f"stretched to {height} x {width}",
-        }[self.fit]
-        if self.fit == "crop" and cover == self.size:
+        (height, width), (rows, columns) = self.size, _cover(self)
+        if self.fit == "letterbox":
+            fitted = f"fitted into the upper left of {height} x {width}, padded with {self.pad}"
+        elif self.fit == "stretch":
+            fitted = f"stretched to {height} x {width}"
+        elif (height, width) == (rows, columns):
             fitted = f"resized and cropped to {height} x {width}"
+        elif height == width:
+            fitted = f"short side resized to {rows}, cropped to {height} x {width}"
+        else:
+            fitted = f"resized to cover {rows} x {columns}, cropped to {height} x {width}"
         parts = [f"images {fitted} ({self.interpolation})", self.color]
         parts += [f"divided by {self.divisor:g}"] if self.divisor != 1 else []
         parts += [f"minus {_numbers(self.mean)}"] if any(self.mean) else []
