@@ -128,8 +128,8 @@ def read_kernels(model: ir.Model, source: SourceNodes) -> Kernels:
         elif types.touches(node, _INTEGERS) and node.op_type not in _WEIGHT_ONLY:
             integer[node.op_type] += 1
             saturable = saturable or _is_saturable(node, types)
-            if _is_slow(node):
-                slow[_describe_slow(node)] = None
+            if slow_kernel := _slow_kernel(node):
+                slow[slow_kernel] = None
         elif types.touches(node, _FLOATS):
             reason = _reason(node, types)
             stayed.append(FloatNode(name=source.name_of(node), op_type=node.op_type, reason=reason))
@@ -314,14 +314,11 @@ def _readers(value: ir.Value) -> Iterator[ir.Node | None]:
 # --- what makes integers slow or wrong
 
 
-def _is_slow(node: ir.Node) -> bool:
+def _slow_kernel(node: ir.Node) -> str:
+    """The name of a kernel that is slower in integers, "" for another."""
     if node.op_type == "QLinearConv":
-        return _is_depthwise(node)
-    return node.op_type in ("MaxPool", "QLinearAveragePool", "QLinearSoftmax")
-
-
-def _describe_slow(node: ir.Node) -> str:
-    return "depthwise QLinearConv" if node.op_type == "QLinearConv" else node.op_type
+        return "depthwise QLinearConv" if _is_depthwise(node) else ""
+    return node.op_type if node.op_type in ("MaxPool", "QLinearAveragePool", "QLinearSoftmax") else ""
 
 
 def _is_depthwise(node: ir.Node) -> bool:

@@ -9,6 +9,13 @@ from collections.abc import Iterator
 _ELEMENTS = 1 << 18
 
 
+def row_parts(count: int, length: int, elements: int) -> Iterator[slice]:
+    """Slices of `count` rows of this length, with about `elements` elements each, and at least one row."""
+    step = max(1, elements // max(length, 1))
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
 def blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Index expressions that cut an array of `shape` into parts along its longest axis; one for a small array.
 

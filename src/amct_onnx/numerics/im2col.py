@@ -18,6 +18,7 @@ from math import prod
 import numpy as np
 
 from amct_onnx.numerics.arrays import Bools, Floats, Int64s
+from amct_onnx.numerics.blocks import row_parts
 from amct_onnx.numerics.settings import AdaRound
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -98,14 +99,8 @@ def _matrix_columns(x: Floats, task: LayerColumns, limit: int, start: int) -> It
         rows = np.moveaxis(rows, -3, 0)
     rows = rows.reshape(groups, -1, length)
     chosen = spread_evenly(rows.shape[1], limit, start)
-    for part in _pieces(chosen, groups * length):
-        yield np.ascontiguousarray(rows[:, part].transpose(0, 2, 1))
-
-
-def _pieces(chosen: Int64s, column: int) -> Iterator[Int64s]:
-    size = max(1, _CHUNK // max(column, 1))
-    for start in range(0, len(chosen), size):
-        yield chosen[start : start + size]
+    for part in row_parts(len(chosen), groups * length, _CHUNK):
+        yield np.ascontiguousarray(rows[:, chosen[part]].transpose(0, 2, 1))
 
 
 def _convolution_columns(x: Floats, task: LayerColumns, limit: int, start: int) -> Iterator[Floats]:
@@ -116,12 +111,12 @@ def _convolution_columns(x: Floats, task: LayerColumns, limit: int, start: int) 
     outputs, begins = output_geometry(tuple(sizes), task)
     flat = x.reshape(samples, channels, -1)
     chosen = spread_evenly(samples * prod(outputs), limit, start)
-    for part in _pieces(chosen, channels * prod(task.kernel)):
-        sample, *position = np.unravel_index(part, (samples, *outputs))
+    for part in row_parts(len(chosen), channels * prod(task.kernel), _CHUNK):
+        sample, *position = np.unravel_index(chosen[part], (samples, *outputs))
         index, inside = _input_index(position, begins, tuple(sizes), task)
         columns = flat[sample[:, None], :, index]  # [n, kernel positions, channels]
         columns[~inside] = 0
-        yield np.ascontiguousarray(columns.transpose(2, 1, 0)).reshape(task.groups, -1, len(part))
+        yield np.ascontiguousarray(columns.transpose(2, 1, 0)).reshape(task.groups, -1, len(sample))
 
 
 def _input_index(

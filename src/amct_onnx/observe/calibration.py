@@ -266,17 +266,13 @@ def begin(record_path: str) -> None:
 
 def check(record_path: str) -> None:
     """Raise the CalibrationError that the operators that report to this record have parked, if any."""
-    with _registry_lock:
-        calibration = _calibrations.get(record_path)
-    if calibration is not None:
+    if (calibration := _calibrations.get(record_path)) is not None:
         calibration.raise_parked()
 
 
 def finish(record_path: str) -> None:
     """Write what this process still holds for this record. Raises CalibrationError for a parked error."""
-    with _registry_lock:
-        calibration = _calibrations.get(record_path)
-    if calibration is not None:
+    if (calibration := _calibrations.get(record_path)) is not None:
         calibration.flush()
         calibration.raise_parked()
 

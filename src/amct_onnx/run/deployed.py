@@ -41,21 +41,17 @@ def deployed_session(
             f"{path} is no deploy model: it has no AscendQuant or AscendDequant in the default domain. "
             "Open it with onnxruntime.InferenceSession directly."
         )
-    return _open(model, f"the deploy model {path}", Path(path), sess_options, providers)
+    return open_deployed(model, f"the deploy model {path}", Path(path), sess_options, providers)
 
 
-def open_deployed(model: ir.Model) -> ort.InferenceSession:
-    """`deployed_session` of a deploy model in memory, which is used up. Raises ModelError, OutputError."""
-    return _open(model, "the deploy model", None)
-
-
-def _open(
+def open_deployed(
     model: ir.Model,
-    name: str,
-    path: Path | None,
+    name: str = "the deploy model",
+    path: Path | None = None,
     sess_options: ort.SessionOptions | None = None,
     providers: Sequence[Any] | None = None,
 ) -> ort.InferenceSession:
+    """`deployed_session` of a deploy model in memory, which is used up. Raises ModelError, OutputError."""
     lift_deploy(model)
     return open_session(
         model,

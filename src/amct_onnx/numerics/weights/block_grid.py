@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from amct_onnx.numerics.arrays import Doubles, Floats, Uint8s
+from amct_onnx.numerics.blocks import row_parts
 from amct_onnx.numerics.grid import FLT_EPSILON
 
 _SHRINKS = tuple(1 - 0.04 * i for i in range(13))
@@ -82,9 +83,7 @@ def solve_block_grid(rows: Floats, *, block: int, bits: int) -> BlockGrid:
     filled[:, :length] = rows  # zeros behind them are exact on every grid
     cut = filled.reshape(-1, block)
     scale, zero_point = np.empty(len(cut), np.float32), np.empty(len(cut), np.uint8)
-    step = max(1, _ELEMENTS // block)
-    for start in range(0, len(cut), step):
-        part = slice(start, start + step)
+    for part in row_parts(len(cut), block, _ELEMENTS):
         scale[part], zero_point[part] = _search(cut[part], bits)
     return BlockGrid(
         scale=scale.reshape(count, blocks), zero_point=zero_point.reshape(count, blocks), block=block, bits=bits

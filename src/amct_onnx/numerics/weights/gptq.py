@@ -24,6 +24,7 @@ from functools import partial
 import numpy as np
 
 from amct_onnx.numerics.arrays import Bools, Doubles, Floats, Int8s, Uint8s
+from amct_onnx.numerics.blocks import row_parts
 from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.weights.block_grid import BlockGrid
 
@@ -50,13 +51,10 @@ def solve_gptq_groups(
     _check(rows, gram, scale, spec)
     groups, count, length = rows.shape
     result = np.empty(rows.shape, np.int8)
-    many, some = max(1, _GROUP_CHUNK // length**2), max(1, _CHUNK // length)
-    for group in range(0, groups, many):
-        some_groups = slice(group, group + many)
+    for some_groups in row_parts(groups, length**2, _GROUP_CHUNK):
         solver = _Solver(gram[some_groups], damping, block, by_diagonal=False)
-        step = max(1, some // len(solver.order))
-        for start in range(0, count, step):
-            part = (some_groups, slice(start, start + step))
+        for some_rows in row_parts(count, length * len(solver.order), _CHUNK):
+            part = some_groups, some_rows
             steps = rows[part].astype(np.float64) / scale[part].astype(np.float64)[..., None]
             result[part] = solver.solve(steps.swapaxes(1, 2), partial(_to_integers, spec)).swapaxes(1, 2)
     return result
@@ -79,10 +77,8 @@ def solve_gptq_blocks(
         raise ValueError("the rows or the Gram matrix hold NaN or Inf")
     solver = _Solver(gram[None], damping, block, by_diagonal=True)
     result = np.empty(rows.shape, np.uint8)
-    step = max(1, _CHUNK // length)
     scales, zero_points = grid.columns(length, start)
-    for first in range(0, count, step):
-        part = slice(first, first + step)
+    for part in row_parts(count, length, _CHUNK):
         scale, zero_point = (array[part].T[solver.order[0]][None] for array in (scales, zero_points))
 
         def to_grid(

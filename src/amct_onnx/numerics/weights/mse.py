@@ -11,12 +11,10 @@ float32 can pretend; so no row is worse than with ARQ. Sums are numpy's, without
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from amct_onnx.numerics.arrays import Doubles, Floats, Indices
-from amct_onnx.numerics.blocks import blocks
+from amct_onnx.numerics.blocks import blocks, row_parts
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -39,15 +37,9 @@ def solve_weight_mse(rows: Floats, spec: QSpec) -> QParams:
     params = solve_arq(rows, spec)
     table = rows.reshape(params.scale.size, -1)
     scale = params.scale.copy()
-    for part in _parts(table.shape):
+    for part in row_parts(len(table), table.shape[1], _ELEMENTS):
         scale[part] = _Search(table[part], params.scale[part], spec).best()
     return QParams(scale=scale, zero_point=params.zero_point, spec=spec)
-
-
-def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _ELEMENTS // shape[1])
-    for start in range(0, shape[0], step):
-        yield slice(start, start + step)
 
 
 class _Search:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from amct_onnx.numerics.arrays import Floats, Int8s
+from amct_onnx.numerics.blocks import row_parts
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.arq import solve_arq
 
@@ -29,9 +30,7 @@ def solve_pairs(rows: Floats, spec: QSpec, least: Floats) -> tuple[QParams, Int8
     """
     widest = solve_arq(rows, spec)
     scale, integers = np.empty_like(widest.scale), np.empty(rows.shape, np.int8)
-    step = max(1, _ELEMENTS // max(rows.shape[1], 1))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+    for part in row_parts(len(rows), rows.shape[1], _ELEMENTS):
         scale[part], integers[part] = _solve(rows[part].astype(np.float32), widest.scale[part], least[part], spec)
     return QParams(scale=scale, zero_point=widest.zero_point, spec=spec), integers
 
