@@ -114,7 +114,7 @@ def quantize(
         goal = Goal.of_evaluator(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
     else:
         goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr or 0.0)
-    return search_mixed(quantized, goal, samples.spread(SAMPLES), progress=told)
+    return search_mixed(quantized, goal, samples.spread(SAMPLES), told)
 
 
 def _warn_of_noise(result: QuantizedModel) -> None:

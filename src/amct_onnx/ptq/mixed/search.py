@@ -16,7 +16,7 @@ from typing import Any
 from amct_onnx.errors import ArgumentTypeError
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.arrays import Feed
-from amct_onnx.progress import Progress, silent
+from amct_onnx.progress import Progress
 from amct_onnx.ptq.mixed.effects import Effects, measure
 from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path
 from amct_onnx.ptq.options import Evaluator
@@ -85,16 +85,14 @@ def search_mixed(
     quantized: QuantizedModel,
     goal: Goal,
     samples: Sequence[Feed],
-    *,
-    most: int = MOST_EVALUATIONS,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> QuantizedModel:
-    """`quantized` with as few and as cheap layers in more than int8 as `goal` allows, at most `most` evaluations.
+    """`quantized` with as few and as cheap layers in more than int8 as `goal` allows.
 
     The result has the search in `precision`. Where the goal is missed it is the best model that was evaluated, and a
     warning is logged. `samples`: a few, for the effects of layers.
     """
-    search = _Search(quantized, goal, progress or silent, most)
+    search = _Search(quantized, goal, progress)
     enough = search.try_wishes(frozenset(), 0.0)
     if not enough and any(decision.quantized for decision in quantized.decisions):
         effects = measure(quantized, samples, progress=progress)
@@ -132,7 +130,6 @@ class _Search:
     quantized: QuantizedModel
     goal: Goal
     progress: Progress
-    most: int
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -142,7 +139,7 @@ class _Search:
         """Find the first set of the path that is enough, as far as the accuracy rises along it."""
         whole = cost(frozenset(wish for wish in prices if wish[0] == "float"), prices)
         low, high = -1, len(path)
-        while high - low > 1 and len(self.evaluations) < self.most:
+        while high - low > 1 and len(self.evaluations) < MOST_EVALUATIONS:
             middle = (low + high) // 2
             if self.try_wishes(path[middle], cost(path[middle], prices) / max(whole, 1e-30)):
                 high = middle
@@ -169,7 +166,7 @@ class _Search:
                     met=met,
                 )
             )
-            self.progress("evaluation", len(self.evaluations) / self.most)
+            self.progress("evaluation", len(self.evaluations) / MOST_EVALUATIONS)
         return self.known[key]
 
     def _model(self, wishes: frozenset[Wish]) -> QuantizedModel | None:
