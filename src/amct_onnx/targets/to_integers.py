@@ -278,11 +278,9 @@ def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: 
     result = chain[-1].outputs[0]
     result.type, result.shape = original, inner.shape
     graph.insert_after(node, chain)
-    for use in list(inner.uses()):
-        if use.node not in chain:
-            use.node.replace_input_with(use.idx, result)
+    own = [use for use in inner.uses() if use.node in chain]
     if inner.is_graph_output():
         result.name, inner.name = inner.name, ValueNames(model).new(f"{spec.layer}_output0")
-        for index, output in enumerate(graph.outputs):
-            if output is inner:
-                graph.outputs[index] = result
+    inner.replace_all_uses_with(result, replace_graph_outputs=True)
+    for use in own:
+        use.node.replace_input_with(use.idx, inner)

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, maker_of, name_of, producer_of
-from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
+from amct_onnx.graph.constants import ValueNames, add_initializer, remove_unused
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
+from amct_onnx.graph.qdq_grids import clip_bounds
 from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_kernel_rows, weight_axis
 from amct_onnx.numerics.arrays import Array
@@ -261,10 +262,7 @@ class _Lowering:
 
 def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:
     """The lowest and highest integer of a grid that a Relu or a Clip of constant bounds lets through."""
-    bounds = [None if value is None else constant_value(value) for value in clamp.inputs[1:3]]
-    low, high = (float(bound.item()) if bound is not None else None for bound in (*bounds, None, None)[:2])
-    low = 0.0 if clamp.op_type == "Relu" else low
-    ends = np.asarray([-np.inf if low is None else low, np.inf if high is None else high])
+    ends = np.asarray((0.0, np.inf) if clamp.op_type == "Relu" else clip_bounds(clamp))  # the planner has looked
     spec, scale, zero_point = params.spec, float(params.scale[0]), int(params.zero_point[0])
     lowest, highest = np.clip(np.rint(ends / scale) + zero_point, spec.qmin, spec.qmax)
     return int(lowest), int(highest)

@@ -64,14 +64,14 @@ def through_half(emit: Emitter, x: ir.Value) -> ir.Value:
 
 
 def scale_of(node: ir.Node) -> float:
-    scale = _number(node, "scale", 0.0)
+    scale = _number(node, "scale")
     if not (np.isfinite(scale) and scale > 0):
         raise unsupported(node, f"its scale {scale:g} is not a positive number")
     return scale
 
 
 def offset_of(node: ir.Node, bits: int = 8) -> int:
-    offset, end = _number(node, "offset", 0.0), 1 << (bits - 1)
+    offset, end = _number(node, "offset"), 1 << (bits - 1)
     if not (-end <= offset < end and offset == int(offset)):
         raise unsupported(node, f"its offset {offset:g} is not an integer of {-end}..{end - 1}")
     return int(offset)
@@ -83,8 +83,8 @@ def refuse_flags(node: ir.Node, *names: str) -> None:
             raise unsupported(node, f"its attribute {name} is set")
 
 
-def _number(node: ir.Node, name: str, default: float) -> float:
-    value = node.attributes[name].value if name in node.attributes else default
+def _number(node: ir.Node, name: str) -> float:
+    value = node.attributes[name].value if name in node.attributes else 0.0
     if not isinstance(value, (int, float)):
         raise unsupported(node, f"its attribute {name} is not a number")
     return float(value)
