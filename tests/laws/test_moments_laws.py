@@ -18,7 +18,7 @@ _ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 _AWKWARD = st.sampled_from([0.0, -0.0, 1e-45, -1.1754944e-38, 3.4028235e38, -3.4028235e38, 1.0, 1023.9, 1024.0, -0.1])
 _ELEMENTS = st.one_of(_ANY, _AWKWARD.map(lambda value: float(np.float32(value))), st.floats(-1, 1, width=32))
 COLUMNS = hnp.arrays(np.float32, st.tuples(st.just(UNITS), st.just(WIDTH), st.integers(1, 8)), elements=_ELEMENTS)
-MOMENTS = st.just(Moments.empty()) | COLUMNS.map(Moments.of)
+MOMENTS = st.just(Moments()) | COLUMNS.map(Moments.of)
 
 
 def same(a: Moments, b: Moments) -> bool:
@@ -41,8 +41,8 @@ def test_merge_is_commutative(a: Moments, b: Moments) -> None:
 
 @given(MOMENTS)
 def test_empty_is_neutral(a: Moments) -> None:
-    assert same(a.merge(Moments.empty()), a)
-    assert same(Moments.empty().merge(a), a)
+    assert same(a.merge(Moments()), a)
+    assert same(Moments().merge(a), a)
 
 
 @given(COLUMNS, st.data())
@@ -51,7 +51,7 @@ def test_any_sharding_and_order_give_the_same(x: np.ndarray, data: st.DataObject
     cut = data.draw(st.integers(0, x.shape[2]))
     shuffled = x[..., list(order)]
     parts = [Moments.of(shuffled[..., part]) for part in (slice(None, cut), slice(cut, None))]
-    merged = Moments.empty()
+    merged = Moments()
     for part in parts:
         merged = merged.merge(part)
     assert same(merged, Moments.of(x))
@@ -84,7 +84,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
 
 def test_no_column_and_other_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="tensor is empty"):
-        Moments.empty().solve()
+        Moments().solve()
     one, other = (Moments.of(np.ones((1, width, 1), np.float32)) for width in (2, 3))
     with pytest.raises(ValueError, match="cannot be merged"):
         one.merge(other)

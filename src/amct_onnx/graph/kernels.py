@@ -120,7 +120,7 @@ def read_kernels(model: ir.Model, source: SourceNodes) -> Kernels:
     saturable = False
     slow: dict[str, None] = {}
     for node in nodes:
-        if _is_conversion(node):
+        if is_quantize(node) or is_dequantize(node) or node.op_type == _DYNAMIC:
             conversions[node.op_type] += 1
             inner += not _at_border(node)
         elif node.op_type in _NO_COMPUTATION:
@@ -142,10 +142,6 @@ def read_kernels(model: ir.Model, source: SourceNodes) -> Kernels:
         slow=tuple(slow),
         saturable=saturable,
     )
-
-
-def _is_conversion(node: ir.Node | None) -> bool:
-    return is_quantize(node) or is_dequantize(node) or (node is not None and node.op_type == _DYNAMIC)
 
 
 def _at_border(node: ir.Node) -> bool:
@@ -247,11 +243,12 @@ def _reason(node: ir.Node, types: _Types) -> FloatReason:
         return FloatReason.NOT_QUANTIZED
     if not all(from_bytes):
         return _input_reason(kind, data, from_bytes)
-    if _activation(node):
+    if node.op_type.startswith("Fused") or "activation" in node.attributes:
         return FloatReason.ACTIVATION
     if kind not in _FLOAT_OUTPUT and not behind:
         return FloatReason.OUTPUT
-    if kind == "Gemm" and not behind and _has_float_bias(node):
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if kind == "Gemm" and not behind and constant_tensor(bias) is not None:
         return FloatReason.CONSTANT
     if behind and len(readers) > len(node.outputs):
         return FloatReason.READERS
@@ -273,14 +270,6 @@ def _input_reason(kind: str, data: Sequence[ir.Value | None], from_bytes: Sequen
     if any(constant_tensor(value) is not None for value in floats):
         return FloatReason.CONSTANT
     return FloatReason.WEIGHT if kind == "Conv" and from_bytes[0] else FloatReason.INPUT
-
-
-def _has_float_bias(node: ir.Node) -> bool:
-    return len(node.inputs) > 2 and constant_tensor(node.inputs[2]) is not None
-
-
-def _activation(node: ir.Node) -> bool:
-    return node.op_type.startswith("Fused") or "activation" in node.attributes
 
 
 def _same_grid(dequantize: ir.Node, quantize: ir.Node) -> bool:

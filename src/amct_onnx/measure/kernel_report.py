@@ -67,7 +67,8 @@ class RuntimeReport:
             f"ONNX Runtime {self.version} runs {_counted(kernels.integer, 'integer kernel')}",
             f"and {_counted(kernels.floating, 'float kernel')}",
             *_reason_lines(kernels),
-            _conversion_line(kernels),
+            f"Quantize and dequantize kernels left: {sum(kernels.conversions.values())}, "
+            f"{kernels.inner_conversions} of them inside the model",
             f"Size: {_size(self.bytes_before)} before, {_size(self.bytes_after)} after "
             f"({self.bytes_before / max(self.bytes_after, 1):.2f} times smaller)",
         ]
@@ -206,12 +207,6 @@ def _reason_lines(kernels: Kernels) -> list[str]:
 
 def _tail(name: str) -> str:
     return name if len(name) <= _SHOWN_LETTERS else f"...{name[-_SHOWN_LETTERS:]}"
-
-
-def _conversion_line(kernels: Kernels) -> str:
-    total = sum(kernels.conversions.values())
-    inner = kernels.inner_conversions
-    return f"Quantize and dequantize kernels left: {total}, {inner} of them inside the model"
 
 
 def _latency_line(latency: Latency) -> str:

@@ -47,6 +47,7 @@ enum {
 #define INTERFACE_VERSION 17
 #define OPERATOR_VERSION 12 /* of the description of an operator below; a later one would have more fields */
 #define ELEMENT_FLOAT 1
+#define MOST_AXES 64 /* of an array in numpy; Python is not shown a tensor of more */
 
 typedef void *Handle;
 typedef Handle Status; /* NULL is success */
@@ -180,46 +181,30 @@ static void ORT_CALL destroy(Handle handle)
     PyGILState_Release(state);
 }
 
-/* Pointer and number of elements of a tensor; 0 if the runtime cannot tell. */
-static int describe(const Function *f, Handle tensor, float **data, size_t *count)
+typedef struct {
+    float *data;
+    size_t count, rank;
+    int64_t sizes[MOST_AXES];
+} Tensor;
+
+/* Where a tensor lies, and its shape; 0 if the runtime cannot tell. Sizes of more than MOST_AXES axes are left out. */
+static int describe(const Function *f, Handle value, Tensor *tensor)
 {
     Handle shape = NULL;
-    Status status = ((Status(ORT_CALL *)(Handle, void **))f[GET_TENSOR_MUTABLE_DATA])(tensor, (void **)data);
+    Status status = ((Status(ORT_CALL *)(Handle, float **))f[GET_TENSOR_MUTABLE_DATA])(value, &tensor->data);
     if (status == NULL)
-        status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(tensor, &shape);
+        status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(value, &shape);
     if (status == NULL)
-        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_TENSOR_SHAPE_ELEMENT_COUNT])(shape, count);
+        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_TENSOR_SHAPE_ELEMENT_COUNT])(shape, &tensor->count);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_DIMENSIONS_COUNT])(shape, &tensor->rank);
+    if (status == NULL && tensor->rank <= MOST_AXES)
+        status = ((Status(ORT_CALL *)(Handle, int64_t *, size_t))f[GET_DIMENSIONS])(shape, tensor->sizes, tensor->rank);
     if (shape != NULL)
         ((void(ORT_CALL *)(Handle))f[RELEASE_TENSOR_TYPE_AND_SHAPE])(shape);
     if (status != NULL)
         ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
     return status == NULL;
-}
-
-/* The shape of a tensor as a tuple, NULL if the runtime cannot tell. Needs the GIL. */
-static PyObject *shape_of(const Function *f, Handle tensor)
-{
-    Handle shape = NULL;
-    size_t rank = 0;
-    int64_t *sizes = NULL;
-    PyObject *tuple = NULL;
-    Status status = ((Status(ORT_CALL *)(Handle, Handle *))f[GET_TENSOR_TYPE_AND_SHAPE])(tensor, &shape);
-    if (status == NULL)
-        status = ((Status(ORT_CALL *)(Handle, size_t *))f[GET_DIMENSIONS_COUNT])(shape, &rank);
-    if (status == NULL)
-        sizes = PyMem_Malloc((rank + 1) * sizeof *sizes);
-    if (sizes != NULL)
-        status = ((Status(ORT_CALL *)(Handle, int64_t *, size_t))f[GET_DIMENSIONS])(shape, sizes, rank);
-    if (sizes != NULL && status == NULL)
-        tuple = PyTuple_New((Py_ssize_t)rank);
-    for (size_t i = 0; tuple != NULL && i < rank; i++)
-        PyTuple_SetItem(tuple, (Py_ssize_t)i, PyLong_FromLongLong(sizes[i]));
-    PyMem_Free(sizes);
-    if (shape != NULL)
-        ((void(ORT_CALL *)(Handle))f[RELEASE_TENSOR_TYPE_AND_SHAPE])(shape);
-    if (status != NULL)
-        ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
-    return tuple;
 }
 
 static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void *data, size_t count)
@@ -233,13 +218,15 @@ static int run_parallel(const Runner *runner, void (*task)(void *, size_t), void
 }
 
 /* Hand a tensor to the callback. */
-static void show_to_python(const Kernel *kernel, Handle input, float *x, size_t count)
+static void show_to_python(const Kernel *kernel, const Tensor *x)
 {
     const PyGILState_STATE state = PyGILState_Ensure();
     static float nothing; /* a tensor without elements may have no address, and a memoryview needs one */
-    PyObject *view = PyMemoryView_FromMemory((char *)(count ? x : &nothing), (Py_ssize_t)(count * sizeof(float)),
-                                             PyBUF_READ);
-    PyObject *shape = shape_of(kernel->functions, input);
+    PyObject *view = PyMemoryView_FromMemory((char *)(x->count ? x->data : &nothing),
+                                             (Py_ssize_t)(x->count * sizeof(float)), PyBUF_READ);
+    PyObject *shape = x->rank > MOST_AXES ? NULL : PyTuple_New((Py_ssize_t)x->rank);
+    for (size_t i = 0; shape != NULL && i < x->rank; i++)
+        PyTuple_SetItem(shape, (Py_ssize_t)i, PyLong_FromLongLong(x->sizes[i]));
     if (view != NULL && shape != NULL && callback != NULL && kernel->attributes != NULL)
         Py_XDECREF(PyObject_CallFunction(callback, "sOOO", kernel->op_type, view, shape, kernel->attributes));
     Py_XDECREF(view);
@@ -262,25 +249,24 @@ static void ORT_CALL compute(Handle handle, Handle context)
     const int64_t one = 1;
     const Runner runner = {run_parallel, f, context};
     Handle input = NULL, output = NULL;
-    float *x = NULL, *y = NULL;
-    size_t count = 0, written = 0;
+    Tensor x, y;
     Status status = ((GetOutput)f[CONTEXT_GET_OUTPUT])(context, 0, &one, 1, &output);
-    if (status == NULL && describe(f, output, &y, &written) && written == 1)
-        *y = 0.0f;
+    if (status == NULL && describe(f, output, &y) && y.count == 1)
+        *y.data = 0.0f;
     if (status == NULL)
         status = ((GetInput)f[CONTEXT_GET_INPUT])(context, 0, &input);
     if (status != NULL) {
         ((void(ORT_CALL *)(Status))f[RELEASE_STATUS])(status);
         return;
     }
-    if (!describe(f, input, &x, &count))
+    if (!describe(f, input, &x))
         return;
     if (lend_threads != NULL)
         lend_threads(&runner);
     if (kernel->accumulator != NULL)
-        add_values(kernel->accumulator, x, count);
+        add_values(kernel->accumulator, x.data, x.count);
     else
-        show_to_python(kernel, input, x, count);
+        show_to_python(kernel, &x);
     if (lend_threads != NULL)
         lend_threads(NULL);
 }

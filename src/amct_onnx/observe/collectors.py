@@ -113,7 +113,7 @@ class _MomentsCollector:
     def __init__(self, task: LayerColumns, batch_num: int) -> None:
         self._task = task
         self._limit = max(_COLUMNS_OF_A_BATCH, -(-_COLUMNS // batch_num))
-        self._statistic = Moments.empty()
+        self._statistic = Moments()
 
     def add(self, x: Floats) -> None:
         with one_blas_thread():

@@ -20,10 +20,10 @@ from amct_onnx.graph.passes.raise_opset import raise_opset
 from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import kernel_rows, weight_axis
-from amct_onnx.numerics.activations.minmax import solve_minmax
+from amct_onnx.numerics.activations.minmax import params_of_range, solve_minmax
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.grid import QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import ActivationSettings, Mse
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -78,7 +78,7 @@ class QdqLowered(Lowered):
             return Change(tensors=dict.fromkeys(made, grid), reads=dict.fromkeys(reads & self.plan.reads, grid))
 
         def within(group: TensorGroup, low: float, high: float) -> Change:
-            return change(group, _grid_of_range(self.table, low, high))
+            return change(group, params_of_range(low, high, self.table.activation))
 
         choices = []
         for group in self.plan.groups:
@@ -176,7 +176,7 @@ class _Activations:
         """The grid that the tensors of a group share. Raises CalibrationError, StatisticsError."""
         calibration = self._calibration
         if (span := calibration.tuning.ranges.get(group.sources)) is not None:
-            return _grid_of_range(self._table, *span)
+            return params_of_range(*span, self._table.activation)
         settings = self._settings([reader for tensor in group.tensors for reader in self._readers.get(tensor, ())])
         clamped = not self._clamped.isdisjoint(group.tensors)
         statistic = calibration.statistic([self._values[name] for name in group.sources])
@@ -244,14 +244,8 @@ def _solve_constants(
             found[name, place] = activations[result]
         else:
             array = array_of(constant_input(node, place))
-            found[name, place] = _grid_of_range(table, min(0.0, float(array.min())), max(0.0, float(array.max())))
+            found[name, place] = params_of_range(float(array.min()), float(array.max()), table.activation)
     return found
-
-
-def _grid_of_range(table: QdqTarget, low: float, high: float) -> QParams:
-    """The grid of activations from `low` <= 0 to `high` >= 0."""
-    spec = table.activation
-    return symmetric_from_range(low, high, spec) if spec.symmetric else asymmetric_from_range(low, high, spec)
 
 
 def _in_own_layout(params: QParams, layer: Layer) -> QParams:

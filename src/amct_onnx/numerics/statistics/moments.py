@@ -42,6 +42,8 @@ class SecondMoments:
 class Moments:
     """Moments of columns float32[U, B, n], U blocks of B entries each: a commutative monoid, as histograms are.
 
+    Without arguments they are those of no columns, of any shape.
+
     sums: int64[2, U, B], products: int64[2, U, B, B], both in units of the grid 2^exponent (index 0) and of
     2^(exponent + 10) (index 1).
     """
@@ -50,11 +52,6 @@ class Moments:
     exponent: int = _LOWEST
     sums: Int64s = field(default_factory=lambda: np.zeros((2, 0, 0), np.int64))
     products: Int64s = field(default_factory=lambda: np.zeros((2, 0, 0, 0), np.int64))
-
-    @classmethod
-    def empty(cls) -> Moments:
-        """No columns, of any shape."""
-        return cls()
 
     @classmethod
     def of(cls, x: Reals) -> Moments:
