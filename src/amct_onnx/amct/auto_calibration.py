@@ -20,6 +20,7 @@ from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
 from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchError
+from amct_onnx.files.config_json import format_config
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.files.record import read_notes
 from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
@@ -95,7 +96,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         rolled_back = _rolled_back(roll_back_config)
         write_ascend_files(self._calibrated.without(rolled_back), self.save_dir)
         self._calibrated.write_record(self.record_file, rolled_back)
-        config = self._configured.config_without(rolled_back)
+        config = format_config(self._configured.settings_without(rolled_back), self._configured.source.facts)
         write_atomic(Path(os.path.dirname(self.save_dir), CONFIG_FILE), config)
 
     def _measure(self, data: Floats, other: Floats) -> Any:
