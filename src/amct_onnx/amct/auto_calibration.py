@@ -84,8 +84,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         lacking = [layer for layer in layers if layer not in means]
         if lacking:
             raise CalibrationError(
-                f"{self._evaluator_name}.calibration() ran no batch in this process when it was called for the second "
-                f'time, to rank the layers: nothing is known of layer "{lacking[0]}". Run the same batches each time.'
+                f"{type(self.evaluator).__name__}.calibration() ran no batch in this process when it was called for "
+                f'the second time, to rank the layers: nothing is known of layer "{lacking[0]}". Run the same batches '
+                "each time."
             )
         return {layer: means[layer] for layer in layers}
 
@@ -103,10 +104,6 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         if type(self.sensitivity) is CosineSimilaritySensitivity:
             return self.sensitivity.compare(data, other)
         return self.sensitivity.compare(data.copy(), other.copy())  # a user's may keep or change them
-
-    @property
-    def _evaluator_name(self) -> str:
-        return type(self.evaluator).__name__
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -134,8 +131,8 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         needed = self._configured.settings.batch_num
         seen = min((note.seen for note in notes), default=0)
         return CalibrationError(
-            f"{self._evaluator_name}.calibration() ran {seen} of the {needed} batches that config_file asks for, "
-            f"{needed - seen} are missing: run more batches, in this process, or lower batch_num."
+            f"{type(self.evaluator).__name__}.calibration() ran {seen} of the {needed} batches that config_file asks "
+            f"for, {needed - seen} are missing: run more batches, in this process, or lower batch_num."
         )
 
     def _evaluate(self, quantized: AscendModel) -> Any:
