@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amct_onnx.amct.auto_control import CONFIG_FILE, AccuracyBasedAutoCalibrationBase
-from amct_onnx.amct.calibration_model import write_calibration_model
+from amct_onnx.amct.calibration_model import quantize_model
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
@@ -114,7 +114,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         balanced = any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values())
         if balanced and os.path.isfile(self.record_file):
             shutil.copyfile(self.record_file, record)  # quantize_preprocess has left its factors there
-        write_calibration_model(self.config_file, self.model_file, modified, record)
+        quantize_model(self.config_file, self.model_file, modified, record)
         try:
             self.evaluator.calibration(modified)
             try:
