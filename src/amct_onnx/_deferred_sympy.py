@@ -13,12 +13,9 @@ import builtins
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # they take longer to load than this module, and are protocols in effect
-    from importlib.abc import Loader
+from typing import Any
 
 # The modules of onnx_ir that import sympy.
 _MODULES = frozenset({"onnx_ir._core", "onnx_ir._symbolic_shapes"})
@@ -79,22 +76,13 @@ class _Finder:
         if fullname not in _MODULES or "sympy" in sys.modules:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
 
 
-class _Loader:
+class _Loader(SourceFileLoader):
     """Runs a module with an `import` of its own."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # get_source and the like, for tracebacks
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         before, sympy = dict(vars(module)), _StandIn()
@@ -106,10 +94,10 @@ class _Loader:
 
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": import_}
         try:
-            self._loader.exec_module(module)
+            super().exec_module(module)
         except Exception:  # it does more with sympy than to hold on to it
             vars(module).clear()
             vars(module).update(before)
-            self._loader.exec_module(module)
+            super().exec_module(module)
         finally:
             sympy._importing = False

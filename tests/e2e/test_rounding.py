@@ -384,7 +384,7 @@ def test_an_interruption_ends_the_work_and_leaves_no_file(tmp_path: Path, monkey
         if share < 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("amct_onnx._compat.api.show_on_terminal", interrupt)
+    monkeypatch.setattr("amct_onnx.amct.save.show_on_terminal", interrupt)
     with pytest.raises(KeyboardInterrupt):
         flow.save()
     assert sorted(p.name for p in tmp_path.iterdir()) == before

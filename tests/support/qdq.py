@@ -12,7 +12,7 @@ import onnxruntime as ort
 from flow import CPU, normal
 
 import amct_onnx as amct
-from amct_onnx.amct.convert_qat import convert_qdq, read_qat_model
+from amct_onnx.amct.convert_qat import convert_qat_model, read_qat_model
 from amct_onnx.files.record import read_record
 from amct_onnx.values.layers import Kept, LayerRecord
 
@@ -35,7 +35,7 @@ class Converted:
 
     @classmethod
     def file(cls, original: Path, folder: Path) -> Converted:
-        convert_qdq(str(original), str(folder / "out" / "model"), str(folder / "out" / "record.txt"))
+        convert_qat_model(str(original), str(folder / "out" / "model"), str(folder / "out" / "record.txt"))
         _, kept = read_qat_model(str(original))
         return cls(original, folder / "out", kept)
 

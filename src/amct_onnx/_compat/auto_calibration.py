@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from amct_onnx._compat.arguments import checked
 from amct_onnx.amct.auto_calibration import OnnxAutoCalibration
 from amct_onnx.amct.binary_search import BinarySearchStrategy
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.errors import SearchError
+
+T = TypeVar("T")
 
 
 @checked(files=("model_file", "config_file", "record_file"), prefixes=("save_dir",))
@@ -31,30 +35,23 @@ def accuracy_based_auto_calibration(
     sensitivity that is none or does not do its part, OSError when a result cannot be written. What the evaluator or the
     strategy raise passes unchanged.
     """
-    if not isinstance(model_evaluator, AutoCalibrationEvaluatorBase):
-        raise SearchError(
-            "Argument model_evaluator must be an instance of a subclass of AutoCalibrationEvaluatorBase (of "
-            f"amct_onnx.common.auto_calibration), got {_describe(model_evaluator)}."
-        )
+    where = " (of amct_onnx.common.auto_calibration)"
+    evaluator = _instance("model_evaluator", model_evaluator, AutoCalibrationEvaluatorBase, behind=where)
     if strategy == "BinarySearch":
         strategy = BinarySearchStrategy()
-    if not isinstance(strategy, AutoCalibrationStrategyBase):
-        raise SearchError(
-            'Argument strategy must be "BinarySearch" or an instance of a subclass of AutoCalibrationStrategyBase, '
-            f"got {_describe(strategy)}."
-        )
+    chosen = _instance("strategy", strategy, AutoCalibrationStrategyBase, before='"BinarySearch" or ')
     if sensitivity == "CosineSimilarity":
         sensitivity = CosineSimilaritySensitivity()
-    if not isinstance(sensitivity, SensitivityBase):
-        raise SearchError(
-            'Argument sensitivity must be "CosineSimilarity" or an instance of a subclass of SensitivityBase, '
-            f"got {_describe(sensitivity)}."
-        )
-    search = OnnxAutoCalibration(model_file, model_evaluator, config_file, record_file, save_dir, strategy, sensitivity)
-    search.run()
+    measure = _instance("sensitivity", sensitivity, SensitivityBase, before='"CosineSimilarity" or ')
+    OnnxAutoCalibration(model_file, evaluator, config_file, record_file, save_dir, chosen, measure).run()
 
 
-def _describe(value: object) -> str:
+def _instance(name: str, value: object, kind: type[T], *, before: str = "", behind: str = "") -> T:
+    """The argument `name` if it is an instance of `kind`. Raises SearchError."""
+    if isinstance(value, kind):
+        return value
+    got = repr(value) if isinstance(value, str) else f"an object of type {type(value).__name__}"
     if isinstance(value, type):
-        return f"the class {value.__name__} itself: make an instance of it"
-    return repr(value) if isinstance(value, str) else f"an object of type {type(value).__name__}"
+        got = f"the class {value.__name__} itself: make an instance of it"
+    what = f"{before}an instance of a subclass of {kind.__name__}{behind}"
+    raise SearchError(f"Argument {name} must be {what}, got {got}.")

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from amct_onnx.amct.auto_control import CONFIG_FILE, AccuracyBasedAutoCalibrationBase
-from amct_onnx.amct.calibration_model import write_calibration_model
+from amct_onnx.amct.calibration_model import quantize_model
 from amct_onnx.amct.cosine_similarity import CosineSimilaritySensitivity
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
 from amct_onnx.amct.rollback import CalibratedModel, ConfiguredModel
 from amct_onnx.errors import CalibrationError, OutputError, RecordError, SearchError
+from amct_onnx.files.config_json import format_config
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.files.record import read_notes
 from amct_onnx.files.whole_files import DIR_MODE, make_folder, write_atomic
@@ -83,8 +84,9 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         lacking = [layer for layer in layers if layer not in means]
         if lacking:
             raise CalibrationError(
-                f"{self._evaluator_name}.calibration() ran no batch in this process when it was called for the second "
-                f'time, to rank the layers: nothing is known of layer "{lacking[0]}". Run the same batches each time.'
+                f"{type(self.evaluator).__name__}.calibration() ran no batch in this process when it was called for "
+                f'the second time, to rank the layers: nothing is known of layer "{lacking[0]}". Run the same batches '
+                "each time."
             )
         return {layer: means[layer] for layer in layers}
 
@@ -95,17 +97,13 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         rolled_back = _rolled_back(roll_back_config)
         write_ascend_files(self._calibrated.without(rolled_back), self.save_dir)
         self._calibrated.write_record(self.record_file, rolled_back)
-        config = self._configured.config_without(rolled_back)
+        config = format_config(self._configured.settings_without(rolled_back), self._configured.source.facts)
         write_atomic(Path(os.path.dirname(self.save_dir), CONFIG_FILE), config)
 
     def _measure(self, data: Floats, other: Floats) -> Any:
         if type(self.sensitivity) is CosineSimilaritySensitivity:
             return self.sensitivity.compare(data, other)
         return self.sensitivity.compare(data.copy(), other.copy())  # a user's may keep or change them
-
-    @property
-    def _evaluator_name(self) -> str:
-        return type(self.evaluator).__name__
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -116,7 +114,7 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         balanced = any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values())
         if balanced and os.path.isfile(self.record_file):
             shutil.copyfile(self.record_file, record)  # quantize_preprocess has left its factors there
-        write_calibration_model(self.config_file, self.model_file, modified, record)
+        quantize_model(self.config_file, self.model_file, modified, record)
         try:
             self.evaluator.calibration(modified)
             try:
@@ -133,8 +131,8 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         needed = self._configured.settings.batch_num
         seen = min((note.seen for note in notes), default=0)
         return CalibrationError(
-            f"{self._evaluator_name}.calibration() ran {seen} of the {needed} batches that config_file asks for, "
-            f"{needed - seen} are missing: run more batches, in this process, or lower batch_num."
+            f"{type(self.evaluator).__name__}.calibration() ran {seen} of the {needed} batches that config_file asks "
+            f"for, {needed - seen} are missing: run more batches, in this process, or lower batch_num."
         )
 
     def _evaluate(self, quantized: AscendModel) -> Any:

@@ -140,13 +140,13 @@ class AccuracyBasedAutoCalibrationBase:
         everything = frozenset(self.ranking_info)
         tried[everything] = self._judge(original, original, everything)  # that is the float model
         self.strategy.initialize(dict(self.ranking_info))
-        trial, repeats, step = first, 0, 0
+        trial, repeats = first, 0
         while True:
             answer = self.strategy.update_quant_config((trial.satisfied, trial.loss))
             stop, rolled_back = self._parse(answer)
             repeats = 0 if rolled_back not in tried else repeats + 1
             if rolled_back not in tried:
-                step += 1
+                step = self._trials + 1
                 _log.info("%s fine search step %d %s", _STARS, step, _STARS)
                 with shown_on_terminal(
                     f"fine search step {step}: {len(rolled_back)} of {len(everything)} layers rolled back"
@@ -158,18 +158,18 @@ class AccuracyBasedAutoCalibrationBase:
             if stop:
                 _log.info("Fine search finish, automatic calibration succeed!")
                 return trial
-            if repeats > len(everything) + _MARGIN or step > len(everything) ** 2 + _MARGIN:
-                return self._give_up(step)
+            if repeats > len(everything) + _MARGIN or self._trials > len(everything) ** 2 + _MARGIN:
+                return self._give_up()
 
-    def _give_up(self, step: int) -> Trial:
+    def _give_up(self) -> Trial:
         name = type(self.strategy).__name__
         good = [trial for trial in self.history if trial.satisfied]
         if not good:
             raise SearchError(
-                f"The strategy {name} does not stop: it made no progress after {step} trials, none of which satisfied "
-                'metric_eval. Let update_quant_config() set "stop_flag" at last.'
+                f"The strategy {name} does not stop: it made no progress after {self._trials} trials, none of which "
+                'satisfied metric_eval. Let update_quant_config() set "stop_flag" at last.'
             )
-        _log.warning("The strategy %s does not stop after %d trials: the last good one is taken.", name, step)
+        _log.warning("The strategy %s does not stop after %d trials: the last good one is taken.", name, self._trials)
         return good[-1]
 
     def _parse(self, answer: Any) -> tuple[bool, frozenset[str]]:

@@ -14,8 +14,17 @@ from amct_onnx.plan.ascend_layers import decide_layers
 from amct_onnx.plan.float_model import FloatModel
 
 
-def prepare_balancing(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
-    """Fuse as `quantize_model` will, observe the inputs of the layers to balance; write that and an empty record."""
+def quantize_preprocess(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
+    """Write the model that finds balance factors (DMQ), and an empty record for them (spec section 1.7).
+
+    For a configuration with `dmq_balancer_param`. Run `modified_onnx_file` with `AMCT_SO` for at least one batch next:
+    the factors are those of the largest magnitudes over all batches that run, and stand in `record_file` after the
+    first. Then call quantize_model with the same record file. Mind the order of the arguments. Existing files are
+    overwritten.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when no layer is to be balanced, OSError
+    when a result cannot be written.
+    """
     source = FloatModel.open(model_file)
     facts = source.facts
     settings = read_config(config_file, facts)

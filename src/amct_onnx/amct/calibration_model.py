@@ -62,8 +62,16 @@ class CalibrationModel:
         begin(record_path)
 
 
-def write_calibration_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
-    """Write the calibration model of a model file, and the record of its weights."""
+def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
+    """Write the calibration model and a record with the factors of the weights (spec section 1.4).
+
+    Run `modified_onnx_file` with `AMCT_SO` for batch_num batches next; each completes the statistics of its tensors,
+    and the last one completes `record_file`. Existing files are overwritten; only if the configuration has
+    `dmq_balancer_param`, the record must be that of quantize_preprocess, and its balance factors are kept.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError when nothing is left to quantize, a weight
+    cannot be quantized or balance factors are missing, OSError when a result cannot be written.
+    """
     source = FloatModel.open(model_file)
     settings = read_config(config_file, source.facts)
     make_calibration_model(source, settings, record_file).write(modified_onnx_file, record_file)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
+from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.files.config_json import default_settings, format_config
 from amct_onnx.files.config_text import read_cfg
 from amct_onnx.files.onnx_file import save_model_file
@@ -18,17 +18,28 @@ _SHOWN_LAYERS = 5
 _log = logging.getLogger("amct_onnx.Config")
 
 
-def write_config(
+def create_quant_config(
     config_file: str,
     model_file: str,
-    *,
-    skip_layers: Sequence[str],
-    batch_num: int,
-    activation_offset: bool,
-    config_defination: str | None,
-    updated_model: str | None,
+    skip_layers: list[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    config_defination: str | None = None,
+    updated_model: str | None = None,
 ) -> None:
-    """Write the configuration of a model, and the model with its nodes named when that is asked for."""
+    """Write `config_file`: one entry for each layer of `model_file` that can be quantized (spec sections 1.3, 2).
+
+    skip_layers: names of layers that stay in float. batch_num: batches that calibration will see, > 0.
+    activation_offset: asymmetric activations. config_defination: path of a simplified configuration (section 3); the
+    three arguments before it are then ignored. updated_model: where to write the model with every node named.
+
+    Raises TypeError or ValueError for wrong arguments, layers or model files, RuntimeError for a model that is
+    quantized already, OSError when a result cannot be written.
+    """
+    if any(not isinstance(layer, str) for layer in skip_layers or ()):
+        raise ArgumentTypeError("Func create_quant_config argument skip_layers must be a list of str")
+    if batch_num < 1:
+        raise ArgumentError(f"Argument batch_num must be greater than 0, got {batch_num}.")
     source = FloatModel.open(model_file)
     facts = source.facts
     if config_defination is not None:
@@ -38,7 +49,7 @@ def write_config(
     else:
         settings = default_settings(
             facts,
-            skip_layers=skip_layers,
+            skip_layers=skip_layers or (),
             batch_num=batch_num,
             activation_offset=activation_offset,
         )

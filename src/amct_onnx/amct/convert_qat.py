@@ -30,10 +30,15 @@ _RECORDED_TENSORS = ("Add", "MaxPool")
 _QDQ_FAMILY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
-def convert_qdq(model_file: str, save_path: str, record_file: str | None) -> None:
-    """Write deploy model, fake-quant model and fusion file of a Q/DQ model; its factors too with `record_file`.
+def convert_qat_model(model_file: str, save_path: str, record_file: str | None = None) -> None:
+    """Write the files of `save_model` for a model with QuantizeLinear and DequantizeLinear (spec sections 1.9, 10).
 
-    Raises ModelError when nothing can be converted.
+    A layer whose activation and weight are both quantized to int8 or uint8 keeps its integers and its scales. Other
+    quantized tensors stay quantized; what has no int8 form stays as it is, and the log counts it by reason (at level
+    DEBUG each node). `record_file`: where to write the factors, nowhere if None.
+
+    Raises TypeError or ValueError for wrong arguments or files, RuntimeError for a model without such nodes or one that
+    AMCT made, OSError when a result cannot be written.
     """
     quantized, kept = read_qat_model(model_file)
     _log_summary(quantized, kept)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.amct.calibration_model import make_calibration_model
 from amct_onnx.amct.save import assemble, read_calibrated
-from amct_onnx.files.config_json import format_config, read_config
+from amct_onnx.files.config_json import read_config
 from amct_onnx.files.record import read_calibration, read_record, write_record
 from amct_onnx.graph.instrument.observers import remove_observers
 from amct_onnx.numerics.settings import Settings
@@ -51,10 +51,6 @@ class ConfiguredModel:
             for name, entry in self.settings.layers.items()
         }
         return replace(self.settings, layers=MappingProxyType(changed))
-
-    def config_without(self, layers: Collection[str]) -> str:
-        """The text of config.json with `layers` switched off."""
-        return format_config(self.settings_without(layers), self.source.facts)
 
 
 @dataclass(frozen=True, kw_only=True)

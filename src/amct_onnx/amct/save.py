@@ -22,13 +22,25 @@ from amct_onnx.numerics.arrays import Int8s
 from amct_onnx.numerics.rounding import is_on_grid
 from amct_onnx.observe.calibration import finish
 from amct_onnx.plan.ascend_layers import graph_facts
-from amct_onnx.progress import Progress, silent
-from amct_onnx.targets.ascend_model import AscendModel
+from amct_onnx.progress import Progress, show_on_terminal, silent
+from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.recurrent_layers import split_recurrent
 from amct_onnx.targets.to_integers import integer_weight
 from amct_onnx.values.layers import CalibrationNote, LayerRecord, QuantizedLayer
 from amct_onnx.values.observer_tasks import Balance
+
+
+def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> None:
+    """Write `<save_path>_deploy_model.onnx`, `<save_path>_fake_quant_model.onnx` and `<save_path>_quant.json`.
+
+    `save_path` is a folder and a prefix; without a prefix the files are named deploy_model.onnx and so on (spec
+    section 1.6). It may run in another process than the calibration.
+
+    Raises TypeError or ValueError for wrong arguments, files or factors, RuntimeError when calibration is not finished
+    or the record does not belong to the model, OSError when a result cannot be written.
+    """
+    write_ascend_files(read_calibrated(modified_onnx_file, record_file, progress=show_on_terminal), save_path)
 
 
 def read_calibrated(modified_onnx_file: str, record_file: str, *, progress: Progress = silent) -> AscendModel:

@@ -58,7 +58,9 @@ def _imported(path: str) -> Iterator[ModuleType]:
     """The script at `path` as a module. While the block runs its folder is on sys.path, as in `python script.py`."""
     source = _read(path)
     folder = os.path.dirname(os.path.realpath(path))
-    module = ModuleType(_module_name(path))
+    stem = os.path.splitext(os.path.basename(path))[0]
+    is_free = stem.isidentifier() and stem not in sys.modules
+    module = ModuleType(stem if is_free else "amct_onnx_evaluator_script")  # as an import would name it
     module.__file__ = os.path.realpath(path)
     arguments = sys.argv
     sys.path.insert(0, folder)
@@ -116,12 +118,6 @@ def _read(path: str) -> bytes:
         raise ScriptError(f"{path}: is a folder, give the path of a Python script") from None
     except (OSError, ValueError) as reason:
         raise ScriptError(f"{path}: the evaluator script cannot be read ({system_reason(reason)})") from None
-
-
-def _module_name(path: str) -> str:
-    """The name that an import would give the module, unless another module has that name."""
-    stem = os.path.splitext(os.path.basename(path))[0]
-    return stem if stem.isidentifier() and stem not in sys.modules else "amct_onnx_evaluator_script"
 
 
 def _find(module: ModuleType, path: str) -> Any:

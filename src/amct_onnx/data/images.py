@@ -162,7 +162,8 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     elif images is not None:
         options, origin = ImageOptions.preset(images), f" (preset {images!r})"
     else:
-        name = _guess(channels, value.dtype)
+        of_colors = "torch" if value.dtype.startswith("float") or not value.dtype else "raw"
+        name = "luminance" if channels == 1 else of_colors
         options, origin = PRESETS[name], f" (preset {name!r}, since no other was asked for)"
     if channels not in (None, options.channels):
         hint = "use images='luminance' or color='L'" if channels == 1 else "use a preset of three channels, as 'torch'"
@@ -179,12 +180,6 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     options = replace(options, crop=(given[0], given[1]), layout=layout)
     note(f"input {value.name!r}: {options.describe()}, {layout}{origin}")
     return options
-
-
-def _guess(channels: int | None, dtype: str) -> str:
-    if channels == 1:
-        return "luminance"
-    return "torch" if dtype.startswith("float") or not dtype else "raw"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -157,15 +157,13 @@ def _from_arrays(
     opener.check_complete(arrays)
     whole, cut = {}, {}
     batched = rule.batched_in({name: array.shape[0] for name, array in arrays.items()})
-    for value in opener.inputs:
-        array = arrays.get(value.name)
-        if array is None:
-            continue
-        one_sample = value.shape is not None and shapes_agree(array.shape, value.shape[1:])
-        if value.name not in batched or one_sample:
-            whole[value.name] = _whole(array)
+    shapes = {value.name: value.shape for value in opener.inputs}
+    for name, array in arrays.items():
+        shape = shapes[name]
+        if name not in batched or (shape is not None and shapes_agree(array.shape, shape[1:])):
+            whole[name] = _whole(array)
         else:
-            cut[value.name] = array
+            cut[name] = array
     rows, size = _counts(cut, rule, opener)
     where = next(iter(arrays.values())).where if len(arrays) == 1 else "data"
     chunks = _cut(cut, whole, size, rows, where) if cut else iter([Chunk(where=where, arrays=whole)])
