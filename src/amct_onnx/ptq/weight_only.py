@@ -31,10 +31,9 @@ from amct_onnx.ptq.quantized_model import WeightOnlyModel
 from amct_onnx.run.round_layers import RoundingJob, round_layers
 from amct_onnx.run.threads import processors
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.packed_weights import PackedWeights
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import Target
-from amct_onnx.targets.to_nbits import BlockWeight
+from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
 

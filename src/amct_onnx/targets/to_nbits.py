@@ -17,11 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.errors import ArgumentError
 from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.arrays import Array, Uint8s
 from amct_onnx.numerics.weights.block_grid import BlockGrid
+from amct_onnx.targets.target import Lowered, save_model_of
+from amct_onnx.targets.units import Units
 
 DOMAIN = "com.microsoft"
 _INT8 = 4  # the accuracy_level at which the runtime multiplies in int8, with a scale for each block of an activation
@@ -33,6 +36,26 @@ class BlockWeight:
 
     integers: Uint8s
     grid: BlockGrid
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedWeights(Lowered):
+    """`blocks` has the weight of each quantized product of `float_model`, by node. `target`: the name for its file."""
+
+    float_model: ir.Model
+    blocks: Mapping[str, BlockWeight]
+    target: str
+
+    def model(self) -> ir.Model:
+        model = self.float_model.clone()
+        lower_nbits(model, self.blocks)
+        return model
+
+    def save(self, prefix: str) -> tuple[str, ...]:
+        return save_model_of(self, prefix, self.target)
+
+    def units(self) -> Units:
+        raise ArgumentError("sensitivity measures int8 layers, and this model has weights of few bits only.")
 
 
 def fastest_level(grid: BlockGrid) -> int:
