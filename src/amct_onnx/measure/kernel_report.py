@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from amct_onnx.measure.latency import Latency, measure_latency
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.run.session import open_session, quiet
-from amct_onnx.run.temporary_files import place_with_room
+from amct_onnx.run.temporary_files import temporary_folder
 
 Source = bytes | str | os.PathLike[str]
 
@@ -136,8 +135,7 @@ def _optimised(
     path: str | os.PathLike[str], size: int, threads: int
 ) -> Iterator[tuple[ort.InferenceSession, ir.Model]]:
     """A session of the model, and its optimised graph, whose weights are on disk until the end of the block."""
-    place = place_with_room(2 * size, Path(path))
-    with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
+    with temporary_folder(2 * size, Path(path)) as folder:
         file = Path(folder) / "optimised.onnx"
         options = _options(threads)
         options.optimized_model_filepath = str(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from amct_onnx.errors import AmctError, DataError, ModelError, OutputError
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array, Feed
-from amct_onnx.run.temporary_files import place_with_room
+from amct_onnx.run.temporary_files import temporary_folder
 
 # The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
 MAX_INLINE_BYTES = 1 << 27
@@ -79,9 +78,8 @@ def open_session(
         opened = session(ir.to_proto(inline).SerializeToString())
         opened.lent = lent  # what the runtime does not copy must live as long
         return opened
-    # ONNX Runtime maps the data file; where an open file cannot be deleted the folder is left to the system.
-    place = place_with_room(model_bytes(model), path or Path("model"))
-    with tempfile.TemporaryDirectory(prefix="amct_onnx_", dir=place, ignore_cleanup_errors=True) as folder:
+    # ONNX Runtime maps the data file.
+    with temporary_folder(model_bytes(model), path or Path("model")) as folder:
         file = Path(folder) / "model.onnx"
         try:
             ir.save(model, file, external_data="model.data")
