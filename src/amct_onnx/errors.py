@@ -7,7 +7,7 @@ scripts written for AMCT that catch `ValueError`, `TypeError` or `RuntimeError` 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 class AmctError(Exception):
@@ -78,3 +78,9 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     """The end of a message about an unknown name: the known one that is like it, or else `otherwise`."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else otherwise
+
+
+def listed(items: Sequence[str], shown: int, separator: str = ", ") -> str:
+    """The first `shown` of the items, and how many more there are."""
+    rest = len(items) - shown
+    return separator.join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError, listed
 from amct_onnx.files.whole_files import write_atomic
 from amct_onnx.progress import shown_on_terminal
 
@@ -194,8 +194,7 @@ class AccuracyBasedAutoCalibrationBase:
             (wrong, "must map each layer to a bool, it does not for"),
         ):
             if layers:
-                more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
-                raise SearchError(f'{what}: "{ROLL_BACK_CONFIG}" {text}: {", ".join(layers[:5])}{more}')
+                raise SearchError(f'{what}: "{ROLL_BACK_CONFIG}" {text}: {listed(layers, 5)}')
         return bool(stop), frozenset(layer for layer, value in config.items() if not value)
 
     def _judge(self, original: Any, metric: Any, rolled_back: frozenset[str]) -> Trial:

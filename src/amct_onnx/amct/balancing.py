@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.errors import AmctError, ModelError, RecordError
+from amct_onnx.errors import AmctError, ModelError, RecordError, listed
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_half
@@ -115,10 +115,9 @@ def read_balancing(
             f"tensor_balance_factor. Run the model that quantize_preprocess wrote for at least one batch, or {_AGAIN}."
         )
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise RecordError(
-            f"config_file indicates dmq_balancer, but {record_file} holds no tensor_balance_factor of layer {shown}: "
-            f"{_AGAIN}."
+            f"config_file indicates dmq_balancer, but {record_file} holds no tensor_balance_factor of layer "
+            f"{listed(missing, 5)}: {_AGAIN}."
         )
     check_record(records, facts, path=record_file, calibrated=False)
     noted = read_calibration(record_file).rpartition(".")[2]

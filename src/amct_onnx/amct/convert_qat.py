@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from amct_onnx.errors import ModelError
+from amct_onnx.errors import ModelError, listed
 from amct_onnx.files.onnx_file import check_opset, load_model
 from amct_onnx.files.record import format_record
 from amct_onnx.files.whole_files import atomic_path
@@ -111,8 +111,7 @@ def _reasons(kept: Sequence[Kept]) -> list[str]:
         grouped.setdefault((entry.op_type, entry.reason), []).append(entry.name)
     clauses = []
     for (op_type, reason), names in grouped.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        clauses.append(f"{len(names)} {op_type} ({shown}): {reason}")
+        clauses.append(f"{len(names)} {op_type} ({listed(names, 3)}): {reason}")
     return clauses
 
 

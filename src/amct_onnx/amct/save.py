@@ -11,7 +11,7 @@ import onnx_ir as ir
 from amct_onnx.amct.adaround import finish_rounding
 from amct_onnx.amct.balancing import check_balanced, refuse_failed
 from amct_onnx.amct.calibration_model import FUSIONS_KEY
-from amct_onnx.errors import ModelError, RecordError
+from amct_onnx.errors import ModelError, RecordError, listed
 from amct_onnx.files.onnx_file import load_model
 from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.index import index_graph
@@ -133,11 +133,10 @@ def _refuse_unfinished(
     layer = waiting[0].layers[0]
     seen, needed = noted[layer].seen if layer in noted else 0, waiting[0].batch_num
     names = list(dict.fromkeys(name for observer in waiting for name in observer.layers))
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     field = _factor_of(waiting[0])
     raise RecordError(
         f"cannot find {field} of layer {layer} in record_file, please check data calibration process! "
-        f"{seen} of {needed} batches have run for {record_file}; waiting for {needed - seen} more: {shown}. "
+        f"{seen} of {needed} batches have run for {record_file}; waiting for {needed - seen} more: {listed(names, 5)}. "
         f"All {needed} batches must run in one process."
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
+from amct_onnx.errors import listed
 from amct_onnx.progress import show_on_terminal
 from amct_onnx.values.layers import Decision
 
@@ -58,6 +59,5 @@ def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:
             reasons.setdefault(decision.reason, []).append(decision.layer)
     lines = [f"Target {target}: {quantized} of {len(decisions)} nodes that it could quantize are quantized."]
     for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        lines.append(f"In float, since {reason}: {', '.join(names[:_SHOWN])}{more}.")
+        lines.append(f"In float, since {reason}: {listed(names, _SHOWN)}.")
     return lines

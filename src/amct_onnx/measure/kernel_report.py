@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.errors import listed
 from amct_onnx.files.onnx_file import file_bytes, load_model
 from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
 from amct_onnx.graph.source_nodes import SourceNodes
@@ -165,7 +166,7 @@ def _slow_because(kernels: Kernels, latency: Latency) -> tuple[str, ...]:
     if kernels.inner_conversions:
         reasons.append(f"{kernels.inner_conversions} kernels inside the model only convert between floats and integers")
     if kernels.slow:
-        reasons.append(f"slower in integers than in floats here: {_listed(kernels.slow, _SHOWN_OPERATORS)}")
+        reasons.append(f"slower in integers than in floats here: {listed(kernels.slow, _SHOWN_OPERATORS)}")
     if latency.before < _SMALL_MODEL:
         reasons.append(f"the float model takes only {_time(latency.before)}: calling the kernels costs most of it")
     if saturates():
@@ -178,18 +179,12 @@ def _slow_because(kernels: Kernels, latency: Latency) -> tuple[str, ...]:
 
 def _counted(counts: Mapping[str, int], what: str) -> str:
     total = sum(counts.values())
-    kinds = _listed([f"{count} {op_type}" for op_type, count in counts.items()], _SHOWN_OPERATORS)
+    kinds = listed([f"{count} {op_type}" for op_type, count in counts.items()], _SHOWN_OPERATORS)
     return f"{_plural(total, what)}: {kinds}" if total else f"no {what}"
 
 
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _listed(items: Sequence[str], shown: int) -> str:
-    """The first `shown` of the items, and how many more there are."""
-    rest = len(items) - shown
-    return ", ".join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _reason_lines(kernels: Kernels) -> list[str]:
@@ -198,7 +193,7 @@ def _reason_lines(kernels: Kernels) -> list[str]:
     for node in kernels.stayed_float:
         groups.setdefault(node.reason, []).append(f"{_tail(node.name)} ({node.op_type})")
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    lines = [f"  {reason.clause(len(names))}: {_listed(names, _SHOWN_NAMES)}" for reason, names in ordered]
+    lines = [f"  {reason.clause(len(names))}: {listed(names, _SHOWN_NAMES)}" for reason, names in ordered]
     rest = len(lines) - _SHOWN_REASONS
     return lines[:_SHOWN_REASONS] + ([f"  and {_plural(rest, 'other reason')}"] if rest > 0 else [])
 

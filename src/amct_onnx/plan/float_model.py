@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ArgumentTypeError, ModelError, ModelFileError, StatisticsError
+from amct_onnx.errors import ArgumentTypeError, ModelError, ModelFileError, StatisticsError, listed
 from amct_onnx.files.onnx_file import check_opset, load_model
 from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.layers import quantized_nodes
@@ -143,12 +143,10 @@ def _refuse_quantized(model: ir.Model, called: str) -> None:
     found = [f"{node.op_type} {node.name}" for node in quantized_nodes(model)]
     found = found or json.loads(model.metadata_props.get(SIMULATED_KEY, "[]"))
     if found:
-        names = ", ".join(found[:3])
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         advice = "Start from the float model"
         if has_qdq(model):
             advice += ", or turn a model that was trained with quantization nodes by convert_qat_model"
         raise ModelError(
-            f"The model cannot be quantized for following quant layers are in the model {called}: {names}{more}. "
+            f"The model cannot be quantized for following quant layers are in the model {called}: {listed(found, 3)}. "
             f"{advice}."
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from amct_onnx.errors import listed
 
 _SHOWN = 6
 
@@ -62,10 +63,5 @@ class MixedPrecision:
         ]
         for what, names in (("In float", result.float_layers), ("int16", result.wide_layers)):
             if names:
-                lines.append(f"{what}: {_listed(names)}")
+                lines.append(f"{what}: {listed(names, _SHOWN)}")
         return "\n".join(lines)
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from amct_onnx.errors import ConfigError
+from amct_onnx.errors import ConfigError, listed
 from amct_onnx.numerics.settings import ActivationSolver, AdaRound, LayerSettings, Nuq, Settings
 
 
@@ -53,6 +53,5 @@ class Request:
             if layer.dmq_strength is not None:
                 wrong.append(f"{name}: dmq_balancer")
         if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             text = f"quantize for target {target} does not have"
-            raise ConfigError(f"{text} {'; '.join(wrong[:3])}{more}: take them out of the settings.")
+            raise ConfigError(f"{text} {listed(wrong, 3, '; ')}: take them out of the settings.")
