@@ -28,7 +28,10 @@ def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: Batc
             array = _fit_shape(chunk.arrays[value.name], value, rule, where, note)
             array = _fit_type(array, value, where, note)
             if array.dtype.kind == "f" and np.isnan(np.min(array)):
-                sample = _nan_sample(array, first) if value.name in rule.batched and array.ndim else ""
+                sample = ""
+                if value.name in rule.batched and array.ndim:
+                    index = int(np.isnan(array).reshape(array.shape[0], -1).any(axis=1).argmax())
+                    sample = f", sample {first + index} of all"
                 raise DataError(f"{where}{sample}: holds NaN; repair it or leave it out")
             arrays[value.name] = array
         result = replace(chunk, arrays=arrays)
@@ -51,17 +54,14 @@ def _fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, not
     if value.shape and (batched or value.shape[0] == 1) and shapes_agree(array.shape, value.shape[1:]):
         note(f"input {value.name!r}: the data come without the dimension of the batch, it is added")
         return array[None]
-    what = f"has the shape {list(array.shape)}, the model takes {_shape_text(value.shape)}"
+    sizes = ", ".join("?" if dim is None else str(dim) for dim in value.shape)
+    what = f"has the shape {list(array.shape)}, the model takes [{sizes}]"
     raise DataError(f"{where}: {what}; {_shape_hint(array.shape, wanted)}")
 
 
 def shapes_agree(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     """Whether an array of `shape` fits an input of the shape `wanted`, in which None is a free dimension."""
     return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
-
-
-def _shape_text(shape: Sequence[int | None]) -> str:
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
 def _shape_hint(shape: tuple[int, ...], wanted: Sequence[int | None]) -> str:
@@ -94,8 +94,3 @@ def _fit_type(array: Array, value: ModelInput, where: str, note: Note) -> Array:
     advice = ", their values as they are: scale them before if the model expects 0..1" if have.name == "uint8" else ""
     note(f"input {value.name!r}: the data are {have.name} and become {want.name}{advice if want.kind == 'f' else ''}")
     return converted
-
-
-def _nan_sample(array: Array, first: int) -> str:
-    index = int(np.isnan(array).reshape(array.shape[0], -1).any(axis=1).argmax())
-    return f", sample {first + index} of all"
