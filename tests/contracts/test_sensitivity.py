@@ -15,7 +15,7 @@ from amct_onnx.errors import ModelError
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.measure.rounded_network import RoundedNetwork
 from amct_onnx.ptq.mixed.effects import measure
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 # Sums in another order, relative to the largest output. A value that lies between two steps could go the other way and
 # make an error of a step, a hundred times as large; that does not happen on these data.
@@ -33,9 +33,9 @@ def run(model: onnx.ModelProto, feed: Any) -> list[np.ndarray]:
     return session.run(None, feed)
 
 
-def opened(case: Case) -> tuple[RoundedNetwork, Change]:
+def opened(case: Case) -> tuple[RoundedNetwork, Roundings]:
     found = case.result.lowered.units()
-    everything = Change.union(change for unit in found.units for change in (unit.constants, unit.tensors))
+    everything = Roundings.union(change for unit in found.units for change in (unit.constants, unit.tensors))
     ends = [unit.last for unit in found.units if unit.last]
     return RoundedNetwork(found.model, everything, found.constants, case.feeds[0], ends=ends), everything
 
@@ -60,8 +60,8 @@ def test_all_roundings_together_are_the_lowered_model(case: Case) -> None:
 def test_no_rounding_makes_no_noise(case: Case) -> None:
     probe, _ = opened(case)
     clean = probe.clean(case.feeds[0])
-    assert probe.changed(clean, Change()) == {}
-    assert not any(probe.noise(clean, Change()))
+    assert probe.changed(clean, Roundings()) == {}
+    assert not any(probe.noise(clean, Roundings()))
 
 
 def test_every_layer_belongs_to_one_unit(case: Case) -> None:

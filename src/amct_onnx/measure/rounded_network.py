@@ -20,7 +20,7 @@ from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.run.threads import processors
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 Constants = Mapping[str, Mapping[int, Array]]
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class RoundedNetwork:
     """
 
     def __init__(
-        self, model: ir.Model, change: Change, constants: Constants, feed: Feed, *, ends: Collection[str] = ()
+        self, model: ir.Model, change: Roundings, constants: Constants, feed: Feed, *, ends: Collection[str] = ()
     ) -> None:
         copy = model.clone()
         self.shapes = _learn_types(copy, feed)
@@ -71,7 +71,7 @@ class RoundedNetwork:
             tensors.update(_run(session, segment, {edge.name: tensors[edge.tensor] for edge in segment.edges}, tensors))
         return tensors
 
-    def changed(self, clean: Feed, change: Change, *, until: str = "") -> dict[str, Array]:
+    def changed(self, clean: Feed, change: Roundings, *, until: str = "") -> dict[str, Array]:
         """The outputs that `change` reaches, or only the tensor `until` as others read it; `clean` is of `clean`."""
         kept = {until} if until else set(self.outputs)
         tensors: dict[str, Array] = {}
@@ -87,17 +87,17 @@ class RoundedNetwork:
                 del tensors[name]
         return {name: array for name, array in tensors.items() if name in kept}
 
-    def noise(self, clean: Feed, change: Change) -> list[float]:
+    def noise(self, clean: Feed, change: Roundings) -> list[float]:
         """Sum of squared differences of each of `outputs` to the clean ones."""
         found = self.changed(clean, change)
         return [_distance(found[name], clean[name]) if name in found else 0.0 for name in self.outputs]
 
-    def noise_at(self, clean: Feed, change: Change, tensor: str) -> float:
+    def noise_at(self, clean: Feed, change: Roundings, tensor: str) -> float:
         """The same of one tensor where one segment gives it to another."""
         found = self.changed(clean, change, until=tensor)
         return _distance(found[tensor], clean[tensor]) if tensor in found else 0.0
 
-    def _step(self, number: int, clean: Feed, tensors: Feed, change: Change) -> dict[str, Array]:
+    def _step(self, number: int, clean: Feed, tensors: Feed, change: Roundings) -> dict[str, Array]:
         """The outputs of a segment where they differ from the clean ones."""
         segment, session = self._segments[number], self._sessions[number]
         touched = segment.lead in change.constants

@@ -34,15 +34,15 @@ from amct_onnx.run.deployed import open_deployed
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.ascend_weights import quantize_weights
 from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.float_units import Unit, Units
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.targets.to_integers import integer_bias
-from amct_onnx.targets.units import Unit, Units
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.layers import Decision, GraphFacts, ObservedTensor, QuantizedLayer, QuantPlan
 from amct_onnx.values.request import Request
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 _RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
 
@@ -83,8 +83,8 @@ class AscendLowered(Lowered):
                     name=name,
                     op_type=node.op_type,
                     nodes=(name,),
-                    constants=Change(constants=frozenset([name] if weight is not None else [])),
-                    tensors=Change(reads=reads),
+                    constants=Roundings(constants=frozenset([name] if weight is not None else [])),
+                    tensors=Roundings(reads=reads),
                     last=name_of(node.outputs[0]),
                     holders=(name,),
                 )

@@ -31,15 +31,15 @@ from amct_onnx.numerics.weights.pairs import solve_pairs
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.qdq_units import QdqUnits
+from amct_onnx.targets.float_units import Units
+from amct_onnx.targets.qdq_float_units import QdqUnits
 from amct_onnx.targets.target import Lowered, RangeChoice, Target, save_model_of
 from amct_onnx.targets.to_qdq import QdqGrids, lower_qdq
-from amct_onnx.targets.units import Units
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.request import Request
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 _SAFE_BITS = 7  # two such weights cannot overflow
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
@@ -71,13 +71,13 @@ class QdqLowered(Lowered):
     def range_choices(self) -> tuple[RangeChoice, ...]:
         values = index_graph(self.calibration.source.model).values
 
-        def change(group: TensorGroup, grid: QParams) -> Change:
+        def change(group: TensorGroup, grid: QParams) -> Roundings:
             made = [tensor for tensor in group.sources if tensor in self.plan.integer]
             others = [values[tensor] for tensor in group.sources if tensor not in self.plan.integer]
             reads = {(name_of(use.node), use.idx) for value in others for use in value.uses()}
-            return Change(tensors=dict.fromkeys(made, grid), reads=dict.fromkeys(reads & self.plan.reads, grid))
+            return Roundings(tensors=dict.fromkeys(made, grid), reads=dict.fromkeys(reads & self.plan.reads, grid))
 
-        def within(group: TensorGroup, low: float, high: float) -> Change:
+        def within(group: TensorGroup, low: float, high: float) -> Roundings:
             return change(group, params_of_range(low, high, self.table.activation))
 
         choices = []

@@ -19,10 +19,10 @@ from amct_onnx.numerics.grid import QParams
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.session import open_exact_session, open_session
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.units import Units
+from amct_onnx.targets.float_units import Units
 from amct_onnx.values.layers import Decision, LayerRecord
 from amct_onnx.values.request import Request
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,8 +36,8 @@ class RangeChoice:
     key: tuple[str, ...]
     low: float
     high: float
-    now: Change
-    within: Callable[[float, float], Change]
+    now: Roundings
+    within: Callable[[float, float], Roundings]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

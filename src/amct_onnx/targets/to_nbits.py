@@ -23,8 +23,8 @@ from amct_onnx.graph.constants import ValueNames, add_initializer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.arrays import Array, Uint8s
 from amct_onnx.numerics.weights.block_grid import BlockGrid
+from amct_onnx.targets.float_units import Units
 from amct_onnx.targets.target import Lowered, save_model_of
-from amct_onnx.targets.units import Units
 
 DOMAIN = "com.microsoft"
 _INT8 = 4  # the accuracy_level at which the runtime multiplies in int8, with a scale for each block of an activation

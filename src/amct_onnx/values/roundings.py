@@ -9,7 +9,7 @@ from amct_onnx.numerics.grid import QParams
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Change:
+class Roundings:
     """Roundings of tensors and constants.
 
     tensors: those that are on a grid for all who read them. reads: (node, index) that sees a tensor on a grid.
@@ -21,7 +21,7 @@ class Change:
     constants: frozenset[str] = frozenset()
 
     @staticmethod
-    def union(changes: Iterable[Change]) -> Change:
+    def union(changes: Iterable[Roundings]) -> Roundings:
         """All of them together; no two change the same."""
         tensors: dict[str, QParams] = {}
         reads: dict[tuple[str, int], QParams] = {}
@@ -30,4 +30,4 @@ class Change:
             tensors.update(change.tensors)
             reads.update(change.reads)
             constants.update(change.constants)
-        return Change(tensors=tensors, reads=reads, constants=frozenset(constants))
+        return Roundings(tensors=tensors, reads=reads, constants=frozenset(constants))

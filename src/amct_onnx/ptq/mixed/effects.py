@@ -27,9 +27,9 @@ from amct_onnx.ptq.calibrate import calibrate, tell
 from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
+from amct_onnx.targets.float_units import Unit, Units, operations
 from amct_onnx.targets.table import target_of
-from amct_onnx.targets.units import Unit, Units, operations
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 
 SAMPLES = 4
@@ -162,8 +162,8 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
         raise ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
     signal = np.zeros(len(probe.outputs))
     noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
-    changes = [Change.union([unit.constants, unit.tensors]) for unit in units]
-    changes.append(Change.union(changes))
+    changes = [Roundings.union([unit.constants, unit.tensors]) for unit in units]
+    changes.append(Roundings.union(changes))
     for number, sample in enumerate(samples):
         clean = probe.clean(sample)
         signal += [power(clean[name]) for name in probe.outputs]
@@ -187,7 +187,7 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
 
 
 def _open(units: Units, samples: Sequence[Feed]) -> RoundedNetwork:
-    everything = Change.union(change for unit in units.units for change in (unit.constants, unit.tensors))
+    everything = Roundings.union(change for unit in units.units for change in (unit.constants, unit.tensors))
     ends = [unit.last for unit in units.units if unit.last]
     return RoundedNetwork(units.model, everything, units.constants, samples[0], ends=ends)
 
@@ -197,5 +197,5 @@ def _local(probe: RoundedNetwork, clean: Feed, unit: Unit) -> tuple[float, float
     if not unit.constants.constants or not unit.last:
         return (1.0, 0.0) if unit.constants.constants else (0.0, 1.0)
     alone = probe.noise_at(clean, unit.constants, unit.last)
-    whole = probe.noise_at(clean, Change.union([unit.constants, unit.tensors]), unit.last)
+    whole = probe.noise_at(clean, Roundings.union([unit.constants, unit.tensors]), unit.last)
     return alone, max(whole - alone, 0.0)

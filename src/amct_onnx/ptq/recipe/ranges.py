@@ -16,7 +16,7 @@ from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_sid
 from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.progress import Progress
 from amct_onnx.targets.target import RangeChoice
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 Range = tuple[float, float]
 
@@ -36,13 +36,13 @@ def cheaper_ranges(
     tries = [[(min(0.0, c.low * width), max(0.0, c.high * width)) for width in _WIDTHS] for c in choices]
     changes = [[choice.within(*span) for span in spans] for choice, spans in zip(choices, tries, strict=True)]
     current = [choice.now for choice in choices]
-    probe = RoundedNetwork(model, Change.union(current), {}, samples[0])
+    probe = RoundedNetwork(model, Roundings.union(current), {}, samples[0])
 
     def costs(feed: Feed) -> Doubles:
         clean = probe.clean(feed)
         signal = [power(clean[name]) or 1.0 for name in probe.outputs]
 
-        def cost(change: Change) -> float:
+        def cost(change: Roundings) -> float:
             return sum(noise / scale for noise, scale in zip(probe.noise(clean, change), signal, strict=True))
 
         found = [

@@ -16,7 +16,7 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 # Multiplications in the time of writing one element and reading it again: bandwidth bounds what is no product.
 _PER_ELEMENT = 16
@@ -34,8 +34,8 @@ class Unit:
     name: str
     op_type: str
     nodes: tuple[str, ...]
-    constants: Change
-    tensors: Change
+    constants: Roundings
+    tensors: Roundings
     last: str
     holders: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()

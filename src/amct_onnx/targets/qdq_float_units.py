@@ -12,10 +12,10 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.qdq_grids import GridConstant, grid_constant
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams
-from amct_onnx.targets.units import Unit, Units
+from amct_onnx.targets.float_units import Unit, Units
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
-from amct_onnx.values.roundings import Change
+from amct_onnx.values.roundings import Roundings
 
 
 class QdqUnits:
@@ -46,7 +46,7 @@ class QdqUnits:
                     name=name,
                     op_type=self._nodes[members[0]].op_type if members else "",
                     nodes=tuple(members),
-                    constants=Change(constants=frozenset(node for node in members if node in constants)),
+                    constants=Roundings(constants=frozenset(node for node in members if node in constants)),
                     tensors=self._rounding(made),
                     last=made[-1] if members and made else "",
                     holders=tuple(dict.fromkeys([*([name] if members else []), *self._readers(made)])),
@@ -107,7 +107,7 @@ class QdqUnits:
                 found.setdefault(unit or name, []).append(name)
         return found
 
-    def _rounding(self, tensors: Sequence[str]) -> Change:
+    def _rounding(self, tensors: Sequence[str]) -> Roundings:
         integer = {name: self._grids[name] for name in tensors if name in self._plan.integer}
         reads = {}
         for name in tensors:
@@ -115,7 +115,7 @@ class QdqUnits:
                 for use in self._values[name].uses():
                     if (name_of(use.node), use.idx) in self._plan.reads:
                         reads[name_of(use.node), use.idx] = self._grids[name]
-        return Change(tensors=integer, reads=reads)
+        return Roundings(tensors=integer, reads=reads)
 
     def _readers(self, tensors: Sequence[str]) -> Iterator[str]:
         """The units that read tensors in integers, perhaps behind operators that move elements."""
