@@ -1,7 +1,8 @@
 """The errors a user may meet. Each message says what is wrong, where, and what to do, in one line.
 
-Every class is an `AmctError` and also the built-in exception that AMCT raises in the same place (spec section 1), so
-scripts written for AMCT that catch `ValueError`, `TypeError` or `RuntimeError` keep working.
+Every class is an `AmctError` and also the built-in exception that AMCT raises in the same place
+(amct_formats.md: Functions), so scripts written for AMCT that catch `ValueError`, `TypeError` or `RuntimeError` keep
+working.
 """
 
 from __future__ import annotations

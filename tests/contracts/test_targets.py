@@ -1,4 +1,5 @@
-"""What every dialect promises: the arithmetic of spec sections 7.4 and 7.5, whatever the model looks like.
+"""What every dialect promises: the arithmetic of amct_formats.md: Fake-quant model, Deploy model, whatever the model
+looks like.
 
 Each case is a small float model and factors for its layers. `_expected` computes what integers give, in NumPy with
 int64 sums, from the float model alone; both lowered models have to agree with it to the last bit.
@@ -515,7 +516,7 @@ def test_is_deterministic(lowered: Lower, case: Case) -> None:
     assert first == second
 
 
-# The file that is deployed (spec section 7.5)
+# The file that is deployed (amct_formats.md: Deploy model)
 
 
 def _by_name(model: onnx.ModelProto) -> tuple[dict[str, onnx.NodeProto], dict[str, onnx.TensorProto]]:

@@ -1,4 +1,4 @@
-"""What every dialect promises of tensors that stay float and of int8 outputs: the arithmetic of spec section 7.4."""
+"""What every dialect promises of tensors that stay float and of int8 outputs (amct_formats.md: Fake-quant model)."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_options_that_change_what_is_calculated(tmp_path: Path, change: dict[str
 
 
 def test_products_and_tensors_of_float16_stay(tmp_path: Path, config_log: pytest.LogCaptureFixture) -> None:
-    """As AMCT for float16 (spec section 5.1)."""
+    """As AMCT for float16 (amct_formats.md: Layer conditions)."""
     model = to_half(
         build(
             """g (float[N,4] x, float[4,N] z) => (float[N,3] y, float[N,N] p) {

@@ -1,4 +1,4 @@
-"""The whole flow on the golden cases: configuration, record, deploy graph, outputs (tolerances: README there)."""
+"""The whole flow on the golden cases: configuration, record, deploy graph, outputs."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def offset(record: LayerRecord) -> int:
 
 
 def ifmr_loss(x: np.ndarray, scale_d: float, params: dict[str, Any]) -> float:
-    """Mean squared error of all values (spec section 6.1) at the upper bound that a scale stands for."""
+    """Mean squared error of all values (amct_formats.md: IFMR) at the upper bound that a scale stands for."""
     ordered = np.sort(x)
     k_max, k_min = (
         max(1, x.size - math.floor(params[f"{side}_percentile"] * x.size)) if params[f"{side}_percentile"] < 1 else 1

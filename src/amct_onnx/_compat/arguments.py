@@ -1,4 +1,4 @@
-"""AMCT's argument checks (spec section 1.2): types, file names, prefixes."""
+"""AMCT's argument checks (amct_formats.md: Argument checks): types, file names, prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AMCT's accuracy_based_auto_calibration, with its signature and argument checks (spec section 1.8)."""
+"""AMCT's function, with its signature and argument checks (amct_formats.md: accuracy_based_auto_calibration)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def accuracy_based_auto_calibration(
     strategy: str | AutoCalibrationStrategyBase = "BinarySearch",
     sensitivity: str | SensitivityBase = "CosineSimilarity",
 ) -> None:
-    """Quantize as many layers as the accuracy allows, and write what `save_model` writes (spec section 9).
+    """Quantize as many layers as the accuracy allows, and write what `save_model` writes
+    (amct_formats.md: Accuracy-based calibration).
 
     model_evaluator runs calibration data, measures models and says what is accurate enough. config_file, of
     `create_quant_config`, is read only. record_file gets the factors of the answer. save_dir is a folder and a prefix,

@@ -1,4 +1,4 @@
-"""AMCT's log (spec section 11): lines on stderr and in ./amct_log/amct_onnx.log, begun with the first call."""
+"""AMCT's log (amct_formats.md: Logs): lines on stderr and in ./amct_log/amct_onnx.log, begun with the first call."""
 
 from __future__ import annotations
 

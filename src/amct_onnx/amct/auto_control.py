@@ -1,4 +1,4 @@
-"""The control of accuracy-based automatic calibration (spec section 9); the work on models is a subclass's."""
+"""The control of a search for accuracy; a subclass works on models (amct_formats.md: Accuracy-based calibration)."""
 
 from __future__ import annotations
 

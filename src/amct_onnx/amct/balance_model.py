@@ -1,4 +1,4 @@
-"""quantize_preprocess: the model that finds the balance factors of DMQ (spec sections 1.7 and 6.5)."""
+"""quantize_preprocess: the model that finds the balance factors of DMQ (amct_formats.md: quantize_preprocess, DMQ)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from amct_onnx.plan.float_model import FloatModel
 
 
 def quantize_preprocess(config_file: str, record_file: str, model_file: str, modified_onnx_file: str) -> None:
-    """Write the model that finds balance factors (DMQ), and an empty record for them (spec section 1.7).
+    """Write the model that finds balance factors (DMQ), and an empty record for them
+    (amct_formats.md: quantize_preprocess).
 
     For a configuration with `dmq_balancer_param`. Run `modified_onnx_file` with `AMCT_SO` for at least one batch next:
     the factors are those of the largest magnitudes over all batches that run, and stand in `record_file` after the

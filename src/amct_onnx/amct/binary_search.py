@@ -1,4 +1,4 @@
-"""Binary search for the fewest layers to roll back, the most sensitive ones first (spec section 9.2)."""
+"""Binary search for the fewest layers to roll back, the most sensitive ones first (amct_formats.md: Binary search)."""
 
 from __future__ import annotations
 

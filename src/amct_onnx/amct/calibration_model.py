@@ -63,7 +63,7 @@ class CalibrationModel:
 
 
 def quantize_model(config_file: str, model_file: str, modified_onnx_file: str, record_file: str) -> None:
-    """Write the calibration model and a record with the factors of the weights (spec section 1.4).
+    """Write the calibration model and a record with the factors of the weights (amct_formats.md: quantize_model).
 
     Run `modified_onnx_file` with `AMCT_SO` for batch_num batches next; each completes the statistics of its tensors,
     and the last one completes `record_file`. Existing files are overwritten; only if the configuration has

@@ -27,10 +27,11 @@ def create_quant_config(
     config_defination: str | None = None,
     updated_model: str | None = None,
 ) -> None:
-    """Write `config_file`: one entry for each layer of `model_file` that can be quantized (spec sections 1.3, 2).
+    """Write `config_file`: one entry for each layer of `model_file` that can be quantized
+    (amct_formats.md: create_quant_config, config.json).
 
     skip_layers: names of layers that stay in float. batch_num: batches that calibration will see, > 0.
-    activation_offset: asymmetric activations. config_defination: path of a simplified configuration (section 3); the
+    activation_offset: asymmetric activations. config_defination: path of a simplified configuration; the
     three arguments before it are then ignored. updated_model: where to write the model with every node named.
 
     Raises TypeError or ValueError for wrong arguments, layers or model files, RuntimeError for a model that is

@@ -1,4 +1,4 @@
-"""From a model with QuantizeLinear and DequantizeLinear nodes to the files that are deployed (spec section 10)."""
+"""From a model with QuantizeLinear nodes to the files that are deployed (amct_formats.md: QAT conversion)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _QDQ_FAMILY = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def convert_qat_model(model_file: str, save_path: str, record_file: str | None = None) -> None:
-    """Write the files of `save_model` for a model with QuantizeLinear and DequantizeLinear (spec sections 1.9, 10).
+    """Write the files of `save_model` for a model with QuantizeLinear and DequantizeLinear
+    (amct_formats.md: convert_qat_model, QAT conversion).
 
     A layer whose activation and weight are both quantized to int8 or uint8 keeps its integers and its scales. Other
     quantized tensors stay quantized; what has no int8 form stays as it is, and the log counts it by reason (at level

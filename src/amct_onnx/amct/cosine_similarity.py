@@ -1,4 +1,4 @@
-"""Cosine similarity of a layer's outputs before and after quantization (spec section 9.1)."""
+"""Cosine similarity of a layer's outputs before and after quantization (amct_formats.md: Cosine similarity)."""
 
 from __future__ import annotations
 

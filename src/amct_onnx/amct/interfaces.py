@@ -1,4 +1,4 @@
-"""What a user may bring along: an evaluator, a strategy, a measure of sensitivity (spec section 1.10)."""
+"""What a user may bring: an evaluator, a strategy, a measure of sensitivity (amct_formats.md: Evaluator classes)."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ from amct_onnx.values.observer_tasks import Balance
 def save_model(modified_onnx_file: str, record_file: str, save_path: str) -> None:
     """Write `<save_path>_deploy_model.onnx`, `<save_path>_fake_quant_model.onnx` and `<save_path>_quant.json`.
 
-    `save_path` is a folder and a prefix; without a prefix the files are named deploy_model.onnx and so on (spec
-    section 1.6). It may run in another process than the calibration.
+    `save_path` is a folder and a prefix; without a prefix the files are named deploy_model.onnx and so on
+    (amct_formats.md: save_model). It may run in another process than the calibration.
 
     Raises TypeError or ValueError for wrong arguments, files or factors, RuntimeError when calibration is not finished
     or the record does not belong to the model, OSError when a result cannot be written.

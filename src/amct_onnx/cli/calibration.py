@@ -1,4 +1,4 @@
-"""Runs the command `amct_onnx calibration`: AMCT's three functions, and the batches between them (spec section 8)."""
+"""Runs `amct_onnx calibration`: AMCT's three functions, and the batches between (amct_formats.md: Command line)."""
 
 from __future__ import annotations
 

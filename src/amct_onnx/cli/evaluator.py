@@ -1,4 +1,4 @@
-"""Imports the script behind `--evaluator`, finds its evaluator and calls it (spec section 8)."""
+"""Imports the script behind `--evaluator`, finds its evaluator and calls it (amct_formats.md: Command line)."""
 
 from __future__ import annotations
 

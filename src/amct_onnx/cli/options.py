@@ -1,4 +1,5 @@
-"""Reads the command lines of `amct_onnx`, and says what is wrong with one (calibration and convert: spec section 8).
+"""Reads the command lines of `amct_onnx`, and says what is wrong with one (calibration and convert:
+amct_formats.md: Command line).
 
 Only what is light is imported here: `--help` must not wait for numpy or ONNX Runtime.
 """

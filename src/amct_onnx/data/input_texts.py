@@ -1,4 +1,5 @@
-"""How a command line writes the shapes, types and names of a model's inputs (spec sections 1.11, 8).
+"""How a command line writes the shapes, types and names of a model's inputs
+(amct_formats.md: Data handlers, Command line).
 
 Nothing heavy is imported here, so that a wrong command line is refused at once.
 """

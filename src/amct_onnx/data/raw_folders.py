@@ -1,4 +1,4 @@
-"""Reads files without a header: one folder for each input, one file for each batch (spec sections 1.11, 8)."""
+"""Reads files without a header: a folder for each input, a file for each batch (amct_formats.md: Data handlers)."""
 
 from __future__ import annotations
 

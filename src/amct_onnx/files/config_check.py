@@ -171,7 +171,8 @@ def fit_layer(
         wts_solver = Arq()
     if isinstance(wts_solver, Nuq):
         if origin.kind == "common" and kind != "Conv":
-            wts_solver = Arq()  # only convolutions are meant, unless a layer or its type is named (spec section 5.5)
+            # only convolutions are meant, unless a layer or its type is named (amct_formats.md: NUQ layers)
+            wts_solver = Arq()
         elif wts_bits != 8:
             refuse(origin.weight, "num_bits", f"nuq_quantize makes levels of 8 bits, got {wts_bits} for layer {name}")
     if strength is not None and not traits.supports_balancing:

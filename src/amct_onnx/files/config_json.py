@@ -1,4 +1,4 @@
-"""Reads and writes config.json, AMCT's quantization configuration (spec section 2)."""
+"""Reads and writes config.json, AMCT's quantization configuration (amct_formats.md: config.json)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ _SUGGESTIONS = 5  # unknown names for which a similar one is looked up: on large
 def default_settings(
     facts: GraphFacts, *, skip_layers: Sequence[str] = (), batch_num: int = 1, activation_offset: bool = True
 ) -> Settings:
-    """The settings of `create_quant_config` without a .cfg (spec section 1.3). A MatMul of two activations is off.
+    """The settings of `create_quant_config` without a .cfg (amct_formats.md: create_quant_config). A MatMul of two
+    activations is off.
 
     Raises ConfigError: no supported layer, a layer named like a global key, a skip layer that is not in the graph,
     not quantizable or repeated, nothing left to quantize, batch_num below 1.
@@ -98,7 +99,8 @@ def raise_mistakes(mistakes: Mistakes) -> None:
 
 
 def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
-    """The settings of a config.json. Supported layers that it does not name are not quantized (spec section 2.4).
+    """The settings of a config.json. Supported layers that it does not name are not quantized
+    (amct_formats.md: Reading rules).
 
     A file that enables no layer is accepted. Raises FileMissingError, or ConfigError with every mistake of the file
     (ConfigTypeError if all of them are wrong types).

@@ -1,4 +1,4 @@
-"""Parses the protobuf text of a simplified configuration (.cfg), with the place of each field (spec section 3)."""
+"""Parses the protobuf text of a .cfg, with the place of each field (amct_formats.md: Simplified configuration)."""
 
 from __future__ import annotations
 

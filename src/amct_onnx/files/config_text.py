@@ -1,4 +1,4 @@
-"""Reads the simplified configuration (.cfg), a protobuf text, as the `Settings` of a config.json (spec section 3)."""
+"""Reads a .cfg, a protobuf text, as the `Settings` of a config.json (amct_formats.md: Simplified configuration)."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _find_enabled(config: Any, facts: GraphFacts, mistakes: Mistakes) -> set[str
 def _products_left_off(config: Any, facts: GraphFacts) -> set[str]:
     """MatMuls of two activations that no block of the file mentions by name or by type. They stay in float.
 
-    AMCT quantizes them unless they are skipped, which costs accuracy (spec section 12, 13).
+    AMCT quantizes them unless they are skipped, which costs accuracy (amct_formats.md: MatMul of two activations).
     """
     names = {entry.layer_name for entry in config.override_layer_configs}
     types = {entry.layer_type for entry in config.override_layer_types}
@@ -150,7 +150,9 @@ def _read_layers(
     nuq: _NuqSource | None,
     mistakes: Mistakes,
 ) -> dict[str, LayerSettings]:
-    """The settings of each layer, from one whole block: its own, its type's or the common one (spec section 3.2)."""
+    """The settings of each layer, from one whole block: its own, its type's or the common one
+    (amct_formats.md: Precedence).
+    """
 
     def layer_problem(name: str) -> str | None:
         traits = facts.layers.get(name)
@@ -183,7 +185,7 @@ def _read_layers(
 
 
 def _read_nuq(block: Any, folder: Path, facts: GraphFacts, mistakes: Mistakes) -> _NuqSource:
-    """The block nuq_config, with the names in its mapping file (spec section 3.1)."""
+    """The block nuq_config, with the names in its mapping file (amct_formats.md: Messages)."""
     where = "nuq_config.nuq_quantize"
     document = _weight_document(block.nuq_quantize, "nuq_quantize", where, mistakes)
     solver = parse_weight(document, where, mistakes, owner=where)["wts_solver"]

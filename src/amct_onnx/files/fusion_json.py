@@ -1,4 +1,4 @@
-"""Writes <prefix>_quant.json: the original nodes behind each node of a deploy model (spec section 7.7).
+"""Writes <prefix>_quant.json: the original nodes behind each node of a deploy model (amct_formats.md: quant.json).
 
 Huawei's accuracy comparison reads it. The layout is protobuf's JSON of a FusionInfo message.
 """

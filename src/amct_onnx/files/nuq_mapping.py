@@ -1,4 +1,4 @@
-"""Reads the mapping file of NUQ, the JSON that `atc --mode=1` prints of a compiled model (spec section 6.7).
+"""Reads the mapping file of NUQ, the JSON that `atc --mode=1` prints of a compiled model (amct_formats.md: NUQ).
 
 It lists the operators on the chip. The names of those, and of the original nodes that were fused into each (attribute
 `_datadump_original_op_names`), are the names of layers that this module reads; everything else is ignored.

@@ -27,7 +27,7 @@ from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.tensors import array_of
 
 MINIMUM_OPSET = 11
-# protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (spec section 1.6).
+# protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (amct_formats.md: save_model).
 _EMBEDDED_LIMIT = 2_000_000_000
 # External tensors up to this size are read at once.
 _SMALL = 1 << 16

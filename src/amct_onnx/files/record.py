@@ -1,4 +1,4 @@
-"""Reads, writes and checks record.txt, the quantization factors of a model as protobuf text (spec section 4)."""
+"""Reads, writes and checks record.txt, the factors of a model as protobuf text (amct_formats.md: record.txt)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
 from amct_onnx.graph.recurrent import GATES
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
-# Numbers up to 21 are published (section 4.1). Fields without a published number, and fields that only other AMCT front
-# ends write, have numbers of our own; the text format does not show them. Fields unknown to LayerRecord are dropped.
+# Numbers up to 21 are published (amct_formats.md: Record fields). Fields without a published number, and fields that
+# only other AMCT front ends write, have numbers of our own; the text format does not show them. Fields unknown to
+# LayerRecord are dropped.
 SCHEMA = """\
 message SingleLayerRecord {
   optional float scale_d = 1;
@@ -256,7 +257,7 @@ def check_record(
     path: str | os.PathLike[str],
     calibrated: bool = True,
 ) -> None:
-    """Refuse records that do not fit the model or hold impossible factors (spec section 4.4).
+    """Refuse records that do not fit the model or hold impossible factors (amct_formats.md: Record checks).
 
     With `calibrated=False`, factors of activations may be missing, and there may be balance factors only.
     Raises RecordError with all mistakes; it is a RecordValueError if a factor is out of range.

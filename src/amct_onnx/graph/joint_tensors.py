@@ -1,4 +1,4 @@
-"""Find the tensors that joint_quant quantizes with one scale: those that meet in an Add (spec section 2.1).
+"""Find the tensors that joint_quant quantizes with one scale: those that meet in an Add (amct_formats.md: Global keys).
 
     a -> Relu -> r \\
                     Add -> y          {a, r, b} is one set: whoever reads one of them quantized does so with one factor

@@ -1,4 +1,4 @@
-"""Give every node a unique name, by which configurations and records refer to a layer (spec section 7.0)."""
+"""Give every node a unique name, by which configurations and records refer to a layer (amct_formats.md: Node names)."""
 
 from __future__ import annotations
 

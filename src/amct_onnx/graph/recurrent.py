@@ -1,4 +1,4 @@
-"""LSTM and GRU as layers: which of them can be quantized, and their weights as rows (spec sections 4.4 and 5.1)."""
+"""LSTM and GRU: which of them can be quantized, and their weights as rows (amct_formats.md: Layer conditions)."""
 
 from __future__ import annotations
 

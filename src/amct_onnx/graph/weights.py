@@ -155,7 +155,7 @@ def fake_quantized(
 
 
 def input_channel_maxima(weight: Array, node: ir.Node) -> Array:
-    """float32[Cin]: the largest magnitude of `weight` for each channel of the layer's input (spec section 6.5)."""
+    """float32[Cin]: the largest magnitude of `weight` for each channel of the layer's input (amct_formats.md: DMQ)."""
     view, axes = _by_input_channel(weight, node)
     others = tuple(axis for axis in range(view.ndim) if axis not in axes)
     maxima: Array = np.maximum(view.max(axis=others), -view.min(axis=others)).reshape(-1)

@@ -1,4 +1,4 @@
-"""Factors that even out the channels of activations: DMQ (spec section 6.5), SmoothQuant and equalization.
+"""Factors that even out the channels of activations: DMQ (amct_formats.md: DMQ), SmoothQuant and equalization.
 
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", 2022.
 """

@@ -12,7 +12,8 @@ from amct_onnx.numerics.arrays import Floats, Int32s
 
 @dataclass(frozen=True, kw_only=True)
 class QSpec:
-    """The integer grid of a tensor: signed two's complement, as every format here uses (spec section 6.0).
+    """The integer grid of a tensor: signed two's complement, as every format here uses
+    (amct_formats.md: Rounding and scales).
 
     `symmetric` fixes the zero point at 0. channel_axis: the axis of which each index has a scale of its own; None for
     one scale for the whole tensor. Raises ValueError unless 2 <= bits <= 16.
@@ -70,7 +71,7 @@ class QParams:
 
 
 def legal_scale(scale: npt.ArrayLike) -> Floats:
-    """AMCT's `process_scale` (spec section 6.0), elementwise: a scale below FLT_EPSILON becomes 1.
+    """AMCT's `process_scale` (amct_formats.md: Rounding and scales), elementwise: a scale below FLT_EPSILON becomes 1.
 
     Raises ValueError for NaN, Inf and scales above 1/FLT_EPSILON.
     """
@@ -87,7 +88,7 @@ _HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0  # normal numbers of float16
 
 
 def half_precision_scale(scale: npt.ArrayLike) -> Floats:
-    """`scale` as FORCE_FP16_QUANT stores it (spec section 6.8): rounded to float16, or the square of a float16.
+    """`scale` rounded to float16, or the square of a float16 (amct_formats.md: FORCE_FP16_QUANT).
 
     Outside the normal float16 numbers it is fp16(sqrt(s))^2, so that two multiplications in half precision apply it.
     """
@@ -99,13 +100,15 @@ def half_precision_scale(scale: npt.ArrayLike) -> Floats:
 
 
 def truncated_scale(scale: npt.ArrayLike) -> Floats:
-    """`scale` with the low 13 bits of its mantissa cleared: the s19 numbers in which chips dequantize (6.8)."""
+    """`scale` with the low 13 bits of its mantissa cleared: the s19 numbers in which chips dequantize
+    (amct_formats.md: FORCE_FP16_QUANT).
+    """
     bits: npt.NDArray[np.uint32] = np.asarray(scale, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
     return bits.view(np.float32)
 
 
 def asymmetric_from_range(low: float, high: float, spec: QSpec) -> QParams:
-    """Grid over [low, high] with low <= 0 <= high: scale = (high-low)/(2^b-1) (spec sections 6.1 and 6.2).
+    """Grid over [low, high] with low <= 0 <= high: scale = (high-low)/(2^b-1) (amct_formats.md: IFMR, HFMG).
 
     An all-zero range gives scale 1 and the lowest zero point.
     """
@@ -116,7 +119,7 @@ def asymmetric_from_range(low: float, high: float, spec: QSpec) -> QParams:
 
 
 def symmetric_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: QSpec) -> QParams:
-    """Grid through zero for [low, high], one range or one per channel (spec sections 6.1 to 6.3).
+    """Grid through zero for [low, high], one range or one per channel (amct_formats.md: IFMR, HFMG, ARQ).
 
     The bound of larger magnitude decides: divided by 2^(b-1)-1 when positive, by 2^(b-1) when negative. Of two equal
     magnitudes it is the positive one, so that both ends fit.

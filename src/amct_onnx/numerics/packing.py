@@ -1,6 +1,6 @@
 """The uint64 parameter of an `AscendDequant` node: scale, shift and weight offset in one word per channel.
 
-Layout, from the least significant bit (spec 7.5):
+Layout, from the least significant bit (amct_formats.md: Deploy model):
 
     bits  0-31   float32 bits of `scale_d * scale_w`
     bits 32-39   shift N, unsigned: the accumulator is divided by 2**N before it is scaled

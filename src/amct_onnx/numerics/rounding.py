@@ -1,4 +1,4 @@
-"""The one rounding rule of arrays: q = clip(round_half_even(x / scale) + zero_point) (spec sections 6.0, 6.3)."""
+"""The one rounding rule: q = clip(round_half_even(x / scale) + zero_point) (amct_formats.md: Rounding and scales)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Everything a run can be told, as frozen values. config.json, .cfg files and keywords all become these.
 
-The solvers' settings carry AMCT's defaults and bounds (spec section 2.2); whoever reads a file checks the bounds, so
-that a message can point at the place in the document.
+The solvers' settings carry AMCT's defaults and bounds (amct_formats.md: Layer entries); whoever reads a file checks the
+bounds, so that a message can point at the place in the document.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amct_onnx.errors import ArgumentError
 
 @dataclass(frozen=True, kw_only=True)
 class Ifmr:
-    """Settings of the IFMR search (spec section 6.1): percentiles in (0.5, 1], 0 < start < end, step <= end-start."""
+    """Settings of IFMR (amct_formats.md: IFMR): percentiles in (0.5, 1], 0 < start < end, step <= end - start."""
 
     max_percentile: float = 0.999999
     min_percentile: float = 0.999999
@@ -26,7 +26,7 @@ class Ifmr:
 
 @dataclass(frozen=True, kw_only=True)
 class Hfmg:
-    """Settings of the HFMG search (spec section 6.2): 1024, 2048, 4096 or 8192 bins."""
+    """Settings of the HFMG search (amct_formats.md: HFMG): 1024, 2048, 4096 or 8192 bins."""
 
     num_of_bins: int = 4096
 
@@ -71,12 +71,12 @@ ActivationSolver = Ifmr | Hfmg | MinMax | Mse | Percentile | Entropy
 
 @dataclass(frozen=True, kw_only=True)
 class Arq:
-    """Weights by their extremes (spec section 6.3)."""
+    """Weights by their extremes (amct_formats.md: ARQ)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaRound:
-    """Settings of learned rounding (spec section 6.4)."""
+    """Settings of learned rounding (amct_formats.md: AdaRound)."""
 
     num_iteration: int = 10000
     reg_param: float = 0.01
@@ -89,7 +89,7 @@ class AdaRound:
 
 @dataclass(frozen=True, kw_only=True)
 class Nuq:
-    """Settings of non-uniform weights (spec section 6.7)."""
+    """Settings of non-uniform weights (amct_formats.md: NUQ)."""
 
     num_steps: int = 32
     num_of_iteration: int = 1
@@ -125,7 +125,7 @@ class LayerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSettings:
-    """Activation-only quantization of one input of a MaxPool or Add (spec section 2.3)."""
+    """Activation-only quantization of one input of a MaxPool or Add (amct_formats.md: tensor_quantize)."""
 
     layer_name: str
     input_index: int
@@ -133,7 +133,7 @@ class TensorSettings:
 
     @property
     def key(self) -> str:
-        """The key of its record (spec section 4.3)."""
+        """The key of its record (amct_formats.md: Record keys)."""
         return f"{self.layer_name}:{self.input_index}"
 
 

@@ -35,7 +35,8 @@ class Collector(Protocol):
         """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
 
     def join(self, other: Any) -> None:
-        """Take in what a collector of the same task has seen of another tensor."""
+        """Take in what a collector of the same task has seen of another tensor. Raises ValueError."""
+        raise ValueError("only activations have joint factors")
 
     def solve(self, stamp: Stamp) -> dict[str, Any] | SecondMoments:
         """The fields of `LayerRecord` that each layer of an observer gets, at least one; or what goes to the file of
@@ -53,7 +54,7 @@ def make_collector(observer: Observer) -> Collector:
     return _ActivationCollector(observer.task, observer)
 
 
-class _ActivationCollector:
+class _ActivationCollector(Collector):
     """IFMR and HFMG: a histogram of the tensor, solved into one scale and offset."""
 
     def __init__(self, settings: ActivationSettings, observer: Observer) -> None:
@@ -80,7 +81,7 @@ class _ActivationCollector:
         return activation_factors(params, stamp, self._observer.op_data_type) | {"fakequant_precision_mode": mode}
 
 
-class _BalanceCollector:
+class _BalanceCollector(Collector):
     """DMQBalancer: the largest magnitude of each channel."""
 
     def __init__(self, task: Balance) -> None:
@@ -99,15 +100,12 @@ class _BalanceCollector:
             raise CalibrationError("the tensor holds NaN or Inf: check the model and the calibration data")
         self._maxima = np.maximum(self._maxima, maxima)
 
-    def join(self, other: _BalanceCollector) -> None:
-        self._maxima = np.maximum(self._maxima, other._maxima)
-
     def solve(self, stamp: Stamp) -> dict[str, Any]:
         factors = dmq_factors(self._maxima, self._task.weight_maxima, self._task.strength)
         return {"tensor_balance_factor": tuple(float(f) for f in factors)}
 
 
-class _MomentsCollector:
+class _MomentsCollector(Collector):
     """Moments: the Gram matrix of the columns that a layer reads."""
 
     def __init__(self, task: LayerColumns, batch_num: int) -> None:
@@ -120,15 +118,12 @@ class _MomentsCollector:
             for columns in sample_columns(x, self._task, self._limit):
                 self._statistic = self._statistic.merge(Moments.of(columns))
 
-    def join(self, other: _MomentsCollector) -> None:
-        self._statistic = self._statistic.merge(other._statistic)
-
     def solve(self, stamp: Stamp) -> SecondMoments:
         return self._statistic.solve()
 
 
 def activation_factors(params: QParams, stamp: Stamp, op_data_type: DataType) -> dict[str, Any]:
-    """The fields of a record that hold the factors of a tensor, by what the tensor is to its layer (spec 4.2)."""
+    """The fields of a record for a tensor, by what it is to its layer (amct_formats.md: Record fields)."""
     scale, offset, kind = float(params.scale[0]), int(params.zero_point[0]), f"INT{params.spec.bits}"
     if stamp == "weight":
         return {"scale_w": (scale,), "offset_w": (offset,), "wts_type": kind}

@@ -29,8 +29,8 @@ def graph_facts(model: ir.Model) -> GraphFacts:
 def decide_layers(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
     """Whether each layer that could be quantized is, and why where it is not; in graph order.
 
-    Raises ConfigError when the settings ask for what this version cannot do, ModelError (AMCT's text, spec section
-    1.4) when nothing is enabled.
+    Raises ConfigError when the settings ask for what this version cannot do, ModelError (AMCT's text,
+    amct_formats.md: quantize_model) when nothing is enabled.
     """
     _refuse_unsupported(settings)
     decisions = tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())

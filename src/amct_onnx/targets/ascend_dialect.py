@@ -1,4 +1,4 @@
-"""The deploy dialect: Ascend operators in the default domain, int8 weights, int32 biases (spec section 7.5)."""
+"""The deploy dialect: Ascend operators, int8 weights, int32 biases (amct_formats.md: Deploy model)."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class AscendModel:
 
 
 def write_ascend_files(quantized: AscendModel, save_path: str) -> tuple[str, ...]:
-    """Write all files of a quantized model (spec section 1.6), and return their paths."""
+    """Write all files of a quantized model (amct_formats.md: save_model), and return their paths."""
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
     deploy = quantized.deploy()
@@ -93,7 +93,7 @@ def _save(model: ir.Model, file: str) -> None:
 
 
 def _fusion_ops(deploy: ir.Model, quantized: AscendModel) -> list[FusionOp]:
-    """One entry a node of the deploy model (spec section 7.7)."""
+    """One entry a node of the deploy model (amct_formats.md: quant.json)."""
     owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
     owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
     owners |= {output.node: output.node for output in quantized.outputs}

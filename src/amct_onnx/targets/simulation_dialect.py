@@ -1,4 +1,4 @@
-"""The fake-quant dialect: standard operators only, integers carried in float32 (spec section 7.4).
+"""The fake-quant dialect: standard operators only, integers carried in float32 (amct_formats.md: Fake-quant model).
 
 quantize:    clip(round(x * (1 / scale_d)) + offset_d, qmin, qmax) - offset_d, as Mul, Round, Add, Clip, Sub
 dequantize:  y * scale, as Mul
@@ -28,7 +28,7 @@ from amct_onnx.targets.to_integers import Dequantization
 
 
 class SimulationDialect:
-    """Writes the arithmetic of the deploy model in float32, with `half` that of FORCE_FP16_QUANT (spec section 6.8)."""
+    """Writes the arithmetic of the deploy model in float32, with `half` that of amct_formats.md: FORCE_FP16_QUANT."""
 
     sums = ir.DataType.FLOAT
     weight_type: npt.DTypeLike = np.float32

@@ -7,10 +7,10 @@ x -> MaxPool -> y            x -> <quantize> -> <restore> -> MaxPool -> y       
 
 x -> QuantizeLinear -> y     x -> <quantize output> -> y                         (an int8 output of the model)
 
-w_int = round(w / scale_w), b_int = round(b / (scale_d * scale_w)) (spec section 7.5). All that read one tensor with the
-same factors share one quantization. What stands for <quantize>, <dequantize> and <restore>, and the dtype of the
-integers, is up to the dialect; both files that `save_model` writes are lowered here, so what is simulated is what is
-deployed.
+w_int = round(w / scale_w), b_int = round(b / (scale_d * scale_w)) (amct_formats.md: Deploy model). All that read one
+tensor with the same factors share one quantization. What stands for <quantize>, <dequantize> and <restore>, and the
+dtype of the integers, is up to the dialect; both files that `save_model` writes are lowered here, so what is simulated
+is what is deployed.
 """
 
 from __future__ import annotations

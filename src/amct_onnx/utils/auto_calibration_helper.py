@@ -1,4 +1,4 @@
-"""AMCT's AutoCalibrationHelper, which scripts patch to mend its search for dump files (spec sections 1.1 and 9.3)."""
+"""AMCT's AutoCalibrationHelper, which scripts patch to mend its search for files (amct_formats.md: Import paths)."""
 
 from __future__ import annotations
 

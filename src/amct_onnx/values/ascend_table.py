@@ -35,7 +35,7 @@ class Target:
         if rule is None:
             reason = reason or f"target {self.name} has no integer {traits.op_type}"
             return replace(traits, reason=reason)
-        if traits.two_operands:  # spec section 5.1: INT8, symmetric
+        if traits.two_operands:  # amct_formats.md: MatMul of two activations: symmetric
             return replace(traits, symmetric_only=True)
         if reason is None and rule.weight_ranks and traits.weight_rank not in rule.weight_ranks:
             ranks = ", ".join(str(r) for r in sorted(rule.weight_ranks))

@@ -39,28 +39,28 @@ class LayerTraits:
 
     @property
     def supports_balancing(self) -> bool:
-        """DMQ: convolutions, Gemm and MatMul with a weight; 1-D convolution excepted (spec section 5.4)."""
+        """DMQ: Conv but 1-D, Gemm and MatMul with a weight (amct_formats.md: Balanced layers)."""
         if self.op_type in ("Conv", "ConvTranspose"):
             return self.has_weight and self.weight_rank != 3
         return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property
     def supports_int16(self) -> bool:
-        """Activations of 16 bits: 1-D and 2-D (transposed) convolution, Gemm, recurrent layers (spec section 5.1)."""
+        """Activations of 16 bits: 1-D and 2-D convolution, Gemm, LSTM and GRU (amct_formats.md: Layer conditions)."""
         if self.op_type in ("Conv", "ConvTranspose"):
             return self.weight_rank in (3, 4)
         return self.op_type in ("Gemm", "LSTM", "GRU")
 
     @property
     def supports_clusters(self) -> bool:
-        """NUQ: 2-D convolution without dilation, Gemm and MatMul (spec section 5.5)."""
+        """NUQ: 2-D convolution without dilation, Gemm and MatMul (amct_formats.md: NUQ layers)."""
         if self.op_type == "Conv":
             return self.weight_rank == 4 and not self.dilated
         return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property
     def supports_low_bits(self) -> bool:
-        """Weights of 6 or 7 bits: 2-D convolution only (spec section 2.2)."""
+        """Weights of 6 or 7 bits: 2-D convolution only (amct_formats.md: Layer entries)."""
         return self.op_type == "Conv" and self.weight_rank == 4
 
 
@@ -80,7 +80,7 @@ class GraphFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
-    """The factors of one record entry (spec section 4). An absent field is None or empty.
+    """The factors of one record entry (amct_formats.md: record.txt). An absent field is None or empty.
 
     scale_w, offset_w, shift_bit and tensor_balance_factor are per channel or of length 1; cluster holds the int8
     levels of non-uniform weights; the `_h` and `_r` factors belong to recurrent layers.
@@ -106,7 +106,7 @@ class LayerRecord:
 
     @property
     def is_empty(self) -> bool:
-        """No quantization factor at all: AMCT treats the layer as not quantized (spec section 4.4)."""
+        """No quantization factor at all: AMCT treats the layer as not quantized (amct_formats.md: Record checks)."""
         return self.scale_d is None and self.offset_d is None and not (self.scale_w or self.offset_w or self.shift_bit)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """DMQ factors of the layer that reads the tensor (spec section 6.5).
+    """DMQ factors of the layer that reads the tensor (amct_formats.md: DMQ).
 
     axis: the tensor's channel axis, from the front or (negative) from the back. weight_maxima: the largest magnitude of
     the weight for each input channel. strength: migration strength in [0.2, 0.8].

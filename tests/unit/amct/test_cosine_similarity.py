@@ -1,4 +1,4 @@
-"""Cosine similarity, as spec section 9.1 defines it."""
+"""Cosine similarity, as AMCT defines it (amct_formats.md: Cosine similarity)."""
 
 from __future__ import annotations
 

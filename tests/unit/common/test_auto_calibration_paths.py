@@ -1,4 +1,4 @@
-"""The import paths of AMCT's classes (spec section 1.1), and what subclasses of them rely on."""
+"""The import paths of AMCT's classes (amct_formats.md: Import paths), and what subclasses of them rely on."""
 
 from __future__ import annotations
 

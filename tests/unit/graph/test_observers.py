@@ -99,7 +99,7 @@ def test_an_observer_is_a_side_branch_of_the_layers_input() -> None:
         assert not node.outputs[0].is_graph_output()
 
 
-def test_attributes_follow_the_specification() -> None:
+def test_attributes_have_the_names_of_amct() -> None:
     model = ir.from_proto(_proto())
     hfmg = ActivationSettings(asymmetric=False, solver=Hfmg(num_of_bins=2048))
     insert_observers(model, [_observer("three", task=hfmg), _observer("one", "two")])

@@ -1,4 +1,4 @@
-"""ARQ: the extremes of a weight, or of each of its channels, decide the scale (spec section 6.3)."""
+"""ARQ: the extremes of a weight, or of each of its channels, decide the scale (amct_formats.md: ARQ)."""
 
 from __future__ import annotations
 

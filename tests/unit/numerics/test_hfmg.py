@@ -1,4 +1,4 @@
-"""HFMG against an implementation of spec section 6.2 that works on raw batches, uniform bins and one range a time."""
+"""HFMG against a plain implementation (amct_formats.md: HFMG): raw batches, uniform bins and one range a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IFMR on the histogram against IFMR on the raw samples, as spec section 6.1 writes it down."""
+"""IFMR on the histogram against IFMR on the raw samples (amct_formats.md: IFMR)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NUQ: few integer levels for a weight; each iteration helps, and the best levels are a bound (spec section 6.7)."""
+"""NUQ: few integer levels for a weight; each iteration helps, the best levels are a bound (amct_formats.md: NUQ)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AMCT's `arguments_handler` (spec section 8): names only, the work is done in `data/input_texts.py`."""
+"""AMCT's `arguments_handler` (amct_formats.md: Command line): names only, the work is done in `data/input_texts.py`."""
 
 from __future__ import annotations
 

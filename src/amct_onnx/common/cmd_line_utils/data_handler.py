@@ -1,4 +1,4 @@
-"""AMCT's `data_handler` (spec section 1.11): readers of files without a header for scripts."""
+"""AMCT's `data_handler` (amct_formats.md: Data handlers): readers of files without a header for scripts."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ x -> Conv       x -> Conv
 An observer is a side branch: the float path is untouched. The observers stand at the end of the graph, those of the
 last layers first. ONNX Runtime orders a graph by walking back from its leaves, the last leaf first: in this order each
 observer runs as soon as its tensor exists, and the tensor can be freed; in the natural order all observers would run
-after the whole network, with every activation kept until then. Attributes follow spec section 7.2; the layers are one
-JSON list, since a Python operator reads only attributes that were declared for its type.
+after the whole network, with every activation kept until then. Attributes follow amct_formats.md: Calibration model;
+the layers are one JSON list, since a Python operator reads only attributes that were declared for its type.
 
 What an observer collects is its task. `ActivationSettings` become IFMR and HFMG with AMCT's attributes; another task
 is a frozen dataclass of `_TASKS`, which travels as JSON in the attribute `settings`.

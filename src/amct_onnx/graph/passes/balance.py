@@ -1,4 +1,4 @@
-"""Balance layers: move the range of input channels from the activation into the weight (DMQ, spec section 6.5).
+"""Balance layers: move the range of input channels from the activation into the weight (amct_formats.md: DMQ).
 
 Before           After
 x -> Conv(w)     x -> Mul(1/f) -> Conv(w * f), f along the input channels

@@ -1,4 +1,4 @@
-"""Fold a Mul or Add that follows a BatchNormalization into its scale and B (spec section 7.1).
+"""Fold a Mul or Add that follows a BatchNormalization into its scale and B (amct_formats.md: Fusion).
 
 before: x -> BatchNormalization(scale, B) -> Mul(c) -> Add(d) -> y
 after:  x -> BatchNormalization(scale * c, B * c + d)         -> y

@@ -1,4 +1,4 @@
-"""Fold a BatchNormalization into the convolution before it (spec section 7.1).
+"""Fold a BatchNormalization into the convolution before it (amct_formats.md: Fusion).
 
 before: x -> Conv(W, b) -> BatchNormalization(gamma, beta, mean, var) -> y
 after:  x -> Conv(W * g, (b - mean) * g + beta)                       -> y      g = gamma / sqrt(var + epsilon)

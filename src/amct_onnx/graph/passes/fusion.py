@@ -1,4 +1,4 @@
-"""Shared by both fusions of batch normalization: what they tell, and when two nodes may be fused (spec section 7.1)."""
+"""Shared by both fusions of batch normalization: when two nodes may be fused (amct_formats.md: Fusion)."""
 
 from __future__ import annotations
 

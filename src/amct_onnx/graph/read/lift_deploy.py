@@ -4,7 +4,8 @@ Before:  x -> AscendQuant -> Conv(int8 weight, int32 bias) -> AscendDequant(uint
 After:   x -> Mul -> QuantizeLinear -> ConvInteger -> Add(int32) -> Cast -> Mul -> y
 
 Nothing but the model is needed. Each quantized tensor is followed from its AscendQuant to its consumers, through the
-operators that only move elements, and into subgraphs. Semantics: spec 6.0, 7.4 and 7.5.
+operators that only move elements, and into subgraphs. Semantics: amct_formats.md: Rounding and scales, Fake-quant
+model, Deploy model.
 
 Requires: default opset 11 or newer. Ensures: no Ascend operator is left, names and types of the graph inputs and
 outputs are unchanged. A second run finds nothing to do.
@@ -154,7 +155,7 @@ class _Lifter:
             y = self._emit.op("Mul", [y, self._per_channel(v, param.scale, "scale")])
         else:
             # In float64, where every int32 is exact, the quotient and its floor are too. One channel with a shift
-            # puts all channels into the range of int16 (spec 7.4).
+            # puts all channels into the range of int16 (amct_formats.md: Deploy model).
             power = np.exp2(param.shift.astype(np.float64))
             y = self._emit.op("Cast", [v], {"to": int(ir.DataType.DOUBLE)})
             y = self._emit.op("Floor", [self._emit.op("Mul", [y, self._per_channel(v, 1 / power, "power")])])

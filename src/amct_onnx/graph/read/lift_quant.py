@@ -7,7 +7,7 @@ INT16:  x -> Mul -> Round -> Add -> Clip -> v                   q = v - 2^15, v 
 Integer operators of ONNX take int8 at most. A layer is linear, so layer(q - offset) is 2^8 layer(high - zh) +
 layer(low - zl), where zh and zl are the bytes of offset + 2^15: int32 sums of products of bytes, padding included.
 
-With `half`, x, the product and the sum with the offset are rounded to float16 (FORCE_FP16_QUANT, spec section 6.8).
+With `half`, x, the product and the sum with the offset are rounded to float16 (amct_formats.md: FORCE_FP16_QUANT).
 """
 
 from __future__ import annotations

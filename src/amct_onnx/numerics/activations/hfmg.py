@@ -1,4 +1,4 @@
-"""HFMG: narrow a histogram from its sparser end and keep the range of least rounding error (spec section 6.2)."""
+"""HFMG: narrow a histogram from its sparser end and keep the range of least rounding error (amct_formats.md: HFMG)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IFMR: scan scaled upper bounds for the least mean squared rounding error (spec section 6.1).
+"""IFMR: scan scaled upper bounds for the least mean squared rounding error (amct_formats.md: IFMR).
 
 The error of each candidate is summed over the bins of the histogram instead of all elements; a bin is at least 32
 times finer than a step of an 8-bit grid over the whole range. Only a percentile that cuts off outliers thousands of

@@ -14,7 +14,7 @@ from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
 
 def solve_activation(stat: DyadicHistogram, settings: ActivationSettings) -> QParams:
-    """Per-tensor QParams of one activation; scale 1 for a tensor of zeros (spec section 6.0).
+    """Per-tensor QParams of one activation; scale 1 for a tensor of zeros (amct_formats.md: Rounding and scales).
 
     Raises ValueError when the tensor's range has no legal scale, be it too large or so small that every value would
     round to zero.

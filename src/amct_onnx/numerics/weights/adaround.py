@@ -1,8 +1,8 @@
 """AdaRound: choose for each weight whether it is rounded down or up, so that the layer's outputs change least.
 
-Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020; spec section 6.4. For a row w of
-the weight with scale s and integers q, let u = q - w / s. The expected squared error of its output is s^2 u G u^T, with
-G the Gram matrix of the layer's input columns, so the data is needed no more once G is known. Three steps:
+Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020; amct_formats.md: AdaRound. For a row
+w of the weight with scale s and integers q, let u = q - w / s. The expected squared error of its output is s^2 u G u^T,
+with G the Gram matrix of the layer's input columns, so the data is needed no more once G is known. Three steps:
 
 1. Relaxation, as in the paper: h = clip(1.2 sigmoid(a) - 0.1, 0, 1) stands for the upper integer, Adam minimizes
    u G u^T + reg_param * sum(1 - |2h - 1|^beta), and the second term, which comes in after `warm_start` of the steps

@@ -1,4 +1,4 @@
-"""ARQ: weights scaled by their extremes (spec section 6.3)."""
+"""ARQ: weights scaled by their extremes (amct_formats.md: ARQ)."""
 
 from __future__ import annotations
 

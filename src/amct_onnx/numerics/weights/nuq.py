@@ -1,4 +1,4 @@
-"""NUQ: int8 weights that take at most 16 or 32 values, so that they compress (spec section 6.7).
+"""NUQ: int8 weights that take at most 16 or 32 values, so that they compress (amct_formats.md: NUQ).
 
 A layer is quantized uniformly first (ARQ). Its integers are then clustered in one dimension: `num_steps` levels, one
 set for the whole layer, of small squared distance to the integers. AMCT's own clustering is not published. Here the
