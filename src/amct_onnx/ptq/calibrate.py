@@ -17,7 +17,7 @@ from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.ptq.recipe.steps import Candidate, Recipe
-from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Target
 from amct_onnx.values.findings import Effort
@@ -54,8 +54,8 @@ def calibrate(
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
-    calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning)
-    calibration.solved.weights.update(recipe.solved_weights)
+    solved = SolvedGrids(recipe.solved_weights)
+    calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
     tell(best.lowered.notes)
     return QuantizedModel(
