@@ -118,7 +118,7 @@ class QuantizedModel:
 
     def model(self) -> ir.Model:
         """A new quantized model: Q/DQ nodes, or the deploy model of target ascend."""
-        return self.lowered.model()
+        return self.lowered.model().clone()
 
     def save(self, prefix: str | os.PathLike[str], *, inspect: bool = True) -> SavedModel:
         """Write the files of the target: `<prefix>_<target>.onnx`, or those of AMCT's save_model for ascend.

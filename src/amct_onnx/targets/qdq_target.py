@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -48,30 +48,22 @@ _BIAS_LIMIT = 2.0**30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QdqLowered(Lowered):
-    """A float model, normalized for lowering, with the plan and all grids of a Q/DQ target."""
+    """A float model, normalized for lowering, its plan for a Q/DQ target, and the same model with Q/DQ nodes."""
 
     calibration: Calibration
     table: QdqTarget
     prepared: ir.Model
     plan: QdqPlan
-    grids: QdqGrids
-
-    @cached_property
-    def _lowered(self) -> ir.Model:
-        """Not to be changed. It is judged, saved and measured, and takes as long as all weights take to be rounded."""
-        model = self.prepared.clone()
-        lower_qdq(model, self.plan, self.table, self.grids)
-        return model
+    quantized: ir.Model
 
     def model(self) -> ir.Model:
-        return self._lowered.clone()
+        return self.quantized
 
     def save(self, prefix: str) -> tuple[str, ...]:
         return save_model_of(self, prefix, self.table.name)
 
     def units(self) -> Units:
-        lowered = self.model()
-        return QdqUnits(self.prepared.clone(), self.plan, self.table, self.activations, lowered).found()
+        return QdqUnits(self.prepared.clone(), self.plan, self.table, self.activations, self.quantized).found()
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         values = index_graph(self.calibration.source.model).values
@@ -144,18 +136,20 @@ class QdqFamily(Target):
         prepared = source.clone()
         if default_opset(prepared) < table.minimum_opset:
             raise_opset(prepared, table.minimum_opset)
-        normalize_layers(prepared, frozenset(plan.layers))
-        quantized = [node for node in prepared.graph if node.name in plan.layers and node.op_type in WEIGHT_OPS]
-        layers = [layer_of(node) for node in quantized]
+        chosen = frozenset(plan.layers)
+        normalize_layers(prepared, chosen)
+        layers = [layer_of(node) for node in prepared.graph if node.name in chosen and node.op_type in WEIGHT_OPS]
         weights = {layer.name: _solve_weight(layer, table, grids, calibration) for layer in layers}
         constants = _solve_constants(prepared, plan, table, grids)
+        quantized = prepared.clone()
+        lower_qdq(quantized, plan, table, QdqGrids(activations=grids, weights=weights, constants=constants))
         known = calibration.source.facts.nodes  # without those that smoothing has added
         return QdqLowered(
             calibration=calibration,
             table=table,
             prepared=prepared,
             plan=plan,
-            grids=QdqGrids(activations=grids, weights=weights, constants=constants),
+            quantized=quantized,
             decisions=tuple(decision for decision in plan.decisions if decision.layer in known),
             activations=grids,
             weights={layer.name: _in_own_layout(weights[layer.name].params, layer) for layer in layers},

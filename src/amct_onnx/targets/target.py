@@ -42,7 +42,7 @@ class RangeChoice:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lowered(ABC):
-    """A model quantized for one target. All its grids are solved; what is left is to write integers into a graph.
+    """A model quantized for one target: all its grids are solved.
 
     decisions: what happens to each node that the target could quantize, and why where it stays in float. activations:
     scale and zero point (signed integers) of each quantized tensor, by name. weights: scales of each weight, by node;
@@ -60,7 +60,7 @@ class Lowered(ABC):
 
     @abstractmethod
     def model(self) -> ir.Model:
-        """A new quantized model."""
+        """The quantized model. Others read it too: a copy is changed, never the model itself."""
 
     @abstractmethod
     def save(self, prefix: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from amct_onnx.values.layers import Decision
 
@@ -33,7 +32,7 @@ class QdqPlan:
     integer: frozenset[str]
     absorbed: Mapping[str, str]
 
-    @cached_property
+    @property
     def layers(self) -> tuple[str, ...]:
         """The quantized nodes, in graph order."""
         return tuple(decision.layer for decision in self.decisions if decision.quantized)
