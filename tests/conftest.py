@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Of pytest-xdist. Each worker has its part of the processors, since threads of several workers would wait for each
@@ -47,6 +48,17 @@ if _WORKERS > 1:
     ort.InferenceSession.__init__ = _open_with_few_threads
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs, once, whether or not an earlier test of this process has started its log."""
+    logger = logging.getLogger("amct_onnx")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import json
 import logging
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -588,37 +588,22 @@ def test_the_fusion_file_names_original_nodes(qat: Path) -> None:
     assert made == {"c.dequant": "c", "d2.anti_quant": "d2"}
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    records: list[logging.LogRecord] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-
-    logger, handler = logging.getLogger("amct_onnx"), Keep()
-    logger.addHandler(handler)
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
-    yield records
-    logger.removeHandler(handler)
-
-
-def test_log_lines(qat: Path, log: list[logging.LogRecord]) -> None:
+def test_log_lines(qat: Path, caplog: pytest.LogCaptureFixture) -> None:
     prefix = str(qat.parent / "m")
     amct.convert_qat_model(str(qat), prefix, str(qat.parent / "r"))
-    texts = [r.getMessage() for r in log if r.levelno >= logging.INFO]
+    texts = [r.getMessage() for r in caplog.records if r.levelno >= logging.INFO]
     saved = [f"The model file is saved in {prefix}_{kind}_model.onnx" for kind in ("deploy", "fake_quant")]
     assert texts == ["Converted 1 layers, 1 other tensors and 0 int8 outputs of the Q/DQ model.", *saved]
-    log.clear()
+    caplog.clear()
     amct.convert_qat_model(str(qat), prefix, str(qat.parent / "r"))
-    warned = [r.getMessage() for r in log if r.levelno == logging.WARNING]
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warned == [
         f"The file already exists at {path} and it will be overwritten by AMCT"
         for path in (qat.parent / "r", f"{prefix}_deploy_model.onnx", f"{prefix}_fake_quant_model.onnx")
     ]
 
 
-def test_the_log_does_not_grow_with_the_model(tmp_path: Path, log: list[logging.LogRecord]) -> None:
+def test_the_log_does_not_grow_with_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Fifty layers that cannot be converted are one line above DEBUG, and fifty at it."""
     layers = "".join(
         f"wd{i} = DequantizeLinear (wq, sw, w5) [c{i}] a{i} = Conv <pads=[1,1,1,1]> (xd, wd{i}, b) " for i in range(50)
@@ -626,10 +611,10 @@ def test_the_log_does_not_grow_with_the_model(tmp_path: Path, log: list[logging.
     body = f"{PAIR} {layers} y = Sum ({', '.join(f'a{i}' for i in range(50))})"
     onnx.save(model(body, w5=I8(5)), tmp_path / "qat.onnx")
     amct.convert_qat_model(str(tmp_path / "qat.onnx"), str(tmp_path / "m"))
-    warnings = [r.getMessage() for r in log if r.levelno == logging.WARNING]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert warnings[0].startswith("Not converted, 50 Conv (c0, c1, c2 and 47 more): its weight is asymmetric")
-    listed = [r.getMessage() for r in log if r.levelno == logging.DEBUG]
+    listed = [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG]
     assert [text.split(":")[1] for text in listed] == [f" Conv c{i}" for i in range(50)]
 
 

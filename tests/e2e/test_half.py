@@ -227,7 +227,7 @@ def test_options_that_change_what_is_calculated(tmp_path: Path, change: dict[str
     _check(flow, _half({"x": images(0)}), _half({"x": images(9)}))
 
 
-def test_products_and_tensors_of_float16_stay(tmp_path: Path, config_log: pytest.LogCaptureFixture) -> None:
+def test_products_and_tensors_of_float16_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As AMCT for float16 (amct_formats.md: Layer conditions)."""
     model = to_half(
         build(
@@ -239,7 +239,7 @@ def test_products_and_tensors_of_float16_stay(tmp_path: Path, config_log: pytest
         )
     )
     flow = Flow.of(model, tmp_path).configure()
-    assert "product: its input is FLOAT16, and only float32 is supported" in config_log.text
+    assert "product: its input is FLOAT16, and only float32 is supported" in caplog.text
     assert "product" not in json.loads(Path(flow.config).read_text())
 
 
@@ -273,7 +273,7 @@ def test_the_same_values_give_the_same_files(tmp_path: Path) -> None:
         assert first == second
 
 
-def test_a_pool_of_float16_stays_and_the_log_says_why(tmp_path: Path, config_log: pytest.LogCaptureFixture) -> None:
+def test_a_pool_of_float16_stays_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = to_half(
         build(
             """g (float[N,3,8,8] x) => (float[N,4,4,4] y) {
@@ -286,5 +286,5 @@ def test_a_pool_of_float16_stays_and_the_log_says_why(tmp_path: Path, config_log
     flow = Flow.of(model, tmp_path).run(_half({"x": normal(0, 2, 3, 8, 8)}))
     assert list(flow.records()) == ["conv"]
     reason = "1 of 2 layers cannot be quantized, and stay in float: pool: its input is FLOAT16"
-    assert reason in config_log.text
+    assert reason in caplog.text
     _check(flow, _half({"x": normal(0, 2, 3, 8, 8)}), _half({"x": normal(9, 2, 3, 8, 8)}))

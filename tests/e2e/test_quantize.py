@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,21 +282,13 @@ def test_what_a_target_does_not_have_is_refused(model: ir.Model, images: np.ndar
             amct_onnx.quantize(tmp_path / "m.onnx", images, settings=cfg, target=target)
 
 
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("amct_onnx")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def test_the_command_writes_every_target_from_one_calibration(
     model: ir.Model,
     images: np.ndarray,
     inferences: list[int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    log: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ir.save(model, "m.onnx")
@@ -317,7 +308,7 @@ def test_the_command_writes_every_target_from_one_calibration(
     assert {file.name for file in Path("out").iterdir()} == {
         *("m_onnxruntime.onnx", "m_deploy_model.onnx", "m_fake_quant_model.onnx", "m_quant.json")
     }
-    text = log.text
+    text = caplog.text
     assert "Gemm_4" in text
     assert "integer kernel" in text
     first = Path("out/m_onnxruntime.onnx").read_bytes()
@@ -327,10 +318,10 @@ def test_the_command_writes_every_target_from_one_calibration(
 
 
 def test_the_command_says_in_one_line_what_is_wrong(
-    model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ir.save(model, "m.onnx")
     assert main(["quantize", "m.onnx", "--data", "nowhere/", "--save_path", "out/m"]) == 1
-    assert "nowhere" in log.text
+    assert "nowhere" in caplog.text
     assert not Path("out").exists()

@@ -408,7 +408,7 @@ def test_a_layer_that_cannot_be_quantized_stays_with_a_reason(
     ],
 )
 def test_an_lstm_of_another_kind_stays_as_it_is_and_the_log_says_why(
-    tmp_path: Path, config_log: pytest.LogCaptureFixture, inputs: str, attributes: str, reason: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, inputs: str, attributes: str, reason: str
 ) -> None:
     """Beside a layer that is quantized: the LSTM is in both files as it was, and computes what it did."""
     arrays = {
@@ -438,7 +438,7 @@ def test_an_lstm_of_another_kind_stays_as_it_is_and_the_log_says_why(
     for node in model.graph.node:
         node.input[:] = ["" if name == "none" else name for name in node.input]
     flow = Flow.of(model, tmp_path).run({"x": normal(0, 5, 3, 3)})
-    assert f"1 of 2 layers cannot be quantized, and stay in float: lstm: {reason}" in config_log.text
+    assert f"1 of 2 layers cannot be quantized, and stay in float: lstm: {reason}" in caplog.text
     assert list(flow.records()) == ["matmul"]
     exact, simulated, deployed = _outputs(flow, {"x": normal(9, 5, 3, 3)})
     np.testing.assert_array_equal(exact[0], simulated[0])

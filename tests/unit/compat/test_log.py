@@ -27,7 +27,8 @@ def fresh_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     yield
     for handler in logger.handlers:
         handler.close()
-    logger.handlers, logger.level, logger.propagate = before
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])  # not by its attribute: loggers below keep what was enabled
 
 
 def test_lines_have_the_area_of_their_logger(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,16 @@ def test_without_a_log_folder_the_screen_says_so_and_work_goes_on(capsys: pytest
     assert lines[1:] == ["INFO - [AMCT]:[Utils]: still here"]
 
 
-def test_the_root_logger_of_the_application_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    start_log()
-    logging.getLogger("amct_onnx").error("ours")
-    assert caplog.records == []
+def test_the_root_logger_of_the_application_is_left_alone() -> None:
+    root, records = logging.getLogger(), []
+    before, handler = (root.handlers[:], root.level), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
+    root.addHandler(handler)
+    try:
+        logging.getLogger("amct_onnx").error("before it is opened")
+        start_log()
+        logging.getLogger("amct_onnx").error("ours")
+        assert (root.handlers, root.level) == ([*before[0], handler], before[1])
+    finally:
+        root.removeHandler(handler)
+    assert [record.getMessage() for record in records] == ["before it is opened"]

@@ -160,10 +160,10 @@ def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
     model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reached = amct_onnx.quantize(model, images).steps[-1].after
-    assert not caplog.records
+    assert "above the noise of int8" not in caplog.text
     monkeypatch.setattr(one_call, "_NOISY", 60)
     amct_onnx.quantize(model, images, effort="fast")
-    assert not caplog.records
+    assert "above the noise of int8" not in caplog.text
     amct_onnx.quantize(model, images)
     assert f"only {reached:.1f} dB above the noise of int8" in caplog.text
     assert "min_sqnr=60" in caplog.text
