@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="NAME")
     # The path is part of what the calibration models say, so it is the same in each run.
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/amct_digests"), help="a folder that is emptied first")
+    folder = Path(tempfile.gettempdir(), "amct_digests")
+    parser.add_argument("--folder", type=Path, default=folder, help="a folder that is emptied first")
     args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     (args.folder / "out").mkdir(parents=True)
