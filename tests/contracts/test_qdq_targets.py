@@ -93,6 +93,17 @@ def test_the_result_is_the_same_bytes_in_every_run(case: Case) -> None:
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
+def test_what_a_caller_does_to_a_model_reaches_no_other(case: Case) -> None:
+    result = case.quantize()
+    before = ir.to_proto(result.model()).SerializeToString(deterministic=True)
+    model = result.model()
+    for node in model.graph:
+        node.name = "changed"
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    assert ir.to_proto(result.model()).SerializeToString(deterministic=True) == before
+
+
 def test_a_bias_that_int32_cannot_hold_makes_the_steps_of_its_channel_wider() -> None:
     model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 13]> g (float[N,1,4,4] x) => (float[N,2,4,4] y)
         <float[2,1,1,1] w = {1e-20, 0.5}, float[2] b = {3, 1}> { y = Conv(x, w, b) }""")
