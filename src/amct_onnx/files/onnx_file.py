@@ -17,16 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
+from amct_onnx.files.well_formed import check_connections, from_proto, is_sorted, one_line, tidy
 from amct_onnx.files.whole_files import FILE_MODE, make_folder
 from amct_onnx.graph.access import all_nodes
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.tensors import array_of
 
 MINIMUM_OPSET = 11
+IN_MEMORY = "the model in memory"  # what messages call a model that comes from no file
 # protobuf cannot hold 2 GiB; AMCT's own limit leaves room for the graph (amct_formats.md: save_model).
 _EMBEDDED_LIMIT = 2_000_000_000
 # External tensors up to this size are read at once.
@@ -44,20 +47,44 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     outside the folder of the model).
     """
     source = Path(path)
-    if not source.exists():
-        raise FileMissingError(f"The model file {source} does not exist: check the path.")
+    if "\0" in str(source) or not source.exists():
+        raise FileMissingError(f"The model file {printable(source)} does not exist: check the path.")
     try:
-        model = ir.load(source)
+        proto = onnx.load(source, load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{source} is not an ONNX model, or it is truncated: export or copy it again.") from error
     except OSError as error:
         raise ModelFileError(f"{source} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, AttributeError, KeyError, ir.serde.SerdeError) as error:
-        raise ModelFileError(f"{source} is not a valid ONNX model: {_one_line(_root(error))}.") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelFileError(f"{source} is not a valid ONNX model: {one_line(error)}.") from error
+    model = from_proto(proto, str(source))
     if not model.ir_version or (not model.graph.num_nodes() and not model.graph.outputs):
         raise ModelFileError(f"{source} is not an ONNX model, or it is empty: export or copy it again.")
+    ir.external_data.set_base_dir(model.graph, os.path.dirname(source))
     _take_external_data(model, source)
+    tidy(model, str(source))
     return model
+
+
+def take_model(model: ir.Model | onnx.ModelProto) -> ir.Model:
+    """A copy of a model in memory: an onnx.ModelProto or an onnx_ir.Model, which stays as it is.
+
+    External data of a ModelProto are looked for in the current folder. Raises what `load_model` raises, and ModelError
+    for a model that is not well formed.
+    """
+    if isinstance(model, ir.Model):
+        check_connections(model, IN_MEMORY)
+        for tensor in (value.const_value for graph in model.graphs() for value in graph.initializers.values()):
+            if isinstance(tensor, ir.ExternalTensor):
+                _checked(tensor, None, {}, anywhere=True)
+        taken = model.clone() if is_sorted(model) else _copied(model)
+    else:
+        taken = from_proto(model, IN_MEMORY)
+        if not taken.graph.num_nodes() and not taken.graph.outputs:
+            raise ModelFileError(f"{IN_MEMORY} is empty: export it or load it again.")
+        _take_external_data(taken, None)
+    tidy(taken, IN_MEMORY)
+    return taken
 
 
 def check_opset(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -101,7 +128,7 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_l
     except OSError as error:
         raise _cannot_write(target, error) from error
     except (EncodeError, ValueError) as error:
-        raise OutputError(f"Cannot write {target}: {_one_line(error)}.") from error
+        raise OutputError(f"Cannot write {target}: {one_line(error)}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     stale = target.parent / f"{target.name}.data"
@@ -177,8 +204,20 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
     return OutputError(f"Cannot write {target}: {reason}. Choose a folder that is writable and has room.")
 
 
-def _take_external_data(model: ir.Model, source: Path) -> None:
-    """Check the external data of a model, and read its small tensors: each tensor left on disk takes a file handle."""
+def _copied(model: ir.Model) -> ir.Model:
+    """A copy of a model whose nodes are in no order, for which onnx_ir has none; weights are shared."""
+    copy = ir.from_proto(ir.to_proto(model))
+    for graph, source in zip(copy.graphs(), model.graphs(), strict=True):
+        for name, value in source.initializers.items():
+            graph.initializers[name].const_value = value.const_value
+    return copy
+
+
+def _take_external_data(model: ir.Model, source: Path | None) -> None:
+    """Check the external data of a model, and read its small tensors: each tensor left on disk takes a file handle.
+
+    source: the file of the model, None for one in memory, whose data lie in the current folder.
+    """
     files: dict[str, int] = {}  # real path -> size
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -192,32 +231,41 @@ def _take_external_data(model: ir.Model, source: Path) -> None:
                 tensor = _checked(attribute.value, source, files)
                 node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))
     if files:
-        model.graph.meta[_EXTERNAL_KEY] = (os.path.realpath(source), frozenset(files))
+        model.graph.meta[_EXTERNAL_KEY] = ("" if source is None else os.path.realpath(source), frozenset(files))
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[np.ndarray]:
     return ir.Tensor(array_of(tensor).copy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def _checked(tensor: ir.ExternalTensor, source: Path, files: dict[str, int]) -> ir.ExternalTensor:
+def _checked(
+    tensor: ir.ExternalTensor, source: Path | None, files: dict[str, int], *, anywhere: bool = False
+) -> ir.ExternalTensor:
     """`tensor` with the real path of its file, after a check that the file may be read and has the tensor's bytes.
 
-    `files` has the size of each file that was checked before, by real path; a new one is added.
+    `files` has the size of each file that was checked before, by real path; a new one is added. anywhere: the file may
+    lie outside the folder of the model.
     """
-    file = Path(tensor.path)
+    path, called = os.fspath(tensor.path), source or IN_MEMORY
+    if "\0" in path:
+        raise ModelFileError(
+            f"Tensor {tensor.name} of {called}: the name of its external data file, {printable(path)}, cannot be that "
+            "of a file: export the model again."
+        )
+    file = Path(path)
     real = os.path.realpath(file)
     if real not in files:
-        files[real] = _check_external_file(tensor, Path(real), source)
+        files[real] = _check_external_file(tensor, Path(real), source, anywhere=anywhere)
     start, length = tensor.offset or 0, tensor.length
     if start < 0 or (length is not None and length < tensor.nbytes):
         raise ModelFileError(
-            f"Tensor {tensor.name} of {source}: its place in the external data file {file} is malformed "
+            f"Tensor {tensor.name} of {called}: its place in the external data file {file} is malformed "
             f"(offset {start}, length {length}, and it takes {tensor.nbytes} bytes): export the model again."
         )
     end = start + max(length or 0, tensor.nbytes)
     if files[real] < end:
         raise ModelFileError(
-            f"External data file {file} of {source} is truncated: tensor {tensor.name} ends at byte {end}, the file at "
+            f"External data file {file} of {called} is truncated: tensor {tensor.name} ends at byte {end}, the file at "
             f"{files[real]}. Copy it again."
         )
     # With base_dir, onnx_ir would refuse all links, also hard ones. Links have been checked above.
@@ -226,34 +274,31 @@ def _checked(tensor: ir.ExternalTensor, source: Path, files: dict[str, int]) -> 
     )
 
 
-def _check_external_file(tensor: ir.ExternalTensor, real: Path, source: Path) -> int:
+def _check_external_file(tensor: ir.ExternalTensor, real: Path, source: Path | None, *, anywhere: bool) -> int:
     """The size of an external data file. It must lie in the model's folder, or a model could read any file.
 
     If the model is a link, the folder of the file behind the link counts as well: in a cache, model and data are links.
     """
-    file = Path(tensor.path)
-    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (source.parent, source.resolve().parent)):
+    file, called = Path(tensor.path), source or IN_MEMORY
+    folders = (Path(),) if source is None else (source.parent, source.resolve().parent)
+    if not anywhere and not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
         raise ModelFileError(
-            f"External data file {file} of tensor {tensor.name} in {source} lies outside the folder of the model, "
+            f"External data file {file} of tensor {tensor.name} in {called} lies outside the folder of the model, "
             "where ONNX allows none (also as a link): copy it beside the model."
         )
     if not real.exists():
+        advice = "copy it there" if source else "give the path of the model, or load it with its external data"
         raise FileMissingError(
-            f"Tensor {tensor.name} of {source} is in the external data file {file}, which is missing: copy it there."
+            f"Tensor {tensor.name} of {called} is in the external data file {file}, which is missing: {advice}."
         )
     if not real.is_file():
         raise ModelFileError(
-            f"External data file {file} of tensor {tensor.name} in {source} is no regular file: put a copy there."
+            f"External data file {file} of tensor {tensor.name} in {called} is no regular file: put a copy there."
         )
     return real.stat().st_size
 
 
-def _root(error: BaseException) -> BaseException:
-    """The first error of a chain. onnx_ir wraps the error about a tensor in errors about the graph around it."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def printable(path: object) -> str:
+    """A path as messages show it: one that no file can have is quoted."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

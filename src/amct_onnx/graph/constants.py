@@ -8,7 +8,9 @@ any data, and a tensor can be handed on as it is: see `tensors` for weights that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,19 +63,50 @@ def constant_value(value: ir.Value | None) -> Array | None:
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor behind `value`, without a look at the data of a large one; None as for `constant_value`."""
-    if value is None:
-        return None
-    if value.is_initializer():
-        return None if value.is_graph_input() else _numeric(value.const_value)
-    node = value.producer()
-    if node is None or not _is_link(node):
-        return None
-    if node.op_type == "Constant":
-        return _constant_node(node)
-    source = constant_tensor(node.inputs[0])
-    if source is None or node.op_type == "Identity":
-        return source
-    return _transposed(source, node) if node.op_type == "Transpose" else _cast(source, node)
+    source, links = _origin(value)
+    return _changed(source, links)
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `constant_tensor` knows `value`; quick also behind thousands of nodes."""
+    source, links = _origin(value)
+    return source is not None and all(n.op_type != "Cast" or n.attributes.get_int("to", 0) in _FLOATS for n in links)
+
+
+def _origin(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, list[ir.Node]]:
+    """The tensor at the start of a chain of links, None if there is none, and the links, the last of which is first."""
+    links: list[ir.Node] = []
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        if node is None or not _is_link(node):
+            return None, links
+        if node.op_type == "Constant":
+            return _constant_node(node), links
+        if node.op_type != "Identity":
+            links.append(node)
+        value = node.inputs[0]
+    return None if value is None or value.is_graph_input() else _numeric(value.const_value), links
+
+
+def is_overridable(value: ir.Value | None) -> bool:
+    """Whether `value` is an initializer, perhaps passed on, that is an input of the model too."""
+    root = _root(value)
+    return root is not None and root.is_initializer() and root.is_graph_input()
+
+
+def why_variable(value: ir.Value | None) -> str:
+    """What to say of a value that `constant_tensor` does not know, behind "its weight"."""
+    root = _root(value)
+    if root is None or not is_overridable(root):
+        return "is computed at run time"
+    return f"({root.name}) may be overridden: it is an input of the model too, remove it from the inputs of the graph"
+
+
+def _root(value: ir.Value | None) -> ir.Value | None:
+    """The value at the start of a chain of nodes that only pass on a constant."""
+    while value is not None and (node := value.producer()) is not None and _is_link(node) and node.inputs:
+        value = node.inputs[0]
+    return value
 
 
 def _is_link(node: ir.Node) -> bool:
@@ -98,24 +131,36 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
     return None
 
 
-def _transposed(source: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
-    shape, perm = shape_of(source), node.attributes.get_ints("perm")
-    axes = tuple(reversed(range(len(shape)))) if perm is None else tuple(perm)
-    return deferred(lambda: array_of(source).transpose(axes), source.dtype.numpy(), tuple(shape[k] for k in axes))
-
-
-def _cast(source: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol | None:
-    # Casts to integers are left out: out of range they differ from runtime to runtime.
-    target = node.attributes.get_int("to", 0)
-    if target not in _FLOATS or not (source.dtype.numpy().kind in "biuf" or source.dtype in _FLOATS):
-        return None
-    dtype = ir.DataType(target).numpy()
+def _changed(source: ir.TensorProtocol | None, links: Sequence[ir.Node]) -> ir.TensorProtocol | None:
+    """`source` after the Transposes and Casts of `links`, the last of which comes first; None if they hide it."""
+    if source is None or not links:
+        return source
+    shape, dtype, changes = shape_of(source), source.dtype, list[Callable[[Array], Array]]()
+    for node in reversed(links):
+        if node.op_type == "Transpose":
+            perm = node.attributes.get_ints("perm")
+            axes = tuple(reversed(range(len(shape)))) if perm is None else tuple(perm)
+            if sorted(axes) != list(range(len(shape))):
+                return None
+            shape = tuple(shape[k] for k in axes)
+            changes.append(partial(np.transpose, axes=axes))
+            continue
+        # Casts to integers are left out: out of range they differ from runtime to runtime.
+        target = node.attributes.get_int("to", 0)
+        if target not in _FLOATS or not (dtype.numpy().kind in "biuf" or dtype in _FLOATS):
+            return None
+        dtype = ir.DataType(target)
+        changes.append(partial(_cast, dtype=dtype.numpy()))
 
     def compute() -> Array:
-        with np.errstate(over="ignore"):
-            return array_of(source).astype(dtype)
+        return reduce(lambda array, change: change(array), changes, array_of(source))
 
-    return deferred(compute, dtype, shape_of(source))
+    return deferred(compute, dtype.numpy(), shape)
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Data, *, names: ValueNames) -> ir.Value:
@@ -206,20 +251,23 @@ def remove_unused(values: Iterable[ir.Value | None], removable: Callable[[ir.Nod
 
 
 def _remove_if_unused(value: ir.Value | None, removable: Callable[[ir.Node], bool]) -> bool:
-    graph = None if value is None else value.graph
-    if value is None or graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
-        return False
-    if value.is_initializer():
-        del graph.initializers[name_of(value)]
-        return True
-    producer = value.producer()
-    if producer is None or not removable(producer) or any(output.uses() for output in producer.outputs):
-        return False
-    sources = tuple(producer.inputs)
-    graph.remove(producer, safe=True)
-    for source in sources:
-        _remove_if_unused(source, removable)
-    return True
+    """Remove `value`, and then what only fed it; True if it went."""
+    first, waiting, gone = value, [value], set[ir.Value | None]()
+    while waiting:
+        value = waiting.pop()
+        graph = None if value is None else value.graph
+        if value is None or graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        producer = value.producer()
+        if value.is_initializer():
+            del graph.initializers[name_of(value)]
+        elif producer is None or not removable(producer) or any(output.uses() for output in producer.outputs):
+            continue
+        else:
+            waiting += producer.inputs
+            graph.remove(producer, safe=True)
+        gone.add(value)
+    return first in gone
 
 
 def lift_ir3(model: ir.Model) -> bool:

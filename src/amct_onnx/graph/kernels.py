@@ -291,13 +291,16 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 def _readers(value: ir.Value) -> Iterator[ir.Node | None]:
     """The nodes that read `value`, also after a change of layout; None for a graph output."""
-    if value.is_graph_output():
-        yield None
-    for node in value.consumers():
-        if node.op_type in _LAYOUT:
-            yield from _readers(node.outputs[0])
-        else:
-            yield node
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_output():
+            yield None
+        for node in value.consumers():
+            if node.op_type in _LAYOUT:
+                waiting.append(node.outputs[0])
+            else:
+                yield node
 
 
 # --- what makes integers slow or wrong

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, is_standard, name_of, optional_input
-from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.constants import constant_tensor, is_overridable, why_variable
 from amct_onnx.graph.layer_view import WEIGHT_OPS, input_channels
 from amct_onnx.graph.recurrent import RECURRENT_OPS, recurrent_reason, recurrent_shape
 from amct_onnx.graph.tensors import shape_of
@@ -92,7 +92,7 @@ def _weight_shape(node: ir.Node) -> tuple[tuple[int, ...], str | None]:
     if weight is None:
         if node.op_type == "MatMul" and constant_tensor(optional_input(node, 0)) is not None:
             return (), "its constant operand is the first one, and a weight must be the second"
-        return (), "its weight is computed at run time"
+        return (), f"its weight {why_variable(optional_input(node, 1))}"
     shape, dtype = shape_of(weight), weight.dtype.numpy()
     if dtype not in (np.float32, np.float16):
         return shape, f"its weight is {dtype}, and only float32 and float16 are supported"
@@ -103,7 +103,7 @@ def _bias_reason(node: ir.Node) -> str | None:
     bias = optional_input(node, 2)
     if node.op_type == "MatMul" or bias is None:
         return None
-    return None if constant_tensor(bias) is not None else "its bias is computed at run time"
+    return None if constant_tensor(bias) is not None else f"its bias {why_variable(bias)}"
 
 
 def _pool_reason(node: ir.Node) -> str | None:
@@ -115,7 +115,7 @@ def _pool_reason(node: ir.Node) -> str | None:
 
 def is_product(node: ir.Node) -> bool:
     """A MatMul of two activations."""
-    return node.op_type == "MatMul" and all(constant_tensor(value) is None for value in node.inputs)
+    return node.op_type == "MatMul" and not any(constant_tensor(v) or is_overridable(v) for v in node.inputs)
 
 
 def _product_reason(node: ir.Node) -> str | None:

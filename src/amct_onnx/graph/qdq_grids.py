@@ -6,6 +6,7 @@ Both operators of the default domain and of com.microsoft are read. The real val
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -183,30 +184,26 @@ def grid_constant(value: ir.Value | None) -> GridConstant | str | None:
 
     None when there is no such node or its input is no constant; a reason when its grid cannot be read.
     """
-    node = value.producer() if value is not None else None
-    if is_dequantize(node):
-        integers = _integers(node.inputs[0])
-        if integers is None or isinstance(integers, str):
-            return integers
-        grid = grid_of(node)
-        if isinstance(grid, str):
-            return grid
-        zero_point, scale = _along(grid, grid.zero_point, integers.ndim), _along(grid, grid.scale, integers.ndim)
-        try:
-            full = np.broadcast_to(scale, integers.shape)
-            steps = integers - np.broadcast_to(zero_point, integers.shape)
-        except ValueError:
-            return "the scales of its quantization do not fit its shape"
-        return GridConstant(steps=steps, scale=full)
-    if not is_op(node, *_CONSTANT_MOVES):
+    moves = []
+    while is_op(node := value.producer() if value is not None else None, *_CONSTANT_MOVES):
+        moves.append(node)
+        value = node.inputs[0]
+    if not is_dequantize(node):
         return None
-    inner = grid_constant(node.inputs[0])
-    if not isinstance(inner, GridConstant):
-        return inner
-    moved_steps, moved_scale = moved(inner.steps, node), moved(inner.scale, node)
-    if moved_steps is None or moved_scale is None:
-        return None
-    return GridConstant(steps=moved_steps, scale=moved_scale)
+    integers = _integers(node.inputs[0])
+    if integers is None or isinstance(integers, str):
+        return integers
+    grid = grid_of(node)
+    if isinstance(grid, str):
+        return grid
+    zero_point, scale = _along(grid, grid.zero_point, integers.ndim), _along(grid, grid.scale, integers.ndim)
+    try:
+        full = np.broadcast_to(scale, integers.shape)
+        steps = integers - np.broadcast_to(zero_point, integers.shape)
+    except ValueError:
+        return "the scales of its quantization do not fit its shape"
+    all_steps, all_scales = _all_moved(steps, moves), _all_moved(full, moves)
+    return None if all_steps is None or all_scales is None else GridConstant(steps=all_steps, scale=all_scales)
 
 
 def _along(grid: Grid, array: Array, rank: int) -> Array:
@@ -219,21 +216,19 @@ def _along(grid: Grid, array: Array, rank: int) -> Array:
 
 def _integers(value: ir.Value | None) -> Int64s | str | None:
     """Constant integers: stored as such, or those of a QuantizeLinear of a constant, clipped and moved since then."""
-    array = _known(value)
-    if array is not None:
-        return array.astype(np.int64) if _is_integer(array.dtype) else f"its integers are {array.dtype}"
-    node = value.producer() if value is not None else None
-    if is_quantize(node):
-        return _quantized_constant(node)
-    if not is_op(node, "Clip", *_CONSTANT_MOVES):
-        return None
-    inner = _integers(node.inputs[0])
-    if inner is None or isinstance(inner, str):
-        return inner
-    if node.op_type == "Clip":
-        bounds = clip_bounds(node)
-        return None if bounds is None else np.clip(inner, *bounds)
-    return moved(inner, node)
+    moves: list[ir.Node] = []
+    while (array := _known(value)) is None:
+        node = value.producer() if value is not None else None
+        if is_quantize(node):
+            integers = _quantized_constant(node)
+            break
+        if not is_op(node, "Clip", *_CONSTANT_MOVES):
+            return None
+        moves.append(node)
+        value = node.inputs[0]
+    else:
+        integers = array.astype(np.int64) if _is_integer(array.dtype) else f"its integers are {array.dtype}"
+    return integers if integers is None or isinstance(integers, str) else _all_moved(integers, moves)
 
 
 def _quantized_constant(node: ir.Node) -> Int64s | str | None:
@@ -258,12 +253,28 @@ def _quantized_constant(node: ir.Node) -> Int64s | str | None:
 
 
 def _moved_constant(value: ir.Value | None) -> Array | None:
-    array = constant_value(value)
-    node = value.producer() if value is not None else None
-    if array is not None or not is_op(node, *_CONSTANT_MOVES):
-        return array
-    inner = _moved_constant(node.inputs[0])
-    return None if inner is None else moved(inner, node)
+    moves = []
+    while (array := constant_value(value)) is None:
+        node = value.producer() if value is not None else None
+        if not is_op(node, *_CONSTANT_MOVES):
+            return None
+        moves.append(node)
+        value = node.inputs[0]
+    return _all_moved(array, moves)
+
+
+def _all_moved(array: Array, moves: Sequence[ir.Node]) -> Array | None:
+    """`array` after a chain of nodes that clip or move elements, the last of which comes first; None if unknown."""
+    result: Array | None = array
+    for node in reversed(moves):
+        if result is None:
+            return None
+        if node.op_type == "Clip":
+            bounds = clip_bounds(node)
+            result = None if bounds is None else np.clip(result, *bounds)
+        else:
+            result = moved(result, node)
+    return result
 
 
 def clip_bounds(node: ir.Node) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from amct_onnx.graph.access import optional_input
-from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.constants import constant_tensor, why_variable
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array
 
@@ -54,7 +54,7 @@ def _attribute_reason(node: ir.Node) -> str | None:
 def _constant_reason(node: ir.Node) -> str | None:
     w, r, bias = (constant_tensor(optional_input(node, index)) for index in (WEIGHT, RECURRENCE, BIAS))
     if w is None or r is None:
-        return "its weight is computed at run time"
+        return f"its weight {why_variable(optional_input(node, WEIGHT if w is None else RECURRENCE))}"
     if w.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):  # R and B have the same type
         return f"its weight is {w.dtype.numpy()}, and only float32 and float16 are supported"
     of_w, of_r = shape_of(w), shape_of(r)
@@ -64,7 +64,8 @@ def _constant_reason(node: ir.Node) -> str | None:
     if len(of_w) != 3 or len(of_r) != 3 or of_w[:2] != (1, rows) or of_r[:2] != (1, rows):
         return f"its weights of shape {list(of_w)} and {list(of_r)} do not fit one direction"
     if bias is None:
-        return None if optional_input(node, BIAS) is None else "its bias is computed at run time"
+        given = optional_input(node, BIAS)
+        return None if given is None else f"its bias {why_variable(given)}"
     return None if shape_of(bias) == (1, 2 * rows) else f"its bias has the shape {list(shape_of(bias))}"
 
 

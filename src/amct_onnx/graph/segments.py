@@ -149,11 +149,12 @@ def _segment(
 
 def _add_constant(value: ir.Value, links: dict[ir.Node, None], initializers: dict[ir.Value, None]) -> None:
     """What a constant is made of: an initializer, and the nodes behind it in their order."""
-    node = value.producer()
-    if node is None:
+    chain = []
+    while (node := value.producer()) is not None:
+        chain.append(node)
+        if not node.inputs:
+            break
+        value = input_of(node, 0)
+    else:
         initializers[value] = None
-        return
-    for source in node.inputs:
-        if source is not None:
-            _add_constant(source, links, initializers)
-    links[node] = None
+    links.update(dict.fromkeys(reversed(chain)))

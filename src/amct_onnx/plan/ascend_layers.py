@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ConfigError, ModelError
+from amct_onnx.errors import ConfigError, ModelError, listed
 from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.joint_tensors import joined_tensors
@@ -35,9 +35,11 @@ def decide_layers(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]
     _refuse_unsupported(settings)
     decisions = tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())
     if not any(decision.quantized for decision in decisions) and not settings.tensor_quantize:
+        left = [f"{d.layer}: {d.reason}" for d in decisions if facts.layers[d.layer].reason is not None]
         raise ModelError(
             "No quant enable layer in quant config file, please check the quant config file: "
             "set quant_enable to true for at least one layer."
+            + (f" These cannot be quantized: {listed(left, 3, '; ')}." if left else "")
         )
     return decisions
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ArgumentTypeError, ModelError, ModelFileError, StatisticsError, listed
-from amct_onnx.files.onnx_file import check_opset, load_model
+from amct_onnx.errors import ArgumentTypeError, ModelError, StatisticsError, listed
+from amct_onnx.files.onnx_file import IN_MEMORY, check_opset, load_model, take_model
 from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes
@@ -54,19 +54,14 @@ class FloatModel:
         already.
         """
         path = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-        if isinstance(model, ir.Model):
-            opened = model.clone()
-        elif path is not None:
+        if path is not None:
             opened = load_model(path)
-        elif type(model).__name__ == "ModelProto":
-            try:
-                opened = ir.from_proto(model)
-            except Exception as error:  # onnx_ir has many ways to refuse a malformed model
-                raise ModelFileError(f"The ModelProto is not a valid ONNX model: {error}.") from error
+        elif isinstance(model, ir.Model) or type(model).__name__ == "ModelProto":
+            opened = take_model(model)
         else:
             text = "quantize takes a model as a path, an onnx.ModelProto or an onnx_ir.Model, got"
             raise ArgumentTypeError(f"{text} {type(model).__name__}")
-        called = path or "in memory"
+        called = path or IN_MEMORY
         check_opset(opened, called)
         lift_ir3(opened)
         name_nodes(opened)
@@ -142,11 +137,11 @@ class FusedModel:
 def _refuse_quantized(model: ir.Model, called: str) -> None:
     found = [f"{node.op_type} {node.name}" for node in quantized_nodes(model)]
     found = found or json.loads(model.metadata_props.get(SIMULATED_KEY, "[]"))
+    called = called if called == IN_MEMORY else f"the model {called}"
     if found:
         advice = "Start from the float model"
         if has_qdq(model):
             advice += ", or turn a model that was trained with quantization nodes by convert_qat_model"
         raise ModelError(
-            f"The model cannot be quantized for following quant layers are in the model {called}: {listed(found, 3)}. "
-            f"{advice}."
+            f"The model cannot be quantized for following quant layers are in {called}: {listed(found, 3)}. {advice}."
         )

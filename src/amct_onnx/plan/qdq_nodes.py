@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of
-from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.constants import constant_tensor, is_constant
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.qdq_grids import commutes
@@ -63,6 +63,8 @@ class _Planner:
         self.integer: dict[str, _Candidate] = {}
         self.reads: set[tuple[str, int]] = set()
         traits = {layer.name: layer for layer in candidates(model)}
+        own = {name_of(node) for node in model.graph}
+        self.inside = [layer for name, layer in traits.items() if name not in own]
         nodes = (node for node in model.graph if is_op(node, *target.rules) and not _is_bookkeeping(node))
         self.candidates = [self._candidate(node, traits.get(name_of(node))) for node in nodes]
 
@@ -207,7 +209,8 @@ class _Planner:
                 if candidate.name in self.integer
                 else Decision(layer=candidate.name, quantized=False, reason=candidate.reason or _ALONE)
                 for candidate in self.candidates
-            ),
+            )
+            + tuple(Decision(layer=layer.name, quantized=False, reason=layer.reason or "") for layer in self.inside),
             groups=tuple(self._groups()),
             reads=frozenset(self.reads),
             constants=constants,
@@ -242,7 +245,7 @@ class _Planner:
 def _is_bookkeeping(node: ir.Node) -> bool:
     """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
     types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
-    variable = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
+    variable = [value for value in node.inputs if value is not None and not is_constant(value)]
     return not variable or any(t is not None and not t.is_floating_point() for t in types)
 
 

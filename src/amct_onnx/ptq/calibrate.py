@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.errors import ModelError, StatisticsError
+from amct_onnx.errors import ModelError, StatisticsError, listed
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 from amct_onnx.numerics.arrays import Feed
@@ -44,9 +44,7 @@ def calibrate(
     inputs = model_inputs(source.model)
     observed = observed_tensors(source)
     if not observed:
-        raise ModelError(
-            f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
-        )
+        raise no_layer(source)
     samples = FirstSamples(iter(feeds), inputs, PLANS[effort])
     recipe = Recipe(source, target, request, samples, progress)
     prepared, tuning = recipe.prepare()
@@ -85,6 +83,18 @@ def tell(notes: Iterable[str]) -> None:
     """Log what a user should know."""
     for note in notes:
         _log.warning("%s", note)
+
+
+def no_layer(source: FusedModel) -> ModelError:
+    """What to raise for a model of which nothing can be quantized: each reason that its layers have."""
+    reasons: dict[str, list[str]] = {}
+    for name, traits in source.facts.layers.items():
+        reasons.setdefault(traits.reason or "no target quantizes it", []).append(f"{traits.op_type} {name}")
+    said = "; ".join(f"{listed(names, 2)}: {reason}" for reason, names in list(reasons.items())[:3])
+    return ModelError(
+        f"{source.name} has no layer that can be quantized: "
+        + (f"{said}." if said else "it needs convolutions or products in float.")
+    )
 
 
 class _Watched:

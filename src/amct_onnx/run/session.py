@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from amct_onnx.run.temporary_files import temporary_folder
 
 # The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
 MAX_INLINE_BYTES = 1 << 27
+# Where in its sources ONNX Runtime has found the fault, and in which function.
+_SOURCE = re.compile(r"/?\S*onnxruntime\S*:\d+ [^()]*\([^()]*\)( const)? ")
+_LONGEST = 280  # characters of its reason
 LEAST_LENT = 1 << 12  # bytes of an initializer
 _LENT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 
@@ -124,6 +128,8 @@ def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _LENT_TYPES or tensor.nbytes < LEAST_LENT:
             continue
+        if not value.uses() or any(use.node.graph is not copy.graph for use in value.uses()):
+            continue  # the runtime does not look for it in branches, and has forgotten what nobody reads
         lent[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
         shape = ir.Shape(shape_of(tensor))
         value.const_value = ir.ExternalTensor("lent", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
@@ -132,4 +138,5 @@ def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
 
 def _one_line(reason: Exception) -> str:
     """The message of an error of ONNX Runtime, in one line and not too long."""
-    return " ".join(str(reason).split())[:600]
+    text = _SOURCE.sub("", " ".join(str(reason).split()))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -119,15 +119,18 @@ class QdqUnits:
 
     def _readers(self, tensors: Sequence[str]) -> Iterator[str]:
         """The units that read tensors in integers, perhaps behind operators that move elements."""
-        for name in tensors:
-            for use in self._values[name].uses():
+        seen, waiting = set(tensors), list(reversed(tensors))
+        while waiting:
+            for use in self._values[waiting.pop()].uses():
                 reader = name_of(use.node)
                 if reader not in self._layers:
                     continue
                 if reader in self._members.get(self._unit_of.get(reader, ""), ()):
                     yield self._unit_of[reader]
                 else:
-                    yield from self._readers([name_of(value) for value in use.node.outputs])
+                    made = [name_of(value) for value in use.node.outputs if value.name not in seen]
+                    seen.update(made)
+                    waiting += made
 
     def _reads(self, members: Sequence[str], tensors: Mapping[str, Sequence[str]], name: str) -> tuple[str, ...]:
         """The units of the tensors that nodes read."""

@@ -167,7 +167,9 @@ def test_a_pool_of_half_floats_is_left() -> None:
 def test_what_a_caller_may_override_is_not_constant(name: str) -> None:
     model = _model("[l] y = Conv (x, w, b)", w=_weight(6, 4, 3, 3), b=_weight(6))
     model.graph.inputs.append(model.graph.initializers[name])
-    assert _only(model).reason == f"its {'weight' if name == 'w' else 'bias'} is computed at run time"
+    subject = "weight" if name == "w" else "bias"
+    advice = "it is an input of the model too, remove it from the inputs of the graph"
+    assert _only(model).reason == f"its {subject} ({name}) may be overridden: {advice}"
 
 
 def test_layers_inside_a_subgraph_are_left() -> None:

@@ -107,18 +107,26 @@ class _Mover:
 
     def bring(self, value: ir.Value) -> None:
         """Append what computes `value`, as far as it is not there yet."""
-        node = value.producer()
-        if node is None:
-            self._bring_initializer(value)
-        elif node.graph is not self._graph:
-            for source in list(values_read(node)):
-                self.bring(source)
-            graph_of(node).remove(node)
-            for output in node.outputs:
-                if output.name:
-                    output.name = self._names.new(f"{output.name}.quantized")
-            node.name = self._new_node_name(f"{node.name}.quantized")
-            self._graph.append(node)
+        waiting, ready = [value], set[ir.Node]()
+        while waiting:
+            node = waiting[-1].producer()
+            if node is None or node.graph is self._graph or node in ready:
+                value = waiting.pop()
+                if node is None:
+                    self._bring_initializer(value)
+                elif node.graph is not self._graph:
+                    self._bring_node(node)
+            else:
+                ready.add(node)
+                waiting += reversed(list(values_read(node)))
+
+    def _bring_node(self, node: ir.Node) -> None:
+        graph_of(node).remove(node)
+        for output in node.outputs:
+            if output.name:
+                output.name = self._names.new(f"{output.name}.quantized")
+        node.name = self._new_node_name(f"{node.name}.quantized")
+        self._graph.append(node)
 
     def _bring_initializer(self, value: ir.Value) -> None:
         if value.graph is self._graph or not value.is_initializer():

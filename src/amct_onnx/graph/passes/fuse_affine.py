@@ -73,15 +73,16 @@ def _fold_next(batch_norm: ir.Node, opset: int, names: ValueNames) -> Fusion | N
 
 def _rank(batch_norm: ir.Node) -> int | None:
     """The rank of the activation: as stated in the model, or that of the weight of the convolution before it."""
-    source = optional_input(batch_norm, 0)
-    for value in (batch_norm.outputs[0], source):
-        if value is not None and value.shape is not None:
-            return len(value.shape)
-    producer = producer_of(batch_norm, 0)
-    if not is_op(producer, *FUSABLE):
-        return None
-    if producer.op_type == "BatchNormalization":
-        return _rank(producer)
+    while True:
+        for value in (batch_norm.outputs[0], optional_input(batch_norm, 0)):
+            if value is not None and value.shape is not None:
+                return len(value.shape)
+        producer = producer_of(batch_norm, 0)
+        if not is_op(producer, *FUSABLE):
+            return None
+        if producer.op_type != "BatchNormalization":
+            break
+        batch_norm = producer
     weight = optional_input(producer, 1)
     array = constant_value(weight)
     if array is not None:

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import all_nodes, bodies_of, graph_of, is_standard, maker_of, optional_input
+from amct_onnx.graph.access import all_nodes, bodies_of, graph_of, is_op, is_standard, maker_of, optional_input
 from amct_onnx.graph.constants import constant_value, lift_ir3
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.graph.read import lift_ops as ops
@@ -328,12 +328,15 @@ class _Lifter:
 
     def _rank(self, v: ir.Value) -> int | None:
         """The rank of a layer's result, also behind the Add of an int32 bias."""
-        if v in self._ranks:
-            return self._ranks[v]
-        node = v.producer()
-        if node is None or node.op_type not in ("Add", "Identity"):
-            return None
-        return next((rank for x in node.inputs if x is not None and (rank := self._rank(x)) is not None), None)
+        waiting = [v]
+        while waiting:
+            v = waiting.pop()
+            if v in self._ranks:
+                return self._ranks[v]
+            node = v.producer()
+            if is_op(node, "Add", "Identity"):
+                waiting += [x for x in reversed(node.inputs) if x is not None]
+        return None
 
     def _forget_types(self) -> None:
         """Drop what the file says of tensors inside: it may be stale, and the runtime infers it anyway."""

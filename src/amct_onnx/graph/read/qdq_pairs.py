@@ -141,21 +141,28 @@ class _Reader:
 
     def _absorbs(self, node: ir.Node, index: int, params: QParams) -> bool:
         """Whether `node`, or all that read its outputs, quantize what they read on the same grid."""
-        if node.graph is not self._graph:
-            return False
-        layer = self._layers.get(name_of(node))
-        if layer is not None and index < 2:
-            own = layer.activation if index == 0 else layer.second
-            return own is not None and _same(own, params)
-        if is_quantize(node) and index == 0:
-            wanted = activation_params(grid_of(node))
-            return not isinstance(wanted, str) and _same(wanted, params)
-        if not commutes(node, index):
-            return False
-        if any(value.is_graph_output() for value in node.outputs):
-            return False
-        uses = [use for value in node.outputs for use in value.uses()]
-        return bool(uses) and all(self._absorbs(use.node, use.idx, params) for use in uses)
+        waiting = [(node, index)]
+        seen = set(waiting)
+        while waiting:
+            node, index = waiting.pop()
+            if node.graph is not self._graph:
+                return False
+            layer = self._layers.get(name_of(node))
+            if layer is not None and index < 2:
+                own = layer.activation if index == 0 else layer.second
+                if own is None or not _same(own, params):
+                    return False
+            elif is_quantize(node) and index == 0:
+                wanted = activation_params(grid_of(node))
+                if isinstance(wanted, str) or not _same(wanted, params):
+                    return False
+            else:
+                uses = [(use.node, use.idx) for value in node.outputs for use in value.uses()]
+                if not commutes(node, index) or not uses or any(value.is_graph_output() for value in node.outputs):
+                    return False
+                waiting += [use for use in uses if use not in seen]
+                seen.update(uses)
+        return True
 
     def _source(self, pair: _Pair) -> ir.Value:
         """What the pair quantizes; a narrow range is clipped in float, where the bounds are on the grid."""
