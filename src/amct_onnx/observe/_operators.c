@@ -1,5 +1,8 @@
 /* The calibration operators of the domain amct.customop without a copy of the tensor.
  *
+ * It is built as custom_op/libamct_onnx_ops.so, AMCT's name for its own library, and is a Python module as well. A script
+ * may give that path to `register_custom_ops_library` itself; it then asks Python to connect it (`get_ready`).
+ *
  * ONNX Runtime calls a kernel with a pointer to the tensor; this module wraps it in a memoryview and hands it with the
  * shape to the Python function given to `set_callback`. The same operators exist as Python operators of onnxruntime-extensions
  * (operators.py), which copy every tensor first; they are what runs where this module was not compiled.
@@ -47,6 +50,7 @@ enum {
 #define INTERFACE_VERSION 17
 #define OPERATOR_VERSION 12 /* of the description of an operator below; a later one would have more fields */
 #define ELEMENT_FLOAT 1
+#define FAIL 1 /* the runtime's code of an error of no special kind */
 #define MOST_AXES 64 /* of an array in numpy; Python is not shown a tensor of more */
 
 typedef void *Handle;
@@ -304,22 +308,6 @@ static int ORT_CALL required(const Operator *op, size_t index)
 static Operator operators[] = {OPERATOR("IFMR"), OPERATOR("HFMG"), OPERATOR("DMQBalancer"),
                                OPERATOR("Compare"), OPERATOR("Moments"), OPERATOR("Show")};
 
-/* The name that SessionOptions.register_custom_ops_library looks up. */
-EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)
-{
-    const Function *f = base->get_functions(INTERFACE_VERSION);
-    Handle domain = NULL;
-    if (f == NULL)
-        return NULL;
-    /* The domain is never released: sessions may use it until the process ends. */
-    Status status = ((Status(ORT_CALL *)(const char *, Handle *))f[CREATE_CUSTOM_OP_DOMAIN])("amct.customop", &domain);
-    for (size_t i = 0; status == NULL && i < sizeof operators / sizeof operators[0]; i++)
-        status = ((Status(ORT_CALL *)(Handle, const Operator *))f[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[i]);
-    if (status == NULL)
-        status = ((Status(ORT_CALL *)(Handle, Handle))f[ADD_CUSTOM_OP_DOMAIN])(options, domain);
-    return status;
-}
-
 static PyObject *set_callback(PyObject *module, PyObject *function)
 {
     PyObject *old = callback;
@@ -360,9 +348,50 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_operators", NULL, -1, methods, NULL, NULL, NULL, NULL};
+/* Have Python connect this library, if a script registers it without AMCT_SO; 0 if that fails. */
+static int get_ready(void)
+{
+    if (!Py_IsInitialized())
+        return 0;
+    const PyGILState_STATE state = PyGILState_Ensure();
+    if (callback == NULL) {
+        PyObject *module = PyImport_ImportModule("amct_onnx.observe.operators");
+        PyObject *first = PyCFunction_NewEx(&methods[0], NULL, NULL), *second = PyCFunction_NewEx(&methods[1], NULL, NULL);
+        if (module != NULL && first != NULL && second != NULL)
+            Py_XDECREF(PyObject_CallMethod(module, "connect", "OO", first, second));
+        Py_XDECREF(module);
+        Py_XDECREF(first);
+        Py_XDECREF(second);
+        if (PyErr_Occurred())
+            PyErr_Print();
+    }
+    const int ready = callback != NULL;
+    PyGILState_Release(state);
+    return ready;
+}
 
-PyMODINIT_FUNC PyInit__operators(void)
+/* The name that SessionOptions.register_custom_ops_library looks up. */
+EXPORT Status ORT_CALL RegisterCustomOps(Handle options, const Base *base)
+{
+    typedef Status(ORT_CALL * CreateStatus)(int code, const char *message);
+    const Function *f = base->get_functions(INTERFACE_VERSION);
+    Handle domain = NULL;
+    if (f == NULL)
+        return NULL;
+    if (!get_ready())
+        return ((CreateStatus)f[CREATE_STATUS])(FAIL, "the operators of amct_onnx need Python's amct_onnx, which cannot be imported");
+    /* The domain is never released: sessions may use it until the process ends. */
+    Status status = ((Status(ORT_CALL *)(const char *, Handle *))f[CREATE_CUSTOM_OP_DOMAIN])("amct.customop", &domain);
+    for (size_t i = 0; status == NULL && i < sizeof operators / sizeof operators[0]; i++)
+        status = ((Status(ORT_CALL *)(Handle, const Operator *))f[CUSTOM_OP_DOMAIN_ADD])(domain, &operators[i]);
+    if (status == NULL)
+        status = ((Status(ORT_CALL *)(Handle, Handle))f[ADD_CUSTOM_OP_DOMAIN])(options, domain);
+    return status;
+}
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "libamct_onnx_ops", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit_libamct_onnx_ops(void)
 {
     return PyModule_Create(&definition);
 }

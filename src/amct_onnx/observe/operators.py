@@ -1,6 +1,6 @@
 """The calibration operators that ONNX Runtime runs (IFMR, HFMG, ...), and the session options that know them: AMCT_SO.
 
-Two implementations of the same operators: `_operators`, a small optional C extension that shows a tensor to Python
+Two implementations of the same operators: `_operators.c`, a small optional C extension that shows a tensor to Python
 where it lies, and Python operators of onnxruntime-extensions, which copy it first. Both end in `observe`, which never
 raises: an exception inside an operator would end the process.
 """
@@ -38,7 +38,7 @@ MOST_WORKERS = 4
 # The C module; None where there is none, and Python does its work.
 compiled: Any
 try:
-    compiled = import_module("amct_onnx.observe._operators")
+    compiled = import_module("amct_onnx.custom_op.libamct_onnx_ops")
 except ImportError:  # built without a compiler
     compiled = None
 
@@ -78,14 +78,23 @@ def run_showing(
 
 @cache
 def _compiled_library() -> str:
+    connect(compiled.set_callback, compiled.set_accumulators)
+    return str(compiled.__file__)
+
+
+def connect(set_callback: Callable[..., None], set_accumulators: Callable[..., None]) -> None:
+    """Give a library made of `_operators.c` what its operators call, by the two functions of it that take that.
+
+    The library itself calls this where a script registers it by its path.
+    """
+
     def body(op_type: str, view: memoryview, shape: tuple[int, ...], attributes: dict[str, Any]) -> None:
         size = math.prod(shape)  # a tensor without elements comes with a view of nothing
         if observe(op_type, np.frombuffer(view, np.float32, size).reshape(shape), attributes):
             raise KeyboardInterrupt  # _operators.c hands it to the code around the session
 
-    compiled.set_callback(body)
-    compiled.set_accumulators(shown_tensors.addresses, *compiled_functions())
-    return str(compiled.__file__)
+    set_callback(body)
+    set_accumulators(shown_tensors.addresses, *compiled_functions())
 
 
 @cache
