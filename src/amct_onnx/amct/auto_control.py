@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amct_onnx.amct.interfaces import AutoCalibrationEvaluatorBase, AutoCalibrationStrategyBase, SensitivityBase
-from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError, listed
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError, did_you_mean, listed
 from amct_onnx.files.whole_files import write_atomic
 from amct_onnx.progress import shown_on_terminal
+from amct_onnx.values.answers import shown, to_number, to_truth
 
 STOP_FLAG, ROLL_BACK_CONFIG = "stop_flag", "roll_back_config"
 HISTORY_FILE = "accuracy_based_auto_calibration_record.json"
@@ -143,7 +140,7 @@ class AccuracyBasedAutoCalibrationBase:
         trial, repeats = first, 0
         while True:
             answer = self.strategy.update_quant_config((trial.satisfied, trial.loss))
-            stop, rolled_back = self._parse(answer)
+            stop, rolled_back = self._parse(answer, trial.rolled_back)
             repeats = 0 if rolled_back not in tried else repeats + 1
             if rolled_back not in tried:
                 step = self._trials + 1
@@ -172,45 +169,50 @@ class AccuracyBasedAutoCalibrationBase:
         _log.warning("The strategy %s does not stop after %d trials: the last good one is taken.", name, self._trials)
         return good[-1]
 
-    def _parse(self, answer: Any) -> tuple[bool, frozenset[str]]:
-        """ "stop_flag", and the layers that stay in float. Raises SearchError."""
+    def _parse(self, answer: Any, before: frozenset[str]) -> tuple[bool, frozenset[str]]:
+        """ "stop_flag", and the layers that stay in float; one that the strategy does not name stays as it was in
+        the last trial, where `before` was in float. Raises SearchError.
+        """
         what = f"{type(self.strategy).__name__}.update_quant_config()"
         if not isinstance(answer, Mapping) or not {STOP_FLAG, ROLL_BACK_CONFIG} <= answer.keys():
             got = f"with {sorted(map(str, answer))}" if isinstance(answer, Mapping) else type(answer).__name__
             text = f'must return a dictionary with "{STOP_FLAG}" and "{ROLL_BACK_CONFIG}", got {got}'
             raise SearchError(f"{what} {text}")
-        stop, config = answer[STOP_FLAG], answer[ROLL_BACK_CONFIG]
-        if not isinstance(stop, bool | np.bool_):
-            raise SearchError(f'{what}: "{STOP_FLAG}" must be a bool, got {type(stop).__name__}')
+        config = answer[ROLL_BACK_CONFIG]
         if not isinstance(config, Mapping):
-            text = f'"{ROLL_BACK_CONFIG}" must map each layer to a bool, got {type(config).__name__}'
+            text = f'"{ROLL_BACK_CONFIG}" must map layers to bools, got {type(config).__name__}'
             raise SearchError(f"{what}: {text}")
+        stop, quantized = _truth(answer[STOP_FLAG]), {layer: _truth(value) for layer, value in config.items()}
+        if stop is None:
+            raise SearchError(f'{what}: "{STOP_FLAG}" must be a bool, got {shown(answer[STOP_FLAG])}')
         unknown = [str(layer) for layer in config if layer not in self.ranking_info]
-        missing = [layer for layer in self.ranking_info if layer not in config]
-        wrong = [layer for layer, value in config.items() if not isinstance(value, bool | np.bool_)]
+        wrong = [str(layer) for layer, value in quantized.items() if value is None]
         for layers, text in (
             (unknown, "names layers that are not quantized"),
-            (missing, "does not name all quantized layers, missing"),
-            (wrong, "must map each layer to a bool, it does not for"),
+            (wrong, "must map layers to bools, it does not for"),
         ):
             if layers:
-                raise SearchError(f'{what}: "{ROLL_BACK_CONFIG}" {text}: {listed(layers, 5)}')
-        return bool(stop), frozenset(layer for layer, value in config.items() if not value)
+                hint = did_you_mean(layers[0], self.ranking_info, "") if layers is unknown else ""
+                names = listed(layers, 5) + (f"; {hint}" if hint else "")
+                raise SearchError(f'{what}: "{ROLL_BACK_CONFIG}" {text}: {names}')
+        named = frozenset(layer for layer, value in quantized.items() if not value)
+        return stop, before.difference(quantized) | named
 
     def _judge(self, original: Any, metric: Any, rolled_back: frozenset[str]) -> Trial:
-        """Ask the evaluator; a Python bool and float, whatever numpy types it answers with."""
-        answer = self.evaluator.metric_eval(original, metric)
+        """Ask the evaluator; a Python bool and float, whatever kinds of truth and number it answers with."""
+        answer: Any = self.evaluator.metric_eval(original, metric)
         what = f"{type(self.evaluator).__name__}.metric_eval() must return (bool, float)"
-        if not isinstance(answer, tuple | list) or len(answer) != 2:
-            raise ArgumentTypeError(f"{what}, got {answer!r:.200}")
-        satisfied: Any = answer[0]
-        loss: Any = answer[1]
-        is_number: bool = type(loss) is not bool and issubclass(type(loss), Real)
-        if not isinstance(satisfied, bool | np.bool_) or not is_number:
-            raise ArgumentTypeError(f"{what}, got ({type(satisfied).__name__}, {type(loss).__name__})")
-        if math.isnan(loss):
-            raise ArgumentError(f"{what}, and its loss is NaN: check the accuracies {original} and {metric}.")
-        return Trial(rolled_back=rolled_back, metric=metric, satisfied=bool(satisfied), loss=float(loss))
+        pair = list(answer) if isinstance(answer, tuple | list) or getattr(answer, "ndim", 0) == 1 else []
+        if len(pair) != 2:
+            raise ArgumentTypeError(f"{what}, got {_brief(answer)}")
+        try:
+            satisfied, loss = to_truth(pair[0]), to_number(pair[1])
+        except TypeError as error:
+            raise ArgumentTypeError(f"{what}, got ({', '.join(map(shown, pair))})") from error
+        except ValueError as error:
+            text = f"{what}, and it returned NaN: check the accuracies {_brief(original)} and {_brief(metric)}."
+            raise ArgumentError(text) from error
+        return Trial(rolled_back=rolled_back, metric=metric, satisfied=satisfied, loss=loss)
 
     # Files.
 
@@ -235,6 +237,18 @@ class AccuracyBasedAutoCalibrationBase:
         for layer, value in self.ranking_info.items():
             _log.debug("******** sensitivity of module %s is %s ********", layer, value)
         write_atomic(Path(os.path.dirname(self.save_dir), RANKING_FILE), _json([list(item) for item in ranking]))
+
+
+def _truth(value: Any) -> bool | None:
+    """Whether a value is true; None if it is no truth value."""
+    try:
+        return to_truth(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _brief(value: Any) -> str:
+    return f"{' '.join(repr(value).split()):.100}"
 
 
 def _json(value: Any) -> str:

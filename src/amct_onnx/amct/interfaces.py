@@ -23,7 +23,10 @@ class AutoCalibrationEvaluatorBase:
         raise NotImplementedError
 
     def metric_eval(self, original_metric: Any, new_metric: Any) -> tuple[bool, float]:
-        """Whether `new_metric` is good enough beside that of the float model, and what is lost."""
+        """Whether `new_metric` is good enough beside that of the float model, and what is lost.
+
+        Both may be of any kind: numpy's, tensors, arrays of one element.
+        """
         raise NotImplementedError
 
 
@@ -43,7 +46,7 @@ class AutoCalibrationStrategyBase:
         """{"stop_flag": bool, "roll_back_config": {layer: quantized}} after a trial that `metric_eval` judges.
 
         The first call tells of the model with all layers quantized. With "stop_flag" the configuration is the final
-        one, otherwise that of the next trial.
+        one, otherwise that of the next trial. A layer that is not named stays as it was in the last trial.
         """
         raise NotImplementedError
 

@@ -11,13 +11,11 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from amct_onnx.errors import CalibrationError
 from amct_onnx.numerics.arrays import Floats
+from amct_onnx.values.answers import to_number
 
 COMPARE = "Compare"
 Measure = Callable[[Floats, Floats], Any]
@@ -43,7 +41,7 @@ class Comparisons:
                 return
             try:
                 half = joined.shape[0] // 2
-                values.append(_number(self._measure(joined[:half], joined[half:])))
+                values.append(to_number(self._measure(joined[:half], joined[half:]), "compare()"))
             except BaseException as error:  # an exception that leaves an operator ends the process
                 self._error = layer, error
 
@@ -63,16 +61,6 @@ class Comparisons:
             text = f'Comparing the outputs of layer "{layer}" failed: {type(error).__name__}: {error}'
             raise CalibrationError(text) from error
         return {layer: math.fsum(values) / len(values) for layer, values in self._values.items()}
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    if not isinstance(value, Real):
-        raise TypeError(f"compare() must return a number, got {type(value).__name__}")
-    if math.isnan(value):
-        raise ValueError("compare() returned NaN")
-    return float(value)
 
 
 _running: dict[str, Comparisons] = {}

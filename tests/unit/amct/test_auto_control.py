@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,38 @@ from amct_onnx.errors import ArgumentError, ArgumentTypeError, SearchError
 
 LAYERS = ("a", "b", "c", "d")
 FLOAT = 100.0
+
+
+class Tensor:
+    """As torch has it, which is not installed here: `item` gives the only element, and of several none."""
+
+    def __init__(self, *elements: Any) -> None:
+        self.elements = elements
+
+    def item(self) -> Any:
+        if len(self.elements) != 1:
+            raise RuntimeError(f"a Tensor with {len(self.elements)} elements cannot be converted to Scalar")
+        return self.elements[0]
+
+
+class Castable:
+    """A number that has neither `item` nor a base class, as TensorFlow's."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+KINDS_OF_NUMBER: list[Callable[[float], Any]] = [
+    *(float, np.float16, np.float32, np.float64, np.longdouble, np.array, Decimal, Fraction, Tensor, Castable),
+    *(lambda v: np.array([v]), lambda v: np.array([[[v]]], np.float32)),
+]
+KINDS_OF_TRUTH: list[Callable[[bool], Any]] = [
+    *(bool, int, float, np.bool_, np.int64, np.uint8, np.float32, np.array, Tensor),
+    *(lambda v: np.array([v]), lambda v: np.array([[float(v)]]), lambda v: Tensor(int(v)), lambda v: 0.25 * v),
+]
 
 
 class Judge(AutoCalibrationEvaluatorBase):
@@ -129,6 +163,57 @@ def test_a_strategy_is_told_python_values_from_the_first_trial_on(search: Callab
     assert len(made.evaluated) == 2
 
 
+@pytest.mark.parametrize("make", KINDS_OF_TRUTH)
+def test_a_truth_of_any_kind_is_understood(search: Callable[..., Search], make: Callable[[bool], Any]) -> None:
+    class Other(Judge):
+        def metric_eval(self, original_metric: float, new_metric: float) -> Any:
+            return make(original_metric - new_metric <= 1), original_metric - new_metric
+
+    strategy = Scripted(
+        {"stop_flag": make(False), "roll_back_config": {"a": make(False), "b": make(True)}},
+        {"stop_flag": make(True), "roll_back_config": {"a": make(False), "b": make(False)}},
+    )
+    made = search(strategy, Other())
+    made.run()
+    assert strategy.told == [(False, 5.75), (False, 2.75)]
+    assert all(type(told[0]) is bool for told in strategy.told)
+    assert made.saved == {"a": False, "b": False, "c": True, "d": True}
+
+
+@pytest.mark.parametrize("make", KINDS_OF_NUMBER)
+def test_a_number_of_any_kind_is_understood(
+    search: Callable[..., Search], make: Callable[[float], Any], tmp_path: Path
+) -> None:
+    class Other(Judge):
+        def metric_eval(self, original_metric: float, new_metric: float) -> Any:
+            return [original_metric - new_metric <= 1, make(original_metric - new_metric)]
+
+    search(evaluator=Other()).run()
+    assert [trial["metric_eval"] for trial in read_history(tmp_path)] == [[False, 5.75], [True, 0.75], [False, 2.75]]
+
+
+def test_an_array_of_both_is_understood(search: Callable[..., Search], tmp_path: Path) -> None:
+    class Other(Judge):
+        def metric_eval(self, original_metric: float, new_metric: float) -> Any:
+            return np.array([original_metric - new_metric <= 1, original_metric - new_metric])
+
+    search(evaluator=Other()).run()
+    assert read_history(tmp_path)[0]["metric_eval"] == [False, 5.75]
+
+
+def test_a_layer_that_a_strategy_does_not_name_stays_as_it_was(search: Callable[..., Search]) -> None:
+    """As in AMCT, where each trial changes the entries of the layers that are named."""
+
+    def partly(stop: bool, **config: bool) -> dict[str, Any]:
+        return {"stop_flag": stop, "roll_back_config": config}
+
+    answers = [partly(False, d=False), partly(False, a=False), partly(False), partly(True, d=True, b=False)]
+    made = search(Scripted(*answers))
+    made.run()
+    assert made.evaluated == [(True, True, True, False), (False, True, True, False), (False, False, True, True)]
+    assert made.saved == {"a": False, "b": False, "c": True, "d": True}
+
+
 def test_no_configuration_is_evaluated_twice(search: Callable[..., Search]) -> None:
     one, two = (False, True, True, True), (False, False, True, True)
     strategy = Scripted(answer(False, *one), answer(False, *two), answer(False, *one), answer(True, *two))
@@ -173,11 +258,11 @@ def test_a_strategy_that_never_stops_is_stopped(
     [
         (None, "must return a dictionary with .*, got NoneType"),
         ({"stop_flag": True}, r"must return a dictionary with .*, got with \['stop_flag'\]"),
-        (answer(1, True, True, True, True), '"stop_flag" must be a bool, got int'),
-        ({"stop_flag": True, "roll_back_config": ["a"]}, "must map each layer to a bool, got list"),
+        (answer("yes", True, True, True, True), '"stop_flag" must be a bool, got str'),
+        ({"stop_flag": True, "roll_back_config": ["a"]}, "must map layers to bools, got list"),
         ({"stop_flag": True, "roll_back_config": {**dict.fromkeys(LAYERS, True), "e": True}}, "not quantized: e$"),
-        (answer(True, True, True, True), "does not name all quantized layers, missing: d$"),
-        (answer(True, True, 0, True, None), "it does not for: b, d$"),
+        ({"stop_flag": True, "roll_back_config": {"A": True, "aa": 0}}, "not quantized: A, aa$"),
+        (answer(True, True, "no", True, None), "it does not for: b, d$"),
     ],
 )
 def test_a_wrong_answer_of_a_strategy(search: Callable[..., Search], reply: Any, message: str) -> None:
@@ -190,11 +275,23 @@ def test_a_wrong_answer_of_a_strategy(search: Callable[..., Search], reply: Any,
     ("reply", "error", "message"),
     [
         (True, ArgumentTypeError, "got True"),
+        (None, ArgumentTypeError, "got None"),
+        ("no", ArgumentTypeError, "got 'no'"),
+        ({"satisfied": True, "loss": 0.0}, ArgumentTypeError, "got {'satisfied'"),
         ((True, 0.0, 1), ArgumentTypeError, "got"),
-        ((1, 0.0), ArgumentTypeError, r"got \(int, float\)"),
+        (np.zeros((2, 1)), ArgumentTypeError, r"got array\(\[\[0.\], \[0.\]\]\)$"),
+        (("yes", 0.0), ArgumentTypeError, r"got \(str, float\)"),
+        ((None, 0.0), ArgumentTypeError, r"got \(NoneType, float\)"),
+        ((np.array([True, True]), 0.0), ArgumentTypeError, r"got \(ndarray of shape \(2,\), float\)"),
         ((True, "0.1"), ArgumentTypeError, r"got \(bool, str\)"),
+        ((True, np.array("0.1")), ArgumentTypeError, r"got \(bool, ndarray\)"),
         ((True, True), ArgumentTypeError, r"got \(bool, bool\)"),
-        ((True, float("nan")), ArgumentError, "NaN"),
+        ((True, 1j), ArgumentTypeError, r"got \(bool, complex\)"),
+        ((True, np.zeros(3)), ArgumentTypeError, r"got \(bool, ndarray of shape \(3,\)\)"),
+        ((True, Tensor(1, 2)), ArgumentTypeError, r"got \(bool, Tensor\)"),
+        ((True, float("nan")), ArgumentError, "NaN: check the accuracies 100.0 and 100.0"),
+        ((float("nan"), 1.0), ArgumentError, "NaN"),
+        ((True, np.array([np.nan])), ArgumentError, "NaN"),
     ],
 )
 def test_a_wrong_answer_of_metric_eval(

@@ -23,6 +23,7 @@ from amct_onnx.ptq.options import Evaluator
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.session import open_session
 from amct_onnx.targets.table import TARGETS
+from amct_onnx.values.answers import to_number
 from amct_onnx.values.mixed_precision import Evaluation, MixedPrecision
 from amct_onnx.values.request import Request
 from amct_onnx.values.sensitivity import decibel
@@ -73,12 +74,10 @@ class Goal:
 
 def _number(value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise ArgumentTypeError(f"evaluator must return a number, higher is better; it returned {value!r}")
-    return number
+        return to_number(value)
+    except (TypeError, ValueError) as error:
+        text = f"evaluator must return a number, higher is better; it returned {value!r:.200}"
+        raise ArgumentTypeError(text) from error
 
 
 def search_mixed(
