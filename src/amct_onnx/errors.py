@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
+_LEAST_PART = 4  # letters of a part of a name that suggests the name
+
 
 class AmctError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -76,9 +78,33 @@ class SearchError(AmctError, RuntimeError):
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
-    """The end of a message about an unknown name: the known one that is like it, or else `otherwise`."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise
+    """The end of a message about an unknown name: the known one that is like it, or else `otherwise`.
+
+    Capital letters make no difference, and a part of a name is like it.
+    """
+    folded, name = {other.casefold(): other for other in known}, name.casefold()
+    close = difflib.get_close_matches(name, folded, n=1)
+    if not close:
+        parts = [
+            other for other in folded if min(len(name), len(other)) >= _LEAST_PART and (name in other or other in name)
+        ]
+        close = sorted(parts, key=lambda other: abs(len(other) - len(name)))
+    return f"did you mean {folded[close[0]]!r}?" if close else otherwise
+
+
+class Nearest:
+    """Ends sentences about unknown names: " Did you mean ...?", or "" where no known name is like the unknown one.
+
+    It looks for a few names only, since that is slow among the names of a large model.
+    """
+
+    def __init__(self, known: Collection[str], most: int = 5) -> None:
+        self._known, self._left = known, most
+
+    def to(self, name: str) -> str:
+        self._left -= 1
+        hint = did_you_mean(name, self._known, "") if self._left >= 0 else ""
+        return f" D{hint[1:]}" if hint else ""
 
 
 def listed(items: Sequence[str], shown: int, separator: str = ", ") -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from amct_onnx.errors import Nearest
 from amct_onnx.files.config_rules import (
     ACT_KEY,
     ACT_RULES,
@@ -26,6 +27,7 @@ from amct_onnx.files.config_rules import (
 )
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.numerics.settings import (
+    MOST_CANDIDATES,
     ActivationSettings,
     AdaRound,
     Arq,
@@ -35,6 +37,7 @@ from amct_onnx.numerics.settings import (
     Nuq,
     TensorSettings,
     WeightSettings,
+    count_candidates,
 )
 from amct_onnx.values.layers import GraphFacts, LayerTraits
 
@@ -44,9 +47,11 @@ INPUTS_OF_TENSOR_TYPES = {"MaxPool": 1, "Add": 2}
 
 
 def check_skip_fusion(names: Iterable[Any], facts: GraphFacts, mistakes: Mistakes) -> tuple[str, ...]:
+    nearest = Nearest(facts.fusable)
+
     def problem(name: str) -> str | None:
         if name not in facts.nodes:
-            return f'Layer "{name}" in skip_fusion_layers does not exist in the graph.'
+            return f'Layer "{name}" in skip_fusion_layers does not exist in the graph.{nearest.to(name)}'
         if name not in facts.fusable:
             return f'Skip fusion layer "{name}"\'s type {facts.nodes[name]} is not fused with anything, delete it'
         return None
@@ -105,13 +110,25 @@ def parse_activation(document: Mapping[str, Any], where: str, mistakes: Mistakes
     else:
         own = {key: values[key] for key in IFMR_KEYS if key in values}
         start, end = own.pop("search_range", (Ifmr.search_start, Ifmr.search_end))
+        wrong = [key for key in ("search_range", "search_step") if key in document and key not in values]
+        what = None if wrong else _range_problem(start, end, own.get("search_step", Ifmr.search_step))
+        if what is not None:
+            mistakes.add(f"{where}.search_step", what)
+        if wrong or what is not None:
+            own.pop("search_step", None)
+            start, end = Ifmr.search_start, Ifmr.search_end
         solver = Ifmr(search_start=start, search_end=end, **own)
-        # In decimals: 1.3 - 0.7 is below 0.6 in binary.
-        good_range = "search_range" in values or "search_range" not in document
-        if good_range and Decimal(str(solver.search_step)) > Decimal(str(end)) - Decimal(str(start)):
-            text = "The search_step must be less than or equal to (search_range[1] - search_range[0])"
-            mistakes.add(f"{where}.search_step", f"{text} (got {solver.search_step} for [{start}, {end}])")
     return {"act_bits": values.get("num_bits", 8), "asymmetric": values.get("asymmetric"), "act_solver": solver}
+
+
+def _range_problem(start: float, end: float, step: float) -> str | None:
+    """Why the step does not fit a search range, in decimals: 1.3 - 0.7 is below 0.6 in binary."""
+    got = f"(got {step} for [{start}, {end}])"
+    if Decimal(str(step)) > Decimal(str(end)) - Decimal(str(start)):
+        return f"The search_step must be less than or equal to (search_range[1] - search_range[0]) {got}"
+    if count_candidates(start, end, step) > MOST_CANDIDATES:
+        return f"The search_step must be larger, at most {MOST_CANDIDATES} steps of a search range are tried {got}"
+    return None
 
 
 def parse_weight(document: Mapping[str, Any], where: str, mistakes: Mistakes, *, owner: str) -> dict[str, Any]:
@@ -159,9 +176,11 @@ def fit_layer(
         act_bits = 8
     if choice.channel_wise and not traits.channel_wise:
         refuse(origin.weight, "channel_wise", f"The channel_wise must be False for layer type {kind}")
-    if wts_bits in (6, 7) and not traits.supports_low_bits:
-        if origin.kind == "override":
-            refuse(origin.weight, "quant_bits", f"layer {name} does not support {wts_bits} bits, only 2-D Conv does")
+    if wts_bits not in traits.weight_bits:
+        # In config.json AMCT takes 6 and 7 bits for 8 where they are not supported, whatever the layer is.
+        if origin.kind == "override" or (wts_bits == 4 and quant_enable):
+            key = "quant_bits" if origin.kind == "override" else "num_bits"
+            refuse(origin.weight, key, f"layer {name} of type {kind} does not support {wts_bits} bits, use 8")
         wts_bits = 8
     wts_solver = choice.wts_solver
     if not _supports_solver(traits, wts_solver):
@@ -219,7 +238,8 @@ def fit_tensor(
         return None
     kind = facts.nodes.get(name)
     if kind is None:
-        mistakes.add(f"{where}.layer_name", f"Layer {name} does not exist in the graph.")
+        nearest = Nearest([node for node, kind in facts.nodes.items() if kind in INPUTS_OF_TENSOR_TYPES])
+        mistakes.add(f"{where}.layer_name", f"Layer {name} does not exist in the graph.{nearest.to(name)}")
         return None
     if kind not in INPUTS_OF_TENSOR_TYPES:
         types = " and ".join(INPUTS_OF_TENSOR_TYPES)

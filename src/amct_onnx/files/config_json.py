@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
-from amct_onnx.errors import ConfigError, ConfigTypeError
+from amct_onnx.errors import ConfigError, ConfigTypeError, Nearest
 from amct_onnx.files.config_check import (
     Choice,
     Origin,
@@ -47,8 +46,6 @@ from amct_onnx.numerics.settings import (
 )
 from amct_onnx.values.layers import GraphFacts
 
-_SUGGESTIONS = 5  # unknown names for which a similar one is looked up: on large models that is slow
-
 
 def default_settings(
     facts: GraphFacts, *, skip_layers: Sequence[str] = (), batch_num: int = 1, activation_offset: bool = True
@@ -81,13 +78,15 @@ def default_settings(
 
 
 def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistakes) -> tuple[str, ...]:
-    """The layers to skip. A layer that cannot be quantized may be named too if others of its type can."""
+    """The layers to skip. A node that is never quantized may be named too; a warning tells of types without layers."""
+    nearest = Nearest(facts.layers)
 
     def problem(name: str) -> str | None:
         if name not in facts.nodes:
-            return f"Layer {name} does not exist in the graph."
+            return f"Layer {name} does not exist in the graph.{nearest.to(name)}"
         if name not in facts.layers and facts.nodes[name] not in LAYER_OPS:
-            return f"Layer {name} does not support quantization. (its type is {facts.nodes[name]})"
+            text = "skip_layers names %s of type %s, which does not support quantization and stays in float anyway"
+            logger.warning(text, name, facts.nodes[name])
         return None
 
     return check_names(names, "skip_layers", mistakes, problem=problem)
@@ -115,7 +114,7 @@ def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
     values = check_object(top, GLOBAL_RULES, "", mistakes, owner="the config file")
     asymmetric = values.get("activation_offset", True)
     check_graph(facts, mistakes, tensors=values.get("tensor_quantize", ()))
-    _check_layer_names([key for key in document if key not in GLOBAL_RULES], facts, mistakes)
+    _check_layer_names(document, facts, mistakes)
     layers = {
         name: _read_layer(name, document.get(name, {}), facts, asymmetric, mistakes)
         for name in facts.supported
@@ -166,21 +165,25 @@ def _check_duplicates(value: Any, where: str, mistakes: Mistakes) -> None:
             _check_duplicates(child, f"{where}[{index}]", mistakes)
 
 
-def _check_layer_names(names: Sequence[str], facts: GraphFacts, mistakes: Mistakes) -> None:
-    suggestions = _SUGGESTIONS
-    for name in names:
-        traits = facts.layers.get(name)
-        if traits is not None and traits.reason is not None:
-            mistakes.add(name, f"layer {name} does not support quant. ({traits.reason}) Delete the entry")
-        elif traits is None and name in facts.nodes:
-            mistakes.add(name, f"layer {name} does not support quant. (type {facts.nodes[name]}) Delete the entry")
-        elif traits is None:
-            close: list[str] = []
-            if suggestions:
-                suggestions -= 1
-                close = difflib.get_close_matches(name, [*GLOBAL_RULES, *facts.supported], n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            mistakes.add(name, f"{name} is an invalid layer name or parameter.{hint}")
+def _check_layer_names(document: _Object, facts: GraphFacts, mistakes: Mistakes) -> None:
+    """Note entries of unknown nodes, and those that enable a node which cannot be quantized.
+
+    An entry that leaves such a node in float asks for what happens anyway; AMCT writes some for nodes that it supports.
+    """
+    nearest = Nearest([*GLOBAL_RULES, *facts.supported])
+    for name, entry in document.items():
+        if name in GLOBAL_RULES or name in facts.supported:
+            continue
+        if name not in facts.nodes and name not in facts.layers:
+            mistakes.add(name, f"{name} is an invalid layer name or parameter.{nearest.to(name)}")
+            continue
+        values = check_value(entry, LAYER_RULES[ACT_KEY], name, mistakes) or {}
+        rule, place = LAYER_RULES["quant_enable"], f"{name}.quant_enable"
+        if check_value(values.get("quant_enable", False), rule, place, mistakes):
+            traits = facts.layers.get(name)
+            reason = traits.reason if traits is not None else f"type {facts.nodes[name]}"
+            advice = "Set quant_enable to false or delete the entry"
+            mistakes.add(name, f"layer {name} does not support quant. ({reason}) {advice}")
 
 
 def _read_layer(name: str, entry: Any, facts: GraphFacts, asymmetric: bool, mistakes: Mistakes) -> LayerSettings:

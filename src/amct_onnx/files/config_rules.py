@@ -8,8 +8,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from amct_onnx.errors import Nearest
 from amct_onnx.files.whole_files import Mistakes
-from amct_onnx.numerics.settings import AdaRound, Arq, Nuq
+from amct_onnx.numerics.settings import (
+    ACTIVATION_BITS,
+    BINS,
+    LARGEST_BETA,
+    LARGEST_RATIO,
+    LEAST_RATIO,
+    MOST_BATCHES,
+    MOST_ITERATIONS,
+    ROUNDS,
+    STEPS,
+    STRENGTHS,
+    WEIGHT_BITS,
+    AdaRound,
+    Arq,
+    Nuq,
+)
 
 ACT_KEY, WTS_KEY = "activation_quant_params", "weight_quant_params"
 
@@ -34,7 +50,9 @@ _FRACTION = Rule("float", lambda v: 0 < v < 1, "must be less than 1 and larger t
 
 GLOBAL_RULES: Mapping[str, Rule] = {
     "version": Rule("int", lambda v: bool(v == 1), "must be 1."),
-    "batch_num": Rule("int", lambda v: bool(v > 0), "must be greater than zero."),
+    "batch_num": Rule(
+        "int", lambda v: bool(0 < v <= MOST_BATCHES), f"must be greater than zero and at most {MOST_BATCHES}"
+    ),
     "activation_offset": Rule("bool"),
     "joint_quant": Rule("bool"),
     "do_fusion": Rule("bool"),
@@ -44,29 +62,43 @@ GLOBAL_RULES: Mapping[str, Rule] = {
 }
 LAYER_RULES: Mapping[str, Rule] = {
     "quant_enable": Rule("bool"),
-    "dmq_balancer_param": Rule("strict float", lambda v: 0.2 <= v <= 0.8, "must be in range [0.2, 0.8]"),
+    "dmq_balancer_param": Rule(
+        "strict float", lambda v: STRENGTHS[0] <= v <= STRENGTHS[1], f"must be in range {list(STRENGTHS)}"
+    ),
     ACT_KEY: Rule("object"),
     WTS_KEY: Rule("object"),
 }
 TENSOR_RULES: Mapping[str, Rule] = {"layer_name": Rule("str"), "input_index": Rule("int"), ACT_KEY: Rule("object")}
 ACT_RULES: Mapping[str, Rule] = {
-    "num_bits": _one_of("int", 4, 8, 16),
+    "num_bits": _one_of("int", *ACTIVATION_BITS),
     "max_percentile": _PERCENTILE,
     "min_percentile": _PERCENTILE,
-    "search_range": Rule("pair", lambda v: 0 < v[0] < v[1], "must be [start, end] with 0 < start < end"),
-    "search_step": Rule("float", lambda v: bool(v > 0), "must be greater than zero"),
+    "search_range": Rule(
+        "pair",
+        lambda v: LEAST_RATIO <= v[0] < v[1] <= LARGEST_RATIO,
+        f"must be [start, end] with {LEAST_RATIO} <= start < end <= {LARGEST_RATIO}",
+    ),
+    "search_step": Rule(
+        "float", lambda v: bool(v >= LEAST_RATIO), f"must be greater than zero and at least {LEAST_RATIO}"
+    ),
     "act_algo": _one_of("str", "ifmr", "hfmg"),
     "asymmetric": Rule("bool"),
-    "num_of_bins": _one_of("int", 1024, 2048, 4096, 8192),
+    "num_of_bins": _one_of("int", *BINS),
 }
 WTS_RULES: Mapping[str, Rule] = {
-    "num_bits": _one_of("int", 4, 6, 7, 8),
-    "num_iteration": Rule("int", lambda v: bool(v >= 0), "must be larger or equal to 0"),
+    "num_bits": _one_of("int", *WEIGHT_BITS),
+    "num_iteration": Rule(
+        "int", lambda v: bool(0 <= v <= MOST_ITERATIONS), f"must be larger or equal to 0 and at most {MOST_ITERATIONS}"
+    ),
     "reg_param": _FRACTION,
-    "beta_range": Rule("pair", lambda v: v[0] > v[1] > 0, "must be [start, end] with start > end > 0"),
+    "beta_range": Rule(
+        "pair",
+        lambda v: LARGEST_BETA >= v[0] > v[1] > 0,
+        f"must be [start, end] with start > end > 0 and start <= {LARGEST_BETA}",
+    ),
     "warm_start": _FRACTION,
-    "num_steps": _one_of("int", 16, 32),
-    "num_of_iteration": _one_of("int", 0, 1, 2, 3, 4, 5),
+    "num_steps": _one_of("int", *STEPS),
+    "num_of_iteration": _one_of("int", *ROUNDS),
     "channel_wise": Rule("bool"),
     "wts_algo": _one_of("str", "arq_quantize", "ada_quantize", "nuq_quantize"),
 }
@@ -102,7 +134,8 @@ def check_value(value: Any, rule: Rule, where: str, mistakes: Mistakes) -> Any:
         if len(value) != 2:
             mistakes.add(where, f"The {name} must have two floating-point number, got {_show(value)}")
             return None
-        pair = [check_value(v, Rule("float"), f"{where}[{i}]", mistakes) for i, v in enumerate(value)]
+        part = Rule("float", words=rule.words)
+        pair = [check_value(v, part, f"{where}[{i}]", mistakes) for i, v in enumerate(value)]
         if None in pair:
             return None
         value = pair
@@ -113,7 +146,8 @@ def check_value(value: Any, rule: Rule, where: str, mistakes: Mistakes) -> Any:
     if "float" in rule.kind:
         value = _to_float(value)
         if not math.isfinite(value):
-            mistakes.add(where, f"The {name} must be a finite number, got {value}")
+            limits = f"; {name.partition('[')[0]} {rule.words}" if rule.words else ""
+            mistakes.add(where, f"The {name} must be a finite number, got {value}{limits}")
             return None
     if not rule.allowed(value):
         mistakes.add(where, f"The {name} {rule.words} (got {_show(value)})")
@@ -126,10 +160,11 @@ def check_object(
 ) -> dict[str, Any]:
     """The values of an object that follow the rules for their keys. Others, and unknown keys, are mistakes."""
     good: dict[str, Any] = {}
+    nearest = Nearest(rules)
     for key, value in document.items():
         place = f"{where}.{key}" if where else key
         if key not in rules:
-            mistakes.add(place, f"Unknown parameter {key} in {owner}")
+            mistakes.add(place, f"Unknown parameter {key} in {owner}.{nearest.to(key)}")
             continue
         checked = check_value(value, rules[key], place, mistakes)
         if checked is not None:

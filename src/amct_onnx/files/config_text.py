@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from amct_onnx.errors import Nearest
 from amct_onnx.files.config_check import (
     Choice,
     Origin,
@@ -89,8 +90,10 @@ def read_cfg(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
 
 
 def _read(config: Any, facts: GraphFacts, mistakes: Mistakes, folder: Path) -> Settings:
-    batch_num = config.batch_num if config.HasField("batch_num") else 1
-    check_value(batch_num, GLOBAL_RULES["batch_num"], "batch_num", mistakes)
+    given = config.batch_num if config.HasField("batch_num") else 1
+    batch_num = check_value(given, GLOBAL_RULES["batch_num"], "batch_num", mistakes) or 1
+    if config.enable_auto_nuq:
+        mistakes.add("enable_auto_nuq", "layers for NUQ are not chosen here: delete it, or name them in nuq_config")
     offset = config.activation_offset if config.HasField("activation_offset") else True
     check_graph(facts, mistakes, tensors=config.tensor_quantize)
     enabled = _find_enabled(config, facts, mistakes)
@@ -107,7 +110,7 @@ def _read(config: Any, facts: GraphFacts, mistakes: Mistakes, folder: Path) -> S
         activation_offset=offset,
         joint_quant=config.joint_quant,
         do_fusion=config.do_fusion if config.HasField("do_fusion") else True,
-        fakequant_precision_mode="FORCE_FP16_QUANT" if config.HasField("fakequant_precision_mode") else None,
+        fakequant_precision_mode="FORCE_FP16_QUANT" if config.fakequant_precision_mode else None,
         skip_fusion_layers=check_skip_fusion(config.skip_fusion_layers, facts, mistakes),
         tensor_quantize=check_repeated_tensors(tensors, mistakes),
         layers=MappingProxyType(layers),
@@ -138,7 +141,8 @@ def _products_left_off(config: Any, facts: GraphFacts) -> set[str]:
 def _type_problem(kind: str) -> str | None:
     if kind in LAYER_OPS:
         return None
-    return f"Layer type {kind} does not support quantize. Use one of {', '.join(LAYER_OPS)}"
+    hint = Nearest(LAYER_OPS).to(kind) or f" Use one of {', '.join(LAYER_OPS)}"
+    return f"Layer type {kind} does not support quantize.{hint}"
 
 
 def _read_layers(
@@ -154,10 +158,12 @@ def _read_layers(
     (amct_formats.md: Precedence).
     """
 
+    nearest = Nearest(facts.supported)
+
     def layer_problem(name: str) -> str | None:
         traits = facts.layers.get(name)
         if name not in facts.nodes and traits is None:
-            return f"Layer {name} does not exist in the graph."
+            return f"Layer {name} does not exist in the graph.{nearest.to(name)}"
         if traits is None:
             return f"Layer {name} does not support quantization. (its type is {facts.nodes[name]})"
         return None if traits.reason is None else f"Layer {name} does not support quantization. ({traits.reason})"
@@ -263,6 +269,9 @@ def _read_block(message: Any, field: str, kind: Any, mistakes: Mistakes, *, pare
         return None
     block, where = getattr(message, field), f"{parent}.{field}" if parent else field
     weights = block.WhichOneof("weights")
+    if block.weight_compress_only:
+        text = "weights and activations are quantized here: delete it, or call quantize(model, None, weight_only=8)"
+        mistakes.add(f"{where}.weight_compress_only", text)
     act = _read_activation(block, where, mistakes)
     wts_where = f"{where}.{weights}" if weights else where
     document = _weight_document(getattr(block, weights), weights, wts_where, mistakes) if weights else {}
@@ -297,6 +306,10 @@ def _read_activation(message: Any, where: str, mistakes: Mistakes) -> dict[str, 
 def _weight_document(message: Any, algo: str, where: str, mistakes: Mistakes) -> dict[str, Any]:
     document = _given(message) | {"wts_algo": algo}
     _join_range(document, "beta_range", 20.0, 2.0)
+    if document.pop("asymmetric", False):
+        mistakes.add(
+            f"{where}.asymmetric", "weights are quantized symmetrically, as AMCT does with activations: delete it"
+        )
     if "quant_bits" in document:
         bits = check_value(document.pop("quant_bits"), _QUANT_BITS, f"{where}.quant_bits", mistakes)
         document["num_bits"] = bits or 8

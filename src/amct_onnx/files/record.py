@@ -21,6 +21,7 @@ from amct_onnx.files.schema import (
     escape_text,
     message_class,
     parse_text,
+    read_proto,
     shortest_float32,
     to_float32,
 )
@@ -28,41 +29,7 @@ from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
 from amct_onnx.graph.recurrent import GATES
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
-# Numbers up to 21 are published (amct_formats.md: Record fields). Fields without a published number, and fields that
-# only other AMCT front ends write, have numbers of our own; the text format does not show them. Fields unknown to
-# LayerRecord are dropped.
-SCHEMA = """\
-message SingleLayerRecord {
-  optional float scale_d = 1;
-  optional int32 offset_d = 2;
-  repeated float scale_w = 3;
-  repeated int32 offset_w = 4;
-  repeated uint32 shift_bit = 5;
-  optional bool skip_fusion = 6;
-  optional bool is_tensor_quantize = 10;
-  repeated float tensor_balance_factor = 13;
-  optional string op_data_type = 15;
-  optional string act_type = 20;
-  optional string wts_type = 21;
-  optional float scale_h = 1001;
-  optional int32 offset_h = 1002;
-  repeated float scale_r = 1003;
-  repeated int32 offset_r = 1004;
-  repeated int32 cluster = 1005;
-  optional string fakequant_precision_mode = 1006;
-  optional string dst_type = 1007;
-  optional int32 channels = 1008;
-  optional int32 height = 1009;
-  optional int32 width = 1010;
-}
-message MapFiledEntry {
-  optional string key = 1;
-  optional SingleLayerRecord value = 2;
-}
-message ScaleOffsetRecord {
-  repeated MapFiledEntry record = 1;
-}
-"""
+SCHEMA = read_proto("scale_offset_record_onnx.proto")  # fields unknown to LayerRecord are dropped
 _FIELDS = {field.name: field for field in message_class(SCHEMA, "SingleLayerRecord").DESCRIPTOR.fields}
 _DROPPED = ("dst_type", "channels", "height", "width")
 _ADVICE = "correct the record file or run the calibration again"

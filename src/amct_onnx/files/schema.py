@@ -1,6 +1,7 @@
 """Reads and writes protobuf text without generated code: the classes of messages are made from proto text when needed.
 
-Generated `_pb2` modules would tie a release to one protobuf version. All protobuf text goes through this module.
+Generated `_pb2` modules would tie a release to one protobuf version. All protobuf text goes through this module. The
+proto texts are files of the package, in `proto/`, so that a user can look up what is accepted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import struct
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import (  # type: ignore[import-untyped, unused-ignore]
@@ -20,9 +22,14 @@ from google.protobuf import (  # type: ignore[import-untyped, unused-ignore]
     text_format,
 )
 
-from amct_onnx.errors import AmctError
+from amct_onnx.errors import AmctError, did_you_mean
 
-_FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+);")
+_FIELD = re.compile(r"(optional |repeated |)(\w+) (\w+) = (\d+);")
+_FEW_FIELDS = 8  # of a message, so that a mistake may list them
+_COMMENT = re.compile(r" *//.*")
+# What protobuf says of a name that a message or an enumeration does not have.
+_NO_FIELD = re.compile(r'Message type "(\w+)" has no field named "([^"]*)"')
+_NO_VALUE = re.compile(r'Enum type "(\w+)" has no value named (\w+)')
 _FLOAT32 = struct.Struct("<f")
 _FIELD_KINDS = descriptor_pb2.FieldDescriptorProto
 FLOAT, INT32, UINT32 = _FIELD_KINDS.TYPE_FLOAT, _FIELD_KINDS.TYPE_INT32, _FIELD_KINDS.TYPE_UINT32
@@ -30,11 +37,22 @@ BOOL, STRING = _FIELD_KINDS.TYPE_BOOL, _FIELD_KINDS.TYPE_STRING
 _SCALARS = {"float": FLOAT, "int32": INT32, "uint32": UINT32, "bool": BOOL, "string": STRING}
 
 
+def proto_path(name: str) -> Path:
+    """Where the file `name` of the folder `proto/` lies."""
+    return Path(__file__).resolve().parents[1] / "proto" / name
+
+
+@cache
+def read_proto(name: str) -> str:
+    """The text of the file `name` of the folder `proto/`, without comments."""
+    return _COMMENT.sub("", proto_path(name).read_text(encoding="utf-8"))
+
+
 @cache
 def message_class(proto: str, root: str) -> Any:
     """The class of the message `root` of a file of proto2 text; its DESCRIPTOR tells of the fields.
 
-    Each field of the text has a line of its own and is marked `optional` or `repeated`, also the members of a oneof.
+    Each field of the text has a line of its own, and so has each enumeration; there are no comments.
     """
     file = descriptor_pb2.FileDescriptorProto(name=f"{root}.proto", syntax="proto2")
     for name, values in re.findall(r"^enum (\w+) \{ (.*) \}$", proto, re.MULTILINE):
@@ -60,7 +78,7 @@ def _add_fields(message: Any, body: str, enums: set[str]) -> None:
         elif found := _FIELD.search(line):
             label, kind, name, number = found.groups()
             made = message.field.add(name=name, number=int(number))
-            made.label = _FIELD_KINDS.Label.Value(f"LABEL_{label.upper()}")
+            made.label = _FIELD_KINDS.LABEL_REPEATED if label == "repeated " else _FIELD_KINDS.LABEL_OPTIONAL
             if kind in _SCALARS:
                 made.type = _SCALARS[kind]
             else:
@@ -82,10 +100,27 @@ def parse_text(text: str, message: Any, *, path: str | os.PathLike[str], error: 
         place = ":".join(str(n) for n in (reason.GetLine(), reason.GetColumn()) if n is not None)
         what = re.sub(r"^\d+:\d+ : ", "", str(reason))
         what = what if len(what) <= 300 else f"{what[:100]} ... {what[-190:]}"  # it quotes the whole line
+        what = what.rstrip(".") + _hint(what, message.DESCRIPTOR.file)
         raise error(f"{name}:{place}: {what}; {advice}" if place else f"{name}: {what}; {advice}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as reason:
         # Some checks of protobuf raise such errors, for instance that of escapes that are no UTF-8.
         raise error(f"{name}: {reason}; {advice}") from None
+
+
+def _hint(what: str, file: Any) -> str:
+    """The name in a proto `file` that is like the unknown one in an error of protobuf, or the message that has it."""
+    if found := _NO_VALUE.search(what):
+        values = file.enum_types_by_name[found[1]].values_by_name
+        return ", " + did_you_mean(found[2], values, f"use one of {', '.join(values)}")
+    if found := _NO_FIELD.search(what):
+        messages = file.message_types_by_name
+        owners = [name for name, message in messages.items() if found[2] in message.fields_by_name]
+        hint = f"it is one of {' and '.join(owners)}" if owners else ""
+        fields = messages[found[1]].fields_by_name
+        otherwise = f"use one of {', '.join(fields)}" if len(fields) <= _FEW_FIELDS else ""
+        hint = hint or did_you_mean(found[2], fields, otherwise)
+        return hint and f", {hint}"
+    return ""
 
 
 def escape_text(text: str) -> str:

@@ -49,6 +49,22 @@ def locate_fields(text: str, proto: str, root: str) -> tuple[Occurrence, ...]:
     return tuple(_Walk(text).block(message_class(proto, root).DESCRIPTOR, "", None))
 
 
+def blank_scalar(text: str, name: str) -> str:
+    """`text` with blanks where the scalar field `name` stands outside of all blocks, whatever its value is."""
+    tokens = [match for match in _TOKEN.finditer(text) if match.lastgroup != "skip"]
+    depth = 0
+    for index, first in enumerate(tokens):
+        depth += (first.group() in _ENDS) - (first.group() in _ENDS.values())
+        colon, value, separator = [*tokens[index + 1 : index + 4], *(None,) * 3][:3]
+        if depth or first.group() != name or colon is None or colon.group() != ":" or value is None:
+            continue
+        if value.lastgroup in ("word", "text"):
+            last = separator if separator is not None and separator.group() in (",", ";") else value
+            field = slice(first.start(), last.end())
+            text = text[: field.start] + re.sub(r"[^\n]", " ", text[field]) + text[field.stop :]
+    return text
+
+
 class _Walk:
     """One pass over the tokens of a text. `_index` is that of the next token."""
 

@@ -1,21 +1,76 @@
 """Everything a run can be told, as frozen values. config.json, .cfg files and keywords all become these.
 
-The solvers' settings carry AMCT's defaults and bounds (amct_formats.md: Layer entries); whoever reads a file checks the
-bounds, so that a message can point at the place in the document.
+The solvers' settings carry AMCT's defaults and bounds (amct_formats.md: Layer entries), and refuse what is outside of
+them. Whoever reads a file checks the bounds first, so that a message can point at the place in the document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from types import MappingProxyType
+from typing import Any
 
-from amct_onnx.errors import ArgumentError
+import numpy as np
+
+from amct_onnx.errors import ArgumentError, ArgumentTypeError
+
+# Bounds that AMCT does not have. They leave room around all that makes sense, and keep a slip of the keyboard from work
+# without an end.
+LEAST_RATIO, LARGEST_RATIO = 1e-5, 100.0  # of a bound that is tried to the extreme that was seen; also the least step
+MOST_CANDIDATES = 10_000  # of one search
+MOST_BATCHES = 2**31 - 1
+MOST_ITERATIONS = 1_000_000
+LARGEST_BETA = 1000.0
+BINS, STEPS, ROUNDS = (1024, 2048, 4096, 8192), (16, 32), (0, 1, 2, 3, 4, 5)
+ACTIVATION_BITS, WEIGHT_BITS = (4, 8, 16), (4, 6, 7, 8)
+STRENGTHS = (0.2, 0.8)  # of DMQ balancing
+
+
+_REAL, _WHOLE = (float, int, np.floating, np.integer), (int, np.integer)
+
+
+def _check(
+    owner: object, name: str, kinds: tuple[type, ...], allowed: Callable[[Any], bool], words: str, value: Any = None
+) -> None:
+    """Refuse a field (or a part `value` of it) that is no finite number of these kinds, or that is not allowed."""
+    value = getattr(owner, name) if value is None else value
+    place = f"{type(owner).__name__}.{name}"
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        number = "a whole number" if kinds is _WHOLE else "a number"
+        raise ArgumentTypeError(f"{place} must be {number}, got {type(value).__name__}")
+    given: Any = value
+    if not -math.inf < given < math.inf or not allowed(value):
+        shown = "a huge number" if 1e30 < abs(given) < math.inf else value  # Python prints no integer of 5000 digits
+        raise ArgumentError(f"{place} must be {words}, got {shown}")
+
+
+def _check_choice(owner: object, name: str, choices: tuple[int, ...]) -> None:
+    _check(owner, name, _WHOLE, choices.__contains__, f"one of {', '.join(map(str, choices))}")
+
+
+def _check_within(owner: object, name: str, low: float, high: float, kinds: tuple[type, ...] = _REAL) -> None:
+    _check(owner, name, kinds, lambda v: low <= v <= high, f"within [{low}, {high}]")
+
+
+def _check_percentile(owner: object, name: str) -> None:
+    _check(owner, name, _REAL, lambda v: 0.5 < v <= 1, "within (0.5, 1]")
+
+
+def count_candidates(start: float, end: float, step: float) -> int:
+    """How many of start, start + step, ... are at most `end`, counted in decimals."""
+    first, last, width = (Decimal(str(value)) for value in (start, end, step))
+    return int((last - first) / width) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ifmr:
-    """Settings of IFMR (amct_formats.md: IFMR): percentiles in (0.5, 1], 0 < start < end, step <= end - start."""
+    """Settings of IFMR (amct_formats.md: IFMR): percentiles in (0.5, 1], 1e-5 <= start <= end <= 100, step >= 1e-5.
+
+    At most 10000 candidates may come of the last three.
+    """
 
     max_percentile: float = 0.999999
     min_percentile: float = 0.999999
@@ -23,12 +78,31 @@ class Ifmr:
     search_end: float = 1.3
     search_step: float = 0.01
 
+    def __post_init__(self) -> None:
+        _check_percentile(self, "max_percentile")
+        _check_percentile(self, "min_percentile")
+        _check_within(self, "search_start", LEAST_RATIO, LARGEST_RATIO)
+        _check_within(self, "search_end", self.search_start, LARGEST_RATIO)
+        _check_within(self, "search_step", LEAST_RATIO, LARGEST_RATIO)
+        if self.candidates > MOST_CANDIDATES + 1:  # one more, since a calibration model keeps seven digits
+            area = f"from {self.search_start} to {self.search_end}"
+            text = f"Ifmr.search_step must be larger, got {self.search_step}: at most {MOST_CANDIDATES} candidates"
+            raise ArgumentError(f"{text} are tried, {area} these are {self.candidates}")
+
+    @property
+    def candidates(self) -> int:
+        """How many ranges are tried."""
+        return count_candidates(self.search_start, self.search_end, self.search_step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hfmg:
     """Settings of the HFMG search (amct_formats.md: HFMG): 1024, 2048, 4096 or 8192 bins."""
 
     num_of_bins: int = 4096
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "num_of_bins", BINS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +122,7 @@ class Percentile:
     percentile: float = 0.99999
 
     def __post_init__(self) -> None:
-        if not 0.5 < self.percentile <= 1:
-            raise ArgumentError(f"percentile must be within (0.5, 1], got {self.percentile}")
+        _check_percentile(self, "percentile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +135,7 @@ class Entropy:
     num_of_bins: int = 4096
 
     def __post_init__(self) -> None:
-        if not 512 <= self.num_of_bins <= 16384:
-            raise ArgumentError(f"num_of_bins must be within [512, 16384], got {self.num_of_bins}")
+        _check_within(self, "num_of_bins", 512, 16384, _WHOLE)
 
 
 ActivationSolver = Ifmr | Hfmg | MinMax | Mse | Percentile | Entropy
@@ -76,7 +148,11 @@ class Arq:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaRound:
-    """Settings of learned rounding (amct_formats.md: AdaRound)."""
+    """Settings of learned rounding (amct_formats.md: AdaRound).
+
+    num_iteration is at most a million, reg_param and warm_start are within (0, 1), 1000 >= beta_range[0] >
+    beta_range[1] > 0.
+    """
 
     num_iteration: int = 10000
     reg_param: float = 0.01
@@ -85,6 +161,15 @@ class AdaRound:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beta_range", tuple(self.beta_range))  # JSON has lists
+        _check_within(self, "num_iteration", 0, MOST_ITERATIONS, _WHOLE)
+        for name in ("reg_param", "warm_start"):
+            _check(self, name, _REAL, lambda v: 0 < v < 1, "within (0, 1)")
+        if len(self.beta_range) != 2:
+            raise ArgumentError(f"AdaRound.beta_range must be two numbers, got {len(self.beta_range)}")
+        start, end = self.beta_range
+        words = f"[start, end] with {LARGEST_BETA} >= start > end > 0"
+        _check(self, "beta_range", _REAL, lambda v: 0 < v <= LARGEST_BETA, words, start)
+        _check(self, "beta_range", _REAL, lambda v: 0 < v < start, words, end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +178,10 @@ class Nuq:
 
     num_steps: int = 32
     num_of_iteration: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "num_steps", STEPS)
+        _check_choice(self, "num_of_iteration", ROUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +192,9 @@ class ActivationSettings:
     asymmetric: bool = True
     solver: ActivationSolver = field(default_factory=Ifmr)
 
+    def __post_init__(self) -> None:
+        _check_within(self, "num_bits", 2, 16, _WHOLE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSettings:
@@ -111,6 +203,9 @@ class WeightSettings:
     num_bits: int = 8
     channel_wise: bool = False
     solver: Arq | AdaRound | Nuq = field(default_factory=Arq)
+
+    def __post_init__(self) -> None:
+        _check_within(self, "num_bits", 2, 16, _WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +216,10 @@ class LayerSettings:
     activation: ActivationSettings = field(default_factory=ActivationSettings)
     weight: WeightSettings = field(default_factory=WeightSettings)
     dmq_strength: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dmq_strength is not None:
+            _check_within(self, "dmq_strength", *STRENGTHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,3 +248,6 @@ class Settings:
     skip_fusion_layers: tuple[str, ...] = ()
     tensor_quantize: tuple[TensorSettings, ...] = ()
     layers: Mapping[str, LayerSettings] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        _check_within(self, "batch_num", 1, MOST_BATCHES, _WHOLE)

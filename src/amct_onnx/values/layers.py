@@ -59,9 +59,12 @@ class LayerTraits:
         return self.has_weight and self.op_type in ("Gemm", "MatMul")
 
     @property
-    def supports_low_bits(self) -> bool:
-        """Weights of 6 or 7 bits: 2-D convolution only (amct_formats.md: Layer entries)."""
-        return self.op_type == "Conv" and self.weight_rank == 4
+    def weight_bits(self) -> tuple[int, ...]:
+        """Widths of the weight's integers: 6 and 7 for 2-D convolution only, not 4 for LSTM and GRU
+        (amct_formats.md: Layer entries)."""
+        if self.op_type == "Conv" and self.weight_rank == 4:
+            return (4, 6, 7, 8)
+        return (8,) if self.op_type in ("LSTM", "GRU") else (4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ def facts() -> GraphFacts:
         LayerTraits(name="MatMul_vv", op_type="MatMul", symmetric_only=True),
         LayerTraits(name="Pool_3", op_type="AveragePool"),
         dense("Gemm_bad", 8, reason="alpha is 2.0"),
+        *(conv(f"{kind}_{i}", 16, 3, rank=3, kind=kind) for i, kind in ((7, "LSTM"), (8, "GRU"))),
         others={"Relu_4": "Relu", "MaxPool_5": "MaxPool", "Add_6": "Add"},
         fusable=("Conv_0", "Conv_1d"),
     )

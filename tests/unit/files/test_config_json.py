@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,9 @@ def mistakes(read: Read, document: Any, kind: type[ConfigError] = ConfigError) -
     headline, *lines = str(caught.value).splitlines()
     assert "config.json: " in headline
     return [line.strip() for line in lines] or [headline.partition("config.json: ")[2]]
+
+
+ON = {"quant_enable": True}
 
 
 def act(**values: Any) -> dict[str, Any]:
@@ -214,6 +218,65 @@ def test_weight_algorithms(read: Read, values: dict[str, Any], solver: Arq | Ada
     assert read({"Conv_0": wts(**values)}).layers["Conv_0"].weight.solver == solver
 
 
+@pytest.mark.parametrize("name", ["Relu_4", "MaxPool_5", "Gemm_bad"])
+@pytest.mark.parametrize("entry", [{}, {"quant_enable": False}, {"quant_enable": False, ACT: {"num_bits": 8}, WTS: {}}])
+def test_an_entry_may_leave_in_float_what_cannot_be_quantized(read: Read, name: str, entry: dict[str, Any]) -> None:
+    assert read({name: entry, "Conv_0": ON}) == read({"Conv_0": ON})
+
+
+def test_four_bits_are_not_for_recurrent_layers_that_are_on(read: Read) -> None:
+    off = read({"LSTM_7": {"quant_enable": False, WTS: {"num_bits": 4}}}).layers["LSTM_7"]
+    assert (off.quant_enable, off.weight.num_bits) == (False, 8)
+    assert read({"Gemm_1": wts(num_bits=4)}).layers["Gemm_1"].weight.num_bits == 4
+
+
+LIMITS = {
+    "search_range": ([0.7, 1e23], [-1.0, 1.3], [0, 1.3], [1e-30, 1.3], [0.7, 100.001]),
+    "search_step": (0, -0.01, 1e-30, 1e-6, 0.00001),
+    "max_percentile": (0.5, -1, 1.0001, 1e23),
+    "min_percentile": (0.5, -1, 1.0001, 1e23),
+    "num_of_bins": (0, -1024, 1000, 10**23),
+}
+WTS_LIMITS = {
+    "num_iteration": (-1, 10**6 + 1, 10**23),
+    "reg_param": (0, 1, -0.1, 1e23),
+    "warm_start": (0, 1, -0.1, 1e23),
+    "beta_range": ([1e23, 2.0], [20.0, 0.0], [20.0, -1.0], [2.0, 20.0], [1000.1, 2.0]),
+}
+NUQ_LIMITS = {"num_steps": (0, 10**23), "num_of_iteration": (-1, 10**23)}
+ABSURD = [
+    *(({"batch_num": value}, "batch_num") for value in (0, -1, 2**31, 10**23)),
+    *(({"Conv_0": act(**{key: value})}, key) for key, values in LIMITS.items() for value in values),
+    *(
+        ({"Conv_0": wts(wts_algo="ada_quantize", **{key: value})}, key)
+        for key, values in WTS_LIMITS.items()
+        for value in values
+    ),
+    *(
+        ({"Conv_0": wts(wts_algo="nuq_quantize", **{key: value})}, key)
+        for key, values in NUQ_LIMITS.items()
+        for value in values
+    ),
+    *(({"Conv_0": act(search_range=[0.1, 90.0], search_step=0.001)}, "search_step"),),
+    *(({"tensor_quantize": [{"layer_name": "Add_6", "input_index": 0, ACT: {"search_step": 1e-9}}]}, "search_step"),),
+]
+
+
+@pytest.mark.parametrize(("document", "field"), ABSURD)
+def test_an_absurd_number_is_refused_with_its_place_and_the_limits(read: Read, document: Any, field: str) -> None:
+    (found,) = mistakes(read, document)
+    place, _, what = found.partition(": ")
+    assert place.endswith(field)
+    assert field in what
+    assert re.search(r"must be (?:.*\d|less than or equal to \(search_range|larger, at most 10000)", what)
+
+
+@pytest.mark.parametrize(("range_", "step"), [([0.7, 1.3], 0.0001), ([0.01, 100.0], 0.01), ([1.0, 1.00001], 0.00001)])
+def test_a_search_that_ends_is_accepted(read: Read, range_: list[float], step: float) -> None:
+    solver = read({"Conv_0": act(search_range=range_, search_step=step)}).layers["Conv_0"].activation.solver
+    assert solver == Ifmr(search_start=range_[0], search_end=range_[1], search_step=step)
+
+
 def test_six_and_seven_bits_are_for_2d_convolution(read: Read) -> None:
     settings = read({name: wts(num_bits=6) for name in ("Conv_0", "Conv_1d", "Gemm_1")})
     bits = {name: settings.layers[name].weight.num_bits for name in ("Conv_0", "Conv_1d", "Gemm_1")}
@@ -261,13 +324,27 @@ def test_dmq_strength_bounds_are_included(read: Read) -> None:
     ("document", "line"),
     [
         ({"version": 2}, "version: The version must be 1. (got int 2)"),
-        ({"batch_num": 0}, "batch_num: The batch_num must be greater than zero. (got int 0)"),
+        ({"batch_num": 0}, "batch_num: The batch_num must be greater than zero and at most 2147483647 (got int 0)"),
         ({"fakequant_precision_mode": "FAST"}, "fakequant_precision_mode: The fakequant_precision_mode must be in"),
-        ({"Conv_O": {}}, "Conv_O: Conv_O is an invalid layer name or parameter. Did you mean Conv_0?"),
+        ({"Conv_O": {}}, "Conv_O: Conv_O is an invalid layer name or parameter. Did you mean 'Conv_0'?"),
         ({"zzz": {}}, "zzz: zzz is an invalid layer name or parameter."),
-        ({"Relu_4": {}}, "Relu_4: layer Relu_4 does not support quant. (type Relu)"),
-        ({"Gemm_bad": {}}, "Gemm_bad: layer Gemm_bad does not support quant. (alpha is 2.0)"),
-        ({"Conv_0": {"bits": 8}}, "Conv_0.bits: Unknown parameter bits in layer Conv_0"),
+        (
+            {"Relu_4": ON},
+            "Relu_4: layer Relu_4 does not support quant. (type Relu) Set quant_enable to false or delete",
+        ),
+        ({"Gemm_bad": ON}, "Gemm_bad: layer Gemm_bad does not support quant. (alpha is 2.0)"),
+        ({"bach_num": 2}, "bach_num is an invalid layer name or parameter. Did you mean 'batch_num'?"),
+        ({"GEMM_1": {}}, "GEMM_1 is an invalid layer name or parameter. Did you mean 'Gemm_1'?"),
+        ({"Conv_0": {"bits": 8}}, "Conv_0.bits: Unknown parameter bits in layer Conv_0."),
+        (
+            {"Conv_0": {"quant_enabled": True}},
+            "Unknown parameter quant_enabled in layer Conv_0. Did you mean 'quant_en",
+        ),
+        ({"Conv_0": act(num_bins=1024)}, "Unknown parameter num_bins in layer Conv_0. Did you mean 'num_bits'?"),
+        (
+            {"Conv_0": wts(channelwise=True)},
+            "Unknown parameter channelwise in layer Conv_0. Did you mean 'channel_wise",
+        ),
         ({"Conv_0": act(bits=8)}, f"Conv_0.{ACT}.bits: Unknown parameter bits in layer Conv_0"),
         ({"Conv_0": wts(bits=8)}, f"Conv_0.{WTS}.bits: Unknown parameter bits in layer Conv_0"),
         ({"Conv_0": act(num_bits=9)}, f"Conv_0.{ACT}.num_bits: The num_bits must be in [4, 8, 16] (got int 9)"),
@@ -325,6 +402,17 @@ def test_dmq_strength_bounds_are_included(read: Read) -> None:
         ({"tensor_quantize": [{"input_index": 0}]}, 'tensor_quantize[0].layer_name: To quantize tensor, must set "lay'),
         ({"tensor_quantize": [{"layer_name": "Add_6"}]}, "tensor_quantize[0].input_index: To quantize tensor, must se"),
         ({"tensor_quantize": [{"layer_name": "no", "input_index": 0}]}, "Layer no does not exist in the graph."),
+        ({"tensor_quantize": [{"layer_name": "Add6", "input_index": 0}]}, "in the graph. Did you mean 'Add_6'?"),
+        (
+            {"tensor_quantize": [{"layer_name": "Add_6", "input_index": 0, "index": 1}]},
+            "Unknown parameter index in tensor_quantize[0]. Did you mean 'input_index'?",
+        ),
+        ({"skip_fusion_layers": ["Conv_1D"]}, "does not exist in the graph. Did you mean 'Conv_1d'?"),
+        (
+            {"LSTM_7": wts(num_bits=4)},
+            f"LSTM_7.{WTS}.num_bits: layer LSTM_7 of type LSTM does not support 4 bits, use 8",
+        ),
+        ({"GRU_8": wts(num_bits=4)}, f"GRU_8.{WTS}.num_bits: layer GRU_8 of type GRU does not support 4 bits, use 8"),
         ({"tensor_quantize": [{"layer_name": "Conv_0", "input_index": 0}]}, "is for MaxPool and Add only"),
         ({"tensor_quantize": [{"layer_name": "MaxPool_5", "input_index": 1}]}, "must be in [0, 0] for layer type Max"),
         ({"tensor_quantize": [{"layer_name": "Add_6", "input_index": 1}] * 2}, "tensor_quantize[1]: Please delete re"),
@@ -336,10 +424,13 @@ def test_dmq_strength_bounds_are_included(read: Read) -> None:
         ('{"batch_num": 1, "batch_num": 2}', "batch_num: Please delete repeated items in the config file"),
         ('{"Conv_0": {"quant_enable": true, "quant_enable": true}}', "Conv_0.quant_enable: Please delete repeated"),
         ('{"Conv_0": {"activation_quant_params": {"max_percentile": NaN}}}', "max_percentile must be a finite number"),
-        ('{"Conv_0": {"activation_quant_params": {"search_range": [1, 1e999]}}}', "search_range[1] must be a finite"),
+        (
+            '{"Conv_0": {"activation_quant_params": {"search_range": [1, 1e999]}}}',
+            "search_range[1] must be a finite number, got inf; search_range must be [start, end] with",
+        ),
         (
             f'{{"Conv_0": {{"activation_quant_params": {{"search_step": 1{"0" * 400}}}}}}}',
-            "search_step must be a finite",
+            "search_step must be a finite number, got inf; search_step must be greater than zero and at least",
         ),
     ],
 )
@@ -470,11 +561,22 @@ def test_mistakes_in_arguments_are_reported_at_once(facts: GraphFacts) -> None:
     with pytest.raises(ConfigError) as caught:
         default_settings(facts, skip_layers=["no", "Relu_4", "Conv_0", "Conv_0"], batch_num=0)
     message = str(caught.value)
-    assert message.startswith("4 mistakes")
+    assert message.startswith("3 mistakes")
     assert "Layer no does not exist in the graph." in message
-    assert "Layer Relu_4 does not support quantization. (its type is Relu)" in message
     assert "Please delete repeated items in skip_layers, repeated items are ['Conv_0']" in message
-    assert "The batch_num must be greater than zero." in message
+    assert "The batch_num must be greater than zero and at most" in message
+
+
+def test_a_skip_layer_that_is_never_quantized_is_warned_of(facts: GraphFacts, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="amct_onnx"):
+        assert default_settings(facts, skip_layers=["Relu_4", "Gemm_bad"]) == default_settings(facts)
+    (record,) = caplog.records
+    assert "skip_layers names Relu_4 of type Relu" in record.getMessage()
+
+
+def test_a_skip_layer_gets_a_suggestion(facts: GraphFacts) -> None:
+    with pytest.raises(ConfigError, match=r"Layer conv_0 does not exist in the graph\. Did you mean 'Conv_0'\?"):
+        default_settings(facts, skip_layers=["conv_0"])
 
 
 def test_skipping_everything_is_an_error(facts: GraphFacts) -> None:

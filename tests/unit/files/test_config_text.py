@@ -74,7 +74,7 @@ def test_globals(read: Read) -> None:
     assert (settings.batch_num, settings.activation_offset, settings.joint_quant) == (3, False, True)
     assert (settings.do_fusion, settings.skip_fusion_layers) == (False, ("Conv_0",))
     assert settings.fakequant_precision_mode == "FORCE_FP16_QUANT"
-    assert [name for name, layer in settings.layers.items() if not layer.quant_enable] == ["Gemm_1", "Pool_3"]
+    assert [name for name, layer in settings.layers.items() if not layer.quant_enable] == ["Gemm_1", "Pool_3", "LSTM_7"]
 
 
 def test_the_documented_example_is_read(read: Read) -> None:
@@ -211,7 +211,7 @@ def test_a_value_given_twice_is_no_contradiction(read: Read) -> None:
             "2:18: tensor_quantize[0].hfmg_quantize.num_bits:",
         ),
         (
-            "\nskip_layer_types : ['Conv', 'Gemm', 'MatMul', 'AveragePool']",
+            "\nskip_layer_types : ['Conv', 'Gemm', 'MatMul', 'AveragePool', 'LSTM', 'GRU']",
             "2:21: skip_layers: Except skip_layers or skip_types",
         ),
     ],
@@ -427,7 +427,7 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("batch_num : 0", "batch_num: The batch_num must be greater than zero."),
+        ("batch_num : 0", "batch_num: The batch_num must be greater than zero and at most"),
         ("nuq_config { mapping_file : 'a.json' }", "nuq_config.mapping_file: a.json: the mapping file does not exist"),
         (
             "nuq_config { nuq_quantize { num_steps : 8 } }",
@@ -438,7 +438,12 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
             "nuq_config.nuq_quantize.num_of_iteration: The num_of_iteration must be in",
         ),
         ("skip_layers : 'no'", "skip_layers[0]: Layer no does not exist in the graph."),
-        ("skip_layers : 'Relu_4'", "skip_layers[0]: Layer Relu_4 does not support quantization."),
+        ("skip_layers : 'conv_0'", "Layer conv_0 does not exist in the graph. Did you mean 'Conv_0'?"),
+        ("skip_fusion_layers : 'Conv0'", "does not exist in the graph. Did you mean 'Conv_0'?"),
+        ("skip_layer_types : 'Convolution'", "Layer type Convolution does not support quantize. Did you mean 'Conv'?"),
+        (override("Gemm1", ""), "Layer Gemm1 does not exist in the graph. Did you mean 'Gemm_1'?"),
+        (override_type("GEMM", ""), "Layer type GEMM does not support quantize. Did you mean 'Gemm'?"),
+        ("tensor_quantize { layer_name : 'MaxPol_5' input_index : 0 }", "in the graph. Did you mean 'MaxPool_5'?"),
         (
             "skip_layers : 'Conv_0' skip_layers : 'Conv_0'",
             "skip_layers[1]: Please delete repeated items in skip_layers",
@@ -446,7 +451,7 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
         ("skip_layer_types : 'Relu'", "skip_layer_types[0]: Layer type Relu does not support quantize."),
         ("skip_layer_types : 'Gemm' skip_layer_types : 'Gemm'", "skip_layer_types[1]: Please delete repeated items"),
         (
-            "skip_layer_types : 'Conv' skip_layer_types : 'Gemm' skip_layer_types : 'MatMul' skip_layers : 'Pool_3'",
+            "skip_layer_types : ['Conv', 'Gemm', 'MatMul', 'LSTM', 'GRU'] skip_layers : 'Pool_3'",
             "skip_layers: Except skip_layers or skip_types, no layer need to quantize.",
         ),
         ("skip_fusion_layers : 'Relu_4'", 'skip_fusion_layers[0]: Skip fusion layer "Relu_4"'),
@@ -482,7 +487,7 @@ def test_malformed_text_names_file_and_place(read: Read, text: str, place: str, 
         ),
         (
             override_type("Gemm", "arq_quantize { quant_bits : 7 }"),
-            "override_layer_types[0].calibration_config.arq_quantize.quant_bits: layer Gemm_1 does not support 7 bits",
+            "override_layer_types[0].calibration_config.arq_quantize.quant_bits: layer Gemm_1 of type Gemm does not",
         ),
         (
             override("Conv_3d", "ifmr_quantize { dst_type : INT16 }"),
@@ -519,7 +524,7 @@ def test_an_override_does_not_bother_skipped_layers(read: Read) -> None:
 
 
 def test_tensors_alone_are_enough(read: Read) -> None:
-    text = "skip_layer_types : 'Conv' skip_layer_types : 'Gemm' skip_layer_types : 'MatMul' skip_layers : 'Pool_3' "
+    text = "skip_layer_types : ['Conv', 'Gemm', 'MatMul', 'LSTM', 'GRU'] skip_layers : 'Pool_3' "
     assert read(text + "tensor_quantize { layer_name : 'Add_6' input_index : 1 }").tensor_quantize
 
 
@@ -548,6 +553,93 @@ def test_a_model_without_layers_is_an_error(tmp_path: Path, facts: GraphFacts) -
     (tmp_path / "a.cfg").write_text("")
     with pytest.raises(ConfigError, match="No layer support quantization in the graph"):
         read_cfg(tmp_path / "a.cfg", replace(facts, layers={}))
+
+
+# Fields of newer releases, and names that do not exist
+
+NEUTRAL = [
+    *(f"version : {value}" for value in ("1", "2", "-3", "1.5", "'1.0'", '"v2"', "1,", "1;", "\n 1")),
+    "version : 1 version : 2",
+    "enable_auto_nuq : false",
+    "fakequant_precision_mode : DEFAULT",
+    "common_config { weight_compress_only : false }",
+    "common_config { arq_quantize { asymmetric : false } }",
+    override("Conv_0", "weight_compress_only : false arq_quantize { asymmetric : false }"),
+    override_type("Conv", "weight_compress_only : false"),
+]
+
+
+@pytest.mark.parametrize("text", NEUTRAL)
+def test_a_newer_field_that_changes_nothing_is_accepted(read: Read, text: str, facts: GraphFacts) -> None:
+    assert read(f"batch_num : 1\n{text}\nactivation_offset : true") == default_settings(facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "advice"),
+    [
+        ("enable_auto_nuq : true", "enable_auto_nuq", "delete it, or name them in nuq_config"),
+        *(
+            (text, place, r"delete it, or call quantize\(model, None, weight_only=8\)")
+            for text, place in (
+                ("common_config { weight_compress_only : true }", "common_config.weight_compress_only"),
+                (
+                    override("Conv_0", "weight_compress_only : true"),
+                    r"override_layer_configs\[0\].calibration_config.weight_compress_only",
+                ),
+                (
+                    override_type("Conv", "arq_quantize {} weight_compress_only : true"),
+                    r"override_layer_types\[0\].calibration_config.weight_compress_only",
+                ),
+            )
+        ),
+        ("common_config { arq_quantize { asymmetric : true } }", "common_config.arq_quantize.asymmetric", "delete it"),
+    ],
+)
+def test_a_newer_field_that_would_change_something_is_refused(read: Read, text: str, place: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"quant\.cfg:\d+:\d+: {place}: .*{advice}"):
+        read(text)
+
+
+def test_version_does_not_move_what_stands_behind_it(read: Read) -> None:
+    with pytest.raises(ConfigError, match=r"quant\.cfg:2:11: batch_num"):
+        read("version :\n   '1.0'; batch_num : 0")
+    with pytest.raises(ConfigError, match=r'"CalibrationConfig" has no field named "version", it is one of AMCTConfig'):
+        read("common_config { version : 1 }")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("batch_number : 2", "did you mean 'batch_num'?"),
+        ("\n Batch_Num : 2", "did you mean 'batch_num'?"),
+        ("commonconfig { }", "did you mean 'common_config'?"),
+        ("common_config { arq_quantise { } }", "did you mean 'arq_quantize'?"),
+        ("common_config { ifmr_quantize { search_range_stop : 2 } }", "did you mean 'search_range_st"),
+        ("common_config { hfmg_quantize { num_bins : 1024 } }", "did you mean 'num_of_bins'?"),
+        ("common_config { search_step : 0.1 }", "it is one of FMRQuantize"),
+        ("channel_wise : true", "it is one of ARQuantize and ADAquantize"),
+        (override("Conv_0", "dmq_balancer { strength : 0.5 }"), "did you mean 'migration_strength'?"),
+        ("override_layer_configs { name : 'Conv_0' }", "did you mean 'layer_name'?"),
+        ("override_layer_configs { foo : 1 }", "use one of layer_name, calibration_config;"),
+        ("tensor_quantize { input : 1 }", "did you mean 'input_index'?"),
+        ("nuq_config { mapping : 'x' }", "did you mean 'mapping_file'?"),
+        ("fakequant_precision_mode : FORCE_FP16", "did you mean 'FORCE_FP16_QUANT'?"),
+        ("common_config { ifmr_quantize { dst_type : int8 } }", "did you mean 'INT8'?"),
+        ("common_config { ifmr_quantize { dst_type : FLOAT } }", "use one of INT8, INT16"),
+        ("zzz : 1", ""),
+    ],
+)
+def test_an_unknown_name_gets_a_suggestion_and_the_path_of_the_proto(read: Read, text: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    (line,) = str(caught.value).splitlines()
+    found = re.search(
+        r"quant\.cfg:(\d+):\d+: .* has no (?:field|value) named .*; correct it; all fields are in (.*)$", line
+    )
+    assert found is not None, line
+    assert hint in line
+    assert int(found[1]) == 1 + text.count("\n", 0, len(text.rstrip("\n")))
+    assert "message AMCTConfig" in Path(found[2]).read_text()
 
 
 WORDS = [

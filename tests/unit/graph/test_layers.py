@@ -241,20 +241,22 @@ def test_an_operator_that_the_target_does_not_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op_type", "rank", "balancing", "low_bits"),
+    ("op_type", "rank", "balancing", "weight_bits"),
     [
-        ("Conv", 3, False, False),
-        ("Conv", 4, True, True),
-        ("Conv", 5, True, False),
-        ("ConvTranspose", 4, True, False),
-        ("Gemm", 2, True, False),
-        ("MatMul", 2, True, False),
-        ("AveragePool", 0, False, False),
+        ("Conv", 3, False, (4, 8)),
+        ("Conv", 4, True, (4, 6, 7, 8)),
+        ("Conv", 5, True, (4, 8)),
+        ("ConvTranspose", 4, True, (4, 8)),
+        ("Gemm", 2, True, (4, 8)),
+        ("MatMul", 2, True, (4, 8)),
+        ("AveragePool", 0, False, (4, 8)),
+        ("LSTM", 3, False, (8,)),
+        ("GRU", 3, False, (8,)),
     ],
 )
-def test_extras_of_a_layer(op_type: str, rank: int, balancing: bool, low_bits: bool) -> None:
+def test_extras_of_a_layer(op_type: str, rank: int, balancing: bool, weight_bits: tuple[int, ...]) -> None:
     traits = _traits(op_type, rank)
-    assert (traits.supports_balancing, traits.supports_low_bits) == (balancing, low_bits)
+    assert (traits.supports_balancing, traits.weight_bits) == (balancing, weight_bits)
 
 
 @pytest.mark.parametrize(

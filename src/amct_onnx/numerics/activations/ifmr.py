@@ -53,8 +53,8 @@ def candidate_ratios(settings: Ifmr) -> Doubles:
     AMCT's front ends differ by the last one (in float32 a step may end just before it). The golden cases have ratios of
     1.3, and one candidate more never makes the loss worse.
     """
-    start, end, step = (Decimal(str(v)) for v in (settings.search_start, settings.search_end, settings.search_step))
-    return np.asarray([float(start + i * step) for i in range(int((end - start) / step) + 1)])
+    start, step = (Decimal(str(value)) for value in (settings.search_start, settings.search_step))
+    return np.asarray([float(start + i * step) for i in range(settings.candidates)])
 
 
 def _loss(x: Floats, weight: Floats, width: float, floor: float, bound: float, scale: float) -> float:
