@@ -178,9 +178,13 @@ def edit_config(flow: Flow, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "parts"),
     [
-        (lambda c: c.update(batchnum=1), ConfigError, ["batchnum: ", "invalid layer name", "mean batch_num"]),
-        (lambda c: c.update(conv3={}), ConfigError, ["conv3: ", "invalid layer name", "Did you mean conv"]),
-        (lambda c: c.update(relu={}), ConfigError, ["layer relu does not support quant", "Relu", "Delete"]),
+        (lambda c: c.update(batchnum=1), ConfigError, ["batchnum: ", "invalid layer name", "mean 'batch_num'"]),
+        (lambda c: c.update(conv3={}), ConfigError, ["conv3: ", "invalid layer name", "Did you mean 'conv"]),
+        (
+            lambda c: c.update(relu={"quant_enable": True}),
+            ConfigError,
+            ["layer relu does not support quant", "Relu", "Set quant_enable to false or delete the entry"],
+        ),
         (lambda c: c["conv1"].update(bits=8), ConfigError, [r"conv1\.bits: Unknown parameter bits in layer conv1"]),
         (lambda c: c.update(batch_num="2"), ConfigTypeError, ["batch_num: Type of batch_num should be int", "str"]),
         (lambda c: c["conv1"].update(quant_enable=1), ConfigTypeError, [r"conv1\.quant_enable: Type", "bool", "int 1"]),
@@ -237,7 +241,7 @@ def test_a_config_that_does_not_exist(flow: Flow) -> None:
     ("layers", "parts"),
     [
         (["conv3"], ["Layer conv3 does not exist in the graph"]),
-        (["relu"], ["Layer relu does not support quantization", "Relu"]),
+        (["Conv1"], ["Layer Conv1 does not exist in the graph", "Did you mean 'conv1'"]),
         (["conv1", "conv1"], ["Please delete repeated items in skip_layers", "conv1"]),
     ],
 )

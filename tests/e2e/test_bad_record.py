@@ -59,7 +59,11 @@ CONV1_SCALE_D = r"scale_d: [0-9.e+-]+"
         (r"scale_w: [0-9.e+-]+", "scale_w: 0.5", RecordError, ["scale_w of layer conv1 does not fit", "quantize"]),
         (CONV1_SCALE_D, "scale_d: many", RecordError, [r"record\.txt:\d+:\d+: ", "correct the record file"]),
         (r"record \{", "rekord {", RecordError, [r"record\.txt:2:", "rekord"]),
-        (r'key: "conv1"', 'key: "conv7"', RecordError, ["conv1|conv7"]),
+        (r'key: "conv1"', 'key: "Conv1"', RecordError, ["find Conv1 failure in the model", "mean 'conv1'"]),
+        (r'key: "conv1"', 'key: "sterm"', RecordError, ["find sterm failure", "Its layers are conv1, conv2"]),
+        (r'key: "conv1"', 'key: "conv7:0"', RecordError, ["find conv7:0 failure in the model", "mean 'conv"]),
+        (CONV1_SCALE_D, r"\g<0>\n    shift_bit: 2", RecordError, ["shift_bit is not support, please delete"]),
+        (r"scale_d:", "scale_x:", RecordError, ["scale_x", "did you mean", "all fields"]),
         (r'key: "conv1"', 'key: "relu"', RecordError, ["conv1|relu"]),
         (r'key: "conv1"', 'key: "conv2"', RecordError, ["conv2", "occurs twice"]),
         (rf"    {CONV1_SCALE_D}\n", "", RecordError, ["cannot find scale_d of layer conv1", "check data calibration"]),
@@ -93,6 +97,20 @@ def test_a_record_without_one_of_the_layers(flow: Flow) -> None:
     text = Path(flow.record).read_text()
     Path(flow.record).write_text(text[: text.rindex("record {")])
     with refused(flow.folder, RecordError, "cannot find scale_d of layer conv2", "waiting for 1 more: conv2"):
+        flow.save()
+
+
+def test_an_unknown_key_is_named_before_batches_are_missed(tmp_path: Path) -> None:
+    flow = Flow.of(two_convs(), tmp_path).configure(batch_num=2).quantize().calibrate([{"x": images(0)}])
+    edit_record(flow, r'key: "conv1"', 'key: "convl"')
+    with pytest.raises(RecordError, match=r"record\.txt: convl: find convl failure in the model.* mean 'conv1'\?$"):
+        flow.save()
+
+
+def test_several_unknown_keys_are_named_together(flow: Flow) -> None:
+    edit_record(flow, r'key: "conv1"', 'key: "first"')
+    edit_record(flow, r'key: "conv2"', 'key: "second"')
+    with refused(flow.folder, RecordError, "2 mistakes", "find first failure", "find second failure", mistakes=2):
         flow.save()
 
 

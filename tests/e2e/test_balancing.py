@@ -19,6 +19,7 @@ import pytest
 from flow import CPU, Flow, build, check_outputs, node_named, normal, operators, sqnr
 from onnx import numpy_helper
 from refusal import refused
+from searching import ErrorEvaluator
 
 import amct_onnx as amct
 from amct_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, RecordError, RecordValueError
@@ -330,6 +331,20 @@ def test_a_record_without_factors(tmp_path: Path) -> None:
     Path(flow.record).write_text(re.sub(r'(?s)record {\n  key: "conv2".*?\n}\n', "", Path(flow.record).read_text()))
     with refused(tmp_path, RecordError, f"{indicates}.*no tensor_balance_factor of layer conv2: run quantize_pre"):
         flow.quantize()
+
+
+def test_a_key_that_is_no_node_is_named(tmp_path: Path) -> None:
+    flow = configured(tmp_path, conv1=0.5, conv2=0.5).balance([image(0)])
+    records = flow.records()
+    write_record(flow.record, {"konv1": records["conv1"], "conv2": records["conv2"]})
+    named = r"record\.txt: konv1: find konv1 failure in the model.*mean 'conv1'"
+    with refused(tmp_path, RecordError, named):
+        flow.quantize()
+    evaluator = ErrorEvaluator([image(0)["x"]], 1.0)
+    with pytest.raises(RecordError, match=named):
+        amct.accuracy_based_auto_calibration(
+            flow.model, evaluator, flow.config, flow.record, str(tmp_path / "results" / "model")
+        )
 
 
 def test_factors_out_of_range_or_of_another_length(tmp_path: Path) -> None:

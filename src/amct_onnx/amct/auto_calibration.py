@@ -114,7 +114,10 @@ class OnnxAutoCalibration(AccuracyBasedAutoCalibrationBase):
         balanced = any(layer.dmq_strength is not None for layer in self._configured.settings.layers.values())
         if balanced and os.path.isfile(self.record_file):
             shutil.copyfile(self.record_file, record)  # quantize_preprocess has left its factors there
-        quantize_model(self.config_file, self.model_file, modified, record)
+        try:
+            quantize_model(self.config_file, self.model_file, modified, record)
+        except RecordError as error:  # the user knows the file of which this is a copy
+            raise type(error)(str(error).replace(record, self.record_file)) from error
         try:
             self.evaluator.calibration(modified)
             try:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.errors import AmctError, ModelError, RecordError, listed
-from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
+from amct_onnx.files.record import check_keys, check_record, read_calibration, read_notes, read_record
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_half
 from amct_onnx.graph.passes.balance import balance_factors, channel_axis, weight_maxima
@@ -95,8 +95,8 @@ def read_balancing(
 ) -> BalanceFactors:
     """The balance factors that the configuration asks for; no record is needed where it asks for none.
 
-    layers: the quantized layers of `model`, which is fused. Raises RecordError when factors are missing, out of range
-    or made for other weights or strengths, each time with what to do.
+    layers: the quantized layers of `model`, which is fused. Raises RecordError when keys are unknown, or factors
+    missing, out of range or made for other weights or strengths, each time with what to do.
     """
     wanted = balanced_layers(layers, settings)
     if not wanted:
@@ -107,7 +107,9 @@ def read_balancing(
     if "." not in read_calibration(record_file):  # otherwise quantize_model wrote it, and what runs since calibrates
         finish(os.path.realpath(record_file))
         refuse_failed(read_notes(record_file), "Balancing", f" Then {_AGAIN}.")
-    records = {name: record for name, record in read_record(record_file).items() if record.tensor_balance_factor}
+    found = read_record(record_file)
+    check_keys(found, facts.nodes, path=record_file, layers=wanted)
+    records = {name: record for name, record in found.items() if record.tensor_balance_factor}
     missing = [layer for layer in wanted if layer not in records]
     if len(missing) == len(wanted):
         raise RecordError(

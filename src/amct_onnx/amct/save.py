@@ -13,7 +13,8 @@ from amct_onnx.amct.balancing import check_balanced, refuse_failed
 from amct_onnx.amct.calibration_model import FUSIONS_KEY
 from amct_onnx.errors import ModelError, RecordError, listed
 from amct_onnx.files.onnx_file import load_model
-from amct_onnx.files.record import check_record, read_calibration, read_notes, read_record
+from amct_onnx.files.record import check_keys, check_record, read_calibration, read_notes, read_record
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.observers import Observer, remove_observers
 from amct_onnx.graph.recurrent import RECURRENT_OPS
@@ -69,6 +70,9 @@ def read_calibrated(modified_onnx_file: str, record_file: str, *, progress: Prog
             f"{record_file} belongs to another quantize_model call than {modified_onnx_file}: pass the two files of "
             "one call, and give each model a record file of its own."
         )
+    nodes = {name_of(node): node.op_type for node in model.graph.all_nodes()}
+    expected = dict.fromkeys(key for observer in observers for key in observer.layers)
+    check_keys(records, nodes, path=record_file, layers=expected)
     _refuse_unfinished(observers, records, read_notes(record_file), record_file)
     return assemble(model, observers, records, record_file, progress=progress)
 

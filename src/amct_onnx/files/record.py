@@ -6,11 +6,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from amct_onnx.errors import RecordError, RecordValueError
+from amct_onnx.errors import Nearest, RecordError, RecordValueError, listed
 from amct_onnx.files.config_check import INPUTS_OF_TENSOR_TYPES
 from amct_onnx.files.schema import (
     BOOL,
@@ -21,6 +21,7 @@ from amct_onnx.files.schema import (
     escape_text,
     message_class,
     parse_text,
+    proto_path,
     read_proto,
     shortest_float32,
     to_float32,
@@ -29,10 +30,11 @@ from amct_onnx.files.whole_files import Mistakes, read_text, write_atomic
 from amct_onnx.graph.recurrent import GATES
 from amct_onnx.values.layers import CalibrationNote, GraphFacts, LayerRecord, LayerTraits
 
-SCHEMA = read_proto("scale_offset_record_onnx.proto")  # fields unknown to LayerRecord are dropped
+_FILE = "scale_offset_record_onnx.proto"
+SCHEMA = read_proto(_FILE)  # fields unknown to LayerRecord are dropped
 _FIELDS = {field.name: field for field in message_class(SCHEMA, "SingleLayerRecord").DESCRIPTOR.fields}
 _DROPPED = ("dst_type", "channels", "height", "width")
-_ADVICE = "correct the record file or run the calibration again"
+_ADVICE = f"correct the record file or run the calibration again; all fields are in {proto_path(_FILE)}"
 _NOTE = "# amct_onnx: "
 _CALIBRATION = "# amct_onnx calibration: "
 
@@ -215,6 +217,27 @@ _NAMES = {
     "op_data_type": ("FLOAT32", "FLOAT16"),
     "fakequant_precision_mode": ("DEFAULT", "FORCE_FP16_QUANT"),
 }
+
+
+def check_keys(
+    records: Mapping[str, LayerRecord],
+    nodes: Mapping[str, str],
+    *,
+    path: str | os.PathLike[str],
+    layers: Collection[str],
+) -> None:
+    """Refuse records whose key is neither a node of the model nor an input of one.
+
+    nodes: every node with its operator type. layers: the keys that are expected, from which the nearest one is named.
+    Raises RecordError with all such keys.
+    """
+    mistakes = Mistakes(path)
+    nearest = Nearest([layer for layer in layers if layer not in records] or layers)
+    for key in records:
+        if key not in nodes and key.rpartition(":")[0] not in nodes:
+            hint = nearest.to(key) or f" Its layers are {listed(list(layers), 5)}."
+            mistakes.add(key, f"find {key} failure in the model. Please match record_file and model.{hint}")
+    mistakes.raise_any(RecordError)
 
 
 def check_record(

@@ -261,7 +261,7 @@ def test_a_strategy_that_never_stops_is_stopped(
         (answer("yes", True, True, True, True), '"stop_flag" must be a bool, got str'),
         ({"stop_flag": True, "roll_back_config": ["a"]}, "must map layers to bools, got list"),
         ({"stop_flag": True, "roll_back_config": {**dict.fromkeys(LAYERS, True), "e": True}}, "not quantized: e$"),
-        ({"stop_flag": True, "roll_back_config": {"A": True, "aa": 0}}, "not quantized: A, aa$"),
+        ({"stop_flag": True, "roll_back_config": {"A": True, "aa": 0}}, "not quantized: A, aa; did you mean 'a'"),
         (answer(True, True, "no", True, None), "it does not for: b, d$"),
     ],
 )

@@ -479,7 +479,7 @@ def test_later_mistakes_name_the_sample(items: object, inputs: Sequence[ModelInp
     [
         ({"batch_size": 0}, ArgumentError, "batch_size=0 is no number of samples"),
         ({"limit": -1}, ArgumentError, "limit=-1 is no number of samples"),
-        ({"names": {"X": "a"}}, ArgumentError, "names: the model has no input 'X', it has 'x'"),
+        ({"names": {"X": "a"}}, ArgumentError, "names: the model has no input 'X', did you mean 'x'?"),
         ({"shapes": {"x": (1, 4)}}, ArgumentError, r"shapes: 'x' has the shape \[1, 4\], the model takes \['\?', 3\]"),
         ({"images": "torch"}, ArgumentError, "images= is for folders of images"),
         ({"dtypes": {"x": "int8"}}, ArgumentError, "dtypes= is for .bin files"),

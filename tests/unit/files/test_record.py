@@ -129,7 +129,8 @@ def test_malformed_text_names_file_place_and_remedy(write: Write, text: str, pla
     message = str(caught.value)
     assert message.startswith(f"{path}{place}")
     assert what in message
-    assert message.endswith("correct the record file or run the calibration again")
+    advice = "correct the record file or run the calibration again; all fields are in "
+    assert "message SingleLayerRecord" in Path(message.rpartition(advice)[2]).read_text()
 
 
 def test_every_truncation_of_a_record_is_read_or_refused(write: Write) -> None:
