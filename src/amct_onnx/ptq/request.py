@@ -84,7 +84,7 @@ def _check_layers(settings: Settings, facts: GraphFacts) -> None:
         place = f"settings.layers[{name!r}]"
         if weight not in traits.weight_bits:
             widths = ", ".join(map(str, traits.weight_bits))
-            text = f"a {traits.op_type} takes weights of {widths} bits, got {weight}"
+            text = f"{traits.op_type} takes weights of {widths} bits, got {weight}"
             raise ArgumentError(f"{place}.weight.num_bits: {text}")
         if activation not in ACTIVATION_BITS:
             widths = ", ".join(map(str, ACTIVATION_BITS))

@@ -600,6 +600,46 @@ def test_a_newer_field_that_would_change_something_is_refused(read: Read, text: 
         read(text)
 
 
+def ifmr(fields: str) -> str:
+    return f"ifmr_quantize {{ {fields} }}"
+
+
+def ada(fields: str) -> str:
+    return f"ada_quantize {{ {fields} }}"
+
+
+ABSURD = {
+    "search_range": [ifmr(f"search_range_end : {v}") for v in ("1e23", "inf", "nan", "-1", "0", "100.5")]
+    + [ifmr(f"search_range_start : {v}") for v in ("-0.7", "0", "1e-30", "nan", "-inf")],
+    "search_step": [ifmr(f"search_step : {v}") for v in ("0", "-0.01", "1e-30", "1e-6", "0.00001", "nan", "1e23")],
+    "max_percentile": [ifmr(f"max_percentile : {v}") for v in ("0.5", "-1", "1e23", "inf")],
+    "min_percentile": [ifmr(f"min_percentile : {v}") for v in ("0.5", "-1", "1e23", "inf")],
+    "num_of_bins": [f"hfmg_quantize {{ num_of_bins : {v} }}" for v in ("0", "4000000000")],
+    "num_iteration": [ada("num_iteration : 4000000000")],
+    "beta_range": [ada(f"beta_range_start : {v}") for v in ("1e23", "nan", "1")] + [ada("beta_range_end : 0")],
+    "num_steps": ["nuq_quantize { num_steps : 4000000000 }"],
+    "num_of_iteration": ["nuq_quantize { num_of_iteration : 4000000000 }"],
+    "migration_strength": [f"dmq_balancer {{ migration_strength : {v} }}" for v in ("0", "1e23", "nan")],
+}
+
+
+@pytest.mark.parametrize(("field", "block"), [(field, block) for field, blocks in ABSURD.items() for block in blocks])
+@pytest.mark.parametrize("where", ["common_config { BLOCK }", override("Conv_0", "BLOCK")])
+def test_an_absurd_number_is_refused_with_its_place_and_the_limits(
+    read: Read, where: str, field: str, block: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("\n" + where.replace("BLOCK", block))
+    (line,) = str(caught.value).splitlines()
+    assert re.search(rf"quant\.cfg:2:\d+: [\w.\[\]]*{field}(\[\d\])?: ", line), line
+    assert re.search(r"must be (.*\d|larger|less than or equal to \(search_range)", line), line
+
+
+def test_an_absurd_number_of_batches_is_refused(read: Read) -> None:
+    with pytest.raises(ConfigError, match=r"quant\.cfg:1:1: batch_num: .* at most 2147483647 \(got int 4294967295\)"):
+        read("batch_num : 4294967295")
+
+
 def test_version_does_not_move_what_stands_behind_it(read: Read) -> None:
     with pytest.raises(ConfigError, match=r"quant\.cfg:2:11: batch_num"):
         read("version :\n   '1.0'; batch_num : 0")
