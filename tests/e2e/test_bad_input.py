@@ -241,6 +241,7 @@ def test_a_config_that_does_not_exist(flow: Flow) -> None:
     ("layers", "parts"),
     [
         (["conv3"], ["Layer conv3 does not exist in the graph"]),
+        (["relu"], ["Layer relu does not support quantization", "Relu"]),
         (["Conv1"], ["Layer Conv1 does not exist in the graph", "Did you mean 'conv1'"]),
         (["conv1", "conv1"], ["Please delete repeated items in skip_layers", "conv1"]),
     ],

@@ -78,15 +78,14 @@ def default_settings(
 
 
 def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistakes) -> tuple[str, ...]:
-    """The layers to skip. A node that is never quantized may be named too; a warning tells of types without layers."""
+    """The layers to skip. A layer that cannot be quantized may be named too if others of its type can."""
     nearest = Nearest(facts.layers)
 
     def problem(name: str) -> str | None:
         if name not in facts.nodes:
             return f"Layer {name} does not exist in the graph.{nearest.to(name)}"
         if name not in facts.layers and facts.nodes[name] not in LAYER_OPS:
-            text = "skip_layers names %s of type %s, which does not support quantization and stays in float anyway"
-            logger.warning(text, name, facts.nodes[name])
+            return f"Layer {name} does not support quantization. (its type is {facts.nodes[name]})"
         return None
 
     return check_names(names, "skip_layers", mistakes, problem=problem)

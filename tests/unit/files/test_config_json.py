@@ -561,17 +561,11 @@ def test_mistakes_in_arguments_are_reported_at_once(facts: GraphFacts) -> None:
     with pytest.raises(ConfigError) as caught:
         default_settings(facts, skip_layers=["no", "Relu_4", "Conv_0", "Conv_0"], batch_num=0)
     message = str(caught.value)
-    assert message.startswith("3 mistakes")
+    assert message.startswith("4 mistakes")
     assert "Layer no does not exist in the graph." in message
+    assert "Layer Relu_4 does not support quantization. (its type is Relu)" in message
     assert "Please delete repeated items in skip_layers, repeated items are ['Conv_0']" in message
     assert "The batch_num must be greater than zero and at most" in message
-
-
-def test_a_skip_layer_that_is_never_quantized_is_warned_of(facts: GraphFacts, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="amct_onnx"):
-        assert default_settings(facts, skip_layers=["Relu_4", "Gemm_bad"]) == default_settings(facts)
-    (record,) = caplog.records
-    assert "skip_layers names Relu_4 of type Relu" in record.getMessage()
 
 
 def test_a_skip_layer_gets_a_suggestion(facts: GraphFacts) -> None:
