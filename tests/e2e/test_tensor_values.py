@@ -44,12 +44,6 @@ def test_nan_or_inf_in_a_weight_is_an_error_of_quantize_model(tmp_path: Path, na
     flow.configure(skip_layers=["conv2"]).quantize().calibrate(feeds(0)).save()
 
 
-def test_an_empty_tensor_is_an_error_that_names_the_layer(tmp_path: Path) -> None:
-    flow = prepared(tmp_path).calibrate([{"x": images(0, count=0)}])
-    with pytest.raises(RecordError, match=r'Calibration of layer "conv1".* failed: the tensor is empty'):
-        flow.save()
-
-
 @pytest.mark.parametrize(("asymmetric", "offset"), [(True, -128), (False, 0)])
 def test_an_all_zero_tensor_gets_scale_one(tmp_path: Path, asymmetric: bool, offset: int) -> None:
     flow = prepared(tmp_path, activation_offset=asymmetric).calibrate([{"x": np.zeros((2, 3, 6, 6), np.float32)}])

@@ -82,7 +82,7 @@ def _read(arrays: dict[str, Array]) -> Statistics:
     if [a.dtype for a in (grids, counts, extremes)] != [np.int64, np.int64, np.float64]:
         raise ValueError("its arrays have other types")
     sizes = grids[:, 2].astype(np.int64)
-    if (sizes < 1).any() or sizes.sum() != counts.size or samples < 0 or len(set(names.tolist())) != names.size:
+    if (sizes < 0).any() or sizes.sum() != counts.size or samples < 0 or len(set(names.tolist())) != names.size:
         raise ValueError("its numbers contradict each other")
     tensors = {}
     parts = np.split(counts, np.cumsum(sizes))[:-1]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from amct_onnx.errors import DataError
-from amct_onnx.measure.rounded_network import FLOAT_TYPES, power
+from amct_onnx.measure.rounded_network import FLOAT_TYPES, distance, power
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
 
@@ -43,9 +43,7 @@ class OutputNoise:
             return 0.0
         noise = np.zeros(len(self._places))
         for feed, exact in zip(self._feeds, self._exact, strict=True):
-            noise += [
-                power(one.astype(np.float64) - two) for one, two in zip(self._run(session, feed), exact, strict=True)
-            ]
+            noise += [distance(one, two) for one, two in zip(self._run(session, feed), exact, strict=True)]
         return float((noise / np.where(self._signal > 0, self._signal, 1.0)).mean())
 
     def _run(self, session: ort.InferenceSession, feed: Feed) -> list[Array]:

@@ -90,12 +90,12 @@ class RoundedNetwork:
     def noise(self, clean: Feed, change: Roundings) -> list[float]:
         """Sum of squared differences of each of `outputs` to the clean ones."""
         found = self.changed(clean, change)
-        return [_distance(found[name], clean[name]) if name in found else 0.0 for name in self.outputs]
+        return [distance(found[name], clean[name]) if name in found else 0.0 for name in self.outputs]
 
     def noise_at(self, clean: Feed, change: Roundings, tensor: str) -> float:
         """The same of one tensor where one segment gives it to another."""
         found = self.changed(clean, change, until=tensor)
-        return _distance(found[tensor], clean[tensor]) if tensor in found else 0.0
+        return distance(found[tensor], clean[tensor]) if tensor in found else 0.0
 
     def _step(self, number: int, clean: Feed, tensors: Feed, change: Roundings) -> dict[str, Array]:
         """The outputs of a segment where they differ from the clean ones."""
@@ -119,10 +119,6 @@ class RoundedNetwork:
 
 def _rounded(array: Array, grid: QParams) -> Array:
     return fake_quantize(array, grid).astype(array.dtype, copy=False)
-
-
-def _distance(first: Array, second: Array) -> float:
-    return power(first.astype(np.float64) - second)
 
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -181,3 +177,15 @@ def _learn_types(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
 def power(array: Array) -> float:
     """Sum of squares."""
     return float(np.square(array, dtype=np.float64).sum())
+
+
+def distance(first: Array, second: Array) -> float:
+    """Sum of squared differences. Where values decide a shape, as in a detector, it may be another one after rounding:
+    an element that only one of the two has is compared with 0."""
+    if first.shape == second.shape:
+        return power(first.astype(np.float64) - second)
+    if first.ndim != second.ndim:
+        first, second = first.reshape(-1), second.reshape(-1)
+    common = tuple(slice(min(one, two)) for one, two in zip(first.shape, second.shape, strict=True))
+    shared, other = first[common].astype(np.float64), second[common].astype(np.float64)
+    return power(shared - other) + power(first) - power(shared) + power(second) - power(other)

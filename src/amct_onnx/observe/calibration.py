@@ -25,6 +25,8 @@ from amct_onnx.observe import comparison, shown_tensors
 from amct_onnx.observe.collectors import Collector, make_collector
 from amct_onnx.values.layers import CalibrationNote, LayerRecord
 
+EMPTY = "the tensor is empty in every batch: feed one in which it holds something, or add the layer to skip_layers"
+
 
 @dataclass
 class _Progress:
@@ -36,6 +38,7 @@ class _Progress:
     observer: Observer
     collector: Collector | None
     seen: int = 0
+    held: bool = False  # one of the batches had elements
     solved: bool = False
     factors: dict[str, Any] = field(default_factory=dict)
     moments: SecondMoments | None = None
@@ -50,9 +53,11 @@ class _Progress:
         if self.collector is None:  # it was dropped when the tensor was complete
             return
         try:
-            self.collector.add(x)
+            if x.size:  # a detector may find nothing in a batch: it counts, and adds nothing
+                self.collector.add(x)
+                self.held = True
             self.seen += 1
-            if self.observer.open_ended:
+            if self.observer.open_ended and self.held:
                 self.take(self.collector.solve(self.observer.stamp))
         except (AmctError, ValueError) as error:
             self.error = str(error)
@@ -72,9 +77,9 @@ class _Progress:
         if self.solved and self.error is None:
             return []
         needed = max(self.observer.batch_num, 1)
+        error = self.error or (EMPTY if self.seen >= needed and not self.held else None)
         return [
-            CalibrationNote(layer=layer, seen=self.seen, needed=needed, error=self.error)
-            for layer in self.observer.layers
+            CalibrationNote(layer=layer, seen=self.seen, needed=needed, error=error) for layer in self.observer.layers
         ]
 
     def is_in(self, records: Mapping[str, LayerRecord]) -> bool:
@@ -88,6 +93,8 @@ class _Progress:
 def _solve_jointly(group: Sequence[_Progress]) -> None:
     """Factors for complete tensors from all that they saw together; if one has failed, so have the others."""
     error = next((progress.error for progress in group if progress.error is not None), None)
+    if error is None and not any(progress.held for progress in group):
+        error = EMPTY
     try:
         first, *others = (progress.collector for progress in group if progress.collector is not None)
         if error is None:

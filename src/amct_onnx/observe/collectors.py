@@ -32,7 +32,7 @@ class Collector(Protocol):
     """Merges batches into a statistic, and solves it after the last one. Its memory does not grow with the batches."""
 
     def add(self, x: Floats) -> None:
-        """Merge one batch, which is valid during the call only. Raises AmctError or ValueError."""
+        """Merge one batch, which has elements and is valid during the call only. Raises AmctError or ValueError."""
 
     def join(self, other: Any) -> None:
         """Take in what a collector of the same task has seen of another tensor. Raises ValueError."""
@@ -92,7 +92,7 @@ class _BalanceCollector(Collector):
         axis, channels = self._task.axis, self._maxima.size
         if x.ndim < 2:  # the constant that balances it, [1, channels], would give it a dimension more
             raise CalibrationError(f"a tensor of shape {list(x.shape)} cannot be balanced, take dmq_balancer away")
-        if not -x.ndim <= axis < x.ndim or x.shape[axis] != channels or x.size == 0:
+        if not -x.ndim <= axis < x.ndim or x.shape[axis] != channels:
             raise CalibrationError(f"a tensor of shape {list(x.shape)} has no {channels} channels on axis {axis}")
         rows = np.moveaxis(x, axis, 0).reshape(channels, -1)
         maxima = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # no copy of the tensor, as abs() would make

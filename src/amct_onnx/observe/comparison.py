@@ -36,6 +36,8 @@ class Comparisons:
     def add(self, layer: str, joined: Floats) -> None:
         """Compare one batch of one layer; what goes wrong is kept for `means`."""
         with self._lock:
+            if not joined.size:  # nothing to compare in this batch
+                return
             values = self._values.setdefault(layer, [])
             if self._error is not None or len(values) >= self._batch_num:
                 return

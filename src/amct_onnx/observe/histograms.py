@@ -34,11 +34,12 @@ def collect_statistics(
 
     `model` is left as it is; `names` are float tensors of its main graph. Each of `feeds` has the inputs of one run, by
     name, and may have shapes of its own; some are read ahead. `progress` is told how many are done, after each. The
-    histograms do not depend on how the data is cut into feeds, nor on the number of threads.
+    histograms do not depend on how the data is cut into feeds, nor on the number of threads. That of a tensor without
+    elements in all feeds is empty.
 
     Raises ModelError for a name that is no float tensor of the model, CalibrationError if ONNX Runtime cannot run the
-    model, or for a tensor that is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is
-    none; the number of the feed, from 1 on, is named.
+    model, or for a tensor that holds NaN or Inf, and DataError for a feed that is refused, or if there is none; the
+    number of the feed, from 1 on, is named.
     """
     if not names:
         return {}

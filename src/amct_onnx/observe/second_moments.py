@@ -47,7 +47,8 @@ def collect_moments(
     memory: int = MEMORY,
     longest: int = LONGEST_SUM,
 ) -> Iterator[tuple[str, SecondMoments]]:
-    """The second moments of the columns that each layer multiplies its weight with, in the order of `layers`.
+    """The second moments of the columns that each layer multiplies its weight with, in the order of `layers`. A layer
+    whose input is empty for all of `feeds` is left out.
 
     model: a fused float model, which is left as it is. layers: names of nodes of its main graph that are Conv,
     ConvTranspose, Gemm or MatMul with a constant weight. feeds: inputs of one run each; they are read once for each
@@ -62,7 +63,7 @@ def collect_moments(
     not on the number of threads nor on `memory`.
 
     Raises ModelError for a name that is no such layer, CalibrationError where ONNX Runtime cannot run the model or a
-    tensor is empty or holds NaN or Inf, and DataError for a feed that is refused, or if there is none.
+    tensor holds NaN or Inf, and DataError for a feed that is refused, or if there is none.
     """
     if not feeds:
         raise DataError("There are no calibration data: give at least one batch.")
@@ -73,10 +74,8 @@ def collect_moments(
     for chunk in _chunks(jobs, memory):
         totals = _collect(copy, chunk, feeds)
         for name in list(totals):
-            try:
-                yield name, totals.pop(name).solve()
-            except ValueError as error:
-                raise CalibrationError(f'Layer "{name}": {error}.') from error
+            if not (total := totals.pop(name)).is_empty:
+                yield name, total.solve()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ front of it, and a tensor is quantized once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -27,11 +28,17 @@ _CLAMPS = ("Relu", "Clip")
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
 _CONSTANT = "its data is constant"
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def plan_qdq(model: ir.Model, target: QdqTarget, *, off: Collection[str] = ()) -> QdqPlan:
-    """The plan of a fused float model whose nodes are named; the nodes named in `off` stay in float."""
-    planner = _Planner(model, target, frozenset(off))
+def plan_qdq(
+    model: ir.Model, target: QdqTarget, *, off: Collection[str] = (), in_float: Mapping[str, str] = NONE
+) -> QdqPlan:
+    """The plan of a fused float model whose nodes are named.
+
+    off: nodes that stay in float. in_float: tensors that do, by name, and why as a clause.
+    """
+    planner = _Planner(model, target, frozenset(off), in_float)
     planner.join_all()
     return planner.plan()
 
@@ -57,8 +64,8 @@ class _Candidate:
 class _Planner:
     """What has been decided so far: the nodes on integers by name, what they read, and the quantized tensors."""
 
-    def __init__(self, model: ir.Model, target: QdqTarget, off: frozenset[str]) -> None:
-        self.graph, self.target, self.off = model.graph, target, off
+    def __init__(self, model: ir.Model, target: QdqTarget, off: frozenset[str], in_float: Mapping[str, str]) -> None:
+        self.graph, self.target, self.off, self.in_float = model.graph, target, off, in_float
         self.tensors: dict[ir.Value, None] = {}  # in the order in which they were found
         self.integer: dict[str, _Candidate] = {}
         self.reads: set[tuple[str, int]] = set()
@@ -77,8 +84,11 @@ class _Planner:
             inputs = inputs[:2]
         fixed = [i for i, value in inputs if constant_tensor(value) is not None]
         data = tuple((i, value) for i, value in inputs if i not in fixed)
-        reason = _OFF if node.name in self.off else self._reason(node, rule, traits, data, fixed)
         results = tuple(self._result(value, rule) for value in node.outputs if value.name)
+        reason = _OFF if node.name in self.off else self._reason(node, rule, traits, data, fixed)
+        if reason is None:
+            wanted = [*(value for _, value in data), *(results if rule.output in ("required", "same") else ())]
+            reason = next((self.in_float[name_of(value)] for value in wanted if value.name in self.in_float), None)
         return _Candidate(
             name=name_of(node),
             node=node,

@@ -89,12 +89,7 @@ def quantize_weights(
     normalize_layers(model, frozenset(layers))
     index, solve = index_graph(model), partial(solve_block_grid, block=block_size, bits=bits)
     samples, blocks, sample = 0, {}, None
-    if feeds is None or rounding == "nearest":
-        for done, name in enumerate(layers, 1):
-            rows, grid = _rows_and_grid(index.layer(name), solve)
-            blocks[name] = BlockWeight(integers=grid.quantize(rows), grid=grid)
-            progress("rounding", done / len(layers))
-    else:
+    if feeds is not None and rounding != "nearest":
         kept, samples = _kept(feeds)
         sample = kept[0] if kept else None
         learning = (settings or AdaRound()) if rounding == "adaround" else None
@@ -104,6 +99,11 @@ def quantize_weights(
                 yield RoundingJob(layer=name, solve=partial(_round, index.layer(name), solve, moments, learning))
 
         blocks = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+    for done, name in enumerate(layers, 1):
+        if name not in blocks:  # there are no data, or none that reach the layer
+            rows, grid = _rows_and_grid(index.layer(name), solve)
+            blocks[name] = BlockWeight(integers=grid.quantize(rows), grid=grid)
+            progress("rounding", done / len(layers))
     statistics = Statistics(tensors={}, samples=samples, digest=model_digest(source.model))
     return WeightOnlyModel(
         target=target.name,

@@ -6,7 +6,7 @@ one calibration serves every target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -119,7 +119,8 @@ class AscendTarget(Target):
     def solve(self, calibration: Calibration) -> AscendLowered:
         request, facts = calibration.request, calibration.source.facts
         self.check(calibration.source, request)
-        settings = _settings(facts, request)
+        in_float = _layers_in_float(calibration)
+        settings = _settings(facts, request, in_float)
         decisions = decide_layers(facts, settings)
         check_tensors(calibration.source.source.model, facts, settings)
         fused = calibration.source
@@ -151,16 +152,26 @@ class AscendTarget(Target):
             records=MappingProxyType(records),
             weights=weights.better,
             rows=weights.better,
-            decisions=tuple(_explained(decision, facts) for decision in decisions),
+            decisions=tuple(_explained(decision, facts, in_float) for decision in decisions),
             notes=(*plan.notes, *weights.notes),
         )
 
 
-def _settings(facts: GraphFacts, request: Request) -> Settings:
+def _layers_in_float(calibration: Calibration) -> dict[str, str]:
+    """The nodes that read a tensor which cannot have a grid, and why."""
+    found = {}
+    for node in calibration.source.model.graph if calibration.in_float else ():
+        read = [value.name for value in node.inputs[:2] if value is not None and value.name in calibration.in_float]
+        if read:
+            found[name_of(node)] = calibration.in_float[str(read[0])]
+    return found
+
+
+def _settings(facts: GraphFacts, request: Request, in_float: Collection[str]) -> Settings:
     """The settings of all layers: what is skipped is off, and so are layers whose states nobody observed."""
     settings = request.settings or default_settings(facts)
     recurrent = {name for name, traits in facts.layers.items() if traits.op_type in RECURRENT_OPS}
-    off = {*request.skip_layers, *recurrent}
+    off = {*request.skip_layers, *recurrent, *in_float}
     layers = {
         name: replace(entry, quant_enable=entry.quant_enable and name not in off)
         for name, entry in settings.layers.items()
@@ -200,9 +211,12 @@ def _tensor_keys(plan: QuantPlan) -> Iterable[str]:
     return dict.fromkeys(key for tensor in plan.observed for key in tensor.keys if key in plan.tensors)
 
 
-def _explained(decision: Decision, facts: GraphFacts) -> Decision:
-    recurrent = decision.layer in facts.supported and facts.layers[decision.layer].op_type in RECURRENT_OPS
-    return replace(decision, reason=_RECURRENT) if recurrent else decision
+def _explained(decision: Decision, facts: GraphFacts, in_float: Mapping[str, str]) -> Decision:
+    if decision.layer not in facts.supported:
+        return decision
+    if facts.layers[decision.layer].op_type in RECURRENT_OPS:
+        return replace(decision, reason=_RECURRENT)
+    return replace(decision, reason=in_float.get(decision.layer, decision.reason))
 
 
 def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:

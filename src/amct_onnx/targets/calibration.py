@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
+from amct_onnx.graph.index import index_graph
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -58,9 +61,29 @@ class Calibration:
     tuning: Tuning = field(default_factory=Tuning)
     solved: SolvedGrids = field(default_factory=SolvedGrids)
 
+    @cached_property
+    def in_float(self) -> Mapping[str, str]:
+        """The tensors of the model that cannot have a grid, and why: those without elements in all feeds."""
+        empty = {name for name, histogram in self.statistics.tensors.items() if not histogram.counts.size}
+        values = index_graph(self.source.model).values if empty else {}
+        sources = {name: name_of(source_of(value)) for name, value in values.items()}
+        return {
+            name: f"the tensor {name} is empty in all of the data"
+            for name, source in sources.items()
+            if source in empty
+        }
+
     def statistic(self, values: Iterable[ir.Value]) -> DyadicHistogram:
-        """What the tensors behind `values` held together. Raises StatisticsError for one that was not observed."""
-        return self.statistics.of(dict.fromkeys(name_of(source_of(value)) for value in values))
+        """What the tensors behind `values` held together.
+
+        Raises StatisticsError for one that was not observed, and CalibrationError where they held nothing.
+        """
+        names = list(dict.fromkeys(name_of(source_of(value)) for value in values))
+        histogram = self.statistics.of(names)
+        if not histogram.counts.size:
+            text = "is empty in all of the data: leave what reads it in float, or give data in which it is not"
+            raise CalibrationError(f'Tensor "{names[0]}" {text}.')
+        return histogram
 
 
 def source_of(value: ir.Value) -> ir.Value:

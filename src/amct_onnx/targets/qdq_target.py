@@ -128,7 +128,7 @@ class QdqFamily(Target):
     def solve(self, calibration: Calibration) -> QdqLowered:
         self.check(calibration.source, calibration.request)
         source, table = calibration.source.model, self.table
-        plan = plan_qdq(source, table, off=calibration.request.off())
+        plan = plan_qdq(source, table, off=calibration.request.off(), in_float=calibration.in_float)
         activations = _Activations(calibration, table, plan)
         grids = {}
         for group in plan.groups:

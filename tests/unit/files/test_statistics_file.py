@@ -17,7 +17,7 @@ from amct_onnx.files.statistics_file import load_statistics, save_statistics
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
-values = arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e6, 1e6, width=32))
+values = arrays(np.float32, st.integers(0, 50), elements=st.floats(-1e6, 1e6, width=32))
 statistics = st.builds(
     lambda parts, samples: Statistics(
         tensors={f"t{i}": DyadicHistogram.of(part) for i, part in enumerate(parts)}, samples=samples, digest="d"

@@ -151,11 +151,10 @@ def test_what_is_not_finite_is_noted(make: Make, value: float, at: int) -> None:
     assert "NaN or Inf" in first.wrong
 
 
-def test_an_empty_array_is_noted_and_nothing_is_the_empty_histogram(make: Make) -> None:
-    counter = make()
-    assert counter.histogram() == DyadicHistogram.empty()
-    counter.add(np.zeros((0, 3), np.float32))
-    assert "empty" in counter.wrong
+def test_an_empty_array_adds_nothing_and_nothing_is_the_empty_histogram(make: Make) -> None:
+    nothing, some = np.zeros((0, 3), np.float32), np.arange(5, dtype=np.float32)
+    assert counted(make(), []) == counted(make(), [nothing]) == DyadicHistogram.empty()
+    assert counted(make(), [nothing, some, nothing]) == DyadicHistogram.of(some)
 
 
 @pytest.mark.parametrize("parts", [0, -1, 17])

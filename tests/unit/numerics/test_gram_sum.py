@@ -42,6 +42,7 @@ def test_moments_and_covariances_are_those_of_the_columns(mean: float, cuts: lis
 def test_columns_that_are_empty_or_not_finite() -> None:
     total = GramSum(1, 2)
     total.add(np.zeros((1, 2, 0), np.float32))
+    assert total.is_empty
     with pytest.raises(ValueError, match="no column was seen"):
         total.solve()
     with pytest.raises(ValueError, match="NaN or Inf"):

@@ -176,15 +176,21 @@ def test_progress_counts_batches() -> None:
     assert seen == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "x of batch 3: .*NaN"), (-np.inf, "x of batch 3: .*Inf"), (None, "batch 3.*empty")]
-)
-def test_bad_values_are_named_with_tensor_and_batch(value: float | None, message: str) -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 1, 3), (3, 2, 1, 0)])
+def test_a_tensor_without_elements_counts_nothing(order: tuple[int, ...]) -> None:
+    feeds = images((4, 4), (5, 3), (4, 4), (2, 2))
+    feeds[2]["x"] = feeds[2]["x"][:0]
+    model = ir.from_proto(two_convs())
+    full = collect_statistics(model, ["x", "r"], [feed for feed in feeds if feed["x"].size])
+    assert collect_statistics(model, ["x", "r"], [feeds[index] for index in order]) == full
+    nothing = collect_statistics(model, ["x", "r"], feeds[2:3])
+    assert nothing == {"x": DyadicHistogram.empty(), "r": DyadicHistogram.empty()}
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "x of batch 3: .*NaN"), (-np.inf, "x of batch 3: .*Inf")])
+def test_bad_values_are_named_with_tensor_and_batch(value: float, message: str) -> None:
     feeds = images((4, 4), (4, 4), (4, 4), (4, 4))
-    if value is None:
-        feeds[2]["x"] = feeds[2]["x"][:0]
-    else:
-        feeds[2]["x"][0, 0, 0, 0] = value
+    feeds[2]["x"][0, 0, 0, 0] = value
     with pytest.raises(CalibrationError, match=message):
         collect_statistics(ir.from_proto(two_convs()), ["x", "r"], feeds)
 

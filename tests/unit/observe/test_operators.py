@@ -93,12 +93,12 @@ def test_settings_and_names_reach_the_solver(
     assert "第二层" in text
 
 
-def test_a_batch_without_elements_is_an_error_of_save_model(
+def test_batches_that_are_all_without_elements_are_an_error_of_save_model(
     prepare: Callable[..., Path], options: ort.SessionOptions
 ) -> None:
-    prepare(batch_num=1)
-    run(options, np.zeros((0, 4), np.float32))
-    with pytest.raises(RuntimeError, match="empty"):
+    prepare(batch_num=2)
+    run(options, np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
+    with pytest.raises(RuntimeError, match=r'layer "première_couche".*failed: the tensor is empty in every batch'):
         amct.save_model("modified.onnx", "record.txt", "out")
 
 

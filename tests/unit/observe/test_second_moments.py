@@ -172,5 +172,11 @@ def test_what_cannot_be_collected_is_an_error() -> None:
         list(collect_moments(model, ["conv1"], Feeds(normal(0, 1, 3, 5, 5), normal(0, 1, 4, 5, 5))))
     with pytest.raises(CalibrationError, match=r'Layer "conv1", batch 2: .* NaN or Inf'):
         list(collect_moments(model, ["conv1"], Feeds(normal(0, 1, 3, 5, 5), np.full((1, 3, 5, 5), np.nan, np.float32))))
-    with pytest.raises(CalibrationError, match='Layer "conv1": no column was seen'):
-        list(collect_moments(model, ["conv1"], Feeds(np.zeros((0, 3, 5, 5), np.float32))))
+
+
+def test_feeds_without_elements_add_nothing_and_a_layer_that_saw_nothing_is_left_out() -> None:
+    model, some, nothing = ir.from_proto(two_convs()), normal(0, 1, 3, 5, 5), np.zeros((0, 3, 5, 5), np.float32)
+    (layer, found), *others = collect_moments(model, ["conv1"], Feeds(nothing, some, nothing))
+    assert (layer, others) == ("conv1", [])
+    assert found.columns == 25
+    assert list(collect_moments(model, ["conv1", "conv2"], Feeds(nothing))) == []

@@ -14,7 +14,7 @@ import numpy as np
 
 from amct_onnx.errors import CalibrationError
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.statistics.histogram import EMPTY, MAX_BINS, NOT_FINITE, DyadicHistogram
+from amct_onnx.numerics.statistics.histogram import MAX_BINS, NOT_FINITE, DyadicHistogram
 
 # The C module; None where there is none, and Python does its work.
 compiled: Any
@@ -23,7 +23,7 @@ try:
 except ImportError:  # built without a compiler
     compiled = None
 
-_WRONG = {1: NOT_FINITE, 2: EMPTY, 4: "there is no memory to count it"}
+_WRONG = {1: NOT_FINITE, 4: "there is no memory to count it"}
 
 
 class NumpyAccumulator:
@@ -35,11 +35,14 @@ class NumpyAccumulator:
 
     @property
     def wrong(self) -> str:
-        """What was wrong with an array: it was empty or held NaN or Inf; "" if nothing was."""
+        """What was wrong with an array: it held NaN or Inf; "" if nothing was."""
         return self._wrong
 
     def add(self, x: Floats) -> None:
-        """Count the elements of `x`, which is valid during the call only. Raises no `Exception`: see `wrong`."""
+        """Count the elements of `x`, if it has some. It is valid during the call only.
+
+        Raises no `Exception`: see `wrong`.
+        """
         with self._lock:
             try:
                 self._histogram = self._histogram.merge(DyadicHistogram.of(x))

@@ -28,6 +28,11 @@ class GramSum:
         self._waiting: list[Floats] = []
         self._columns = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no column was added."""
+        return not self._count and not self._columns
+
     def add(self, columns: Floats) -> None:
         """Take columns [U, B, n], which must not change later. Raises ValueError for NaN or Inf."""
         if not columns.shape[-1]:

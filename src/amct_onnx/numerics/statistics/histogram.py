@@ -23,7 +23,6 @@ _MIN_EXPONENT = -120
 # Elements that are counted at a time, so that their bins stay in the processor's cache.
 _CHUNK = 1 << 16
 # What is wrong with tensors that cannot be counted.
-EMPTY = "the tensor is empty: feed a batch in which every dimension is at least 1"
 NOT_FINITE = "the tensor holds NaN or Inf: check the model and the calibration data"
 
 
@@ -79,11 +78,11 @@ class DyadicHistogram:
     def of(cls, x: Reals) -> DyadicHistogram:
         """Histogram of all elements of `x` (any shape; float32, or float16 converted to it).
 
-        Raises CalibrationError when `x` is empty or holds NaN or Inf.
+        Raises CalibrationError when `x` holds NaN or Inf.
         """
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
         if not flat.size:
-            raise CalibrationError(EMPTY)
+            return cls.empty()
         minimum, maximum = float(flat.min()) + 0.0, float(flat.max()) + 0.0  # -0.0 and 0.0 are one value
         if not (math.isfinite(minimum) and math.isfinite(maximum)):
             raise CalibrationError(NOT_FINITE)
@@ -153,6 +152,8 @@ class DyadicHistogram:
 
     def is_consistent(self) -> bool:
         """Whether exponent, bins and extremes are what `of` would give for some sample: a file may hold anything."""
+        if not self.counts.size:
+            return self == DyadicHistogram.empty()
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum):
             return False
         exponent = _exponent(self.minimum, self.maximum)

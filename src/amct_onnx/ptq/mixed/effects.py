@@ -160,16 +160,21 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
     probe = _open(found, samples)
     if not probe.outputs:
         raise ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
-    signal = np.zeros(len(probe.outputs))
+    signal, elements = np.zeros(len(probe.outputs)), 0
     noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
     changes = [Roundings.union([unit.constants, unit.tensors]) for unit in units]
     changes.append(Roundings.union(changes))
     for number, sample in enumerate(samples):
         clean = probe.clean(sample)
         signal += [power(clean[name]) for name in probe.outputs]
+        elements += sum(clean[name].size for name in probe.outputs)
         noise += side_by_side(partial(probe.noise, clean), changes)
         shares += side_by_side(partial(_local, probe, clean), units)
         (progress or silent)("sensitivity", (number + 1) / len(samples))
+    if not elements:
+        raise DataError(
+            "No effect can be seen, the outputs of the model are empty for all of the samples: give others."
+        )
     if not np.isfinite(noise).all() or not np.isfinite(signal).all():
         raise DataError("The outputs of the model for the samples hold NaN or Inf, so that effects cannot be compared.")
     relative = noise / np.where(signal > 0, signal, 1.0)
