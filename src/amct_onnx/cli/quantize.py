@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
-from amct_onnx.errors import listed
+from amct_onnx.errors import AmctError, listed
 from amct_onnx.progress import show_on_terminal
+from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
@@ -17,9 +18,9 @@ _log = logging.getLogger("amct_onnx.Quantize")
 
 
 def run_quantize(command: QuantizeCommand) -> None:
-    """Quantize `command.model` and write the results. Raises AmctError."""
+    """Quantize `command.model` and write the results. Raises AmctError, of one target after the others are written."""
     data = amct_onnx.load_statistics(command.statistics) if command.statistics is not None else command.data
-    first, *others = command.targets
+    first = command.targets[0]
     arguments = {**command.arguments, "target": first, "progress": show_on_terminal}
     if command.evaluator is None:
         result = amct_onnx.quantize(command.model, data, **arguments)
@@ -35,14 +36,27 @@ def run_quantize(command: QuantizeCommand) -> None:
     if command.save_statistics is not None:
         amct_onnx.save_statistics(result.statistics, command.save_statistics)
         _log.info("The statistics are saved in %s", command.save_statistics)
-    for lowered in (result, *(result.to(target) for target in others)):
-        for line in decision_lines(lowered.target, lowered.decisions):
-            _log.info("%s", line)
-        saved = lowered.save(command.save_path, inspect=command.report)
-        for file in saved.files:
-            _log.info("The file is saved in %s", file)
-        for line in saved.report.lines() if saved.report is not None else ():
-            _log.info("%s", line)
+    failed: list[AmctError] = []
+    for target in command.targets:
+        try:
+            _write(result if target == first else result.to(target), command)
+        except AmctError as error:
+            failed.append(error)
+    for error in failed[1:]:
+        _log.error("%s", error)
+    if failed:
+        raise failed[0]
+
+
+def _write(result: QuantizedModel, command: QuantizeCommand) -> None:
+    """Write the files of one target, and tell what they are."""
+    for line in decision_lines(result.target, result.decisions):
+        _log.info("%s", line)
+    saved = result.save(command.save_path, inspect=command.report)
+    for file in saved.files:
+        _log.info("The file is saved in %s", file)
+    for line in saved.report.lines() if saved.report is not None else ():
+        _log.info("%s", line)
 
 
 def run_sensitivity(command: SensitivityCommand) -> None:

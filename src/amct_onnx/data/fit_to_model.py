@@ -27,7 +27,7 @@ def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: Batc
             where = f"{chunk.places.get(value.name, chunk.where)}: input {value.name!r}"
             array = _fit_shape(chunk.arrays[value.name], value, rule, where, note)
             array = _fit_type(array, value, where, note)
-            if array.dtype.kind == "f" and np.isnan(np.min(array)):
+            if array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):
                 sample = ""
                 if value.name in rule.batched and array.ndim:
                     index = int(np.isnan(array).reshape(array.shape[0], -1).any(axis=1).argmax())
@@ -35,14 +35,12 @@ def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: Batc
                 raise DataError(f"{where}{sample}: holds NaN; repair it or leave it out")
             arrays[value.name] = array
         result = replace(chunk, arrays=arrays)
-        first += rule.rows(result)
+        first += rule.rows(result.arrays)
         yield result
 
 
 def _fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, note: Note) -> Array:
     """`array` in the shape of the input. A missing dimension of the batch is added. Raises DataError."""
-    if array.size == 0:
-        raise DataError(f"{where}: is empty, its shape is {list(array.shape)}")
     if value.shape is None:
         return array
     batched = value.name in rule.batched | rule.loose

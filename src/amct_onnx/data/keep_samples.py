@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.open_data import DataSource
-from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Feed
 
 _SHARE = 4  # one sample of so many is held out at most
@@ -19,12 +17,12 @@ class SampleKeeper:
 
     They are spread over the data if its length is known. With `hold_out`, the samples that are kept are not among the
     feeds, and they are at most a quarter of all. Of fewer than four samples none is held out, and the first one is kept
-    nevertheless. A sample is a feed of one row, or a whole feed if the model fixes its batch.
+    nevertheless. `rule` of the source says what a sample is: a feed of one row, or a whole feed.
     """
 
-    def __init__(self, source: DataSource, inputs: Sequence[ModelInput], *, most: int, hold_out: bool) -> None:
+    def __init__(self, source: DataSource, *, most: int, hold_out: bool) -> None:
         self._source, self._most, self._hold_out = source, most, hold_out
-        self._rule = BatchRule.of(inputs)
+        self._rule = source.rule
         self.kept: list[Feed] = []
         self.notes: tuple[str, ...] = ()
 

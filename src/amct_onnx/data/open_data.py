@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amct_onnx.data.arrays import SampleArray, is_array, open_array, to_array
@@ -22,29 +23,31 @@ from amct_onnx.data.batches import (
 from amct_onnx.data.fit_to_model import fit_chunks, shapes_agree
 from amct_onnx.data.images import ImageArray
 from amct_onnx.data.items import named_items
-from amct_onnx.data.open_paths import DataOpener, InputFiles, OpenedData, is_paths
+from amct_onnx.data.open_paths import DataOpener, InputParts, OpenedData, is_iterable, is_paths, length_of
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.read_ahead import read_ahead
+from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array, Feed
 
 _AHEAD = 2  # batches of images that are decoded before somebody asks for them
+_MOST_AT_ONCE = 1 << 24  # elements of an array that is one feed as a whole, though it could be several
 _FORMS = (
-    "a folder of images, .npy, .npz or .bin files, such a file, an array, a dict {input: array or path}, an iterable "
-    "of arrays, tuples or dicts, a torch DataLoader or a CalibrationDataReader"
+    "a folder of images, .npy, .npz or .bin files, such a file, an array, a dict of these or of iterables of arrays by "
+    "input, an iterable of arrays, tuples or dicts, a torch DataLoader or a CalibrationDataReader"
 )
 
 
 class DataSource:
     """Feeds `{input: array}` in the types and shapes of a model. It can be iterated over once.
 
-    `total` is the number of feeds, None if only the end of the data shows it.
+    `total` is the number of feeds, None if only the end of the data shows it. `rule` says where their samples are.
     """
 
-    def __init__(self, feeds: Iterator[Feed], *, total: int | None, notes: dict[str, None]) -> None:
+    def __init__(self, feeds: Iterator[Feed], *, total: int | None, rule: BatchRule, notes: dict[str, None]) -> None:
         self._feeds: Iterator[Feed] | None = feeds
-        self.total = total
+        self.total, self.rule = total, rule
         self._notes = notes
 
     @property
@@ -60,17 +63,26 @@ class DataSource:
         return feeds
 
 
-def open_data(data: object, inputs: Sequence[ModelInput], options: DataOptions) -> DataSource:
+def open_data(
+    data: object, inputs: Sequence[ModelInput], options: DataOptions, network: Network | None = None
+) -> DataSource:
     """The calibration data of a model with these inputs. Nothing is read as a whole.
 
     `data` is one of these:
     - a folder of images, or of a folder of images for each class;
-    - a folder of .npy or .npz files, or of files without a header (.bin); each file is a batch;
+    - a folder of .npy or .npz files, or of files without a header (.bin); each file is for one run;
     - a .npy or .npz file;
     - an array [N, ...], or a tensor of torch;
-    - a dict {input: one of these};
     - an iterable of arrays, of tuples in the order of the inputs or of dicts, such as a torch DataLoader;
+    - a dict that gives each input one of these: a path, an array [N, ...], or an iterable of arrays;
     - an ONNX Runtime CalibrationDataReader.
+
+    The number of axes tells what an array is. One of an iterable that has as many as the input of the model is what the
+    input takes in a run; with an axis less it is a sample without the axis of the batch. An array in the place of an
+    iterable is one of samples along axis 0; with an axis more it is one of runs.
+
+    network: tries whether axis 0 of the inputs is a batch, as their shapes say; without it the shapes are believed. If
+    it is not, each feed is one sample, and `rule` says why.
 
     Raises ArgumentError or ArgumentTypeError for options and for data of another kind. Raises DataError for data that
     are missing or do not fit, if the first batch or the headers of files show it; iterating finds the others.
@@ -87,18 +99,45 @@ def open_data(data: object, inputs: Sequence[ModelInput], options: DataOptions) 
     )
     opened = _open(data, opener)
     for array in opened.arrays.values():
-        if 0 in array.shape:
+        if not array.shape[0]:
             raise DataError(f"{array.where}: is empty, its shape is {list(array.shape)}; give at least one sample")
     if options.images is not None and not any(isinstance(array, ImageArray) for array in opened.arrays.values()):
         raise ArgumentError("images= is for folders of images, and the data are of another kind; leave it out")
-    if options.dtypes and not any(files.raw for files in opened.files.values()):
+    if options.dtypes and not any(parts.raw for parts in opened.parts.values()):
         raise ArgumentError("dtypes= is for .bin files, and the data are of another kind; leave it out")
     rule = BatchRule.of(opener.inputs)
     if rule.fixed is not None and options.batch_size not in (None, rule.fixed):
         opener.note(f"the model fixes the batch at {rule.fixed}, a batch_size of {options.batch_size} is not used")
-    if opened.items is None and not opened.files:
-        return _from_arrays(opened.arrays, opener, rule, notes)
-    return _from_chunks(opened, opener, rule, notes)
+    work = _Work(opener=opener, declared=rule, network=network, notes=notes)
+    try:
+        return (
+            _from_chunks(opened, work)
+            if opened.items is not None or opened.parts
+            else _from_arrays(opened.arrays, work)
+        )
+    finally:
+        if network is not None:
+            network.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What it takes to turn opened data into feeds: `declared` is what the shapes say of the batch."""
+
+    opener: DataOpener
+    declared: BatchRule
+    network: Network | None
+    notes: dict[str, None]
+
+    def fit(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        return fit_chunks(chunks, self.opener.inputs, self.declared, self.opener.note)
+
+    def source(self, feeds: Iterator[Feed], rule: BatchRule, total: int | None) -> DataSource:
+        if rule.whole and self.declared.batched:
+            self.opener.note(f"each feed is one sample, since {rule.whole}")
+        if rule.fixed != self.declared.fixed:
+            self.opener.note(f"the network takes {rule.fixed} samples at once, though the model leaves the batch open")
+        return DataSource(feeds, total=total, rule=rule, notes=self.notes)
 
 
 def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
@@ -119,20 +158,16 @@ def _open(data: object, opener: DataOpener) -> OpenedData:
     if isinstance(data, (str, os.PathLike)):
         return opener.path(data)
     if callable(getattr(data, "get_next", None)):
-        return OpenedData(items=_until_none(data), count=_length(data))
+        return OpenedData(items=_until_none(data), count=length_of(data))
     if isinstance(data, Mapping):
         return opener.mapping(data)
     if is_array(data):
         return OpenedData(arrays={opener.only("an array").name: open_array(to_array(data, "data"), "data")})
     if is_paths(data):
         return opener.paths(data)
-    try:
-        iterator = None if isinstance(data, (bytes, bytearray, memoryview)) else iter(data)  # type: ignore[call-overload]
-    except TypeError:
-        iterator = None
-    if iterator is None:
+    if not is_iterable(data):
         raise ArgumentTypeError(f"data: {type(data).__name__} cannot be read, give {_FORMS}")
-    return OpenedData(items=((f"feed {index}", item) for index, item in enumerate(iterator)), count=_length(data))
+    return OpenedData(items=((f"feed {index}", item) for index, item in enumerate(data)), count=length_of(data))
 
 
 def _until_none(reader: Any) -> Iterator[tuple[str, object]]:
@@ -143,38 +178,78 @@ def _until_none(reader: Any) -> Iterator[tuple[str, object]]:
         yield f"feed {index}", item
 
 
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except Exception:  # a DataLoader of an IterableDataset raises what its dataset raises
-        return None
-
-
-def _from_arrays(
-    arrays: Mapping[str, SampleArray], opener: DataOpener, rule: BatchRule, notes: dict[str, None]
-) -> DataSource:
+def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
     """Feeds from arrays, whose sizes are known: they are cut into batches as they are read."""
+    opener, options = work.opener, work.opener.options
     opener.check_complete(arrays)
-    whole, cut = {}, {}
+    where = next(iter(arrays.values())).where if len(arrays) == 1 else "data"
+    rule = work.declared if work.network is None else _tried_on_arrays(arrays, work, work.network, where)
+    if rule.whole:
+        size = options.batch_size if work.declared.batched else None
+        everything = sum(math.prod(array.shape) for array in arrays.values())
+        cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
+        chunks, total = iter([Chunk(where=where, arrays=whole)]), 1
+        if cut:
+            rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
+            size = size or _usual(cut)
+            chunks, total = _cut(cut, whole, size, rows, where), -(-rows // size)
+        limited = itertools.islice(work.fit(chunks), options.limit)
+        return work.source(_peeked(chunk.arrays for chunk in limited), rule, min(total, options.limit or total))
+    cut, whole = _parted(arrays, rule, opener)
+    rows, size = _counts(cut, rule, opener)
+    chunks = _cut(cut, whole, size, rows, where) if cut else iter([Chunk(where=where, arrays=whole)])
+    feeds = rebatch(work.fit(chunks), rule, size, opener.note)
+    images = any(isinstance(array, ImageArray) for array in cut.values())
+    checked = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
+    return work.source(checked, rule, -(-rows // size))
+
+
+def _tried_on_arrays(arrays: Mapping[str, SampleArray], work: _Work, network: Network, where: str) -> BatchRule:
+    """The rule, after a trial on the first rows of arrays, and on the arrays as they are."""
+
+    def everything() -> Feed:
+        whole = {name: _whole(array) for name, array in arrays.items()}
+        return next(work.fit(iter([Chunk(where=where, arrays=whole)]))).arrays
+
+    cut, whole = _parted(arrays, work.declared, work.opener)
+    lengths = {array.shape[0] for array in cut.values()}
+    if not cut or work.declared.fixed is not None:
+        return work.declared
+    if len(lengths) > 1:
+        return decide(work.declared, everything(), None, network, where) or work.declared
+    (rows,) = lengths
+    size = min(rows, max(work.opener.options.batch_size or _usual(cut), 2))
+    first = next(work.fit(_cut(cut, whole, size, size, where))).arrays
+    rule = decide(work.declared, first, None, network, where)
+    if rule is not None and rule.whole and rows > size and rule.whole == NOT_ONE_BY_ONE:
+        return work.declared.fixed_at(size)
+    if rule is None and rows > size and runs(network, complete := everything()):
+        return decide(work.declared, complete, None, network, where) or work.declared
+    return rule or work.declared
+
+
+def _parted(
+    arrays: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener
+) -> tuple[dict[str, SampleArray], dict[str, Array]]:
+    """The arrays that are cut into batches, and those that are in each feed as they are."""
     batched = rule.batched_in({name: array.shape[0] for name, array in arrays.items()})
     shapes = {value.name: value.shape for value in opener.inputs}
+    cut, whole = {}, {}
     for name, array in arrays.items():
         shape = shapes[name]
         if name not in batched or (shape is not None and shapes_agree(array.shape, shape[1:])):
             whole[name] = _whole(array)
         else:
             cut[name] = array
-    rows, size = _counts(cut, rule, opener)
-    where = next(iter(arrays.values())).where if len(arrays) == 1 else "data"
-    chunks = _cut(cut, whole, size, rows, where) if cut else iter([Chunk(where=where, arrays=whole)])
-    feeds = rebatch(fit_chunks(chunks, opener.inputs, rule, opener.note), rule, size, opener.note)
-    images = any(isinstance(array, ImageArray) for array in cut.values())
-    checked = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
-    return DataSource(checked, total=-(-rows // size), notes=notes)
+    return cut, whole
 
 
 def _whole(array: SampleArray) -> Array:
     return next(array.blocks(array.shape[0], array.shape[0]))
+
+
+def _usual(cut: Mapping[str, SampleArray]) -> int:
+    return default_batch([array.shape[1:] for array in cut.values()])
 
 
 def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener) -> tuple[int, int]:
@@ -182,7 +257,7 @@ def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener)
     options = opener.options
     rows = check_rows({name: array.shape[0] for name, array in cut.items()}, "data")
     rows = min(rows, options.limit or rows)
-    size = rule.fixed or options.batch_size or default_batch([array.shape[1:] for array in cut.values()])
+    size = rule.fixed or options.batch_size or _usual(cut)
     if rule.fixed is not None and cut and rows % size:
         if rows < size:
             raise DataError(too_few_text(rows, size))
@@ -200,22 +275,59 @@ def _cut(arrays: Mapping[str, SampleArray], whole: Feed, size: int, rows: int, w
         yield Chunk(where=where, arrays={**parts, **whole}, places=places)
 
 
-def _from_chunks(opened: OpenedData, opener: DataOpener, rule: BatchRule, notes: dict[str, None]) -> DataSource:
+def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
     """Feeds from files or items that hold batches or samples of their own."""
-    options = opener.options
+    opener, options, declared = work.opener, work.opener.options, work.declared
     if opened.items is not None:
         chunks = named_items(opened.items, opener.inputs, options, opener.note)
     else:
-        opener.check_complete({**opened.arrays, **opened.files})
-        chunks = _chunks_of_files(opened.files, _same_for_all(opened.arrays, rule))
+        opener.check_complete({**opened.arrays, **opened.parts})
+        chunks = _chunks_of_parts(opened.parts, _same_for_all(opened.arrays, declared))
     head = list(itertools.islice(chunks, 1))
-    size = rule.fixed or options.batch_size or _joined_size(head, opener.inputs, rule)
-    fitted = fit_chunks(itertools.chain(head, chunks), opener.inputs, rule, opener.note)
-    limited = first_chunks(fitted, rule, options.limit)
+    joined_size = _joined_size(head, opener.inputs, declared)
+    fitted = work.fit(itertools.chain(head, chunks))
+    read, rule = _tried_on_chunks(fitted, work)
+    checked = _checked(itertools.chain(read, fitted), rule, work)
+    limited = first_chunks(checked, rule, options.limit)
+    size = rule.fixed or options.batch_size or joined_size
     if size is None or not rule.batched:  # the batches stay as they are
         total = opened.count if options.limit is None else None
-        return DataSource(_peeked(chunk.arrays for chunk in limited), total=total, notes=notes)
-    return DataSource(_peeked(rebatch(limited, rule, size, opener.note)), total=None, notes=notes)
+        return work.source(_peeked(chunk.arrays for chunk in limited), rule, total)
+    return work.source(_peeked(rebatch(limited, rule, size, opener.note)), rule, None)
+
+
+def _tried_on_chunks(chunks: Iterator[Chunk], work: _Work) -> tuple[list[Chunk], BatchRule]:
+    """The chunks that were read for a trial, and the rule that came of it."""
+    if work.network is None:
+        return [], work.declared
+    read: list[Chunk] = []
+    first = next((chunk for chunk in _kept(chunks, read) if work.declared.rows(chunk.arrays)), None)
+    if first is None:
+        return read, work.declared
+    second = next(_kept(chunks, read), None) if work.declared.rows(first.arrays) == 1 else None
+    other = None if second is None else second.arrays
+    return read, decide(work.declared, first.arrays, other, work.network, first.where) or work.declared
+
+
+def _kept(chunks: Iterator[Chunk], read: list[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        read.append(chunk)
+        yield chunk
+
+
+def _checked(chunks: Iterator[Chunk], rule: BatchRule, work: _Work) -> Iterator[Chunk]:
+    """`chunks` that have samples. Raises DataError for one whose inputs have different numbers of them, unless the
+    network takes it as it is."""
+    for chunk in chunks:
+        lengths = rule.lengths(chunk.arrays)
+        if len(set(lengths.values())) > 1 and not (
+            work.network is not None and rule.fixed is None and runs(work.network, chunk.arrays)
+        ):
+            check_rows(lengths, chunk.where)
+        if rule.rows(chunk.arrays):
+            yield chunk
+        else:
+            work.opener.note("items without a sample are not used")
 
 
 def _joined_size(head: Sequence[Chunk], inputs: Sequence[ModelInput], rule: BatchRule) -> int | None:
@@ -231,21 +343,27 @@ def _joined_size(head: Sequence[Chunk], inputs: Sequence[ModelInput], rule: Batc
 
 
 def _same_for_all(arrays: Mapping[str, SampleArray], rule: BatchRule) -> Feed:
-    """The inputs beside files of other inputs: their arrays are the same in each feed. Raises DataError."""
+    """The inputs beside parts of other inputs: their arrays are the same in each feed. Raises DataError."""
     for name, array in arrays.items():
         if name in rule.batched:
-            raise DataError(
-                f"{array.where}: is one array for input {name!r}, other inputs have a folder of files; give all alike"
-            )
+            text = f"is one array for input {name!r}, other inputs have a folder of files or an iterable of arrays"
+            raise DataError(f"{array.where}: {text}; give all alike")
     return {name: _whole(array) for name, array in arrays.items()}
 
 
-def _chunks_of_files(files: Mapping[str, InputFiles], whole: Feed) -> Iterator[Chunk]:
-    for paths in zip(*(found.paths for found in files.values()), strict=True):
-        by_input = dict(zip(files, paths, strict=True))
-        places = {name: os.fspath(path) for name, path in by_input.items()}
-        arrays = {name: files[name].load(path) for name, path in by_input.items()}
-        yield Chunk(where=os.fspath(paths[0]), arrays={**arrays, **whole}, places=places)
+def _chunks_of_parts(parts: Mapping[str, InputParts], whole: Feed) -> Iterator[Chunk]:
+    """Raises DataError where some inputs have more parts than others."""
+    for number in itertools.count():
+        found = {name: next(part.arrays, None) for name, part in parts.items()}
+        given = {name: item for name, item in found.items() if item is not None}
+        if not given:
+            return
+        if len(given) < len(found):
+            ended, longer = next(name for name in found if name not in given), next(iter(given))
+            raise DataError(f"the data of input {ended!r} end after {number}, those of {longer!r} go on; give as many")
+        places = {name: place for name, (place, _) in given.items()}
+        arrays = {name: array for name, (_, array) in given.items()}
+        yield Chunk(where=next(iter(places.values())), arrays={**arrays, **whole}, places=places)
 
 
 def _peeked(feeds: Iterator[Feed]) -> Iterator[Feed]:

@@ -6,15 +6,14 @@ A path may be a file, a folder of files, or a folder of one folder for each inpu
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from amct_onnx.data.arrays import NpzArray, SampleArray, map_npy, open_array, open_npy, open_npz, to_array
+from amct_onnx.data.arrays import NpzArray, SampleArray, is_array, map_npy, open_array, open_npy, open_npz, to_array
 from amct_onnx.data.batches import Note, fed_by_position
 from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
 from amct_onnx.data.input_texts import InputFolder, check_data_type
@@ -32,25 +31,27 @@ _READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputFiles:
-    """The files of one input, of which each is a batch or a sample."""
+class InputParts:
+    """What one input gets, part by part: each is what it takes in a run, or a sample without the axis of the batch."""
 
-    paths: Sequence[Path]
-    load: Callable[[Path], Array]
-    raw: bool
-    """Whether the files have no header, so that `DataOptions.dtypes` may say their type."""
+    arrays: Iterator[tuple[str, Array]]
+    """Each with its place for errors; they can be read once."""
+    count: int | None
+    """How many there are, None if only their end shows it."""
+    raw: bool = False
+    """Whether they are files without a header, so that `DataOptions.dtypes` may say their type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedData:
-    """Data whose form is known: arrays and files by input, or items of an iterable that have yet to be named."""
+    """Data whose form is known: arrays and parts by input, or items of an iterable that have yet to be named."""
 
     arrays: Mapping[str, SampleArray] = field(default_factory=dict)
-    files: Mapping[str, InputFiles] = field(default_factory=dict)
+    parts: Mapping[str, InputParts] = field(default_factory=dict)
     items: Iterable[tuple[str, object]] | None = None
     """Each with its place for errors."""
     count: int | None = None
-    """The number of files or items, None if only their end shows it."""
+    """The number of parts or items, None if only their end shows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class DataOpener:
         """A folder or a file for the whole model."""
         place = _existing(path)
         if place.suffix.lower() == ".npz" and place.is_file():
-            return OpenedData(arrays=self._archive(place))
+            return self.by_input(self._archive(place))
         if not place.is_dir():
             return self.by_input({self.only(os.fspath(path)).name: place})
         wanted = fed_by_position(self.inputs)
@@ -112,27 +113,45 @@ class DataOpener:
         return self.by_input({self.only("a list of files").name: places})
 
     def by_input(self, data: Mapping[str, object]) -> OpenedData:
-        """Data of each input: an array, nested lists of numbers, a path or a list of paths."""
-        opened = {value.name: self._open(value, data[value.name]) for value in self.inputs if value.name in data}
-        files = {name: found for name, found in opened.items() if isinstance(found, InputFiles)}
-        counts = {name: len(found.paths) for name, found in files.items()}
+        """Data of each input: an array, nested lists of numbers, an iterable of arrays, a path or a list of paths."""
+        opened = {value: self._open(value, data[value.name]) for value in self.inputs if value.name in data}
+        counts = {v.name: found.count for v, found in opened.items() if isinstance(found, InputParts) and found.count}
         if len(set(counts.values())) > 1:
             text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-            raise DataError(f"the inputs have different numbers of files: {text}; each file is a batch")
-        arrays = {name: found for name, found in opened.items() if isinstance(found, SampleArray)}
-        return OpenedData(arrays=arrays, files=files, count=next(iter(counts.values()), None))
+            raise DataError(f"the inputs have different numbers of files or arrays: {text}; each is for one run")
+        count = next(iter(counts.values()), None)
+        parts = {value.name: found for value, found in opened.items() if isinstance(found, InputParts)}
+        arrays = {value: found for value, found in opened.items() if isinstance(found, SampleArray)}
+        for value, array in arrays.items() if parts else ():
+            if value.shape and value.shape[0] is None and array.shape[0] == count:
+                parts[value.name] = _rows(array, keep=True)  # a row for each run
+        left = {value.name: array for value, array in arrays.items() if value.name not in parts}
+        return OpenedData(arrays=left, parts=parts, count=count)
 
-    def _open(self, value: ModelInput, data: object) -> SampleArray | InputFiles:
+    def _open(self, value: ModelInput, data: object) -> SampleArray | InputParts:
         if isinstance(data, (str, os.PathLike)):
             place = _existing(data)
-            return self._folder(value, place) if place.is_dir() else self._file(value, place)
-        if is_paths(data):
-            return self._listed(value, [_existing(path) for path in data])
-        where = f"data of input {value.name!r}"
+            found = self._folder(value, place) if place.is_dir() else self._file(value, place)
+        elif is_paths(data):
+            found = self._listed(value, [_existing(path) for path in data])
+        elif isinstance(data, SampleArray):
+            found = data
+        else:
+            found = self._array_or_arrays(value, data, f"data of input {value.name!r}")
+        if isinstance(found, SampleArray) and value.shape is not None and len(found.shape) == len(value.shape) + 1:
+            return found if value.shape == () and found.shape == (1,) else _rows(found, keep=False)
+        return found
+
+    def _array_or_arrays(self, value: ModelInput, data: object, where: str) -> SampleArray | InputParts:
+        """An array, as nested lists of numbers are; or, of an iterable that is neither, an array for each run."""
+        numbers = isinstance(data, (list, tuple)) and not any(map(is_array, data))
+        if not numbers and not is_array(data) and is_iterable(data):
+            places = ((f"{where}, number {number} of all", item) for number, item in enumerate(data))
+            return InputParts(arrays=((place, to_array(item, place)) for place, item in places), count=length_of(data))
         array = to_array(data, where)
         return open_array(np.atleast_1d(array) if value.shape == () else array, where)
 
-    def _listed(self, value: ModelInput, places: Sequence[Path]) -> SampleArray | InputFiles:
+    def _listed(self, value: ModelInput, places: Sequence[Path]) -> SampleArray | InputParts:
         if all(is_image(place) for place in places):
             return self._images(value, places, "data")
         kinds = {place.suffix.lower() for place in places}
@@ -140,7 +159,7 @@ class DataOpener:
             return self._file_list(value, places, kinds.pop())
         raise DataError(f"data: the list of files mixes kinds, or holds others than {_READABLE}")
 
-    def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputFiles:
+    def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
         kind, arrays = _array_files(place)
         if kind == ".npz":
             raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
@@ -153,7 +172,7 @@ class DataOpener:
             raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")
         return self._images(value, self._spread(files), os.fspath(place))
 
-    def _file(self, value: ModelInput, place: Path) -> SampleArray | InputFiles:
+    def _file(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
         suffix = place.suffix.lower()
         if is_image(place):
             return self._images(value, [place], os.fspath(place))
@@ -195,15 +214,16 @@ class DataOpener:
         options = image_options(value, self.options.images, self.note)
         return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
-    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputFiles:
+    def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:
         if kind != _RAW:
-            return InputFiles(paths=files, load=map_npy, raw=False)
+            return InputParts(arrays=((os.fspath(file), map_npy(file)) for file in files), count=len(files))
         dtype, shape = self._raw_type(value), self._raw_shape(value)
         mistakes = Mistakes(None)
         entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
         check_sizes(entry, files, mistakes)
         mistakes.raise_any(DataError)
-        return InputFiles(paths=files, load=partial(read_array, dtype=dtype, shape=shape), raw=True)
+        arrays = ((os.fspath(file), read_array(file, dtype, shape)) for file in files)
+        return InputParts(arrays=arrays, count=len(files), raw=True)
 
     def _raw_type(self, value: ModelInput) -> str:
         dtype = (self.options.dtypes or {}).get(value.name, value.dtype)
@@ -226,6 +246,31 @@ class DataOpener:
 def is_paths(data: object) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
     """Whether `data` is a list of paths."""
     return isinstance(data, (list, tuple)) and bool(data) and all(isinstance(p, (str, os.PathLike)) for p in data)
+
+
+def is_iterable(data: object) -> TypeGuard[Iterable[object]]:
+    """Whether `data` can be iterated over, and is no text, bytes or mapping."""
+    return not isinstance(data, (str, bytes, bytearray, memoryview, Mapping)) and _has_iterator(data)
+
+
+def _has_iterator(data: Any) -> bool:
+    return hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+
+
+def length_of(data: Any) -> int | None:
+    """The length of `data`, None if it does not tell."""
+    try:
+        return len(data)
+    except Exception:  # a DataLoader of an IterableDataset raises what its dataset raises
+        return None
+
+
+def _rows(array: SampleArray, *, keep: bool) -> InputParts:
+    """What each run gets of an array that has one more axis than the input; or, to `keep` it, one row of the batch."""
+    count = array.shape[0]
+    blocks = enumerate(array.blocks(1, count))
+    rows = ((array.label(number, number + 1), block if keep else block[0]) for number, block in blocks)
+    return InputParts(arrays=rows, count=count)
 
 
 def _existing(path: object) -> Path:

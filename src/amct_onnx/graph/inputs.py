@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import name_of
+from amct_onnx.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,26 @@ class ModelInput:
 
 
 def model_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
-    """The inputs of the main graph, in its order."""
+    """The inputs of the main graph, in its order. Raises ModelError for one that has no name or is no tensor."""
     return tuple(_describe(value) for value in model.graph.inputs)
 
 
 def _describe(value: ir.Value) -> ModelInput:
-    shape = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+    if not value.name:
+        raise ModelError("An input of the model has no name, so that no data can be given for it: name it.")
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        kind = "a sequence" if isinstance(value.type, ir.SequenceType) else "optional"
+        text = "calibration gives tensors only: export the model with tensors as inputs"
+        raise ModelError(f"Input {value.name!r} of the model is {kind}, and {text}.")
+    # Some exporters write an open dimension as -1.
+    dims = None if value.shape is None else [d if isinstance(d, int) and d >= 0 else None for d in value.shape]
     dtype = "" if value.dtype is None else value.dtype.numpy().name
     first = value.shape[0] if value.shape else None
     batch_name = (first.value or "") if isinstance(first, ir.SymbolicDim) else ""
     return ModelInput(
-        name=name_of(value), dtype=dtype, shape=shape, optional=value.is_initializer(), batch_name=batch_name
+        name=value.name,
+        dtype=dtype,
+        shape=None if dims is None else tuple(dims),
+        optional=value.is_initializer(),
+        batch_name=batch_name,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ModelError, StatisticsError, listed
 from amct_onnx.graph.digest import model_digest
-from amct_onnx.graph.inputs import ModelInput, model_inputs
+from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
@@ -22,6 +22,7 @@ from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Target
 from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
+from amct_onnx.values.used_data import UsedData
 
 _log = logging.getLogger("amct_onnx.Config")
 
@@ -34,23 +35,26 @@ def calibrate(
     target: Target,
     request: Request,
     effort: Effort,
+    rule: BatchRule | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Run the data through the model once, and solve what they say for a target.
 
-    total: how many feeds there are, None where only their end shows it. Raises ModelError for a model without a layer
-    that can be quantized, CalibrationError, DataError.
+    total: how many feeds there are, None where only their end shows it. rule: where their samples are; None takes what
+    the shapes of the model say.
+
+    Raises ModelError for a model without a layer that can be quantized, CalibrationError, DataError.
     """
-    inputs = model_inputs(source.model)
+    rule = rule or BatchRule.of(model_inputs(source.model))
     observed = observed_tensors(source)
     if not observed:
         raise no_layer(source)
-    samples = FirstSamples(iter(feeds), inputs, PLANS[effort])
+    samples = FirstSamples(iter(feeds), rule, PLANS[effort])
     recipe = Recipe(source, target, request, samples, progress)
     prepared, tuning = recipe.prepare()
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
-    watched = _Watched(samples, total, inputs, progress)
+    watched = _Watched(samples, total, rule, progress)
     tensors = collect_statistics(source.model, observed, watched)
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
@@ -59,10 +63,13 @@ def calibrate(
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
     tell((*best.lowered.notes, *_left_in_float(best)))
+    used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
+    _log.info("Calibrated with %s.", used)
     return QuantizedModel(
         target=target.name,
         calibration=best.calibration,
         lowered=best.lowered,
+        data=used,
         sample=watched.first,
         steps=tuple(recipe.steps),
     )
@@ -106,21 +113,19 @@ def no_layer(source: FusedModel) -> ModelError:
 
 
 class _Watched:
-    """Feeds, `total` of them if that is known; keeps the first sample, counts the samples and shows progress."""
+    """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress."""
 
-    def __init__(
-        self, feeds: Iterable[Feed], total: int | None, inputs: Sequence[ModelInput], progress: Progress
-    ) -> None:
-        self._feeds, self._total, self._progress = feeds, total, progress
-        self._rule = BatchRule.of(inputs)
+    def __init__(self, feeds: Iterable[Feed], total: int | None, rule: BatchRule, progress: Progress) -> None:
+        self._feeds, self._total, self._rule, self._progress = feeds, total, rule, progress
         self.first: Feed | None = None
-        self.samples = 0
+        self.samples = self.feeds = 0
 
     def __iter__(self) -> Iterator[Feed]:
         total = self._total
-        for number, feed in enumerate(self._feeds):
+        for feed in self._feeds:
             if self.first is None:
                 self.first = self._rule.sample(feed, 0)
             yield feed
-            self.samples += max((len(array) for array in feed.values() if array.ndim), default=1)
-            self._progress("calibration", (number + 1) / total if total else 0.0)
+            self.samples += self._rule.rows(feed)
+            self.feeds += 1
+            self._progress("calibration", self.feeds / total if total else 0.0)

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -29,6 +30,7 @@ from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
+from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
 
@@ -92,20 +94,23 @@ def quantize(
     found.check(source, request)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
-    inputs = model_inputs(source.model)
+    inputs, network = model_inputs(source.model), FloatNetwork(source.model)
     if weight_only is not None:
-        kept = None if data is None or effort == "fast" else open_data(data, inputs, data_options)
+        kept = None if data is None or effort == "fast" else open_data(data, inputs, data_options, network)
         return quantize_weights(
             source, kept, request=request, target=found, bits=weight_only, block_size=block_size, progress=told
         )
-    feeds = open_data(data, inputs, data_options)
+    feeds = open_data(data, inputs, data_options, network)
+    calibrated = partial(
+        calibrate, source, target=found, request=request, effort=effort, rule=feeds.rule, progress=told
+    )
     if not search:
-        run = calibrate(source, feeds, feeds.total, target=found, request=request, effort=effort, progress=told)
+        run = calibrated(feeds, feeds.total)
         _warn_of_noise(run)
         return replace(run, assumptions=feeds.assumptions)
     most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
-    samples = SampleKeeper(feeds, inputs, most=most, hold_out=hold_out)
-    run = calibrate(source, samples, feeds.total, target=found, request=request, effort=effort, progress=told)
+    samples = SampleKeeper(feeds, most=most, hold_out=hold_out)
+    run = calibrated(samples, feeds.total)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():
         notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")

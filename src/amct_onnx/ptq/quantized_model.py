@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +23,12 @@ from amct_onnx.targets.target import Lowered
 from amct_onnx.values.findings import Step
 from amct_onnx.values.layers import Decision, LayerRecord
 from amct_onnx.values.mixed_precision import MixedPrecision
+from amct_onnx.values.used_data import UsedData
 
 _LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be felt beside a calibration of two seconds
 
 
+_log = logging.getLogger("amct_onnx.Quantize")
 _KEEP: Any = object()  # the default of an argument of `to`: as it was
 
 
@@ -42,14 +45,16 @@ class QuantizedModel:
     """A model quantized for `target`, from the statistics of one calibration, which serve every target.
 
     `calibration`: what it was made from. `lowered`: what the target has made of it, all grids solved. `assumptions`:
-    what was assumed of the calibration data. `sample`: one sample of it, to measure with; None where there was no data.
-    `precision`: the search that chose which layers are quantized, None if there was none. `steps`: what a recipe tried.
+    what was assumed of the calibration data. `data`: how much of it there was, and what was taken for a sample.
+    `sample`: one of these, to measure with. Both are None where there was no data. `precision`: the search that chose
+    which layers are quantized, None if there was none. `steps`: what a recipe tried.
     """
 
     target: str
     calibration: Calibration
     lowered: Lowered
     assumptions: tuple[str, ...] = ()
+    data: UsedData | None = None
     sample: Feed | None = None
     precision: MixedPrecision | None = None
     steps: tuple[Step, ...] = ()
@@ -124,17 +129,36 @@ class QuantizedModel:
         """Write the files of the target: `<prefix>_<target>.onnx`, or those of AMCT's save_model for ascend.
 
         For target onnxruntime the model is then opened as the runtime optimises it, and measured beside the float model
-        on this machine, unless `inspect` is False. Raises OutputError; each file is written whole or not at all.
+        on this machine, unless `inspect` is False. What goes wrong there is a warning. Raises OutputError; each file is
+        written whole or not at all.
         """
         files = self.lowered.save(os.fspath(prefix))
         report = self._inspect(files[0]) if inspect and TARGETS[self.target].runs_here else None
         return SavedModel(files=files, report=report)
 
-    def _inspect(self, file: str) -> RuntimeReport:
-        source, floats = self.calibration.source.source, None
+    def _inspect(self, file: str) -> RuntimeReport | None:
+        """The report of a file that is written: nothing that fails here may take it away."""
+        failed = ""
+        report: RuntimeReport | None = None
+        for feed in (self.sample, None):
+            try:
+                report = inspect_model(self._float_file(), file, feed, budget=_LATENCY_SECONDS)
+                break
+            except Exception as error:
+                failed = failed or " ".join(str(error).split()) or type(error).__name__
+                if feed is None:
+                    break
+        if failed:
+            what = "there is no report of it" if report is None else "its latency could not be measured"
+            _log.warning("%s is written, but %s: %s", file, what, failed)
+        return report
+
+    def _float_file(self) -> bytes | str:
+        """The path of the float model, or the bytes of one that was in memory."""
+        source = self.calibration.source.source
         if source.path is None or not os.path.exists(source.path):
-            floats = ir.to_proto(source.model).SerializeToString()
-        return inspect_model(floats or str(source.path), file, self.sample, budget=_LATENCY_SECONDS)
+            return bytes(ir.to_proto(source.model).SerializeToString())
+        return source.path
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -141,12 +141,13 @@ def _kept(feeds: Iterable[Feed]) -> tuple[list[Feed], int]:
     """The first feeds, and how many samples they are; at least one feed if there is one."""
     kept: list[Feed] = []
     size = samples = 0
+    rule = feeds.rule if isinstance(feeds, DataSource) else None
     for feed in feeds:
         size += sum(array.nbytes for array in feed.values())
         if kept and (size > _KEPT_BYTES or samples >= _KEPT_SAMPLES):
             break
         kept.append({name: np.array(array) for name, array in feed.items()})
-        samples += max((len(array) for array in feed.values() if array.ndim), default=1)
+        samples += 1 if rule is None else rule.rows(feed)
     return kept, samples
 
 

@@ -21,7 +21,7 @@ def passed(
     """The samples that come out, and those that are kept; sample k holds the number k."""
     data = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
     found = inputs(batch)
-    samples = SampleKeeper(open_data(data, found, DataOptions(batch_size=size)), found, most=most, hold_out=hold_out)
+    samples = SampleKeeper(open_data(data, found, DataOptions(batch_size=size)), most=most, hold_out=hold_out)
     feeds = [int(row[0]) for feed in samples for row in feed["x"]]
     return feeds, [int(row[0]) for feed in samples.kept for row in feed["x"]]
 
@@ -60,7 +60,7 @@ def test_too_few_samples_judge_themselves() -> None:
 def test_samples_of_unknown_length() -> None:
     found = inputs()
     data = (np.full((1, 2), number, np.float32) for number in range(30))
-    samples = SampleKeeper(open_data(data, found, DataOptions()), found, most=5, hold_out=True)
+    samples = SampleKeeper(open_data(data, found, DataOptions()), most=5, hold_out=True)
     with pytest.raises(TypeError):
         len(samples)
     seen = [feed["x"][0, 0] for feed in samples]

@@ -422,7 +422,7 @@ X = [free(3)]
         (nan_at(0), X, "input 'x', sample 0 of all: holds NaN"),
         (np.empty((0, 3), np.float32), X, "is empty, its shape is [0, 3]"),
         ([], X, "the data are empty"),
-        ([np.empty((0, 3), np.float32)], X, "feed 0: input 'x': is empty"),
+        ([np.empty((0, 3), np.float32)], X, "the data are empty"),
         (Reader([]), X, "the data are empty"),
         ([{"y": numbers(4, 3)}], X, "feed 0: has no data for input 'x', it holds 'y'; say which with names={'x': ...}"),
         ({"y": numbers(4, 3)}, X, "data: has no data for input 'x', it holds 'y'"),
@@ -544,7 +544,7 @@ def test_folders_must_hold_one_kind(tmp_path: Path) -> None:
 def test_files_of_several_inputs_must_be_as_many(tmp_path: Path) -> None:
     ids = write_folder(tmp_path / "ids", [numbers(1, 3, dtype="int64")] * 2)
     mask = write_folder(tmp_path / "mask", [numbers(1, 3, dtype="int64")] * 3)
-    with pytest.raises(DataError, match="different numbers of files: 'ids' has 2, 'mask' has 3"):
+    with pytest.raises(DataError, match="different numbers of files or arrays: 'ids' has 2, 'mask' has 3"):
         opened({"ids": ids, "mask": mask}, TOKENS)
 
 

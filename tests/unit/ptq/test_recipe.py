@@ -11,6 +11,7 @@ import pytest
 from flow import build
 
 import amct_onnx
+from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
@@ -176,18 +177,18 @@ def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> No
 
 def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) -> None:
     feeds = [{"x": np.full((5, 3, 8, 8), number, np.float32)} for number in range(40)]
-    front = FirstSamples(iter(feeds), model_inputs(model), PLANS["default"])
+    front = FirstSamples(iter(feeds), BatchRule.of(model_inputs(model)), PLANS["default"])
     assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
     assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
     assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
 
 
 def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data(model: ir.Model) -> None:
-    inputs, images = model_inputs(model), np.arange(20, dtype=np.float32)[:, None, None, None]
+    rule, images = BatchRule.of(model_inputs(model)), np.arange(20, dtype=np.float32)[:, None, None, None]
     whole = np.broadcast_to(images, (20, 3, 8, 8))
     for size in (1, 7, 20):
         feeds = ({"x": whole[start : start + size]} for start in range(0, 20, size))
-        front = FirstSamples(iter(feeds), inputs, PLANS["default"])
+        front = FirstSamples(iter(feeds), rule, PLANS["default"])
         batches = front.batches(front.samples[3:], front.rows)
         assert [feed["x"][:, 0, 0, 0].tolist() for feed in batches] == [
             list(range(3, 11)),
@@ -293,10 +294,10 @@ def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
 def test_integers_count_as_what_they_stand_for() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (int64[n,l] ids, float[100,8] table) => (float[n,l,8] y)
         { y = Gather(table, ids) }"""
-    inputs = model_inputs(ir.from_onnx_text(text))[:1]
+    rule = BatchRule.of(model_inputs(ir.from_onnx_text(text))[:1])
     for dtype, length, samples in ((np.int64, 64, 24), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
         feeds = [{"ids": np.zeros((5, length), dtype)} for _ in range(40)]
-        front = FirstSamples(iter(feeds), inputs, PLANS["default"])
+        front = FirstSamples(iter(feeds), rule, PLANS["default"])
         assert len(front.samples) == samples
         assert front.rows == 8
 
@@ -319,9 +320,9 @@ def test_an_input_that_is_no_batch_is_not_cut() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[n,4] x, float[k,4] table, float factor) => (float[n,k] y) {
         t = Transpose<perm=[1,0]>(table) m = MatMul(x, t) y = Mul(m, factor) }"""
-    inputs = model_inputs(ir.from_onnx_text(text))
+    rule = BatchRule.of(model_inputs(ir.from_onnx_text(text)))
     feed = {"x": np.ones((6, 4), np.float32), "table": np.ones((3, 4), np.float32), "factor": np.float32(2)}
-    front = FirstSamples(iter([{name: np.asarray(array) for name, array in feed.items()}]), inputs, PLANS["default"])
+    front = FirstSamples(iter([{name: np.asarray(array) for name, array in feed.items()}]), rule, PLANS["default"])
     assert len(front.samples) == 6
     assert {name: array.shape for name, array in front.samples[0].items()} == {
         "x": (1, 4),

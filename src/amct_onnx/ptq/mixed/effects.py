@@ -27,6 +27,7 @@ from amct_onnx.ptq.calibrate import calibrate, tell
 from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
+from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.float_units import Unit, Units, operations
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.roundings import Roundings
@@ -72,7 +73,6 @@ def sensitivity(
         return measure(model, [model.sample], progress=progress).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).fuse(Settings())
-    inputs = model_inputs(source.model)
     data_options = DataOptions(
         images=images,
         batch_size=batch_size,
@@ -81,8 +81,8 @@ def sensitivity(
         dtypes=dtypes,
         names=names,
     )
-    opened = open_data(data, inputs, data_options)
-    kept = SampleKeeper(opened, inputs, most=samples, hold_out=False)
+    opened = open_data(data, model_inputs(source.model), data_options, FloatNetwork(source.model))
+    kept = SampleKeeper(opened, most=samples, hold_out=False)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted
             pass
@@ -92,7 +92,14 @@ def sensitivity(
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
     found.check(source, request)
     quantized = calibrate(
-        source, kept, opened.total, target=found, request=request, effort="fast", progress=progress or silent
+        source,
+        kept,
+        opened.total,
+        target=found,
+        request=request,
+        effort="fast",
+        rule=opened.rule,
+        progress=progress or silent,
     )
     return measure(quantized, kept.kept, progress=progress).sensitivity()
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amct_onnx.errors import ArgumentTypeError
+from amct_onnx.errors import AmctError, ArgumentTypeError
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress
@@ -94,9 +94,13 @@ def search_mixed(
     search = _Search(quantized, goal, progress)
     enough = search.try_wishes(frozenset(), 0.0)
     if not enough and any(decision.quantized for decision in quantized.decisions):
-        effects = measure(quantized, samples, progress=progress)
-        search.nodes = {unit.name: unit.nodes for unit in effects.units}
-        search.bisect(*_path(quantized, effects))
+        try:
+            effects = measure(quantized, samples, progress=progress)
+        except AmctError as error:  # e.g. outputs that are empty for all samples
+            _log.warning("Which layers are to blame could not be measured: %s", error)
+        else:
+            search.nodes = {unit.name: unit.nodes for unit in effects.units}
+            search.bisect(*_path(quantized, effects))
     result = search.result()
     if result.precision is not None and not result.precision.met:
         _log.warning("%s", result.precision)

@@ -9,7 +9,6 @@ from itertools import chain
 import numpy as np
 
 from amct_onnx.data.batches import BatchRule, joined
-from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.values.findings import Effort
@@ -80,13 +79,13 @@ PLANS: Mapping[Effort, EffortPlan] = {
 class FirstSamples:
     """The first samples of `feeds`; iterating gives all feeds, these included, once.
 
-    A sample is a feed of one row where the model leaves the batch open, else a whole feed. `plan` is that for their
-    size, and `rows` of them make a batch that costs little. `more`: the feeds behind the samples, within the same
-    memory, which show the magnitudes of channels.
+    `rule` says what a sample is: a feed of one row, or a whole feed. `plan` is that for their size, and `rows` of them
+    make a batch that costs little. `more`: the feeds behind the samples, within the same memory, which show the
+    magnitudes of channels.
     """
 
-    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[ModelInput], plan: EffortPlan) -> None:
-        self._rule = rule = BatchRule.of(inputs)
+    def __init__(self, feeds: Iterator[Feed], rule: BatchRule, plan: EffortPlan) -> None:
+        self._rule = rule
         self.samples: list[Feed] = []
         self.plan, self.rows = plan, 1
         read: list[Feed] = []
@@ -114,10 +113,6 @@ class FirstSamples:
 
     def __iter__(self) -> Iterator[Feed]:
         return self._feeds
-
-    def count(self, feed: Feed) -> int:
-        """How many samples a feed has."""
-        return self._rule.count(feed)
 
     def batches(self, samples: Sequence[Feed], rows: int) -> list[Feed]:
         """Some of `samples` in batches of so many, whatever the batches were that they came in."""

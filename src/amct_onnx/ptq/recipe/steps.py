@@ -324,10 +324,8 @@ class Recipe:
 def _open_judge(model: ir.Model, samples: FirstSamples, kept: Sequence[Feed]) -> tuple[OutputNoise, int]:
     """What compares models on the samples `kept`, and how many samples the network takes at a time."""
     try:
-        batches = samples.batches(kept, samples.rows)
-        apart = kept[: samples.count(batches[0])]
-        return OutputNoise(model, batches, apart=apart if len(apart) > 1 else ()), samples.rows
-    except DataError:  # the network may take one sample, or mix those of a batch, though the batch is open
+        return OutputNoise(model, samples.batches(kept, samples.rows)), samples.rows
+    except DataError:  # samples that run alone may not run together: no trial is of all of them
         return OutputNoise(model, kept), 1
 
 
