@@ -42,8 +42,8 @@ def run_quantize(command: QuantizeCommand) -> None:
             _write(result if target == first else result.to(target), command)
         except AmctError as error:
             failed.append(error)
-    for error in failed[1:]:
-        _log.error("%s", error)
+    for other in failed[1:]:
+        _log.error("%s", other)
     if failed:
         raise failed[0]
 

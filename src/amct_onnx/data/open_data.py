@@ -32,6 +32,7 @@ from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array, Feed
 
 _AHEAD = 2  # batches of images that are decoded before somebody asks for them
+_MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
 _MOST_AT_ONCE = 1 << 24  # elements of an array that is one feed as a whole, though it could be several
 _FORMS = (
     "a folder of images, .npy, .npz or .bin files, such a file, an array, a dict of these or of iterables of arrays by "
@@ -162,7 +163,7 @@ def _open(data: object, opener: DataOpener) -> OpenedData:
     if isinstance(data, Mapping):
         return opener.mapping(data)
     if is_array(data):
-        return OpenedData(arrays={opener.only("an array").name: open_array(to_array(data, "data"), "data")})
+        return opener.by_input({opener.only("an array").name: open_array(to_array(data, "data"), "data")})
     if is_paths(data):
         return opener.paths(data)
     if not is_iterable(data):
@@ -189,6 +190,8 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
         everything = sum(math.prod(array.shape) for array in arrays.values())
         cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
         chunks, total = iter([Chunk(where=where, arrays=whole)]), 1
+        if work.declared.batched and not cut:
+            opener.note("the array is one feed, and batch_size= would cut it into several")
         if cut:
             rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
             size = size or _usual(cut)
@@ -298,21 +301,30 @@ def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
 
 def _tried_on_chunks(chunks: Iterator[Chunk], work: _Work) -> tuple[list[Chunk], BatchRule]:
     """The chunks that were read for a trial, and the rule that came of it."""
-    if work.network is None:
-        return [], work.declared
+    declared, network = work.declared, work.network
     read: list[Chunk] = []
-    first = next((chunk for chunk in _kept(chunks, read) if work.declared.rows(chunk.arrays)), None)
-    if first is None:
-        return read, work.declared
-    second = next(_kept(chunks, read), None) if work.declared.rows(first.arrays) == 1 else None
-    other = None if second is None else second.arrays
-    return read, decide(work.declared, first.arrays, other, work.network, first.where) or work.declared
-
-
-def _kept(chunks: Iterator[Chunk], read: list[Chunk]) -> Iterator[Chunk]:
-    for chunk in chunks:
+    if network is None:
+        return read, declared
+    first = None
+    for chunk in itertools.islice(chunks, _MOST_SEARCHED):  # what is empty shows little of what a network does
         read.append(chunk)
-        yield chunk
+        first = first or (chunk if declared.rows(chunk.arrays) else None)
+        if all(array.size for array in chunk.arrays.values()):
+            first = chunk
+            break
+    if first is None:
+        return read, declared
+    if declared.rows(first.arrays) > 1:
+        return read, decide(declared, first.arrays, None, network, first.where) or declared
+    read += itertools.islice(chunks, 1)
+    other = next((chunk.arrays for chunk in read if chunk is not first), None)
+    if (rule := decide(declared, first.arrays, other, network, first.where)) is not None:
+        return read, rule
+    read += itertools.islice(chunks, _MOST_JOINED - len(read))
+    together = declared.join([c.arrays for c in read if c is first or declared.joinable(first.arrays, c.arrays)])
+    rule = decide(declared, together, None, network, first.where)
+    takes_all = rule is not None and rule.whole == NOT_ONE_BY_ONE
+    return read, declared.fixed_at(declared.rows(together)) if takes_all else rule or declared
 
 
 def _checked(chunks: Iterator[Chunk], rule: BatchRule, work: _Work) -> Iterator[Chunk]:

@@ -20,6 +20,6 @@ class UsedData:
     def __str__(self) -> str:
         feeds = f"{self.feeds} feed" if self.feeds == 1 else f"{self.feeds} feeds"
         if self.whole:
-            return f"{feeds}, each one sample as a whole, since {self.whole}"
+            return f"{feeds}, {'' if self.feeds == 1 else 'each '}one sample as a whole, since {self.whole}"
         samples = f"{self.samples} sample" if self.samples == 1 else f"{self.samples} samples"
         return f"{samples} along axis 0 of the inputs, in {feeds}"
