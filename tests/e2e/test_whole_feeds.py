@@ -200,6 +200,17 @@ def test_one_feed_is_one_sample_of_the_call(tmp_path: Path, name: str, target: s
     assert signal_over_noise(network.model, saved.files, network.feed(3)) > 20
 
 
+@pytest.mark.parametrize("name", ["graph", "pooled"])
+def test_weights_alone(tmp_path: Path, name: str) -> None:
+    network = NETWORKS[name]
+    result = amct_onnx.quantize(network.model, network.feeds(), weight_only=8, block_size=16)
+    assert result.data is not None
+    assert (result.data.samples, result.data.whole) == (16, network.reason)
+    saved = result.save(tmp_path / "m")
+    assert saved.report is not None
+    assert saved.report.latency is not None
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_steps_of_the_recipe_are_measured(name: str) -> None:
     network = NETWORKS[name]

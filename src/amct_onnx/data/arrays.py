@@ -19,6 +19,8 @@ import numpy as np
 from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Array
 
+TEXTS = "object"  # numpy's name of the type of an input that takes texts
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArray(ABC):
@@ -56,7 +58,7 @@ class NpyArray(SampleArray):
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         for start in range(0, rows, size):
-            yield np.array(map_npy(self.path)[start : min(start + size, rows)])
+            yield np.array(np.atleast_1d(map_npy(self.path))[start : min(start + size, rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +112,21 @@ def map_npy(path: Path) -> Array:
     return np.asarray(data)
 
 
-def open_npy(path: Path) -> NpyArray:
-    """The array in a .npy file, of which only the header is read now. Raises DataError."""
-    array = open_array(map_npy(path), os.fspath(path))
+def open_npy(path: Path, *, scalar: bool = False) -> NpyArray:
+    """The array in a .npy file, of which only the header is read now; `scalar`: it may be a single number.
+
+    Raises DataError.
+    """
+    mapped = map_npy(path)
+    array = open_array(np.atleast_1d(mapped) if scalar else mapped, os.fspath(path))
     return NpyArray(path=path, shape=array.shape, where=array.where)
 
 
 def open_npz(path: Path) -> dict[str, NpzArray]:
-    """The arrays in a .npz file by name. Arrays of Python objects and single numbers are left out. Raises DataError."""
+    """The arrays in a .npz file by name, a single number as one of length 1. Arrays of Python objects are left out.
+
+    Raises DataError.
+    """
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -126,11 +135,11 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
                     continue
                 with archive.open(name) as stream:
                     fortran, shape, dtype = _header(stream)
-                if shape and not dtype.hasobject:
+                if not dtype.hasobject:
                     member = name.removesuffix(".npy")
                     where = f"{os.fspath(path)}: {member!r}"
                     arrays[member] = NpzArray(
-                        path=path, member=member, shape=shape, where=where, dtype=dtype, fortran=fortran
+                        path=path, member=member, shape=shape or (1,), where=where, dtype=dtype, fortran=fortran
                     )
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
         raise DataError(f"{os.fspath(path)}: is no readable .npz file ({_line(reason)})") from None
@@ -142,15 +151,15 @@ def is_array(value: object) -> bool:
     return any(callable(getattr(value, name, None)) for name in ("__array__", "detach", "numpy"))
 
 
-def to_array(value: Any, where: str) -> Array:
-    """`value` as an array: what `is_array` accepts, or nested lists of numbers. Raises DataError.
+def to_array(value: Any, where: str, *, texts: bool = False) -> Array:
+    """`value` as an array: what `is_array` accepts, or nested lists of numbers, or of `texts`. Raises DataError.
 
     No library is imported for it: what a tensor can do is found by its methods.
     """
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, (bool, int, float, list, tuple)):
-        return _numbers(value, where)
+        return _numbers(value, where, "biufUS" if texts else "biuf")
     if not is_array(value):
         raise DataError(f"{where}: is of type {type(value).__name__}, give an array or a tensor")
     try:
@@ -164,12 +173,12 @@ def to_array(value: Any, where: str) -> Array:
         raise DataError(f"{where}: a {type(value).__name__} that cannot become an array ({text})") from None
 
 
-def _numbers(value: Any, where: str) -> Array:
+def _numbers(value: Any, where: str, kinds: str) -> Array:
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         array = np.empty(0, object)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in kinds:
         raise DataError(f"{where}: is of type {type(value).__name__} and holds no array of numbers")
     return array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from amct_onnx.data.arrays import to_array
+from amct_onnx.data.arrays import TEXTS, to_array
 from amct_onnx.data.batches import Chunk, Note, fed_by_position
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import DataError
@@ -20,13 +20,14 @@ def named_items(
     An item is an array, a tuple or list of arrays in the order of the inputs, or a mapping. Raises DataError for an
     item that is none of these, or that lacks an input.
     """
+    texts = {value.name for value in inputs if value.dtype == TEXTS}
     for where, item in items:
         if isinstance(item, Mapping):
             keys = select_keys(item, inputs, options, where, note)
             parts = {name: item[key] for name, key in keys.items()}
         else:
             parts = _by_position(item if isinstance(item, (tuple, list)) else (item,), where, inputs, note)
-        arrays = {name: to_array(part, f"{where}: input {name!r}") for name, part in parts.items()}
+        arrays = {name: to_array(part, f"{where}: input {name!r}", texts=name in texts) for name, part in parts.items()}
         yield Chunk(where=where, arrays=arrays)
 
 

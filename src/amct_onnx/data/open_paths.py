@@ -13,7 +13,17 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from amct_onnx.data.arrays import NpzArray, SampleArray, is_array, map_npy, open_array, open_npy, open_npz, to_array
+from amct_onnx.data.arrays import (
+    TEXTS,
+    NpzArray,
+    SampleArray,
+    is_array,
+    map_npy,
+    open_array,
+    open_npy,
+    open_npz,
+    to_array,
+)
 from amct_onnx.data.batches import Note, fed_by_position
 from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
 from amct_onnx.data.input_texts import InputFolder, check_data_type
@@ -129,6 +139,8 @@ class DataOpener:
         return OpenedData(arrays=left, parts=parts, count=count)
 
     def _open(self, value: ModelInput, data: object) -> SampleArray | InputParts:
+        if value.dtype == TEXTS and isinstance(data, (list, tuple)):
+            data = to_array(data, f"data of input {value.name!r}", texts=True)
         if isinstance(data, (str, os.PathLike)):
             place = _existing(data)
             found = self._folder(value, place) if place.is_dir() else self._file(value, place)
@@ -165,7 +177,7 @@ class DataOpener:
             raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
         if kind is not None:
             if kind == ".npy" and len(arrays) == 1:  # all samples rather than one batch, which may be too large
-                return open_npy(arrays[0])
+                return open_npy(arrays[0], scalar=value.shape == ())
             return self._file_list(value, arrays, kind)
         files = find_images(place)
         if not files:
@@ -177,7 +189,7 @@ class DataOpener:
         if is_image(place):
             return self._images(value, [place], os.fspath(place))
         if suffix == ".npy":
-            return open_npy(place)
+            return open_npy(place, scalar=value.shape == ())
         if suffix == ".npz":
             return self._member(place, value, open_npz(place))
         if suffix == _RAW:
@@ -269,7 +281,7 @@ def _rows(array: SampleArray, *, keep: bool) -> InputParts:
     """What each run gets of an array that has one more axis than the input; or, to `keep` it, one row of the batch."""
     count = array.shape[0]
     blocks = enumerate(array.blocks(1, count))
-    rows = ((array.label(number, number + 1), block if keep else block[0]) for number, block in blocks)
+    rows = ((array.label(number, number + 1), block if keep else np.asarray(block[0])) for number, block in blocks)
     return InputParts(arrays=rows, count=count)
 
 

@@ -67,9 +67,13 @@ def quantize(
     """Calibrate `model` with `data` in one pass and quantize it.
 
     model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
-    data: a folder of images, .npy, .npz, a folder of .npy or (with `shapes` and `dtypes`) .bin files; an array; an
-        iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict with one of
-        these for each input; or the `Statistics` of an earlier call, and then nothing is run.
+    data: a folder of images, .npy, .npz, a folder of .npy, .npz or (with `shapes` and `dtypes`) .bin files; an array
+        [N, ...]; an iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict
+        that gives each input a path, an array or an iterable of arrays; or the `Statistics` of an earlier call, and
+        then nothing is run. The axes of an array of an iterable tell what it is: as many as the input has are what it
+        takes in a run, one less is a sample without the axis of the batch. An array in the place of an iterable holds
+        samples along axis 0; with one axis more than the input, what it takes in each run. Where axis 0 is no batch of
+        the network, each feed is one sample, and `data` of the result says why.
     progress: called with what is being done and the share of it that is.
 
     With one of `max_drop`, `target_accuracy` and `min_sqnr`, the precision is mixed: the layers that this target of

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.open_data import DataSource
 from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -36,6 +38,7 @@ from amct_onnx.targets.target import Target
 from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
+from amct_onnx.values.used_data import UsedData
 
 Rounding = Literal["nearest", "gptq", "adaround"]
 
@@ -88,10 +91,12 @@ def quantize_weights(
     model = source.model.clone()
     normalize_layers(model, frozenset(layers))
     index, solve = index_graph(model), partial(solve_block_grid, block=block_size, bits=bits)
-    samples, blocks, sample = 0, {}, None
+    samples, blocks, sample, used = 0, {}, None, None
     if feeds is not None and rounding != "nearest":
-        kept, samples = _kept(feeds)
-        sample = kept[0] if kept else None
+        rule = feeds.rule if isinstance(feeds, DataSource) else BatchRule.of(model_inputs(source.model))
+        kept, samples = _kept(feeds, rule)
+        sample = rule.sample(kept[0], 0) if kept else None
+        used = UsedData(samples=samples, feeds=len(kept), whole=rule.whole)
         learning = (settings or AdaRound()) if rounding == "adaround" else None
 
         def jobs() -> Iterator[RoundingJob[BlockWeight]]:
@@ -115,6 +120,7 @@ def quantize_weights(
             target=target.name,
         ),
         assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
+        data=used,
         sample=sample,
     )
 
@@ -137,17 +143,16 @@ def _reason(possible: bool, unfit: str | None, two_operands: bool, off: bool) ->
     return "" if possible else "its weight is no float32 matrix"
 
 
-def _kept(feeds: Iterable[Feed]) -> tuple[list[Feed], int]:
+def _kept(feeds: Iterable[Feed], rule: BatchRule) -> tuple[list[Feed], int]:
     """The first feeds, and how many samples they are; at least one feed if there is one."""
     kept: list[Feed] = []
     size = samples = 0
-    rule = feeds.rule if isinstance(feeds, DataSource) else None
     for feed in feeds:
         size += sum(array.nbytes for array in feed.values())
         if kept and (size > _KEPT_BYTES or samples >= _KEPT_SAMPLES):
             break
         kept.append({name: np.array(array) for name, array in feed.items()})
-        samples += 1 if rule is None else rule.rows(feed)
+        samples += rule.rows(feed)
     return kept, samples
 
 

@@ -290,6 +290,96 @@ def test_several_inputs_stay_together(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(joined(feeds, "mask"), mask, strict=True)
 
 
+# One of these for each input: the same ten samples in batches of 4, 4 and 2, or one by one.
+INPUT_FORMS: dict[str, Callable[[np.ndarray, Path], object]] = {
+    "batches": lambda x, _: parts(x, 4),
+    "tuple of batches": lambda x, _: tuple(parts(x, 4)),
+    "tensors": lambda x, _: [Tensor(part) for part in parts(x, 4)],
+    "generator": lambda x, _: (part for part in parts(x, 4)),
+    "map": lambda x, _: map(np.copy, parts(x, 4)),
+    "loader": lambda x, _: Loader(parts(x, 4)),
+    "folder of batches": lambda x, p: write_folder(p, parts(x, 4)),
+    "paths": lambda x, p: sorted(write_folder(p, parts(x, 4)).iterdir()),
+    "samples": lambda x, _: list(x),
+    "generator of samples": lambda x, _: iter(x),
+    "array with an axis for the runs": lambda x, _: x[:, None],
+    "nested lists of runs": lambda x, _: x[:, None].tolist(),
+    "file with an axis for the runs": lambda x, p: write_folder(p, [x[:, None]]) / "000.npy",
+}
+
+
+@pytest.mark.parametrize("form", INPUT_FORMS)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"limit": 7}, {"batch_size": 6, "limit": 7}])
+def test_a_dict_with_an_iterable_for_each_input_is_as_a_list_of_dicts(
+    tmp_path: Path, form: str, options: dict[str, int]
+) -> None:
+    ids, mask = numbers(10, 7, dtype="int64"), numbers(10, 7, dtype="int64") % 2
+    data = {"ids": INPUT_FORMS[form](ids, tmp_path / "ids"), "mask": INPUT_FORMS[form](mask, tmp_path / "mask")}
+    feeds = list(opened(data, TOKENS, **options))
+    size = 4 if {"batches", "tensors"} & {*form.split()} else 1
+    if "nested" not in form:
+        listed = [{"ids": a, "mask": b} for a, b in zip(parts(ids, size), parts(mask, size), strict=True)]
+        if "samples" in form:
+            listed = [{"ids": a[0], "mask": b[0]} for a, b in zip(parts(ids, 1), parts(mask, 1), strict=True)]
+        if not ({"generator", "map", "loader", "folder", "paths"} & {*form.split()}):
+            assert sizes(feeds, "ids") == sizes(list(opened(listed, TOKENS, **options)), "ids")
+    count = options.get("limit", 10)
+    np.testing.assert_array_equal(joined(feeds, "ids"), ids[:count], strict=True)
+    np.testing.assert_array_equal(joined(feeds, "mask"), mask[:count], strict=True)
+
+
+@pytest.mark.parametrize("one", [name for name in INPUT_FORMS if "sample" not in name and "runs" not in name])
+@pytest.mark.parametrize("two", ["batches", "generator", "folder of batches"])
+def test_each_input_may_have_a_form_of_its_own(tmp_path: Path, one: str, two: str) -> None:
+    ids, mask = numbers(10, 7, dtype="int64"), numbers(10, 7, dtype="int64") % 2
+    data = {"ids": INPUT_FORMS[one](ids, tmp_path / "ids"), "mask": INPUT_FORMS[two](mask, tmp_path / "mask")}
+    feeds = list(opened(data, TOKENS))
+    assert sizes(feeds, "ids") == sizes(feeds, "mask") == [4, 4, 2]
+    np.testing.assert_array_equal(joined(feeds, "ids"), ids, strict=True)
+    np.testing.assert_array_equal(joined(feeds, "mask"), mask, strict=True)
+
+
+def test_inputs_that_are_the_same_in_each_run_stand_beside_an_iterable() -> None:
+    inputs = [free(3), fixed(2, name="size", dtype="int64"), fixed(name="ratio"), free(name="lengths", dtype="int64")]
+    x = parts(numbers(6, 3), 2)
+    data = {"x": x, "size": np.array([5, 6]), "ratio": [0.5, 1.0, 2.0], "lengths": np.array([7, 8, 9])}
+    with pytest.raises(DataError, match="different numbers of samples: 'lengths' has 1, 'x' has 2"):
+        list(opened(data, inputs))
+    feeds = list(opened(data | {"x": numbers(3, 1, 3)}, inputs))
+    assert [(feed["ratio"].item(), feed["lengths"].tolist()) for feed in feeds] == [(0.5, [7]), (1.0, [8]), (2.0, [9])]
+    assert all(feed["size"].tolist() == [5, 6] and feed["ratio"].shape == () for feed in feeds)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_iterables_that_end_before_others_are_refused(number: int) -> None:
+    x, y = [numbers(2, 3)] * 3, [numbers(2, 3)] * number
+    inputs = [free(3), free(3, name="y")]
+    with pytest.raises(DataError, match=f"'x' has 3, 'y' has {number}; each is for one run"):
+        opened({"x": x, "y": y}, inputs)
+    for data in ({"x": iter(x), "y": y}, {"x": x, "y": iter(y)}, {"x": iter(x), "y": iter(y)}):
+        with pytest.raises(DataError, match=f"end after {min(3, number)}, those of .* go on; give as many"):
+            list(opened(data, inputs))
+
+
+@pytest.mark.parametrize("form", ["array", "list", "dict", "dicts", "npz"])
+def test_texts_and_single_numbers(tmp_path: Path, form: str) -> None:
+    inputs = [free(name="words", dtype="object"), fixed(name="k"), free(3)]
+    words, x = ["a", "bc", "def", "g"], numbers(4, 3)
+    if form == "npz":
+        inputs, data = inputs[1:], write_npz(tmp_path / "a.npz", k=np.array(2.0), x=x)
+    else:
+        pairs = [{"words": words[i : i + 2], "k": 2.0, "x": x[i : i + 2]} for i in (0, 2)]
+        arrays = {"words": np.array(words), "k": np.float64(2), "x": x}
+        data = {"array": arrays, "list": [tuple(item.values()) for item in pairs], "dicts": pairs}.get(
+            form, {"words": words, "k": 2, "x": x.tolist()}
+        )
+    feeds = list(opened(data, inputs))
+    np.testing.assert_array_equal(joined(feeds), x)
+    assert all(feed["k"] == 2 and feed["k"].shape == () for feed in feeds)
+    if form != "npz":
+        assert joined(feeds, "words").tolist() == words
+
+
 def test_names_of_the_data_may_differ(tmp_path: Path) -> None:
     ids = numbers(5, 7, dtype="int64")
     names = {"ids": "a", "mask": "b"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from amct_onnx.data.input_texts import DATA_TYPES, InputFolder
 from amct_onnx.data.raw_folders import check_signature, find_batches, read_array
+from amct_onnx.errors import ModelError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 
@@ -105,6 +106,26 @@ def test_the_inputs_of_a_model() -> None:
         ModelInput(name="w", dtype="float32", shape=(2,), optional=True),
     )
     assert [value.batch_name for value in model_inputs(ir.serde.deserialize_model(model))] == ["N", "", "", "", ""]
+
+
+def test_a_negative_size_of_an_input_is_an_open_one() -> None:
+    model = build("g (float[N,3,H] x) => (float[N,3,H] y) { y = Relu(x) }")
+    for axis in (0, 2):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
+    (found,) = model_inputs(ir.serde.deserialize_model(model))
+    assert (found.shape, found.batch_name) == ((None, 3, None), "")
+
+
+def test_inputs_for_which_no_data_can_be_given_are_refused() -> None:
+    text = "g ({} x, float[N] z) => (float[N] y) {{ y = Relu(z) }}"
+    for kind, what in (("seq(float[N])", "is a sequence"), ("optional(float[N])", "is optional")):
+        model = build(text.format(kind))
+        with pytest.raises(ModelError, match=f"Input 'x' of the model {what}, and calibration gives tensors only"):
+            model_inputs(ir.serde.deserialize_model(model))
+    model = build(text.format("float[N]"))
+    model.graph.input[0].name = ""
+    with pytest.raises(ModelError, match="An input of the model has no name"):
+        model_inputs(ir.serde.deserialize_model(model))
 
 
 WANTED = (
