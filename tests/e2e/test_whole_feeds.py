@@ -302,3 +302,15 @@ def test_samples_along_axis_0_are_told_of_as_well(target: str) -> None:
     result = amct_onnx.quantize(model, [normal(number, 5, 6) for number in range(6)], target=target)
     assert str(result.data) == "30 samples along axis 0 of the inputs, in 6 feeds"
     assert amct_onnx.quantize(model, result.statistics).data is None
+
+
+def test_a_network_that_ends_in_a_plugin_of_the_target_is_calibrated(tmp_path: Path) -> None:
+    """ONNX Runtime does not know it, and nothing that is quantized needs it."""
+    model = build(
+        """g (float[N,6] x) => (float[N,5] y) { a = MatMul (x, w) y = plugins.Select (a) }""",
+        w=normal(1, 6, 5, scale=0.4),
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("plugins", 1))
+    result = amct_onnx.quantize(model, normal(2, 40, 6), target="tensorrt", effort="fast")
+    assert str(result.data) == "40 samples along axis 0 of the inputs, in 2 feeds"
+    assert "plugins" in {node.domain for node in onnx.load(result.save(tmp_path / "m").files[0]).graph.node}

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from amct_onnx.data.batches import BatchRule, check_rows
-from amct_onnx.errors import DataError
+from amct_onnx.errors import AmctError
 from amct_onnx.numerics.arrays import Array, Feed
 
 _ROWS = 2  # that are run together and one by one
@@ -29,7 +29,7 @@ class Network(Protocol):
     """A float model that can be run."""
 
     def __call__(self, feed: Feed) -> Mapping[str, Array]:
-        """The outputs by name. Raises DataError where the network takes no such feed."""
+        """The outputs by name. Raises AmctError where the network takes no such feed."""
 
     def is_rowwise(self, inputs: Collection[str]) -> bool:
         """Whether its operators show, without a trial, that axis 0 of these inputs is a batch."""
@@ -86,7 +86,7 @@ def _with_batch_inside(
 def _try(network: Network, feed: Feed) -> Mapping[str, Array] | None:
     try:
         return network(feed)
-    except DataError:
+    except AmctError:  # it takes no such feed; or it cannot be run, as a plugin of a target behind the layers
         return None
 
 

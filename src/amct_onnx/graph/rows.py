@@ -6,7 +6,7 @@ It saves the usual networks of convolutions a trial; of any other operator nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -24,6 +24,7 @@ _KEEPS = frozenset(
     }
 )
 _BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "PRelu"})
+Shapes = Sequence[tuple[int, ...]]
 
 
 def is_rowwise(model: ir.Model, inputs: Collection[str]) -> bool:
@@ -50,62 +51,95 @@ def is_rowwise(model: ir.Model, inputs: Collection[str]) -> bool:
     return all(value.name in ranks for value in model.graph.outputs)
 
 
-def _rank_behind(node: ir.Node, ranks: dict[str, int]) -> int | None:
+def _rank_behind(node: ir.Node, ranks: Mapping[str, int]) -> int | None:
     """The rank of what a node makes of rows; None if that is not known to have the same rows."""
-    kind, values = node.op_type, [value for value in node.inputs if value is not None]
-    first = ranks.get(values[0].name or "") if values else None
-    if kind in _BROADCASTS or kind == "Concat":
-        found = {ranks.get(value.name or "") for value in values if constant_tensor(value) is None}
-        constants = [shape_of(tensor) for value in values if (tensor := constant_tensor(value)) is not None]
-        (rank,) = found if len(found) == 1 else (None,)
-        if rank is None:
-            return None
-        if kind == "Concat":
-            return rank if not constants and node.attributes.get_int("axis", 0) % rank else None
-        return rank if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in constants) else None
-    if first is None or any(constant_tensor(value) is None for value in values[1:]):
+    values = [value for value in node.inputs if value is not None]
+    constants = [shape_of(tensor) for value in values if (tensor := constant_tensor(value)) is not None]
+    found = {ranks.get(value.name or "") for value in values if constant_tensor(value) is None}
+    (rank,) = found if len(found) == 1 else (None,)
+    if rank is None:
         return None
-    if kind in _KEEPS:
-        return first
-    if kind in ("Softmax", "LogSoftmax"):
-        return first if node.attributes.get_int("axis", 1) % first else None
-    if kind == "Flatten":
-        return 2 if node.attributes.get_int("axis", 1) == 1 else None
-    if kind == "Gemm":
-        return 2 if not node.attributes.get_int("transA", 0) and _is_row(values[2:]) else None
-    if kind == "MatMul":
-        weight = constant_tensor(values[1])
-        return first if weight is not None and len(shape_of(weight)) == 2 and first > 1 else None
-    if kind in ("ReduceMean", "ReduceMax", "ReduceSum"):
-        return _rank_of_reduced(node, first)
-    return _rank_of_reshaped(node, first) if kind == "Reshape" else None
+    if node.op_type in _BROADCASTS:
+        return rank if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in constants) else None
+    if node.op_type == "Concat":
+        return rank if not constants and node.attributes.get_int("axis", 0) % rank else None
+    if len(constants) != len(values) - 1 or constant_tensor(values[0]) is not None:
+        return None
+    if node.op_type in _KEEPS:
+        return rank
+    rule = _RULES.get(node.op_type)
+    return None if rule is None else rule(node, rank, constants)
 
 
-def _is_row(values: list[ir.Value]) -> bool:
-    """Whether the bias of a Gemm is the same for each row."""
-    tensors = [constant_tensor(value) for value in values]
-    return all(tensor is not None and (len(shape_of(tensor)) < 2 or shape_of(tensor)[0] == 1) for tensor in tensors)
+def _softmax(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    return rank if node.attributes.get_int("axis", 1) % rank else None
 
 
-def _rank_of_reduced(node: ir.Node, rank: int) -> int | None:
-    axes: list[int] | None = list(node.attributes.get_ints("axes", ()))
-    if len(node.inputs) > 1:
-        given = constant_value(node.inputs[1])
-        axes = None if given is None else [int(axis) for axis in given.reshape(-1)]
+def _flatten(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    return 2 if node.attributes.get_int("axis", 1) == 1 else None
+
+
+def _gemm(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    bias_is_row = all(len(shape) < 2 or shape[0] == 1 for shape in constants[1:])
+    return 2 if bias_is_row and not node.attributes.get_int("transA", 0) else None
+
+
+def _product(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    return rank if rank > 1 and len(constants[0]) == 2 else None
+
+
+def _reduction(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    axes = [*node.attributes.get_ints("axes", ()), *_numbers(node, 1)]
     if not axes or any(axis % rank == 0 for axis in axes):
         return None
     return rank if node.attributes.get_int("keepdims", 1) else rank - len(axes)
 
 
-def _rank_of_reshaped(node: ir.Node, rank: int) -> int | None:
-    wanted = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
-    allows_zero = node.attributes.get_int("allowzero", 0)
-    if wanted is None or not wanted.size or allows_zero:
+def _transposition(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    return rank if list(node.attributes.get_ints("perm", ()))[:1] == [0] else None
+
+
+def _slice(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    axes = _numbers(node, 3)
+    return rank if axes and all(axis % rank for axis in axes) else None
+
+
+def _padding(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    pads = _numbers(node, 1)
+    return rank if len(pads) == 2 * rank and pads[0] == pads[rank] == 0 else None
+
+
+def _reshape(node: ir.Node, rank: int, constants: Shapes) -> int | None:
+    wanted, allows_zero = _numbers(node, 1), node.attributes.get_int("allowzero", 0)
+    if not wanted or allows_zero:
         return None
-    first, *others = (int(size) for size in wanted)
+    first, *others = wanted
     known = node.inputs[0].shape if node.inputs[0] is not None else None
     sizes = [size for size in known[1:] if isinstance(size, int)] if known is not None else []
-    same = known is not None and len(sizes) == rank - 1 and min(others, default=1) > 0
-    if first == 0 or (first == -1 and same and math.prod(sizes) == math.prod(others)):
+    all_known = len(sizes) == rank - 1 and min(others, default=1) > 0
+    if first == 0 or (first == -1 and all_known and math.prod(sizes) == math.prod(others)):
         return 1 + len(others)
     return None
+
+
+def _numbers(node: ir.Node, index: int) -> list[int]:
+    """The integers in a constant input of a node; none where there is no such input."""
+    given = constant_value(node.inputs[index]) if index < len(node.inputs) else None
+    return [] if given is None else [int(number) for number in given.reshape(-1)]
+
+
+# From a node whose first input has rows along axis 0, and the others are constants of these shapes.
+_RULES: Mapping[str, Callable[[ir.Node, int, Shapes], int | None]] = {
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
+    "Flatten": _flatten,
+    "Gemm": _gemm,
+    "MatMul": _product,
+    "ReduceMean": _reduction,
+    "ReduceMax": _reduction,
+    "ReduceSum": _reduction,
+    "Transpose": _transposition,
+    "Slice": _slice,
+    "Pad": _padding,
+    "Reshape": _reshape,
+}

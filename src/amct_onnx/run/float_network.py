@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.errors import ModelError
 from amct_onnx.graph.rows import is_rowwise
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.session import open_session, quiet, run_feed
@@ -19,10 +20,17 @@ class FloatNetwork:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._session: ort.InferenceSession | None = None
+        self._broken: ModelError | None = None
 
     def __call__(self, feed: Feed) -> dict[str, Array]:
         """The outputs that are tensors, by name. Raises ModelError, or DataError for a feed that it does not take."""
-        session = self._session = self._session or self._open()
+        if self._broken is not None:
+            raise self._broken
+        try:
+            session = self._session = self._session or self._open()
+        except ModelError as error:
+            self._broken = error
+            raise
         names = [output.name for output in session.get_outputs()]
         outputs = zip(names, run_feed(session, feed), strict=True)
         return {name: array for name, array in outputs if isinstance(array, np.ndarray)}

@@ -182,3 +182,15 @@ def test_what_the_network_never_takes_is_left_to_the_run_that_tells() -> None:
     rule = BatchRule.of(X)
     assert decide(rule, {"x": rows(4)}, None, Function(batch_of(7)), "feed 0") is None
     assert opened([rows(4)], batch_of(7)).rule == rule
+
+
+def test_a_network_that_cannot_be_run_is_believed_what_its_shapes_say() -> None:
+    """It may end in a plugin of the target, which nothing that is quantized needs."""
+
+    def refuse(x: np.ndarray) -> np.ndarray:
+        raise ValueError("no such operator")
+
+    for data in (rows(40), [rows(4)] * 10, list(rows(40))):
+        source = opened(data, refuse)
+        assert source.rule == BatchRule.of(X)
+        assert sum(len(feed["x"]) for feed in source) == 40

@@ -22,6 +22,10 @@ ROWWISE = {
         a = GlobalAveragePool (x) f = Flatten (a) b = Gemm (f, w, row) y = Softmax<axis=-1> (b) }""",
     "product": "g (float[N,5,4] x) => (float[N,5,4] y) { a = MatMul (x, w) y = Mul (a, row) }",
     "mean of channels": "g (float[N,5,4] x) => (float[N,5] y) { y = ReduceMean<axes=[-1],keepdims=0> (x) }",
+    "turned images": "g (float[N,3,4] x) => (float[N,4,3] y) { y = Transpose<perm=[0,2,1]> (x) }",
+    "padded and sliced": """g (float[N,4,6] x) => (float[N,8,3] y)
+        <int64[6] pads = {0, 2, 0, 0, 2, 0}, int64[1] two = {2}, int64[1] from = {0}, int64[1] to = {6}> {
+        a = Pad (x, pads) y = Slice (a, from, to, two, two) }""",
     "two inputs": "g (float[N,4] x, float[N,4] z) => (float[N,4] y) { y = Add (x, z) }",
     "reshape that keeps": "g (float[N,4,4] x) => (float[N,16] y) <int64[2] s = {0, 16}> { y = Reshape (x, s) }",
     "reshape of known sizes": "g (float[N,4,4] x) => (float[N,2,8] y) <int64[3] s = {-1, 2, 8}> { y = Reshape (x, s) }",
@@ -41,6 +45,13 @@ OTHERS = {
     "reshape into rows": "g (float[N,4] x) => (float[M,2] y) <int64[2] s = {-1, 2}> { y = Reshape (x, s) }",
     "flattened rows": "g (float[N,4,4] x) => (float[M,4] y) { y = Flatten<axis=2> (x) }",
     "ranks that differ": "g (float[N,4] x, float[N,N,4] z) => (float[N,N,4] y) { y = Add (x, z) }",
+    "turned rows": "g (float[N,4] x) => (float[4,N] y) { y = Transpose<perm=[1,0]> (x) }",
+    "turned as a whole": "g (float[N,4] x) => (float[4,N] y) { y = Transpose (x) }",
+    "more rows": "g (float[N,4] x) => (float[M,4] y) <int64[4] pads = {1, 0, 0, 0}> { y = Pad (x, pads) }",
+    "some rows": """g (float[N,4] x) => (float[M,4] y) <int64[1] from = {0}, int64[1] to = {1}, int64[1] axis = {-2}> {
+        y = Slice (x, from, to, axis) }""",
+    "first axes": """g (float[N,4] x) => (float[M,4] y) <int64[1] from = {0}, int64[1] to = {1}> {
+        y = Slice (x, from, to) }""",
     "number of rows": "g (float[N,4] x) => (int64[2] y) { y = Shape (x) }",
     "another output": "g (float[N,4] x) => (float[N,4] y, float[4,4] z) { y = Relu (x) z = Relu (w) }",
     "time first": """g (float[N,1,4] x) => (float[N,1,1,2] y) { y, h, c = LSTM<hidden_size=2> (x, lw, lr) }""",
