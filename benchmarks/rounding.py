@@ -21,7 +21,7 @@ from measures import Array, Figure, decibel, paired_difference, powers
 from numpy.typing import NDArray
 from shared_data import DATA, MODELS, SharedModel, batches, read_labels, spread
 
-from amct_onnx import AdaRound, Settings
+from amct_onnx import AdaRound
 from amct_onnx.graph.constants import ValueNames, constant_value, own_constant
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -60,7 +60,7 @@ class Network:
 
     def __init__(self, model: SharedModel, args: argparse.Namespace) -> None:
         self._model, self._args = model, args
-        self.fused = FloatModel.open(model.path(args.data)).fuse(Settings()).model.clone()
+        self.fused = FloatModel.open(model.path(args.data)).prepared().model.clone()
         nodes = [node for node in self.fused.graph if node.op_type in WEIGHT_OPS]
         self.layers = [node.name or "" for node in nodes if constant_value(node.inputs[1]) is not None]
         normalize_layers(self.fused, frozenset(self.layers))

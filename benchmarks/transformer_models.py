@@ -23,7 +23,7 @@ from shared_data import DATA
 from tasks import Feed, Sentences, Similarities
 
 import amct_onnx
-from amct_onnx import AdaRound, Settings
+from amct_onnx import AdaRound
 from amct_onnx.measure.kernel_report import inspect_model
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.weight_only import quantize_weights
@@ -101,7 +101,7 @@ def forms(feeds: list[Feed], iterations: int) -> Iterator[tuple[str, amct_onnx.Q
     yield int8
     yield timed("int8, reduce_range", lambda: int8[1].to(reduce_range=True))
     yield timed("int8, fast", lambda: amct_onnx.quantize(MODEL, feeds, effort="fast"))
-    source = FloatModel.open(str(MODEL)).fuse(Settings())
+    source = FloatModel.open(str(MODEL)).prepared()
     learned = AdaRound(num_iteration=iterations)
     yield timed("int4, nearest", lambda: amct_onnx.quantize(MODEL, None, weight_only=4))
     yield timed("int4, GPTQ", lambda: amct_onnx.quantize(MODEL, feeds, weight_only=4))

@@ -66,7 +66,7 @@ def read_qat_model(model_file: str) -> tuple[AscendModel, tuple[Kept, ...]]:
     if not (reading.layers or reading.tensors or reading.outputs):
         reasons = "; ".join(_reasons(reading.kept)[:_SHOWN_IN_ERROR]) or "its quantization nodes reach no layer"
         raise ModelError(f"Nothing in {model_file} can be converted: {reasons}.")
-    origins = {**reading.origins, **{f"{layer}.columns": (layer,) for layer in reading.rescaled}}
+    origins = {**reading.origins, **{mul: (layer,) for layer, mul in reading.rescaled.items()}}
     quantized = AscendModel(
         model=model, layers=reading.layers, tensors=reading.tensors, outputs=reading.outputs, origins=origins
     )

@@ -30,25 +30,35 @@ _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOA
 
 
 class ValueNames:
-    """The names of all values of a model (or of one of its functions), so that a new one can be unique.
+    """The names of all values and nodes of a model (or of one of its functions), so that a new one can be unique.
 
     A name in a subgraph hides the same name in the graphs around it, and a graph does not know what is around it: only
     the whole model can tell whether a name is free. The body of a function is a scope of its own, which a model's names
-    leave out. Build one for each pass; it learns of names given through it.
+    leave out. A node may be called as a value is. Build one for each pass; it learns of names given through it.
     """
 
     def __init__(self, scope: ir.Model | ir.Function) -> None:
         self._taken: set[str] = set()
+        self._nodes: set[str] = set()
         for graph in scope.graphs() if isinstance(scope, ir.Model) else (scope.graph, *scope.subgraphs()):
             self._taken.update(value.name for value in graph.inputs if value.name)
             self._taken.update(graph.initializers)
             self._taken.update(value.name for node in graph for value in node.outputs if value.name)
+            self._nodes.update(node.name for node in graph if node.name)
 
     def new(self, base: str) -> str:
-        """`base`, or `base` with the first numeric suffix that is free; it is taken from now on."""
-        name = numbered_name(base, 1, self._taken) if base in self._taken else base
-        self._taken.add(name)
-        return name
+        """A name for a value: `base`, or `base` with the first numeric suffix that is free; taken from now on."""
+        return _free(base, self._taken)
+
+    def node(self, base: str) -> str:
+        """The same for a node."""
+        return _free(base, self._nodes)
+
+
+def _free(base: str, taken: set[str]) -> str:
+    name = numbered_name(base, 1, taken) if base in taken else base
+    taken.add(name)
+    return name
 
 
 def constant_value(value: ir.Value | None) -> Array | None:

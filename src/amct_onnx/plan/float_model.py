@@ -24,6 +24,7 @@ from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
+from amct_onnx.graph.passes.normalize_layers import turn_inputs
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.read.read_qdq import has_qdq
 from amct_onnx.numerics.arrays import Floats
@@ -72,6 +73,12 @@ class FloatModel:
     def name(self) -> str:
         """What messages call the model."""
         return "The model" if self.path is None else f"The model {self.path}"
+
+    def prepared(self) -> FusedModel:
+        """The model that every target is solved from: all is fused that can be, and data are read row by row."""
+        fused = self.fuse(Settings())
+        turn_inputs(fused.model, self.facts.supported)
+        return fused
 
     def fuse(self, settings: Settings) -> FusedModel:
         """The model with those batch normalizations fused that `settings` allow."""

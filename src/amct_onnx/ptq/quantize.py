@@ -92,7 +92,7 @@ def quantize(
         check_weight_only(weight_only, block_size, found, data, search=search)
     if search and isinstance(data, Statistics):
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
-    source = FloatModel.open(model).fuse(Settings())
+    source = FloatModel.open(model).prepared()
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
     found.check(source, request)

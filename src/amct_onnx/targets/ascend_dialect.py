@@ -40,12 +40,14 @@ class AscendDialect:
             "offset": float(params.zero_point[0]),
             "dst_type": f"INT{params.spec.bits}",
         }
-        return [ir.node("AscendQuant", [x], attributes, name=f"{owner}.quant", outputs=[output])]
+        name = self._names.node(f"{owner}.quant")
+        return [ir.node("AscendQuant", [x], attributes, name=name, outputs=[output])]
 
     def restore(self, integers: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         output = ir.val(self._names.new(f"{owner}.anti_quant.output0"), shape=integers.shape)
         attributes: dict[str, float] = {"scale": float(params.scale[0]), "offset": float(params.zero_point[0])}
-        return [ir.node("AscendAntiQuant", [integers], attributes, name=f"{owner}.anti_quant", outputs=[output])]
+        name = self._names.node(f"{owner}.anti_quant")
+        return [ir.node("AscendAntiQuant", [integers], attributes, name=name, outputs=[output])]
 
     def quantize_output(self, x: ir.Value, owner: str, params: QParams) -> list[ir.Node]:
         return self.quantize(x, owner, params)
@@ -58,8 +60,8 @@ class AscendDialect:
         param = add_initializer(self._graph, f"{spec.layer}.dequant.param", packed, names=self._names)
         output = ir.val(self._names.new(f"{spec.layer}.dequant.output0"))
         dtype = {"dtype": _GE_FLOAT16 if spec.half else _GE_FLOAT}
-        node = ir.node("AscendDequant", [x, param], dtype, name=f"{spec.layer}.dequant", outputs=[output])
-        return [node]
+        name = self._names.node(f"{spec.layer}.dequant")
+        return [ir.node("AscendDequant", [x, param], dtype, name=name, outputs=[output])]
 
 
 def inverse_scale(params: QParams) -> np.float32:

@@ -17,16 +17,15 @@ import onnx_ir as ir
 from amct_onnx.files.fusion_json import FusionOp, write_fusion
 from amct_onnx.files.onnx_file import is_source, save_model_file
 from amct_onnx.graph.access import name_of
-from amct_onnx.graph.passes.balance import constant_first
+from amct_onnx.graph.passes.balance import balancing_mul, constant_first
 from amct_onnx.numerics.arrays import Int8s
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_dialect import AscendDialect
 from amct_onnx.targets.simulation_dialect import SimulationDialect
-from amct_onnx.targets.to_integers import layer_owner, lower
+from amct_onnx.targets.to_integers import lower
 from amct_onnx.values.layers import QuantizedLayer, QuantizedOutput, QuantizedTensor
 
 _log = logging.getLogger("amct_onnx.Utils")
-_SUFFIXES = {"AscendQuant": ".quant", "AscendDequant": ".dequant", "AscendAntiQuant": ".anti_quant", "Mul": ".mul"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,13 @@ class AscendModel:
 
     def deploy(self) -> ir.Model:
         """A new model with Ascend operators and int8 weights."""
+        return self.deployed()[0]
+
+    def deployed(self) -> tuple[ir.Model, dict[str, str]]:
+        """The same, and for each node that serves a layer, a tensor or an output, the node that it serves."""
         model = self.model.clone()
         dialect = AscendDialect(model, half=self.half)
-        lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
-        return model
+        return model, lower(model, self.layers, dialect, tensors=self.tensors, outputs=self.outputs)
 
     def simulation(self) -> ir.Model:
         """A new model of standard operators that computes what `deploy()` computes."""
@@ -75,13 +77,13 @@ def write_ascend_files(quantized: AscendModel, save_path: str) -> tuple[str, ...
     """Write all files of a quantized model (amct_formats.md: save_model), and return their paths."""
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
-    deploy = quantized.deploy()
+    deploy, served = quantized.deployed()
     files = {f"{stem}deploy_model.onnx": deploy, f"{stem}fake_quant_model.onnx": quantized.simulation()}
     # Weights of both may still be in the files of the calibrated model: one that takes its place is written last.
     for file in sorted(files, key=lambda file: is_source(quantized.model, file)):
         _save(files[file], file)
     name = prefix or deploy.graph.name or "default"
-    write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, quantized))
+    write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, served, quantized))
     return (*files, f"{stem}quant.json")
 
 
@@ -92,37 +94,36 @@ def _save(model: ir.Model, file: str) -> None:
     _log.info("The model file is saved in %s", file)
 
 
-def _fusion_ops(deploy: ir.Model, quantized: AscendModel) -> list[FusionOp]:
+def _fusion_ops(deploy: ir.Model, served: Mapping[str, str], quantized: AscendModel) -> list[FusionOp]:
     """One entry a node of the deploy model (amct_formats.md: quant.json)."""
-    owners = {layer_owner(layer, index): layer.name for layer in quantized.layers for index in (0, 1)}
-    owners |= {tensor.owner: tensor.node for tensor in quantized.tensors}
-    owners |= {output.node: output.node for output in quantized.outputs}
+    layers = {layer.name for layer in quantized.layers}
+    owners = {**served, **{name: name for name in layers}}
+    for node in quantized.model.graph:
+        if node.name in layers and (mul := balancing_mul(node)) is not None:
+            owners[name_of(mul)] = node.name
     makers = _makers(quantized)
     inside = (node for node in deploy.graph.all_nodes() if node.graph is not deploy.graph)
-    nodes = [*deploy.graph, *(node for node in inside if (_owner(node, owners) or node.name) in quantized.parts)]
-    return [_fusion_op(node, owners, quantized, makers) for node in nodes]
+    nodes = [*deploy.graph, *(node for node in inside if owners.get(name_of(node), node.name) in quantized.parts)]
+    return [_fusion_op(node, owners.get(name_of(node)), quantized, makers) for node in nodes]
 
 
-def _makers(quantized: AscendModel) -> set[str]:
-    """The nodes of the deploy model that make what a layer or a marked pair of the original made."""
-    layers = {layer.name for layer in quantized.layers if f"{layer.name}.columns" not in quantized.origins}
-    markers = (tensor.owner for tensor in quantized.tensors if tensor.marker)
-    return {f"{name}.dequant" for name in layers} | {f"{owner}.anti_quant" for owner in markers}
+def _makers(quantized: AscendModel) -> set[tuple[str, str]]:
+    """Which operators of the deploy model make what a layer or a marked pair of the original made, and for which."""
+    moved = {nodes[-1] for name, nodes in quantized.origins.items() if nodes[-1] != name}  # a Mul of columns makes it
+    layers = {("AscendDequant", layer.name) for layer in quantized.layers if layer.name not in moved}
+    return layers | {("AscendAntiQuant", tensor.node) for tensor in quantized.tensors if tensor.marker}
 
 
-def _owner(node: ir.Node, owners: Mapping[str, str]) -> str | None:
-    """The layer or tensor that a node was made for, None for a node of the original model."""
-    return owners.get(name_of(node).removesuffix(_SUFFIXES.get(node.op_type, "")))
-
-
-def _fusion_op(node: ir.Node, owners: Mapping[str, str], quantized: AscendModel, makers: Collection[str]) -> FusionOp:
-    """`owners` maps the names that quantizing nodes begin with to the nodes that they serve."""
-    name, origins, owner, number = name_of(node), quantized.origins, _owner(node, owners), 0
+def _fusion_op(
+    node: ir.Node, owner: str | None, quantized: AscendModel, makers: Collection[tuple[str, str]]
+) -> FusionOp:
+    """`owner`: the layer or tensor that a node was made for, or the layer that it is; None for another node."""
+    name, origins, number = name_of(node), quantized.origins, 0
     if (part := owner or name) in quantized.parts:
         given = quantized.parts.get(name)
         originals, produces, number = origins[part], given is not None, given or 0
     elif owner is not None:
-        originals, produces = origins.get(owner, (owner,)), name in makers
+        originals, produces = origins.get(owner, (owner,)), (node.op_type, owner) in makers
     else:
         originals, produces = origins.get(name, ()), name in origins
     return FusionOp(

@@ -28,6 +28,7 @@ class QdqUnits:
         self._layers = frozenset(self._plan.layers)
         index = index_graph(model)
         self._nodes, self._order, self._values = index.nodes, index.positions, index.values
+        self._elsewhere: dict[str, str] = {}  # the units of tensors that no unit makes
         self._unit_of: dict[str, str] = {}  # of quantized nodes that compute, and those behind them that only move
         self._members: dict[str, list[str]] = {}
 
@@ -50,7 +51,7 @@ class QdqUnits:
                     tensors=self._rounding(made),
                     last=made[-1] if members and made else "",
                     holders=tuple(dict.fromkeys([*([name] if members else []), *self._readers(made)])),
-                    reads=self._reads(members, tensors, name),
+                    reads=self._reads(members, name),
                 )
             )
         units.sort(key=lambda unit: self._order.get(unit.name, -1))
@@ -104,7 +105,9 @@ class QdqUnits:
         for name, value in self._values.items():
             if name in wanted:
                 unit = self._source(value) if name in self._plan.integer else ""
-                found.setdefault(unit or name, []).append(name)
+                if not unit:  # a tensor may have the name of a node
+                    unit = self._elsewhere[name] = name if name not in self._members else f"{name} (tensor)"
+                found.setdefault(unit, []).append(name)
         return found
 
     def _rounding(self, tensors: Sequence[str]) -> Roundings:
@@ -132,7 +135,7 @@ class QdqUnits:
                     seen.update(made)
                     waiting += made
 
-    def _reads(self, members: Sequence[str], tensors: Mapping[str, Sequence[str]], name: str) -> tuple[str, ...]:
+    def _reads(self, members: Sequence[str], name: str) -> tuple[str, ...]:
         """The units of the tensors that nodes read."""
         found: dict[str, None] = {}
         waiting = [self._nodes[member] for member in members]
@@ -141,7 +144,7 @@ class QdqUnits:
             for value in node.inputs:
                 if value is None or constant_tensor(value) is not None:
                     continue
-                unit = name_of(value) if value.name in tensors else self._source(value)
+                unit = self._elsewhere.get(name_of(value)) or self._source(value)
                 maker = self._maker(value)
                 if unit:
                     found[unit] = None

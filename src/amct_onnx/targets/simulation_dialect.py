@@ -101,7 +101,7 @@ class SimulationDialect:
             low_bias = self._initializer(f"{name}.low.bias", bias - high_bias * 2**8)
         output = ir.val(self._names.new(f"{name}.high.output0"), type=total.type, shape=total.shape)
         attributes = list(node.attributes.values())
-        upper = ir.Node("", node.op_type, inputs, attributes, name=f"{name}.high", outputs=[output])
+        upper = ir.Node("", node.op_type, inputs, attributes, name=self._names.node(f"{name}.high"), outputs=[output])
         join = _Chain(self._graph, self._names, f"{name}.join", output)
         join.add("Mul", scale=-(2.0**8))
         graph.insert_before(node, [*split.nodes, upper, *join.nodes])
@@ -112,7 +112,7 @@ class SimulationDialect:
         result = ir.val(total.name, type=original, shape=total.shape)
         total.replace_all_uses_with(result, replace_graph_outputs=True)
         total.name = self._names.new(f"{name}.low.output0")
-        last = ir.node("Sub", [total, join.value], name=f"{name}.join.sub", outputs=[result])
+        last = ir.node("Sub", [total, join.value], name=self._names.node(f"{name}.join.sub"), outputs=[result])
         graph.insert_after(node, last)
         return last
 
@@ -162,7 +162,7 @@ class _Chain:
     ) -> None:
         name = f"{self.name}.{suffix}"
         output = ir.val(self.names.new(f"{name}.output0"), type=self.value.type, shape=self.value.shape)
-        self.nodes.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))
+        self.nodes.append(ir.node(op_type, inputs, attributes, name=self.names.node(name), outputs=[output]))
         self.value = output
 
     def cast(self, dtype: ir.DataType, suffix: str = "cast") -> None:
@@ -179,7 +179,7 @@ class _Chain:
         """Give the result the shape of `value`, which has as many elements."""
         name = f"{self.name}.shape"
         shape = ir.val(self.names.new(f"{name}.output0"), dtype=ir.DataType.INT64)
-        self.nodes.append(ir.node("Shape", [value], name=name, outputs=[shape]))
+        self.nodes.append(ir.node("Shape", [value], name=self.names.node(name), outputs=[shape]))
         self._append("Reshape", [self.value, shape], "reshape")
         self.value.shape = value.shape
 

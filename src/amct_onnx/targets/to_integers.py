@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import graph_of, input_of
+from amct_onnx.graph.access import graph_of, input_of, name_of
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, layer_of
@@ -98,8 +98,11 @@ def lower(
     *,
     tensors: Sequence[QuantizedTensor] = (),
     outputs: Sequence[QuantizedOutput] = (),
-) -> None:
-    """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises ModelError when a bias leaves int32."""
+) -> dict[str, str]:
+    """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises ModelError when a bias leaves int32.
+
+    Returns for each new node in front of a layer or behind it, by name, the node of the model that it serves.
+    """
     index = index_graph(model, subgraphs=True)  # a recurrent layer has one in the body of a Scan
     quantizers = _Quantizers(dialect)
     # In graph order: the first reader of a tensor gets its quantizer, and the others find it in front of them.
@@ -109,34 +112,33 @@ def lower(
         if isinstance(part, QuantizedTensor):
             _lower_tensor(model, node, part, quantizers)
             continue
-        quantizers.put_before(node, 0, layer_owner(part, 0), part.activation, half=is_half(node))
+        quantizers.put_before(node, 0, part.name, part.activation, half=is_half(node))
         if part.second is not None:
-            quantizers.put_before(node, 1, layer_owner(part, 1), part.second)
+            quantizers.put_before(node, 1, f"{part.name}.1", part.second)
         spec, bias = _lower_constants(node, part, dialect)
         if part.activation.spec.bits > 8:
             node = dialect.sum_wide(node, bias)
-        _insert_dequantizer(model, node, dialect, spec)
+        made = _insert_dequantizer(model, node, dialect, spec)
+        quantizers.served.update((name_of(new), part.name) for new in made)
     for output in outputs:
         node = index.nodes[output.node]
         chain = dialect.quantize_output(input_of(node, 0), output.node, output.activation)
         model.graph.insert_before(node, chain)
+        quantizers.served.update((name_of(new), output.node) for new in chain)
         _take_over(node, chain[-1].outputs[0])
+    return quantizers.served
 
 
 def _node_name(part: QuantizedLayer | QuantizedTensor) -> str:
     return part.node if isinstance(part, QuantizedTensor) else part.name
 
 
-def layer_owner(layer: QuantizedLayer, index: int) -> str:
-    """What the nodes that quantize input `index` of a layer are named after."""
-    return layer.name if index == 0 else f"{layer.name}.{index}"
-
-
 class _Quantizers:
-    """One quantizer for each tensor and its factors, however many nodes read it."""
+    """One quantizer for each tensor and its factors, however many nodes read it; `served` is that of `lower`."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
+        self.served: dict[str, str] = {}
         self._made: dict[tuple[ir.Value, bytes, bytes, QSpec], ir.Value] = {}
 
     def put_before(self, node: ir.Node, index: int, owner: str, params: QParams, *, half: bool = False) -> ir.Value:
@@ -145,6 +147,7 @@ class _Quantizers:
         key = (x, params.scale.tobytes(), params.zero_point.tobytes(), params.spec)
         if key not in self._made:
             chain = self.dialect.quantize(x, owner, params, half=half)
+            self.served.update((name_of(new), name_of(node)) for new in chain)
             graph_of(node).insert_before(node, chain)
             self._made[key] = chain[-1].outputs[0]
         node.replace_input_with(index, self._made[key])
@@ -156,6 +159,7 @@ def _lower_tensor(model: ir.Model, node: ir.Node, tensor: QuantizedTensor, quant
     integers = quantizers.put_before(node, tensor.input_index, tensor.owner, tensor.activation)
     chain = quantizers.dialect.restore(integers, tensor.owner, tensor.activation)
     chain[-1].outputs[0].type, chain[-1].outputs[0].shape = x.type, x.shape
+    quantizers.served.update((name_of(new), tensor.node) for new in chain)
     model.graph.insert_before(node, chain)
     node.replace_input_with(tensor.input_index, chain[-1].outputs[0])
     if tensor.marker and not (chain[-1].outputs[0].is_graph_output() and node.outputs[0].is_graph_output()):
@@ -269,7 +273,7 @@ def _store(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:
     value.type = ir.TensorType(tensor.dtype)
 
 
-def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> None:
+def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: Dequantization) -> list[ir.Node]:
     graph, inner = graph_of(node), node.outputs[0]
     original = inner.type
     if not spec.average:
@@ -284,3 +288,4 @@ def _insert_dequantizer(model: ir.Model, node: ir.Node, dialect: Dialect, spec: 
     inner.replace_all_uses_with(result, replace_graph_outputs=True)
     for use in own:
         use.node.replace_input_with(use.idx, inner)
+    return chain

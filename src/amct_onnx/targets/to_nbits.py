@@ -100,7 +100,7 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level
     nodes = [ir.node("MatMulNBits", operands, attributes, domain=DOMAIN, name=node.name, outputs=[product])]
     if bias is not None:
         total = ir.val(names.new(f"{result.name}.sum"), type=result.type, shape=result.shape)
-        nodes.append(ir.node("Add", [product, bias], name=f"{node.name}.bias", outputs=[total]))
+        nodes.append(ir.node("Add", [product, bias], name=names.node(f"{node.name}.bias"), outputs=[total]))
     graph.insert_before(node, nodes)
     last, name = nodes[-1].outputs[0], result.name
     result.replace_all_uses_with(last, replace_graph_outputs=True)

@@ -126,6 +126,7 @@ class _Lowering:
     def _node(
         self, op_type: str, inputs: Sequence[ir.Value], name: str, output: ir.Value, **attributes: int
     ) -> ir.Node:
+        name = self.names.node(name)
         return ir.node(op_type, inputs, attributes, domain=self.domain, name=name, outputs=[output])
 
     def absorb(self, clamp: ir.Node) -> None:
@@ -193,7 +194,8 @@ class _Lowering:
 
     def _fence(self, value: ir.Value) -> ir.Node:
         output = ir.val(self.names.new(f"{value.name}.float"), dtype=ir.DataType.FLOAT, shape=value.shape)
-        return ir.node("Concat", [value], {"axis": 0}, name=f"{value.name}.fence", outputs=[output])
+        name = self.names.node(f"{value.name}.fence")
+        return ir.node("Concat", [value], {"axis": 0}, name=name, outputs=[output])
 
     def _integer_clamp(self, tensor: str, integers: ir.Value, clamp: tuple[int, int]) -> ir.Node:
         """A Clip on the integers of `tensor`."""
@@ -202,7 +204,7 @@ class _Lowering:
             for name, bound in zip(("lowest", "highest"), clamp, strict=True)
         ]
         output = ir.val(self.names.new(f"{tensor}.clamped"), dtype=self._integer_type())
-        return ir.node("Clip", [integers, *bounds], name=f"{tensor}.clamp", outputs=[output])
+        return ir.node("Clip", [integers, *bounds], name=self.names.node(f"{tensor}.clamp"), outputs=[output])
 
     def _stored(self, integers: npt.ArrayLike) -> Array:
         """Integers of a grid as the file has them."""

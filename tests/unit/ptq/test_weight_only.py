@@ -14,7 +14,7 @@ from flow import CPU, build, normal, sqnr, two_convs
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ModelError
-from amct_onnx.numerics.settings import AdaRound, Settings
+from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.ptq.weight_only import quantize_weights
 from amct_onnx.targets.table import TARGETS
@@ -51,7 +51,7 @@ def run(model: Any, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
 def test_second_order_rounding_beats_the_nearest_on_other_data(tmp_path: Path) -> None:
     test = [{"x": correlated(seed)} for seed in range(50, 54)]
     exact = run(MODEL, test)
-    source = FloatModel.open(MODEL).fuse(Settings())
+    source = FloatModel.open(MODEL).prepared()
     learned = AdaRound(num_iteration=2000)
     found = {}
     for rounding in ("nearest", "gptq", "adaround"):

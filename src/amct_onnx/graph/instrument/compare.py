@@ -19,7 +19,7 @@ import onnx_ir as ir
 from amct_onnx.graph.access import graph_of, input_of, name_of, values_read
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import GraphIndex, index_graph
-from amct_onnx.graph.instrument.observers import Observer, observer_node
+from amct_onnx.graph.instrument.observers import Observer, observer_name, observer_node
 from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
@@ -32,16 +32,13 @@ def mark_outputs(model: ir.Model, layers: Sequence[str], floats: ir.Model) -> di
     Outputs that the layer lacks in the model `floats` are left out: calibration may observe one that nobody else reads.
     """
     index, asked, names = index_graph(model), index_graph(floats), ValueNames(model)
-    taken = {node.name for node in model.graph.all_nodes()}
     marks: dict[str, list[str]] = {}
     for layer in layers:
         for number, output in enumerate(index.nodes[layer].outputs):
             if not asked.nodes[layer].outputs[number].name:
                 continue
-            name = names.new(f"{layer}.compared{number}")
-            while name in taken:
-                name = names.new(name)
-            mark = ir.node(_MARK, [output], name=name, outputs=[ir.val(name, type=output.type)])
+            name = names.node(f"{layer}.compared{number}")
+            mark = ir.node(_MARK, [output], name=name, outputs=[ir.val(names.new(name), type=output.type)])
             model.graph.append(mark)
             marks.setdefault(layer, []).append(name)
     return marks
@@ -103,7 +100,6 @@ class _Mover:
 
     def __init__(self, model: ir.Model) -> None:
         self._model, self._graph, self._names = model, model.graph, ValueNames(model)
-        self._node_names = {node.name for node in model.graph.all_nodes()}
 
     def bring(self, value: ir.Value) -> None:
         """Append what computes `value`, as far as it is not there yet."""
@@ -125,7 +121,7 @@ class _Mover:
         for output in node.outputs:
             if output.name:
                 output.name = self._names.new(f"{output.name}.quantized")
-        node.name = self._new_node_name(f"{node.name}.quantized")
+        node.name = self._names.node(f"{node.name}.quantized")
         self._graph.append(node)
 
     def _bring_initializer(self, value: ir.Value) -> None:
@@ -135,18 +131,12 @@ class _Mover:
         value.name = self._names.new(f"{value.name}.quantized")
         self._graph.register_initializer(value)
 
-    def _new_node_name(self, name: str) -> str:
-        while name in self._node_names:
-            name += "_"
-        self._node_names.add(name)
-        return name
-
     def compare(self, output: ir.Value, rival: ir.Value, observer: Observer) -> None:
         """Append the observer of both."""
         branches = [
-            Branch(self._model, self._new_node_name(f"{observer.layers[0]}.{kind}"), self._names)
+            Branch(self._model, self._names.node(f"{observer.layers[0]}.{kind}"), self._names)
             for kind in ("float", "int", "joined")
         ]
         float32 = [branch.as_float32(value) for branch, value in zip(branches, (output, rival), strict=False)]
         concat = branches[-1].op("Concat", float32, "concat", {"axis": 0}, ir.DataType.FLOAT)
-        self._graph.append(observer_node(observer, concat, self._names))
+        self._graph.append(observer_node(observer, concat, observer_name(observer, self._names), self._names))

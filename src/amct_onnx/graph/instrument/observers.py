@@ -106,10 +106,11 @@ def insert_observers(model: ir.Model, observers: Sequence[Observer]) -> None:
     """Attach each observer to the observed input of its first reader, in place."""
     index, names = index_graph(model), ValueNames(model)
     for observer in sorted(observers, key=lambda observer: index.positions[observer.reader], reverse=True):
-        node, branch = index.nodes[observer.reader], Branch(model, _name(observer), names)
+        node, name = index.nodes[observer.reader], observer_name(observer, names)
+        branch = Branch(model, name, names)
         value = branch.states_of(node) if observer.stamp == "initial_h" else input_of(node, observer.input_index)
         value = branch.as_float32(value) if observer.op_data_type == "FLOAT16" else value
-        model.graph.append(observer_node(observer, value, names))
+        model.graph.append(observer_node(observer, value, name, names))
     model.opset_imports[OBSERVER_DOMAIN] = 1
 
 
@@ -125,15 +126,15 @@ def remove_observers(model: ir.Model) -> list[Observer]:
     return observers
 
 
-def _name(observer: Observer) -> str:
+def observer_name(observer: Observer, names: ValueNames) -> str:
+    """A name for the node of an observer."""
     kind = "_moments" if isinstance(observer.task, LayerColumns) else ""
     kind += f"_{observer.stamp}" if observer.stamp != "data" else ""
-    return f"{observer.layers[0]}.observer{kind}"
+    return names.node(f"{observer.layers[0]}.observer{kind}")
 
 
-def observer_node(observer: Observer, value: ir.Value, names: ValueNames) -> ir.Node:
-    """A node, in no graph yet, that observes `value`."""
-    name = _name(observer)
+def observer_node(observer: Observer, value: ir.Value, name: str, names: ValueNames) -> ir.Node:
+    """A node called `name`, in no graph yet, that observes `value`."""
     op_type, own = _task_attributes(observer.task)
     attributes = {key: getattr(observer, field) for key, field in _FIELDS.items()}
     attributes["object_layers"] = json.dumps(list(observer.layers), ensure_ascii=False)

@@ -37,7 +37,7 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     # Inputs and initializers are there before the first node.
     positions: dict[ir.Node | None, int] = {None: -1} | {node: position for position, node in enumerate(graph)}
     for name in sorted(readers, key=lambda name: positions[values[name].producer()], reverse=True):
-        hint = f"{name}.show"
+        hint = names.node(f"{name}.show")
         value = Branch(copy, hint, names).as_float32(values[name])
         output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
         attributes = {"input_index": readers[name]}

@@ -55,7 +55,7 @@ class Branch:
         """The output of a new node named `<observer>.<hint>`."""
         name = f"{self._observer}.{hint}"
         output = ir.val(self._names.new(f"{name}.output0"), dtype=dtype)
-        self._graph.append(ir.node(op_type, inputs, attributes, name=name, outputs=[output]))
+        self._graph.append(ir.node(op_type, inputs, attributes, name=self._names.node(name), outputs=[output]))
         return output
 
 

@@ -48,7 +48,9 @@ def _balance(graph: ir.Graph, layer: Layer, factors: Floats, names: ValueNames) 
     layer.replace_weight(scaled_by_input_channel(layer.weight, factors, layer.node), names=names)
     constant = add_initializer(graph, f"{name}.tensor_balance_factor", inverse, names=names)
     output = ir.val(names.new(f"{name}.mul.output0"), type=source.type, shape=source.shape)
-    graph.insert_before(layer.node, ir.node("Mul", [source, constant], name=f"{name}.mul", outputs=[output]))
+    graph.insert_before(
+        layer.node, ir.node("Mul", [source, constant], name=names.node(f"{name}.mul"), outputs=[output])
+    )
     layer.node.replace_input_with(0, output)
 
 
@@ -67,14 +69,15 @@ def _factors_in_half(layer: Layer, inverse: npt.NDArray[np.float16]) -> Floats:
 
 def balance_factors(node: ir.Node) -> Floats | None:
     """The factors f of a layer that `balance_layers` has balanced, None for another one."""
-    mul = _balancing_mul(node)
+    mul = balancing_mul(node)
     inverse = constant_value(mul.inputs[1]) if mul is not None else None
     return None if inverse is None else np.float32(1) / inverse.astype(np.float32).reshape(-1)
 
 
-def _balancing_mul(node: ir.Node) -> ir.Node | None:
+def balancing_mul(node: ir.Node) -> ir.Node | None:
+    """The Mul in front of a layer that `balance_layers` has balanced, None for another one."""
     mul = producer_of(node, 0)
-    if mul is None or mul.op_type != "Mul" or mul.name != f"{node.name}.mul":
+    if mul is None or mul.op_type != "Mul" or not name_of(mul).startswith(f"{node.name}.mul"):
         return None
     return mul if name_of(input_of(mul, 1)).startswith(f"{node.name}.tensor_balance_factor") else None
 
@@ -86,7 +89,7 @@ def constant_first(model: ir.Model, layers: Collection[str]) -> None:
     then: a fake-quant model must not depend on it (see targets/simulation.py).
     """
     for node in model.graph:
-        mul = _balancing_mul(node) if node.name in layers else None
+        mul = balancing_mul(node) if node.name in layers else None
         if mul is not None:
             x, constant = mul.inputs
             mul.replace_input_with(0, constant)

@@ -29,7 +29,6 @@ from amct_onnx.graph.access import graph_of, input_of, maker_of, name_of, option
 from amct_onnx.graph.constants import ValueNames, add_initializer, constant_value, remove_unused
 from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.layers import default_opset, is_half
-from amct_onnx.graph.naming import numbered_name
 from amct_onnx.graph.recurrent import BIAS, CELL, HIDDEN, RECURRENCE, RECURRENT_OPS, WEIGHT
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array
@@ -57,18 +56,17 @@ def decompose_recurrent(model: ir.Model, layers: Collection[str]) -> list[Decomp
     They stand in the main graph, and `graph.recurrent.recurrent_reason` has nothing against them. Idempotent.
     """
     names = ValueNames(model)
-    taken = {node.name for graph in model.graphs() for node in graph if node.name}
     chosen = [node for node in model.graph if node.name in layers and node.op_type in RECURRENT_OPS]
-    return [_decompose(node, _Writer(model, node, names, taken)) for node in chosen]
+    return [_decompose(node, _Writer(model, node, names)) for node in chosen]
 
 
 class _Writer:
     """Makes the nodes of one layer, named `<layer>.<hint>`, into the list `nodes`; constants go to the main graph."""
 
-    def __init__(self, model: ir.Model, node: ir.Node, names: ValueNames, taken: set[str]) -> None:
+    def __init__(self, model: ir.Model, node: ir.Node, names: ValueNames) -> None:
         self.nodes: list[ir.Node] = []
         self._graph, self._opset = model.graph, default_opset(model)
-        self._layer, self._names, self._taken = node.name, names, taken
+        self._layer, self._names = node.name, names
 
     def op(
         self,
@@ -81,9 +79,7 @@ class _Writer:
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
         """The first output of a new node."""
-        name = f"{self._layer}.{hint}"
-        name = numbered_name(name, 1, self._taken) if name in self._taken else name
-        self._taken.add(name)
+        name = self._names.node(f"{self._layer}.{hint}")
         values = [ir.val(self._names.new(f"{name}.output{index}"), dtype=dtype) for index in range(outputs)]
         self.nodes.append(ir.node(op_type, inputs, attributes or {}, name=name, outputs=values))
         return values[0]

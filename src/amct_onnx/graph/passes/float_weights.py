@@ -29,7 +29,7 @@ def keep_float_weight(layer: Layer, *, names: ValueNames) -> str:
     graph, name = graph_of(layer.node), f"{layer.name}.float_weight"
     value = add_initializer(graph, name, layer.weight, names=names)
     output = ir.val(names.new(f"{name}.shape"), dtype=ir.DataType.INT64)
-    graph.append(ir.node("Shape", [value], name=name, outputs=[output]))
+    graph.append(ir.node("Shape", [value], name=names.node(name), outputs=[output]))
     return name_of(value)
 
 

@@ -41,6 +41,14 @@ def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
                 own_constant(node, index, tensor, f"{node.name}.constant{index}", names=names)
 
 
+def turn_inputs(model: ir.Model, layers: Collection[str]) -> None:
+    """Of the same, only what makes another tensor the input of a layer: the Transpose for transA. In place."""
+    names = ValueNames(model)
+    for node in list(model.graph):
+        if node.name in layers and node.op_type == "Gemm":
+            _turn_input(model.graph, layer_of(node), names)
+
+
 def _normalize_gemm(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
     attributes, weight, bias = gemm.node.attributes, gemm_weight(gemm), gemm.bias
     gemm.replace_weight(weight, names=names)
@@ -48,12 +56,10 @@ def _normalize_gemm(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
         scaled = (bias.reshape(-1) * np.float32(attributes.get_float("beta", 1.0))).astype(bias.dtype, copy=False)
         row = np.broadcast_to(scaled, (shape_of(weight)[1],))
         gemm.replace_bias(np.ascontiguousarray(row), names=names)
-    if attributes.get_int("transA", 0):
-        _transpose_input(graph, gemm, names)
+    _turn_input(graph, gemm, names)
     for name, value in (("alpha", 1.0), ("beta", 1.0)):
         attributes[name] = ir.AttrFloat32(name, value)
-    for name in ("transA", "transB"):
-        attributes.pop(name, None)
+    attributes.pop("transB", None)
 
 
 def gemm_weight(gemm: Layer) -> ir.TensorProtocol:
@@ -72,8 +78,12 @@ def gemm_weight(gemm: Layer) -> ir.TensorProtocol:
     return deferred(compute, weight.dtype.numpy(), shape[::-1] if turned else shape)
 
 
-def _transpose_input(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
+def _turn_input(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:
+    turned = gemm.node.attributes.pop("transA", None)
+    if turned is None or not turned.as_int():
+        return
     name, source = f"{gemm.name}.transpose", gemm.input
     output = ir.val(names.new(f"{name}.output0"), type=source.type)
-    graph.insert_before(gemm.node, ir.node("Transpose", [source], {"perm": [1, 0]}, name=name, outputs=[output]))
+    turn = ir.node("Transpose", [source], {"perm": [1, 0]}, name=names.node(name), outputs=[output])
+    graph.insert_before(gemm.node, turn)
     gemm.node.replace_input_with(0, output)

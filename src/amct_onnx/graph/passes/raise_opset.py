@@ -166,19 +166,18 @@ class _Raiser:
         old.name, old.shape, old.doc_string = self._names.new(f"{base}.output0"), None, None
         old.metadata_props.clear()
         made = [
-            _named(node, "flatten", ir.node("Flatten", [x], {"axis": axis}, outputs=[matrix])),
-            _named(node, "shape", ir.node("Shape", [x], outputs=[shape])),
+            self._named(node, "flatten", ir.node("Flatten", [x], {"axis": axis}, outputs=[matrix])),
+            self._named(node, "shape", ir.node("Shape", [x], outputs=[shape])),
         ]
         graph.insert_before(node, made)
         node.replace_input_with(0, matrix)
         node.attributes["axis"] = ir.AttrInt64("axis", -1)
-        graph.insert_after(node, _named(node, "reshape", ir.node("Reshape", [old, shape], outputs=[result])))
+        graph.insert_after(node, self._named(node, "reshape", ir.node("Reshape", [old, shape], outputs=[result])))
 
-
-def _named(node: ir.Node, part: str, made: ir.Node) -> ir.Node:
-    """A new node named after the one it helps; without a name if that has none."""
-    made.name = f"{node.name}.{part}" if node.name else None
-    return made
+    def _named(self, node: ir.Node, part: str, made: ir.Node) -> ir.Node:
+        """A new node named after the one it helps; without a name if that has none."""
+        made.name = self._names.node(f"{node.name}.{part}") if node.name else None
+        return made
 
 
 def _drop_scales(node: ir.Node) -> None:

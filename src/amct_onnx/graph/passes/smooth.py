@@ -79,7 +79,7 @@ def _divide(graph: ir.Graph, layers: Sequence[Layer], factors: Floats, names: Va
         return name_of(source)
     inverse = add_initializer(graph, f"{source.name}.smoothing", np.float32(1) / factors, names=names)
     output = ir.val(names.new(f"{source.name}.smoothed"), type=source.type, shape=source.shape)
-    mul = ir.node("Mul", [source, inverse], name=f"{source.name}.smooth", outputs=[output])
+    mul = ir.node("Mul", [source, inverse], name=names.node(f"{source.name}.smooth"), outputs=[output])
     graph.insert_before(layers[0].node, mul)
     for layer in layers:
         layer.node.replace_input_with(0, output)

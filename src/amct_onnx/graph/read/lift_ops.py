@@ -81,7 +81,7 @@ class Emitter:
         """One new node, of the default domain or of version 1 of another; its first output."""
         base = f"{label_of(self._anchor)}.{op_type}"
         attrs = ir.convenience.convert_attributes(attributes)
-        node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=base)
+        node = ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=self._names.node(base))
         if domain:
             self._imports.setdefault(domain, 1)
         for value in node.outputs:

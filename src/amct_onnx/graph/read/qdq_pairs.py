@@ -7,7 +7,7 @@ input themselves. For other readers an `Identity` with the name of the Dequantiz
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,7 @@ from amct_onnx.values.layers import Kept, QuantizedLayer, QuantizedOutput, Quant
 class Reading:
     """What a model held, each part in graph order.
 
-    `origins`: the original nodes behind each marker. `rescaled`: the layers with a Mul of columns behind them.
+    `origins`: the original nodes behind each marker. `rescaled`: the Mul of columns behind each layer that has one.
     """
 
     layers: tuple[QuantizedLayer, ...]
@@ -38,7 +38,7 @@ class Reading:
     outputs: tuple[QuantizedOutput, ...]
     kept: tuple[Kept, ...]
     origins: dict[str, tuple[str, ...]]
-    rescaled: tuple[str, ...] = ()
+    rescaled: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class _Reader:
                 for kind, bound in (("min", pair.low), ("max", pair.high))
             ]
             output = ir.val(self._names.new(f"{name}.output0"), type=x.type, shape=x.shape)
-            clip = ir.node("Clip", [x, *bounds], name=name, outputs=[output])
+            clip = ir.node("Clip", [x, *bounds], name=self._names.node(name), outputs=[output])
             self._graph.insert_before(pair.quantize, clip)
             self._clips[key] = output
         return self._clips[key]

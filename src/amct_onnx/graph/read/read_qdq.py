@@ -120,7 +120,7 @@ class _Draft:
 
 def _read_layers(
     model: ir.Model, constants: _Constants, judge: Judge, refuse: Refuse
-) -> tuple[dict[str, QuantizedLayer], list[Kept], tuple[str, ...]]:
+) -> tuple[dict[str, QuantizedLayer], list[Kept], dict[str, str]]:
     nodes = index_graph(model).nodes
     drafts: dict[str, _Draft] = {}
     kept: list[Kept] = []
@@ -133,7 +133,7 @@ def _read_layers(
     normalize_layers(model, drafts.keys())
     names = ValueNames(model)
     layers: dict[str, QuantizedLayer] = {}
-    rescaled: list[str] = []
+    rescaled: dict[str, str] = {}
     for name, draft in drafts.items():
         node, columns = nodes[name], draft.columns
         before = [constant_value(value) for value in node.inputs[1:3]]
@@ -147,9 +147,8 @@ def _read_layers(
             continue
         layers[name] = draft.layer
         if columns is not None:
-            _multiply_columns(model, node, columns.scale / columns.scale.max(), names)
-            rescaled.append(name)
-    return layers, kept, tuple(rescaled)
+            rescaled[name] = _multiply_columns(model, node, columns.scale / columns.scale.max(), names)
+    return layers, kept, rescaled
 
 
 def _draft(node: ir.Node, traits: LayerTraits, constants: _Constants) -> _Draft | str | None:
@@ -271,9 +270,9 @@ def _restore(node: ir.Node, arrays: list[Array | None], names: ValueNames) -> No
             own_constant(node, index, array, f"{node.name}.constant{index}", names=names)
 
 
-def _multiply_columns(model: ir.Model, node: ir.Node, ratios: Floats, names: ValueNames) -> None:
-    """Put a Mul by `ratios` behind a layer."""
-    inner, name = node.outputs[0], f"{node.name}.columns"
+def _multiply_columns(model: ir.Model, node: ir.Node, ratios: Floats, names: ValueNames) -> str:
+    """Put a Mul by `ratios` behind a layer, and give its name."""
+    inner, name = node.outputs[0], names.node(f"{node.name}.columns")
     ratio = add_initializer(model.graph, f"{name}.factor", ratios, names=names)
     result = ir.val(names.new(f"{name}.output0"), type=inner.type, shape=inner.shape)
     if inner.is_graph_output():
@@ -281,3 +280,4 @@ def _multiply_columns(model: ir.Model, node: ir.Node, ratios: Floats, names: Val
     inner.replace_all_uses_with(result, replace_graph_outputs=True)
     # The constant first: see targets/simulation.py.
     model.graph.insert_after(node, ir.node("Mul", [ratio, inner], name=name, outputs=[result]))
+    return name

@@ -72,7 +72,7 @@ def sensitivity(
             raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
         return measure(model, [model.sample], progress=progress).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
-    source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).fuse(Settings())
+    source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).prepared()
     data_options = DataOptions(
         images=images,
         batch_size=batch_size,
