@@ -38,7 +38,7 @@ def why_refused(awkward: Any, target: QdqTarget) -> str | None:
     """What the error says with which the model is refused for the target; None for a model that is taken."""
     opset = default_opset(ir.from_proto(awkward.model))
     if awkward.name in _NOTHING or not _LAYERS & {node.op_type for node in awkward.model.graph.node}:
-        return "no layer that can be quantized"
+        return "no layer that can be quantized|leaves all in float"
     return f"opset {opset}" if opset > target.maximum_opset and not target.beyond else None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.access import graph_of, is_standard, label_of, name_of
+from amct_onnx.graph.access import graph_of, is_standard, label_of, name_of, values_read
 from amct_onnx.graph.naming import numbered_name
 from amct_onnx.graph.tensors import array_of, deferred, renamed, shape_of
 from amct_onnx.numerics.arrays import Array
@@ -25,6 +25,7 @@ Data = npt.ArrayLike | ir.TensorProtocol
 
 # The nodes that only pass on a constant.
 _CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
 _TENSORS = (ir.Tensor, ir.LazyTensor, ir.ExternalTensor)  # to ask for the protocol instead takes long
 _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
@@ -171,6 +172,21 @@ def _changed(source: ir.TensorProtocol | None, links: Sequence[ir.Node]) -> ir.T
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
         return array.astype(dtype)
+
+
+def constant_branches(model: ir.Model) -> frozenset[ir.Value]:
+    """The values of the main graph that nodes make of constants alone, whatever the nodes are.
+
+    A table of positions behind layers of its own is one. Any runtime may compute it once. Its array is not known here,
+    so `constant_value` gives none for it, but for the operators that only pass on a constant.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if is_standard(node) and not node.op_type.startswith(_RANDOM):
+            sources = values_read(node)
+            if all(value in found or is_constant(value) for value in sources):
+                found.update(node.outputs)
+    return frozenset(found)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Data, *, names: ValueNames) -> ir.Value:

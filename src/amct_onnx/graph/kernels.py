@@ -14,6 +14,7 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from amct_onnx.graph.access import is_op
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.qdq_grids import grid_of, is_dequantize, is_quantize
@@ -221,6 +222,25 @@ _TYPED_BY = {
     **dict.fromkeys(("DequantizeLinear", "CastLike", "Where"), 1),
     **dict.fromkeys(("OneHot", "EmbedLayerNormalization", "GatherBlockQuantized"), 2),
 }
+
+
+# --- kernels that are not right
+
+
+def wrong_kernel(node: ir.Node) -> str | None:
+    """Why the integer kernel of ONNX Runtime does not compute what a node computes; None for one that does.
+
+    Found by comparing optimised models with the same models as they are, for all attributes of all operators of the
+    targets (tests/e2e/test_kernel_values.py).
+    """
+    if not is_op(node, "AveragePool"):
+        return None
+    attributes = node.attributes
+    if attributes.get_int("ceil_mode", 0) and attributes.get_int("count_include_pad", 0):
+        return "the integer kernel of ONNX Runtime counts too much where its last window hangs over the edge"
+    if any(size != 1 for size in attributes.get_ints("dilations", ())):
+        return "ONNX Runtime has no integer kernel for its dilations"
+    return None
 
 
 # --- reasons

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, is_standard, name_of, optional_input
-from amct_onnx.graph.constants import constant_tensor, is_overridable, why_variable
+from amct_onnx.graph.constants import constant_branches, constant_tensor, is_constant, is_overridable, why_variable
 from amct_onnx.graph.layer_view import WEIGHT_OPS, input_channels
 from amct_onnx.graph.recurrent import RECURRENT_OPS, recurrent_reason, recurrent_shape
 from amct_onnx.graph.tensors import shape_of
@@ -18,6 +18,11 @@ from amct_onnx.values.layers import LayerTraits
 OBSERVER_DOMAIN = "amct.customop"
 # Types that AMCT quantizes at all; a node of such a type may still be unsuitable.
 LAYER_OPS = (*WEIGHT_OPS, "AveragePool", *RECURRENT_OPS)
+# Types that users know as layers too, and no target has in integers.
+_OTHER_LAYERS = frozenset({"RNN", "Attention", "DeformConv", "Einsum"})
+# Domains of the operators that ONNX Runtime puts in the place of layers when it optimises a model, and their types.
+_FUSED_DOMAINS = ("com.microsoft", "com.ms.")
+_FUSED_LAYERS = ("Conv", "MatMul", "Gemm", "Attention", "QLinear", "LSTM", "GRU")
 _QUANTIZED_OPS = frozenset(
     {
         *("AscendQuant", "AscendDequant", "AscendAntiQuant", "ConvInteger", "MatMulInteger", "QLinearConv"),
@@ -39,9 +44,19 @@ def quantized_nodes(model: ir.Model) -> list[ir.Node]:
 
 def candidates(model: ir.Model) -> Iterator[LayerTraits]:
     """Traits of every node of a layer type, in graph order, those in subgraphs included."""
+    constants = constant_branches(model)
     for node in model.graph.all_nodes():
+        reason = None if node.graph is model.graph else "it is inside a subgraph"
         if node.op_type in LAYER_OPS and is_standard(node):
-            yield _traits(node, None if node.graph is model.graph else "it is inside a subgraph")
+            operands = node.inputs[: 2 if node.op_type in ("MatMul", "Gemm") else 1]
+            if all(value in constants or is_constant(value) for value in operands):
+                reason = reason or "its data is constant"
+            yield _traits(node, reason)
+        elif node.op_type in _OTHER_LAYERS and is_standard(node):
+            yield LayerTraits(name=name_of(node), op_type=node.op_type, reason=reason or "no target has it in integers")
+        elif node.domain.startswith(_FUSED_DOMAINS) and any(kind in node.op_type for kind in _FUSED_LAYERS):
+            text = f"it is an operator of {node.domain}: quantize the model before it is optimised"
+            yield LayerTraits(name=name_of(node), op_type=node.op_type, reason=text)
 
 
 def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
@@ -56,6 +71,8 @@ def _traits(node: ir.Node, reason: str | None) -> LayerTraits:
     reason = reason or weight_reason or _bias_reason(node)
     if op_type == "Gemm":
         reason = reason or _gemm_reason(node)
+    if op_type == "ConvTranspose":
+        reason = reason or _size_reason(node)
     return LayerTraits(
         name=name,
         op_type=op_type,
@@ -157,6 +174,15 @@ def _element_type(value: ir.Value | None) -> ir.DataType | None:
         weight = optional_input(producer, 1) if producer.op_type in WEIGHT_OPS else None
         value = weight if weight is not None and weight.dtype is not None else producer.inputs[0]
     return None if value is None else value.dtype
+
+
+def _size_reason(node: ir.Node) -> str | None:
+    """Shapes of such a layer cannot be inferred, and ONNX Runtime refuses what is put behind it."""
+    sizes, data = node.attributes.get_ints("output_shape", ()), node.inputs[0]
+    if not sizes or data is None or data.shape is None:
+        return None
+    known = [(out, size) for out, size in zip(sizes[::-1], data.shape[::-1], strict=False) if isinstance(size, int)]
+    return "its output_shape is smaller than its input" if any(out < size for out, size in known) else None
 
 
 def _gemm_reason(node: ir.Node) -> str | None:

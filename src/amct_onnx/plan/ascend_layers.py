@@ -27,13 +27,8 @@ def graph_facts(model: ir.Model) -> GraphFacts:
 
 
 def decide_layers(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
-    """Whether each layer that could be quantized is, and why where it is not; in graph order.
-
-    Raises ConfigError when the settings ask for what this version cannot do, ModelError (AMCT's text,
-    amct_formats.md: quantize_model) when nothing is enabled.
-    """
-    _refuse_unsupported(settings)
-    decisions = tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())
+    """`layer_decisions`; raises ModelError (AMCT's text, amct_formats.md: quantize_model) where none is to quantize."""
+    decisions = layer_decisions(facts, settings)
     if not any(decision.quantized for decision in decisions) and not settings.tensor_quantize:
         left = [f"{d.layer}: {d.reason}" for d in decisions if facts.layers[d.layer].reason is not None]
         raise ModelError(
@@ -42,6 +37,15 @@ def decide_layers(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]
             + (f" These cannot be quantized: {listed(left, 3, '; ')}." if left else "")
         )
     return decisions
+
+
+def layer_decisions(facts: GraphFacts, settings: Settings) -> tuple[Decision, ...]:
+    """Whether each layer that could be quantized is, and why where it is not; in graph order.
+
+    Raises ConfigError when the settings ask for what this version cannot do.
+    """
+    _refuse_unsupported(settings)
+    return tuple(_decide(traits, settings.layers.get(name)) for name, traits in facts.layers.items())
 
 
 def _decide(traits: LayerTraits, settings: LayerSettings | None) -> Decision:

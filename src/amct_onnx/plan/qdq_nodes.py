@@ -15,9 +15,10 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of
-from amct_onnx.graph.constants import constant_tensor, is_constant
+from amct_onnx.graph.constants import constant_branches, constant_tensor
+from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import WEIGHT_OPS
-from amct_onnx.graph.layers import candidates
+from amct_onnx.graph.layers import LAYER_OPS, candidates
 from amct_onnx.graph.qdq_grids import commutes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.layers import Decision, LayerTraits
@@ -69,11 +70,11 @@ class _Planner:
         self.tensors: dict[ir.Value, None] = {}  # in the order in which they were found
         self.integer: dict[str, _Candidate] = {}
         self.reads: set[tuple[str, int]] = set()
-        traits = {layer.name: layer for layer in candidates(model)}
-        own = {name_of(node) for node in model.graph}
-        self.inside = [layer for name, layer in traits.items() if name not in own]
-        nodes = (node for node in model.graph if is_op(node, *target.rules) and not _is_bookkeeping(node))
-        self.candidates = [self._candidate(node, traits.get(name_of(node))) for node in nodes]
+        self.constant = constant_branches(model)
+        self.layers = {layer.name: layer for layer in candidates(model)}
+        self.order = [name_of(node) for node in model.graph.all_nodes()]
+        nodes = (node for node in model.graph if is_op(node, *target.rules) and not self._is_bookkeeping(node))
+        self.candidates = [self._candidate(node, self.layers.get(name_of(node))) for node in nodes]
 
     def _candidate(self, node: ir.Node, traits: LayerTraits | None) -> _Candidate:
         rule = self.target.rules[node.op_type]
@@ -108,7 +109,7 @@ class _Planner:
         fixed: Sequence[int],
     ) -> str | None:
         """Why a node cannot be quantized, None if it can."""
-        if not data:
+        if all(value in self.constant for _, value in data):
             return _CONSTANT
         if any(value.dtype not in (None, ir.DataType.FLOAT) for _, value in data):
             return "it does not compute in float32"
@@ -120,6 +121,8 @@ class _Planner:
             return "its second output is in use"
         if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
             return f"{self.target.name} has no integer kernel for interpolation"
+        if (mistake := wrong_kernel(node)) is not None:
+            return mistake
         if node.op_type == "Pad" and not commutes(node):
             return "it pads with something else than zeros"
         return None
@@ -136,6 +139,12 @@ class _Planner:
         if traits.weight_rank not in rule.weight_ranks:
             return f"its weight has {traits.weight_rank} dimensions, for which {self.target.name} has no integer kernel"
         return None
+
+    def _is_bookkeeping(self, node: ir.Node) -> bool:
+        """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
+        types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
+        alone = node.op_type not in LAYER_OPS and node.outputs[0] in self.constant
+        return alone or any(t is not None and not t.is_floating_point() for t in types)
 
     def _result(self, value: ir.Value, rule: QdqRule) -> ir.Value:
         """What stands for an output: that of the Relu or Clip behind it, if that can go into the grid."""
@@ -214,19 +223,25 @@ class _Planner:
         }
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
         return QdqPlan(
-            decisions=tuple(
-                Decision(layer=candidate.name, quantized=True)
-                if candidate.name in self.integer
-                else Decision(layer=candidate.name, quantized=False, reason=candidate.reason or _ALONE)
-                for candidate in self.candidates
-            )
-            + tuple(Decision(layer=layer.name, quantized=False, reason=layer.reason or "") for layer in self.inside),
+            decisions=tuple(self._decisions()),
             groups=tuple(self._groups()),
             reads=frozenset(self.reads),
             constants=constants,
             integer=frozenset(map(name_of, integer)),
             absorbed=absorbed,
         )
+
+    def _decisions(self) -> Iterator[Decision]:
+        found = {candidate.name: candidate.reason or _ALONE for candidate in self.candidates}
+        others = {name: layer for name, layer in self.layers.items() if name not in found}
+        for name, layer in others.items():
+            reason = layer.reason or f"{self.target.name} has no integer {layer.op_type}"
+            found[name] = reason if name not in self.off else _OFF
+        for name in self.order:
+            if name in self.integer:
+                yield Decision(layer=name, quantized=True)
+            elif name in found:
+                yield Decision(layer=name, quantized=False, reason=found[name])
 
     def _groups(self) -> Iterator[TensorGroup]:
         parents = {value: value for value in self.tensors}
@@ -250,13 +265,6 @@ class _Planner:
         for group in members.values():
             sources = tuple(name_of(value) for value in group if value not in moved)
             yield TensorGroup(tensors=tuple(map(name_of, group)), sources=sources)
-
-
-def _is_bookkeeping(node: ir.Node) -> bool:
-    """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
-    types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
-    variable = [value for value in node.inputs if value is not None and not is_constant(value)]
-    return not variable or any(t is not None and not t.is_floating_point() for t in types)
 
 
 def _is_scalar(value: ir.Value) -> bool:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.errors import ModelError, StatisticsError, listed
+from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.numerics.arrays import Feed
@@ -19,7 +19,7 @@ from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.ptq.recipe.steps import Candidate, Recipe
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
-from amct_onnx.targets.target import Target
+from amct_onnx.targets.target import Target, all_in_float
 from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
@@ -48,7 +48,7 @@ def calibrate(
     rule = rule or BatchRule.of(model_inputs(source.model))
     observed = observed_tensors(source)
     if not observed:
-        raise no_layer(source)
+        raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
     recipe = Recipe(source, target, request, samples, progress)
     prepared, tuning = recipe.prepare()
@@ -65,6 +65,8 @@ def calibrate(
     tell((*best.lowered.notes, *_left_in_float(best)))
     used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
+    if not any(decision.quantized for decision in best.lowered.decisions):
+        tell([all_in_float(source, target.name, best.lowered.decisions)])
     return QuantizedModel(
         target=target.name,
         calibration=best.calibration,
@@ -98,18 +100,6 @@ def tell(notes: Iterable[str]) -> None:
     """Log what a user should know."""
     for note in notes:
         _log.warning("%s", note)
-
-
-def no_layer(source: FusedModel) -> ModelError:
-    """What to raise for a model of which nothing can be quantized: each reason that its layers have."""
-    reasons: dict[str, list[str]] = {}
-    for name, traits in source.facts.layers.items():
-        reasons.setdefault(traits.reason or "no target quantizes it", []).append(f"{traits.op_type} {name}")
-    said = "; ".join(f"{listed(names, 2)}: {reason}" for reason, names in list(reasons.items())[:3])
-    return ModelError(
-        f"{source.name} has no layer that can be quantized: "
-        + (f"{said}." if said else "it needs convolutions or products in float.")
-    )
 
 
 class _Watched:

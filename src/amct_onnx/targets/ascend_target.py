@@ -28,7 +28,7 @@ from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import Mse, Settings
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.observe.collectors import activation_factors
-from amct_onnx.plan.ascend_layers import check_tensors, decide_layers, plan_ascend, refuse_fused_tensors
+from amct_onnx.plan.ascend_layers import check_tensors, layer_decisions, plan_ascend, refuse_fused_tensors
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
@@ -36,7 +36,7 @@ from amct_onnx.targets.ascend_weights import quantize_weights
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Unit, Units
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
-from amct_onnx.targets.target import Lowered, Target
+from amct_onnx.targets.target import Lowered, Target, all_in_float
 from amct_onnx.targets.to_integers import integer_bias
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.findings import WeightGrid
@@ -97,6 +97,10 @@ class AscendTarget(Target):
 
     name = ASCEND.name
 
+    def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
+        decisions = layer_decisions(source.facts, _settings(source.facts, request, ()))
+        return tuple(_explained(decision, source.facts, {}) for decision in decisions)
+
     def observed(self, source: FusedModel) -> Iterable[str]:
         for node in source.model.graph:
             traits = source.facts.supported.get(name_of(node)) if is_standard(node) else None
@@ -121,7 +125,10 @@ class AscendTarget(Target):
         self.check(calibration.source, request)
         in_float = _layers_in_float(calibration)
         settings = _settings(facts, request, in_float)
-        decisions = decide_layers(facts, settings)
+        decisions = layer_decisions(facts, settings)
+        if not settings.tensor_quantize and not any(decision.quantized for decision in decisions):
+            told = [_explained(decision, facts, in_float) for decision in decisions]
+            raise ModelError(all_in_float(calibration.source, self.name, told))
         check_tensors(calibration.source.source.model, facts, settings)
         fused = calibration.source
         if request.settings is not None and not fused.factors:  # the settings may say what is fused

@@ -36,6 +36,7 @@ from amct_onnx.targets.qdq_float_units import QdqUnits
 from amct_onnx.targets.target import Lowered, RangeChoice, Target, save_model_of
 from amct_onnx.targets.to_qdq import QdqGrids, lower_qdq
 from amct_onnx.values.findings import WeightGrid
+from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.request import Request
@@ -101,6 +102,9 @@ class QdqFamily(Target):
         self.table, self.name = table, table.name
         self.runs_here, self.packs_weights = table.runs_here, table.packs_weights
 
+    def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
+        return _known(plan_qdq(source.model, self.table, off=request.off()), source)
+
     def observed(self, source: FusedModel) -> Iterable[str]:
         return plan_qdq(source.model, self.table).observed
 
@@ -143,18 +147,22 @@ class QdqFamily(Target):
         constants = _solve_constants(prepared, plan, table, grids)
         quantized = prepared.clone()
         lower_qdq(quantized, plan, table, QdqGrids(activations=grids, weights=weights, constants=constants))
-        known = calibration.source.facts.nodes  # without those that smoothing has added
         return QdqLowered(
             calibration=calibration,
             table=table,
             prepared=prepared,
             plan=plan,
             quantized=quantized,
-            decisions=tuple(decision for decision in plan.decisions if decision.layer in known),
+            decisions=_known(plan, calibration.source),
             activations=grids,
             weights={layer.name: _in_own_layout(weights[layer.name].params, layer) for layer in layers},
             rows={name: grid.params for name, grid in weights.items()},
         )
+
+
+def _known(plan: QdqPlan, source: FusedModel) -> tuple[Decision, ...]:
+    """The decisions about nodes of the user's model, and not about those that were added to it."""
+    return tuple(decision for decision in plan.decisions if decision.layer in source.facts.nodes)
 
 
 class _Activations:

@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from amct_onnx.errors import listed
 from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.plan.float_model import FusedModel
@@ -109,6 +110,10 @@ class Target(ABC):
         """
 
     @abstractmethod
+    def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
+        """What happens to each layer, as `solve` decides it. Raises what `check` raises."""
+
+    @abstractmethod
     def observed(self, source: FusedModel) -> Iterable[str]:
         """The tensors whose statistics it may need, whatever is wanted of it."""
 
@@ -119,6 +124,18 @@ class Target(ABC):
     def wide_layers(self, calibration: Calibration) -> frozenset[str]:
         """The quantized layers whose activations may have 16 bits."""
         return frozenset()
+
+
+def all_in_float(source: FusedModel, target: str, decisions: Iterable[Decision]) -> str:
+    """What to tell of a model of which `decisions` quantize nothing for a target: each reason that its layers have."""
+    layers, reasons = source.facts.layers, dict[str, list[str]]()
+    for decision in decisions:
+        if decision.layer in layers:
+            reasons.setdefault(decision.reason, []).append(f"{layers[decision.layer].op_type} {decision.layer}")
+    if not reasons:
+        return f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
+    said = [f"{listed(names, 2)}: {reason}" for reason, names in reasons.items()]
+    return f"{source.name} has layers that target {target} leaves all in float: {listed(said, 3, '; ')}."
 
 
 def save_model_of(lowered: Lowered, prefix: str, target: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from amct_onnx.graph.access import input_of, is_op, maker_of, name_of, producer_of
 from amct_onnx.graph.constants import ValueNames, add_initializer, remove_unused
 from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
@@ -33,6 +34,8 @@ from amct_onnx.numerics.rounding import quantize
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
+
+_TYPED_OPSET = 21  # in which QuantizeLinear got the attribute output_dtype
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +64,9 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
     for group in plan.groups:
         for tensor in group.tensors:
             lowering.quantize_tensor(tensor, group.tensors[0])
+    for node in model.graph:
+        if is_op(node, "AveragePool") and wrong_kernel(node) is None:
+            node.attributes.pop("dilations", None)  # ones; the kernel of ONNX Runtime refuses the attribute
     lowering.quantize_constants()
     for node in list(model.graph):
         if node.name in lowering.layers and target.rules[node.op_type].direct:
@@ -72,11 +78,15 @@ class _Lowering:
         self.model, self.plan, self.target, self.grids = model, plan, target, grids
         self.names, self.layers = ValueNames(model), frozenset(plan.layers)
         self.domain = "" if default_opset(model) <= target.maximum_opset else target.beyond
+        # ONNX Runtime turns int8 with zero points into uint8, and forgets the attribute that opset 21 brought, which it
+        # writes itself: such a file does not load there. Without a zero point it leaves int8 alone.
+        typed = default_opset(model) >= _TYPED_OPSET and not target.unsigned_activations and not self.domain
+        self.output_type = {"output_dtype": int(self._integer_type())} if typed else {}
         if self.domain:
             model.opset_imports.setdefault(self.domain, 1)
         index = index_graph(model)
         self.nodes, self.values = index.nodes, dict(index.values)
-        self.scales: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.scales: dict[str, list[ir.Value]] = {}
         self.clamps: dict[str, tuple[int, int]] = {}
 
     def quantize_weight(self, layer: Layer, grid: WeightGrid) -> None:
@@ -141,14 +151,14 @@ class _Lowering:
     def quantize_tensor(self, tensor: str, group: str) -> None:
         """One QuantizeLinear and one DequantizeLinear behind `tensor`, for those that read it quantized."""
         value, graph, spec = self.values[tensor], self.model.graph, self.grids.activations[tensor].spec
-        scale, zero_point = self._scale(group)
+        grid = self._scale(group)
         integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
         restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
         fence = [self._fence(value)] if self._is_rounded(value) else []
         source = fence[0].outputs[0] if fence else value
         nodes = [
-            self._node("QuantizeLinear", [source, scale, zero_point], f"{tensor}.quantize", integers),
-            self._node("DequantizeLinear", [integers, scale, zero_point], f"{tensor}.dequantize", restored),
+            self._node("QuantizeLinear", [source, *grid], f"{tensor}.quantize", integers, **self.output_type),
+            self._node("DequantizeLinear", [integers, *grid], f"{tensor}.dequantize", restored),
         ]
         clamp = self.clamps.get(tensor, (spec.qmin, spec.qmax))
         if clamp != (spec.qmin, spec.qmax):
@@ -176,11 +186,16 @@ class _Lowering:
                     graph.outputs[index] = restored
 
     def _is_rounded(self, value: ir.Value) -> bool:
-        """Whether the target would round the weight of the float layer that makes a tensor which is quantized."""
+        """Whether ONNX Runtime would round more than the tensor: what makes it becomes an integer kernel of its own.
+
+        So it does with float layers, whose weights it rounds, and with operators that it has a wrong kernel for.
+        """
         node = value.producer()
         if is_op(node, *self.target.absorbs):
             node = producer_of(node, 0)
-        if not is_op(node, *self.target.rounds_floats) or node.name in self.layers:
+        if node is None or node.name in self.layers:
+            return False
+        if not is_op(node, *self.target.rounds_floats) and wrong_kernel(node) is None:
             return False
         source = input_of(node, 0)
         while (maker := source.producer()) is not None:
@@ -211,19 +226,19 @@ class _Lowering:
         offset = -self.target.activation.qmin if self.target.unsigned_activations else 0
         return np.asarray(np.asarray(integers) + offset).astype(self._integer_type().numpy())
 
-    def _scale(self, group: str) -> tuple[ir.Value, ir.Value]:
-        """The initializers of scale and zero point that a group shares."""
+    def _scale(self, group: str) -> list[ir.Value]:
+        """The initializers of the grid that a group shares."""
         if group not in self.scales:
             self.scales[group] = self._grid_initializers(group, self.grids.activations[group])
         return self.scales[group]
 
-    def _grid_initializers(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
-        scale, stored = params.scale.reshape(()), self._stored(params.zero_point.reshape(()))
+    def _grid_initializers(self, name: str, params: QParams) -> list[ir.Value]:
+        """The scale, and the zero point where the file has it."""
+        parts = {"scale": params.scale.reshape(())}
+        if not self.output_type:
+            parts["zero_point"] = self._stored(params.zero_point.reshape(()))
         graph = self.model.graph
-        return (
-            add_initializer(graph, f"{name}.scale", scale, names=self.names),
-            add_initializer(graph, f"{name}.zero_point", stored, names=self.names),
-        )
+        return [add_initializer(graph, f"{name}.{part}", array, names=self.names) for part, array in parts.items()]
 
     def quantize_constants(self) -> None:
         """Constant operands of sums, products and concatenations, on grids of their own."""
@@ -232,11 +247,11 @@ class _Lowering:
             array, value = array_of(constant_input(node, index)), input_of(node, index)
             owner = f"{value.name}.{name}.{index}"
             params = self.grids.constants[name, index]
-            scale, zero_point = self._grid_initializers(owner, params)
+            grid = self._grid_initializers(owner, params)
             steps = self._stored(quantize(array, params))
             stored = add_initializer(self.model.graph, f"{owner}.integers", steps, names=self.names)
             output = ir.val(self.names.new(f"{owner}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
-            dequantize = self._node("DequantizeLinear", [stored, scale, zero_point], f"{owner}.dequantize", output)
+            dequantize = self._node("DequantizeLinear", [stored, *grid], f"{owner}.dequantize", output)
             self.model.graph.insert_before(node, dequantize)
             node.replace_input_with(index, output)
             remove_unused((value,))

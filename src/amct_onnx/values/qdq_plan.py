@@ -18,7 +18,7 @@ class TensorGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class QdqPlan:
-    """One decision for each node of a type that the target has a rule for, in graph order.
+    """One decision for each layer and for each node of a type that the target has a rule for, in graph order.
 
     `groups` partition the quantized tensors. `reads` are the quantized inputs, (node, index), `constants` those of them
     that are constants. `integer` tensors leave their node as integers, so all readers get what was quantized.

@@ -314,11 +314,17 @@ def _pad_and_crop(emit: Emitter, value: ir.Value, zero_point: int, before: list[
 def _cut(emit: Emitter, full: ir.Value, size: list[int], *, centre_low: bool) -> ir.Value:
     """[N, M, F1, ...] -> [N, M, size...], out of the middle; an odd rest is cut at the end if `centre_low`.
 
-    The Reshape changes nothing: it makes the run fail where `size` is larger than the full output, as it should.
+    Where `size` is larger than the full output, zeros follow, as ONNX Runtime has it. The Reshape only tells the shape.
     """
     rank = len(size)
     shape = emit.op("Slice", [emit.op("Shape", [full]), emit.ints([2], "from"), emit.ints([2 + rank], "to")])
     rest = emit.op("Sub", [shape, emit.ints(size, "size")])
+    larger = emit.op("Greater", [rest, emit.ints([0], "zero")])
+    larger = emit.op("Cast", [larger], {"to": int(ir.DataType.INT64)})
+    difference, rest = rest, emit.op("Mul", [rest, larger])
+    more = emit.op("Sub", [rest, difference])
+    pads = emit.op("Concat", [emit.ints([0] * (rank + 4), "before"), more], {"axis": 0})
+    full = emit.op("Pad", [full, pads, emit.constant(np.int32(0), "nothing")], {"mode": "constant"})
     if not centre_low:
         rest = emit.op("Add", [rest, emit.ints([1], "one")])
     start = emit.op("Div", [rest, emit.ints([2], "two")])
