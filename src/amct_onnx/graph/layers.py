@@ -18,6 +18,8 @@ from amct_onnx.values.layers import LayerTraits
 OBSERVER_DOMAIN = "amct.customop"
 # Types that AMCT quantizes at all; a node of such a type may still be unsuitable.
 LAYER_OPS = (*WEIGHT_OPS, "AveragePool", *RECURRENT_OPS)
+# Reasons that hold for a layer of any type.
+INSIDE, CONSTANT = "it is inside a subgraph", "its data is constant"
 # Types that users know as layers too, and no target has in integers.
 _OTHER_LAYERS = frozenset({"RNN", "Attention", "DeformConv", "Einsum"})
 # Domains of the operators that ONNX Runtime puts in the place of layers when it optimises a model, and their types.
@@ -46,11 +48,11 @@ def candidates(model: ir.Model) -> Iterator[LayerTraits]:
     """Traits of every node of a layer type, in graph order, those in subgraphs included."""
     constants = constant_branches(model)
     for node in model.graph.all_nodes():
-        reason = None if node.graph is model.graph else "it is inside a subgraph"
+        reason = None if node.graph is model.graph else INSIDE
         if node.op_type in LAYER_OPS and is_standard(node):
             operands = node.inputs[: 2 if node.op_type in ("MatMul", "Gemm") else 1]
             if all(value in constants or is_constant(value) for value in operands):
-                reason = reason or "its data is constant"
+                reason = reason or CONSTANT
             yield _traits(node, reason)
         elif node.op_type in _OTHER_LAYERS and is_standard(node):
             yield LayerTraits(name=name_of(node), op_type=node.op_type, reason=reason or "no target has it in integers")
@@ -148,7 +150,7 @@ def _product_reason(node: ir.Node) -> str | None:
 def tensor_reason(node: ir.Node, index: int, graph: ir.Graph) -> str | None:
     """Why input `index` of `node` cannot be quantized and restored in front of it, None if it can."""
     if node.graph is not graph:
-        return "it is inside a subgraph"
+        return INSIDE
     value = optional_input(node, index)
     if value is None:
         return f"it has no input {index}"

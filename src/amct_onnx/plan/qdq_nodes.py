@@ -18,7 +18,7 @@ from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.constants import constant_branches, constant_tensor
 from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import WEIGHT_OPS
-from amct_onnx.graph.layers import LAYER_OPS, candidates
+from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS, candidates
 from amct_onnx.graph.qdq_grids import commutes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.layers import Decision, LayerTraits
@@ -28,7 +28,6 @@ from amct_onnx.values.qdq_tables import QdqRule, QdqTarget
 _CLAMPS = ("Relu", "Clip")
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
-_CONSTANT = "its data is constant"
 NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -110,7 +109,7 @@ class _Planner:
     ) -> str | None:
         """Why a node cannot be quantized, None if it can."""
         if all(value in self.constant for _, value in data):
-            return _CONSTANT
+            return CONSTANT
         if any(value.dtype not in (None, ir.DataType.FLOAT) for _, value in data):
             return "it does not compute in float32"
         if any((tensor := constant_tensor(node.inputs[i])) and tensor.dtype != ir.DataType.FLOAT for i in fixed):
@@ -235,8 +234,10 @@ class _Planner:
         found = {candidate.name: candidate.reason or _ALONE for candidate in self.candidates}
         others = {name: layer for name, layer in self.layers.items() if name not in found}
         for name, layer in others.items():
-            reason = layer.reason or f"{self.target.name} has no integer {layer.op_type}"
-            found[name] = reason if name not in self.off else _OFF
+            found[name] = _OFF if name in self.off else layer.reason or ""
+            if layer.op_type in LAYER_OPS and layer.op_type not in self.target.rules:
+                general = found[name] in (_OFF, INSIDE, CONSTANT)
+                found[name] = found[name] if general else f"{self.target.name} has no integer {layer.op_type}"
         for name in self.order:
             if name in self.integer:
                 yield Decision(layer=name, quantized=True)
