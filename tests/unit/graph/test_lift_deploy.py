@@ -244,10 +244,15 @@ def test_output_shape_cuts_the_middle_out(auto_pad: str, size: list[int], group:
     np.testing.assert_array_equal(got, float_layer("ConvTranspose", q.astype(int) + 7, w, **attributes))
 
 
-def test_output_shape_larger_than_the_full_output_fails_at_run_time() -> None:
-    q, w = np.zeros((1, 1, 3), np.int8), np.zeros((1, 1, 2), np.int8)
-    with pytest.raises(Exception, match="Reshape"):
-        run_layer("ConvTranspose", q, 0, w, strides=[1], output_shape=[9])
+@pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", [[11, 10], [7, 10], [11, 6]])
+def test_output_shape_larger_than_the_full_output_is_filled_with_zeros(auto_pad: str, size: list[int]) -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    q, w = int8s(rng, [2, 2, 4, 4]), int8s(rng, [2, 3, 4, 3])
+    attributes = {"auto_pad": auto_pad, "strides": [2, 2], "output_shape": size}
+    got = run_layer("ConvTranspose", q, -7, w, **attributes)
+    assert got.shape[2:] == tuple(size)
+    np.testing.assert_array_equal(got, float_layer("ConvTranspose", q.astype(int) + 7, w, **attributes))
 
 
 @pytest.mark.parametrize("activation", [-128, 127])
