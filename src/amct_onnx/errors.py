@@ -45,6 +45,14 @@ class ModelError(AmctError, RuntimeError):
     """A model was read, and the requested step cannot be done with it."""
 
 
+class LayerError(ModelError):
+    """A layer cannot be quantized, and the others could be. `reason`: why, as a clause about it."""
+
+    def __init__(self, text: str, *, layer: str, reason: str) -> None:
+        super().__init__(text)
+        self.layer, self.reason = layer, reason
+
+
 class RecordError(AmctError, RuntimeError):
     """A record file is empty, incomplete, malformed or belongs to another model."""
 

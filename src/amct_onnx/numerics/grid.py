@@ -9,6 +9,11 @@ import numpy.typing as npt
 
 from amct_onnx.numerics.arrays import Floats, Int32s
 
+FLT_EPSILON = float(np.finfo(np.float32).eps)
+# The scales of files that have no bounds of their own. Any two of them have a ratio in float32, and so has the least
+# range of a tensor: no float32 beyond the finest bin of a histogram needs a smaller one.
+LEAST_SCALE, MOST_SCALE = 2.0**-120, 2.0**121
+
 
 @dataclass(frozen=True, kw_only=True)
 class QSpec:
@@ -16,12 +21,15 @@ class QSpec:
     (amct_formats.md: Rounding and scales).
 
     `symmetric` fixes the zero point at 0. channel_axis: the axis of which each index has a scale of its own; None for
-    one scale for the whole tensor. Raises ValueError unless 2 <= bits <= 16.
+    one scale for the whole tensor. least_scale, most_scale: the bounds of scales, by default those of AMCT's records.
+    Raises ValueError unless 2 <= bits <= 16.
     """
 
     bits: int = 8
     symmetric: bool = True
     channel_axis: int | None = None
+    least_scale: float = FLT_EPSILON
+    most_scale: float = 1 / FLT_EPSILON
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
@@ -36,9 +44,6 @@ class QSpec:
     def qmax(self) -> int:
         """Highest integer, 2^(bits-1) - 1."""
         return (1 << (self.bits - 1)) - 1
-
-
-FLT_EPSILON = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +75,17 @@ class QParams:
         object.__setattr__(self, "zero_point", zero_point)
 
 
-def legal_scale(scale: npt.ArrayLike) -> Floats:
-    """AMCT's `process_scale` (amct_formats.md: Rounding and scales), elementwise: a scale below FLT_EPSILON becomes 1.
+def legal_scale(scale: npt.ArrayLike, spec: QSpec) -> Floats:
+    """AMCT's `process_scale` (amct_formats.md: Rounding and scales), elementwise: a scale below the bound becomes 1.
 
-    Raises ValueError for NaN, Inf and scales above 1/FLT_EPSILON.
+    Raises ValueError for NaN, Inf and scales above the other bound.
     """
     value = np.asarray(scale, np.float32)
     if not np.isfinite(value).all():
         raise ValueError("the scale is NaN or Inf")
-    value = np.where(value < FLT_EPSILON, np.float32(1.0), value)
-    if (value > 1.0 / FLT_EPSILON).any():
-        raise ValueError(f"the scale exceeds 1/FLT_EPSILON = {1 / FLT_EPSILON:.0f}: the tensor is too large for int8")
+    value = np.where(value < spec.least_scale, np.float32(1.0), value)
+    if (value > spec.most_scale).any():
+        raise ValueError(f"the scale exceeds {spec.most_scale:.7g}: the tensor is too large for int8")
     return value
 
 
@@ -112,7 +117,8 @@ def asymmetric_from_range(low: float, high: float, spec: QSpec) -> QParams:
 
     An all-zero range gives scale 1 and the lowest zero point.
     """
-    scale = legal_scale((np.float32(high) - np.float32(low)) / np.float32(spec.qmax - spec.qmin))
+    with np.errstate(over="ignore"):
+        scale = legal_scale((np.float32(high) - np.float32(low)) / np.float32(spec.qmax - spec.qmin), spec)
     # C's round: half away from zero, and low <= 0.
     zero_point = np.floor(-np.float64(low) / np.float64(scale) + 0.5) + spec.qmin
     return QParams(scale=scale, zero_point=np.clip(zero_point, spec.qmin, spec.qmax).astype(np.int32), spec=spec)
@@ -127,4 +133,4 @@ def symmetric_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: QSpec) -
     lows, highs = np.atleast_1d(np.asarray(low, np.float32)), np.atleast_1d(np.asarray(high, np.float32))
     positive = highs >= -lows
     scale = np.where(positive, np.abs(highs) / np.float32(spec.qmax), np.abs(lows) / np.float32(-spec.qmin))
-    return QParams(scale=legal_scale(scale), zero_point=np.zeros(scale.shape, np.int32), spec=spec)
+    return QParams(scale=legal_scale(scale, spec), zero_point=np.zeros(scale.shape, np.int32), spec=spec)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from amct_onnx.errors import CalibrationError
+from amct_onnx.errors import CalibrationError, listed
 from amct_onnx.graph.instrument.observers import DataType, Observer, Stamp
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
@@ -16,10 +17,13 @@ from amct_onnx.numerics.grid import QParams, half_precision_scale
 from amct_onnx.numerics.im2col import LayerColumns, sample_columns
 from amct_onnx.numerics.settings import ActivationSettings
 from amct_onnx.numerics.statistics.accumulator import new_accumulator
+from amct_onnx.numerics.statistics.fills import fill_value
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.numerics.statistics.moments import Moments, SecondMoments
 from amct_onnx.run.threads import one_blas_thread, processors
 from amct_onnx.values.observer_tasks import Balance, Comparison
+
+_log = logging.getLogger("amct_onnx.Calibration")
 
 # Columns of a layer that a whole calibration takes, and the least number of a batch.
 _COLUMNS = 1 << 14
@@ -61,6 +65,7 @@ class _ActivationCollector(Collector):
         self._settings, self._observer = settings, observer
         self._own = new_accumulator(min(processors(), _MOST_THREADS))
         self._joined = DyadicHistogram.empty()
+        self._told = False
 
     def add(self, x: Floats) -> None:
         self._own.add(x)
@@ -74,11 +79,21 @@ class _ActivationCollector(Collector):
         return self._own.histogram().merge(self._joined)
 
     def solve(self, stamp: Stamp) -> dict[str, Any]:
-        params, mode = solve_activation(self._histogram(), self._settings), self._observer.precision_mode
+        histogram, mode = self._histogram(), self._observer.precision_mode
+        params = solve_activation(histogram, self._settings)
+        self._tell(fill_value(histogram))
         if mode != "FORCE_FP16_QUANT":
             return activation_factors(params, stamp, self._observer.op_data_type)
         params = replace(params, scale=half_precision_scale(params.scale))
         return activation_factors(params, stamp, self._observer.op_data_type) | {"fakequant_precision_mode": mode}
+
+    def _tell(self, fill: float | None) -> None:
+        """Say once that a fill value leaves nothing of the data: AMCT quantizes the layer all the same."""
+        if fill is not None and not self._told:
+            self._told = True
+            layers = listed([f'"{layer}"' for layer in self._observer.layers], 3)
+            text = "Layer %s: its input holds a fill value, %.3g, beside which int8 has nothing left: add it to"
+            _log.warning(f"{text} skip_layers.", layers, fill)
 
 
 class _BalanceCollector(Collector):

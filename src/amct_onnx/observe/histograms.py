@@ -6,6 +6,7 @@ threads for one batch, which wait for each other after each node; and a histogra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -17,10 +18,12 @@ import onnxruntime as ort
 from amct_onnx.errors import CalibrationError, DataError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
-from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.numerics.statistics.histogram import NOT_FINITE, DyadicHistogram
 from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import processors
+
+_log = logging.getLogger("amct_onnx.Calibration")
 
 
 def collect_statistics(
@@ -35,11 +38,11 @@ def collect_statistics(
     `model` is left as it is; `names` are float tensors of its main graph. Each of `feeds` has the inputs of one run, by
     name, and may have shapes of its own; some are read ahead. `progress` is told how many are done, after each. The
     histograms do not depend on how the data is cut into feeds, nor on the number of threads. That of a tensor without
-    elements in all feeds is empty.
+    elements in all feeds is empty; that of a tensor with NaN or Inf is `not_finite`, and the log tells in which feed
+    that began.
 
     Raises ModelError for a name that is no float tensor of the model, CalibrationError if ONNX Runtime cannot run the
-    model, or for a tensor that holds NaN or Inf, and DataError for a feed that is refused, or if there is none; the
-    number of the feed, from 1 on, is named.
+    model, and DataError for a feed that is refused, or if there is none; the number of the feed, from 1 on, is named.
     """
     if not names:
         return {}
@@ -47,11 +50,11 @@ def collect_statistics(
     first = list(islice(source, min(threads, MOST_WORKERS)))
     workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1)
     accumulators = {name: new_accumulator(min(threads // workers * workers, 16)) for name in names}
-    done = 0
+    done, known = 0, set[str]()
     with closing(run_showing(model, accumulators, partial(_run, accumulators), numbered, workers)) as runs:
-        for (done, feed), is_wrong in runs:
-            if is_wrong:
-                _check(model, names, feed, done)
+        for (done, feed), wrong in runs:
+            if suspects := [name for name in wrong if name not in known]:
+                known.update(_tell(model, suspects, feed, done))
             if progress is not None:
                 progress(done)
     if not done:
@@ -59,18 +62,22 @@ def collect_statistics(
     return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
 
 
-def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> bool:
-    """Run a feed, which comes with its number. True if a tensor was wrong, in this one or in one that ran meanwhile."""
+def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> list[str]:
+    """Run a feed, which comes with its number. The tensors that were wrong, in this one, before, or meanwhile."""
     number, feed = item
     run_feed(session, feed, where=f"Batch {number}: ", what="the model with it")
-    return any(accumulator.wrong for accumulator in accumulators.values())
+    return [name for name, accumulator in accumulators.items() if accumulator.wrong]
 
 
-def _check(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> None:
-    """Raise CalibrationError if a tensor of this feed is wrong: it runs once more, alone."""
+def _tell(model: ir.Model, names: Sequence[str], feed: Feed, number: int) -> list[str]:
+    """Which of the tensors hold NaN or Inf in this feed, which runs once more, alone. Raises CalibrationError for one
+    that cannot be counted at all."""
     accumulators = {name: new_accumulator(1) for name in names}
-    for _ in run_showing(model, accumulators, partial(_run, accumulators), [(number, feed)], 1):
-        pass
-    for name, accumulator in accumulators.items():
-        if accumulator.wrong:
-            raise CalibrationError(f"Tensor {name} of batch {number}: {accumulator.wrong}")
+    runs = list(run_showing(model, accumulators, partial(_run, accumulators), [(number, feed)], 1))
+    found = runs[0][1]
+    for name in found:
+        text = f"Tensor {name} of batch {number}: {accumulators[name].wrong}"
+        if accumulators[name].wrong != NOT_FINITE:
+            raise CalibrationError(text)
+        _log.info("%s", text)
+    return found

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -48,7 +49,7 @@ def collect_moments(
     longest: int = LONGEST_SUM,
 ) -> Iterator[tuple[str, SecondMoments]]:
     """The second moments of the columns that each layer multiplies its weight with, in the order of `layers`. A layer
-    whose input is empty for all of `feeds` is left out.
+    whose input is empty for all of `feeds`, or so large that products of its values leave float32, is left out.
 
     model: a fused float model, which is left as it is. layers: names of nodes of its main graph that are Conv,
     ConvTranspose, Gemm or MatMul with a constant weight. feeds: inputs of one run each; they are read once for each
@@ -74,8 +75,8 @@ def collect_moments(
     for chunk in _chunks(jobs, memory):
         totals = _collect(copy, chunk, feeds)
         for name in list(totals):
-            if not (total := totals.pop(name)).is_empty:
-                yield name, total.solve()
+            if not (total := totals.pop(name)).is_empty and np.isfinite((moments := total.solve()).gram).all():
+                yield name, moments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,9 @@
 A convolution or a product with a weight is always quantized if it can be: it leads. Other nodes follow. A sum, a
 pooling or a concatenation is computed on integers where its operands are integers already. An operator that moves or
 picks elements is also computed on integers where its result is wanted quantized: the QuantizeLinear then stands in
-front of it, and a tensor is quantized once.
+front of it, and a tensor is quantized once. What is picked decides about the range of such a tensor, for rounding and
+clipping may as well stand in front of a maximum as behind it: what it never picks, as a border of -65504 around an
+image, takes no part.
 """
 
 from __future__ import annotations
@@ -28,17 +30,24 @@ from amct_onnx.values.qdq_tables import QdqRule, QdqTarget
 _CLAMPS = ("Relu", "Clip")
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
+_PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
 NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def plan_qdq(
-    model: ir.Model, target: QdqTarget, *, off: Collection[str] = (), in_float: Mapping[str, str] = NONE
+    model: ir.Model,
+    target: QdqTarget,
+    *,
+    off: Collection[str] = (),
+    in_float: Mapping[str, str] = NONE,
+    refused: Mapping[str, str] = NONE,
 ) -> QdqPlan:
     """The plan of a fused float model whose nodes are named.
 
-    off: nodes that stay in float. in_float: tensors that do, by name, and why as a clause.
+    off: nodes that stay in float. in_float: tensors that do, and refused: more such nodes; why, as a clause about the
+    node.
     """
-    planner = _Planner(model, target, frozenset(off), in_float)
+    planner = _Planner(model, target, dict.fromkeys(off, _OFF) | dict(refused), in_float)
     planner.join_all()
     return planner.plan()
 
@@ -64,10 +73,11 @@ class _Candidate:
 class _Planner:
     """What has been decided so far: the nodes on integers by name, what they read, and the quantized tensors."""
 
-    def __init__(self, model: ir.Model, target: QdqTarget, off: frozenset[str], in_float: Mapping[str, str]) -> None:
+    def __init__(self, model: ir.Model, target: QdqTarget, off: Mapping[str, str], in_float: Mapping[str, str]) -> None:
         self.graph, self.target, self.off, self.in_float = model.graph, target, off, in_float
         self.tensors: dict[ir.Value, None] = {}  # in the order in which they were found
         self.integer: dict[str, _Candidate] = {}
+        self.made: dict[ir.Value, _Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
         self.constant = constant_branches(model)
         self.layers = {layer.name: layer for layer in candidates(model)}
@@ -85,8 +95,8 @@ class _Planner:
         fixed = [i for i, value in inputs if constant_tensor(value) is not None]
         data = tuple((i, value) for i, value in inputs if i not in fixed)
         results = tuple(self._result(value, rule) for value in node.outputs if value.name)
-        reason = _OFF if node.name in self.off else self._reason(node, rule, traits, data, fixed)
-        if reason is None:
+        reason = self.off.get(name_of(node)) or self._reason(node, rule, traits, data, fixed)
+        if reason is None and self.in_float:
             wanted = [*(value for _, value in data), *(results if rule.output in ("required", "same") else ())]
             reason = next((self.in_float[name_of(value)] for value in wanted if value.name in self.in_float), None)
         return _Candidate(
@@ -192,6 +202,8 @@ class _Planner:
         self.reads.update((candidate.name, index) for index in candidate.constants)
         if candidate.rule.output in ("required", "same"):
             self.tensors.update(dict.fromkeys(candidate.results))
+        if candidate.rule.output != "float":
+            self.made.update(dict.fromkeys(candidate.results, candidate))
 
     def _fused_input(self, candidate: _Candidate) -> int | None:
         """The operand of a sum whose producer, quantized and read by nobody else, takes the sum into its kernel."""
@@ -212,8 +224,7 @@ class _Planner:
 
     def plan(self) -> QdqPlan:
         """What has been decided."""
-        made = {result: candidate for candidate in self.integer.values() for result in candidate.results}
-        integer = {value for value, maker in made.items() if value in self.tensors and maker.rule.output != "float"}
+        integer = {value for value in self.made if value in self.tensors}
         absorbed = {
             name_of(clamp): candidate.name
             for candidate in self.integer.values()
@@ -221,9 +232,11 @@ class _Planner:
             if (clamp := self._absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
         }
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
+        groups = list(self._groups())
         return QdqPlan(
             decisions=tuple(self._decisions()),
-            groups=tuple(self._groups()),
+            groups=tuple(groups),
+            also_observed=tuple(self._perhaps_picked({name for group in groups for name in group.sources})),
             reads=frozenset(self.reads),
             constants=constants,
             integer=frozenset(map(name_of, integer)),
@@ -234,10 +247,10 @@ class _Planner:
         found = {candidate.name: candidate.reason or _ALONE for candidate in self.candidates}
         others = {name: layer for name, layer in self.layers.items() if name not in found}
         for name, layer in others.items():
-            found[name] = _OFF if name in self.off else layer.reason or ""
+            reason = layer.reason or ""
             if layer.op_type in LAYER_OPS and layer.op_type not in self.target.rules:
-                general = found[name] in (_OFF, INSIDE, CONSTANT)
-                found[name] = found[name] if general else f"{self.target.name} has no integer {layer.op_type}"
+                reason = reason if reason in (INSIDE, CONSTANT) else f"{self.target.name} has no integer {layer.op_type}"
+            found[name] = self.off.get(name, reason)
         for name in self.order:
             if name in self.integer:
                 yield Decision(layer=name, quantized=True)
@@ -264,8 +277,52 @@ class _Planner:
         for value in self.tensors:
             members.setdefault(root(value), []).append(value)
         for group in members.values():
-            sources = tuple(name_of(value) for value in group if value not in moved)
-            yield TensorGroup(tensors=tuple(map(name_of, group)), sources=sources)
+            sources = (part for value in group if value not in moved for part in self._picked_of(value) or (value,))
+            yield TensorGroup(tensors=tuple(map(name_of, group)), sources=tuple(dict.fromkeys(map(name_of, sources))))
+
+    def _picked_of(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        """The tensors that hold what is picked of a tensor, all that it is quantized for; () if it is not so.
+
+        What a kernel makes of integers in any case has its own range, unless a constant may have widened that.
+        """
+        maker = self.made.get(value)
+        if maker is not None and (not maker.constants or self._is_seen(value)):
+            return ()
+        return self._picked(value)
+
+    def _picked(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        found: dict[ir.Value, None] = {}
+        readers = [
+            self.integer.get(name_of(use.node)) for use in value.uses() if (name_of(use.node), use.idx) in self.reads
+        ]
+        for reader in readers:
+            if reader is None or reader.rule.output != "same":
+                return ()
+            for result in reader.results:
+                if not result.uses() and not result.is_graph_output():
+                    continue
+                parts = () if self._is_seen(result) else self._picked(result)
+                if not parts and reader.node.op_type not in _PICKS:
+                    return ()
+                found.update(dict.fromkeys(parts or (result,)))
+        return tuple(found)
+
+    def _is_seen(self, value: ir.Value) -> bool:
+        """Whether more than nodes on integers read the tensor."""
+        return value.is_graph_output() or any((name_of(use.node), use.idx) not in self.reads for use in value.uses())
+
+    def _perhaps_picked(self, sources: Collection[str]) -> Iterator[str]:
+        """What else to observe: what is picked of tensors that may turn out to have no grid."""
+        for candidate in self.integer.values():
+            if candidate.node.op_type in _PICKS and any(self._may_hold_fills(value) for _, value in candidate.data):
+                yield from (name_of(value) for value in candidate.results if value.name not in sources)
+
+    def _may_hold_fills(self, value: ir.Value) -> bool:
+        """Whether a tensor is made of more than what kernels compute: of a constant, or of what is in float."""
+        maker = self.made.get(value)
+        if maker is None or maker.constants:
+            return True
+        return maker.rule.output == "same" and any(self._may_hold_fills(v) for _, v in maker.data)
 
 
 def _is_scalar(value: ir.Value) -> bool:

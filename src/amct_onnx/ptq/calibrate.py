@@ -62,7 +62,7 @@ def calibrate(
     solved = SolvedGrids(recipe.solved_weights)
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
-    tell((*best.lowered.notes, *_left_in_float(best)))
+    tell(best.lowered.notes)
     used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
     if not any(decision.quantized for decision in best.lowered.decisions):
@@ -86,14 +86,6 @@ def from_statistics(source: FusedModel, statistics: Statistics, *, target: Targe
     lowered = target.solve(calibration)
     tell(lowered.notes)
     return QuantizedModel(target=target.name, calibration=calibration, lowered=lowered)
-
-
-def _left_in_float(found: Candidate) -> Iterator[str]:
-    """Which layers stay in float for what their tensors held."""
-    reasons = set(found.calibration.in_float.values())
-    for decision in found.lowered.decisions if reasons else ():
-        if decision.reason in reasons:
-            yield f'Layer "{decision.layer}" stays in float: {decision.reason}.'
 
 
 def tell(notes: Iterable[str]) -> None:

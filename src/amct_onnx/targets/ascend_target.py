@@ -6,7 +6,7 @@ one calibration serves every target.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import CalibrationError, ModelError
+from amct_onnx.errors import CalibrationError, LayerError, ModelError
 from amct_onnx.files.config_json import default_settings
 from amct_onnx.graph.access import input_of, is_standard, name_of
 from amct_onnx.graph.constants import constant_value
@@ -98,7 +98,7 @@ class AscendTarget(Target):
     name = ASCEND.name
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
-        decisions = layer_decisions(source.facts, _settings(source.facts, request, ()))
+        decisions = layer_decisions(source.facts, _settings(source.facts, request, {}))
         return tuple(_explained(decision, source.facts, {}) for decision in decisions)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
@@ -121,12 +121,22 @@ class AscendTarget(Target):
         request.refuse_for(self.name, integers=False)
 
     def solve(self, calibration: Calibration) -> AscendLowered:
+        self.check(calibration.source, calibration.request)
+        in_float = _reads_no_grid(calibration)
+        while True:
+            try:
+                return self._solve(calibration, in_float)
+            except LayerError as error:
+                if error.layer in in_float:
+                    raise
+                in_float[error.layer] = error.reason
+
+    def _solve(self, calibration: Calibration, in_float: Mapping[str, str]) -> AscendLowered:
+        """The model with the layers of `in_float` in float. Raises LayerError for another one that has to be."""
         request, facts = calibration.request, calibration.source.facts
-        self.check(calibration.source, request)
-        in_float = _layers_in_float(calibration)
         settings = _settings(facts, request, in_float)
         decisions = layer_decisions(facts, settings)
-        if not settings.tensor_quantize and not any(decision.quantized for decision in decisions):
+        if not (in_float or settings.tensor_quantize or any(decision.quantized for decision in decisions)):
             told = [_explained(decision, facts, in_float) for decision in decisions]
             raise ModelError(all_in_float(calibration.source, self.name, told))
         check_tensors(calibration.source.source.model, facts, settings)
@@ -147,10 +157,14 @@ class AscendTarget(Target):
             factors = _activation(tensor, values, calibration, facts)
             for key in tensor.keys:
                 records[key] = replace(records[key], **factors)
+        layers = quantized_layers(facts, records, plan.layers)
+        for layer in layers:
+            integer_bias(nodes[layer.name], layer)  # where it leaves int32, that is known before a file is written
+        decided = tuple(_explained(decision, facts, in_float) for decision in decisions)
         return AscendLowered(
             factored=AscendModel(
                 model=model,
-                layers=quantized_layers(facts, records, plan.layers),
+                layers=layers,
                 origins=fused.origins or {},
                 tensors=tuple(quantized_tensor(key, records[key]) for key in _tensor_keys(plan)),
                 half=settings.fakequant_precision_mode == "FORCE_FP16_QUANT",
@@ -159,22 +173,24 @@ class AscendTarget(Target):
             records=MappingProxyType(records),
             weights=weights.better,
             rows=weights.better,
-            decisions=tuple(_explained(decision, facts, in_float) for decision in decisions),
-            notes=(*plan.notes, *weights.notes),
+            decisions=decided,
+            notes=(*plan.notes, *weights.notes, *calibration.told(decided, in_float.values())),
         )
 
 
-def _layers_in_float(calibration: Calibration) -> dict[str, str]:
-    """The nodes that read a tensor which cannot have a grid, and why."""
-    found = {}
+def _reads_no_grid(calibration: Calibration) -> dict[str, str]:
+    """The layers that read a tensor which can have no grid, and why."""
+    found, supported = {}, calibration.source.facts.supported
     for node in calibration.source.model.graph if calibration.in_float else ():
-        read = [value.name for value in node.inputs[:2] if value is not None and value.name in calibration.in_float]
-        if read:
-            found[name_of(node)] = calibration.in_float[str(read[0])]
+        if node.name in supported:
+            read = node.inputs[: 2 if is_product(node) else 1]
+            reasons = (calibration.in_float.get(value.name or "") for value in read if value is not None)
+            if reason := next(filter(None, reasons), None):
+                found[name_of(node)] = reason
     return found
 
 
-def _settings(facts: GraphFacts, request: Request, in_float: Collection[str]) -> Settings:
+def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) -> Settings:
     """The settings of all layers: what is skipped is off, and so are layers whose states nobody observed."""
     settings = request.settings or default_settings(facts)
     recurrent = {name for name, traits in facts.layers.items() if traits.op_type in RECURRENT_OPS}
@@ -208,7 +224,11 @@ def _activation(
         if key not in known:
             known[key] = solve_activation(calibration.statistic(values), settings)
     except ValueError as error:
-        raise CalibrationError(f'Layer "{tensor.keys[0]}": {error}.') from error
+        layer = next((key for key in tensor.keys if key in facts.layers), None)
+        if layer is None:
+            raise CalibrationError(f'Tensor "{tensor.keys[0]}": {error}.') from error
+        reason = f'tensor "{values[0].name}": {error}'
+        raise LayerError(f'Layer "{layer}": {reason}.', layer=layer, reason=reason) from error
     half = any(facts.layers[key].half for key in tensor.keys if key in facts.layers)
     return activation_factors(known[key], tensor.stamp, "FLOAT16" if half else "FLOAT32")
 
@@ -219,11 +239,9 @@ def _tensor_keys(plan: QuantPlan) -> Iterable[str]:
 
 
 def _explained(decision: Decision, facts: GraphFacts, in_float: Mapping[str, str]) -> Decision:
-    if decision.layer not in facts.supported:
-        return decision
-    if facts.layers[decision.layer].op_type in RECURRENT_OPS:
-        return replace(decision, reason=_RECURRENT)
-    return replace(decision, reason=in_float.get(decision.layer, decision.reason))
+    recurrent = decision.layer in facts.supported and facts.layers[decision.layer].op_type in RECURRENT_OPS
+    reason = _RECURRENT if recurrent else in_float.get(decision.layer, decision.reason)
+    return replace(decision, reason=reason)
 
 
 def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:

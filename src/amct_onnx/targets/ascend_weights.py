@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.errors import ModelError
+from amct_onnx.errors import LayerError
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, layer_of
@@ -54,7 +54,9 @@ def quantize_weights(
 ) -> QuantizedWeights:
     """Replace the weights of the layers of `plan`, of a normalized model, by their rounded values, in place.
 
-    Raises ModelError for a weight or bias that holds NaN or Inf, or is too large.
+    better: then a layer of whose weight nothing would be left is an error too; AMCT makes it zero.
+
+    Raises LayerError for a weight or bias that holds NaN or Inf, or is too large.
     """
     names, nodes = ValueNames(model), index_graph(model).nodes
     records: dict[str, LayerRecord] = {}
@@ -72,7 +74,8 @@ def quantize_weights(
             _store(layer_of(nodes[layer]), grid, names)
             records[layer], grids[layer] = _record(grid.params, entry), grid.params
         else:
-            records[layer], vanished[layer] = _quantize_weight(layer_of(nodes[layer]), entry, names)
+            strict = better is not None
+            records[layer], vanished[layer] = _quantize_weight(layer_of(nodes[layer]), entry, names, strict=strict)
     for key, tensor in plan.tensors.items():
         records[key] = LayerRecord(is_tensor_quantize=True, act_type=f"INT{tensor.activation.num_bits}")
     return QuantizedWeights(records=records, better=grids, notes=_notes({k: n for k, n in vanished.items() if n}))
@@ -85,8 +88,11 @@ def _notes(vanished: Mapping[str, int]) -> tuple[str, ...]:
     return (f"{where} have weights so small that int8 makes them 0, as AMCT does.",)
 
 
-def _quantize_weight(layer: Layer, entry: LayerSettings, names: ValueNames) -> tuple[LayerRecord, int]:
-    """The record of a layer's weight, and how many of its channels are not zero and become zero."""
+def _quantize_weight(layer: Layer, entry: LayerSettings, names: ValueNames, *, strict: bool) -> tuple[LayerRecord, int]:
+    """The record of a layer's weight, and how many of its channels are not zero and become zero.
+
+    strict: not all of them may.
+    """
     rows = channel_rows(layer.array(), layer.node)
     solve = solve_scale if isinstance(entry.weight.solver, AdaRound) else solve_arq
     try:
@@ -94,12 +100,20 @@ def _quantize_weight(layer: Layer, entry: LayerSettings, names: ValueNames) -> t
     except ValueError as error:
         raise _bad(layer, str(error)) from error
     _check_bias(layer)
-    extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
-    lost = int(((extremes > 0) & (fake_quantize(extremes, params) == 0)).sum())
+    lost = _lost(layer, rows, params, strict=strict)
     solver = entry.weight.solver
     cluster = cluster_levels(rows, params, solver) if isinstance(solver, Nuq) else ()
     layer.replace_weight(fake_quantized(layer.weight, layer.node, params, levels=cluster), names=names)
     return replace(_record(params, entry), cluster=cluster), lost
+
+
+def _lost(layer: Layer, rows: Array, params: QParams, *, strict: bool) -> int:
+    """How many rows are not zero and become zero. Raises LayerError where (`strict`) none is left."""
+    extremes = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
+    nonzero, kept = extremes > 0, fake_quantize(extremes, params) != 0
+    if strict and nonzero.any() and not kept.any():
+        raise _bad(layer, f"every weight would round to zero: the largest is {extremes.max():.3g}")
+    return int((nonzero & ~kept).sum())
 
 
 def _record(params: QParams, entry: LayerSettings) -> LayerRecord:
@@ -115,10 +129,13 @@ def _better_grid(layer: Layer, entry: LayerSettings, better: BetterGrid) -> Weig
         return None
     spec = weight_spec(entry.weight.num_bits, channel_wise=entry.weight.channel_wise)
     try:
-        grid = better(layer.name, channel_rows(layer.array(), layer.node), spec)
+        rows = channel_rows(layer.array(), layer.node)
+        grid = better(layer.name, rows, spec)
     except ValueError as error:
         raise _bad(layer, str(error)) from error
     _check_bias(layer)
+    if grid is not None:
+        _lost(layer, rows, grid.params, strict=True)
     return grid
 
 
@@ -145,5 +162,6 @@ def _check_bias(layer: Layer) -> None:
         raise _bad(layer, "the bias holds NaN or Inf")
 
 
-def _bad(layer: Layer, what: str) -> ModelError:
-    return ModelError(f'Layer "{layer.name}": {what}. Correct the model or add the layer to skip_layers.')
+def _bad(layer: Layer, what: str) -> LayerError:
+    text = f'Layer "{layer.name}": {what}. Correct the model or add the layer to skip_layers.'
+    return LayerError(text, layer=layer.name, reason=what)

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.errors import CalibrationError
+from amct_onnx.errors import CalibrationError, listed
 from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.numerics.statistics.fills import fill_value
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.values.findings import Tuning
+from amct_onnx.values.layers import Decision
 from amct_onnx.values.request import Request
 
 # Operators that move elements and keep all of them: what goes in has the statistic of what comes out.
 _MOVES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"})
+
+
+# Operators whose results hold elements of their inputs and nothing else, zeros apart; of the first of them, or of all.
+_KEEPS_FIRST = frozenset(
+    {
+        *("MaxPool", "ReduceMax", "Slice", "Split", "Gather", "Resize", "Expand", "Tile", "Pad"),
+        *("DepthToSpace", "SpaceToDepth"),
+    }
+)
 
 
 class SolvedGrids:
@@ -63,27 +74,73 @@ class Calibration:
 
     @cached_property
     def in_float(self) -> Mapping[str, str]:
-        """The tensors of the model that cannot have a grid, and why: those without elements in all feeds."""
-        empty = {name for name, histogram in self.statistics.tensors.items() if not histogram.counts.size}
-        values = index_graph(self.source.model).values if empty else {}
+        """The tensors of the model that no target can give a grid, and why, as clauses."""
+        reasons = {name: _holds_not_finite(name) for name in self.spoilt}
+        for name, histogram in self.statistics.tensors.items():
+            if histogram.is_finite and not histogram.counts.size:
+                reasons[name] = f"the tensor {name} is empty in all of the data"
+            elif (fill := fill_value(histogram)) is not None:
+                reasons[name] = f'tensor "{name}" holds a fill value, {fill:.3g}, beside which int8 has nothing left'
+        values = index_graph(self.source.model).values if reasons else {}
         sources = {name: name_of(source_of(value)) for name, value in values.items()}
-        return {
-            name: f"the tensor {name} is empty in all of the data"
-            for name, source in sources.items()
-            if source in empty
-        }
+        return {name: reasons[source] for name, source in sources.items() if source in reasons}
+
+    @property
+    def spoilt(self) -> tuple[str, ...]:
+        """The observed tensors that hold NaN or Inf."""
+        return tuple(name for name, histogram in self.statistics.tensors.items() if not histogram.is_finite)
+
+    def told(self, decisions: Iterable[Decision], reasons: Collection[str]) -> tuple[str, ...]:
+        """Which nodes stay in float for one of `reasons`, which come from the values that were to be rounded.
+
+        Raises CalibrationError where nothing is left to quantize since tensors hold NaN or Inf.
+        """
+        decided, affected = tuple(decisions), dict[str, list[str]]()
+        for decision in decided:
+            if not decision.quantized and decision.reason in reasons:
+                affected.setdefault(decision.reason or "", []).append(decision.layer)
+        if not any(decision.quantized for decision in decided):
+            for reason in map(_holds_not_finite, self.spoilt):
+                if reason in affected:
+                    layer = f'Layer "{affected[reason][0]}": {reason}'
+                    text = "has no layer left that can be quantized"
+                    raise CalibrationError(
+                        f"{self.source.name} {text}. {layer}: check the model and the calibration data."
+                    )
+        return tuple(f"{_layers(names)} in float: {reason}." for reason, names in affected.items())
 
     def statistic(self, values: Iterable[ir.Value]) -> DyadicHistogram:
-        """What the tensors behind `values` held together.
+        """What the tensors behind `values` held together; of one that was not observed, what it was made from.
 
-        Raises StatisticsError for one that was not observed, and CalibrationError where they held nothing.
+        Raises StatisticsError where that was not observed either, and CalibrationError where they held nothing.
         """
-        names = list(dict.fromkeys(name_of(source_of(value)) for value in values))
+        names = dict.fromkeys(name for value in values for name in self._observed(value))
         histogram = self.statistics.of(names)
         if not histogram.counts.size:
-            text = "is empty in all of the data: leave what reads it in float, or give data in which it is not"
-            raise CalibrationError(f'Tensor "{names[0]}" {text}.')
+            what = "is empty in all of the data" if histogram.is_finite else "holds NaN or Inf"
+            raise CalibrationError(f'Tensor "{next(iter(names))}" {what}: leave what reads it in float.')
         return histogram
+
+    def _observed(self, value: ir.Value) -> Iterator[str]:
+        source = source_of(value)
+        node = source.producer()
+        if source.name not in self.statistics.tensors and node is not None and is_standard(node):
+            inputs = {"Concat": node.inputs}.get(node.op_type, node.inputs[:1] if node.op_type in _KEEPS_FIRST else ())
+            made_from = [part for part in inputs if part is not None and constant_tensor(part) is None]
+            for part in made_from:
+                yield from self._observed(part)
+            if made_from:
+                return
+        yield name_of(source)
+
+
+def _layers(names: Sequence[str]) -> str:
+    quoted = listed([f'"{name}"' for name in names], 3)
+    return f"Layers {quoted} stay" if len(names) > 1 else f"Layer {quoted} stays"
+
+
+def _holds_not_finite(name: str) -> str:
+    return f'tensor "{name}" holds NaN or Inf'
 
 
 def source_of(value: ir.Value) -> ir.Value:

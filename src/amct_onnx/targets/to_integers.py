@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.errors import ModelError
+from amct_onnx.errors import LayerError
 from amct_onnx.graph.access import graph_of, input_of, name_of
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
@@ -99,7 +99,7 @@ def lower(
     tensors: Sequence[QuantizedTensor] = (),
     outputs: Sequence[QuantizedOutput] = (),
 ) -> dict[str, str]:
-    """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises ModelError when a bias leaves int32.
+    """Quantize `layers`, `tensors` and `outputs` of `model` in place. Raises LayerError when a bias leaves int32.
 
     Returns for each new node in front of a layer or behind it, by name, the node of the model that it serves.
     """
@@ -198,7 +198,7 @@ def _lower_constants(node: ir.Node, layer: QuantizedLayer, dialect: Dialect) -> 
 def integer_bias(node: ir.Node, layer: QuantizedLayer) -> Doubles | None:
     """The integers of the bias of a layer; None without a weight or bias.
 
-    Raises ModelError when they, or the sums of the layer for some input, leave int32.
+    Raises LayerError when they, or the sums of the layer for some input, leave int32.
     """
     if layer.weight is None:
         return None
@@ -212,9 +212,12 @@ def integer_bias(node: ir.Node, layer: QuantizedLayer) -> Doubles | None:
         scale = layer.activation.scale * layer.weight.scale
         quotient = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         if (quotient < _INT32.min).any() or (quotient > _INT32.max).any():
-            raise ModelError(
-                f'Do bias quantize failed. Quantized bias of layer "{layer.layer}" exceed int32 range '
-                f"(largest {np.abs(quotient).max():.3g}), please add it to skip layer."
+            largest = f"(largest {np.abs(quotient).max():.3g})"
+            raise LayerError(
+                f'Do bias quantize failed. Quantized bias of layer "{layer.layer}" exceed int32 range {largest}, '
+                "please add it to skip layer.",
+                layer=layer.layer,
+                reason=f"its quantized bias exceeds int32 {largest}",
             )
     _refuse_overflow(view, layer.weight, np.zeros(1) if quotient is None else quotient, layer)
     return quotient
@@ -236,8 +239,10 @@ def _refuse_overflow(view: Layer, weight: QParams, bias: Doubles, layer: Quantiz
     sums = _magnitude_sums(integer_weight(view.weight, node, weight), node)
     largest = float((np.abs(bias) + reach * sums).max())
     if largest > _INT32.max:
-        raise ModelError(
-            f'The sums of layer "{layer.layer}" may exceed int32 range ({largest:.3g}), please add it to skip layer.'
+        raise LayerError(
+            f'The sums of layer "{layer.layer}" may exceed int32 range ({largest:.3g}), please add it to skip layer.',
+            layer=layer.layer,
+            reason=f"its sums may exceed int32 ({largest:.3g})",
         )
 
 

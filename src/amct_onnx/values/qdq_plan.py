@@ -10,7 +10,8 @@ from amct_onnx.values.layers import Decision
 
 @dataclass(frozen=True, kw_only=True)
 class TensorGroup:
-    """Tensors that have one grid. `sources` are those whose values occur: the others hold a part of them."""
+    """Tensors that have one grid. `sources` are those whose values decide about it: the others hold a part of them, or
+    also what nothing on integers picks."""
 
     tensors: tuple[str, ...]
     sources: tuple[str, ...]
@@ -22,7 +23,8 @@ class QdqPlan:
 
     `groups` partition the quantized tensors. `reads` are the quantized inputs, (node, index), `constants` those of them
     that are constants. `integer` tensors leave their node as integers, so all readers get what was quantized.
-    `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in.
+    `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in. `also_observed`: tensors that have a
+    grid of their own if one of the others cannot have one.
     """
 
     decisions: tuple[Decision, ...]
@@ -31,6 +33,7 @@ class QdqPlan:
     constants: frozenset[tuple[str, int]]
     integer: frozenset[str]
     absorbed: Mapping[str, str]
+    also_observed: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -40,4 +43,5 @@ class QdqPlan:
     @property
     def observed(self) -> tuple[str, ...]:
         """The tensors that calibration has to see."""
-        return tuple(tensor for group in self.groups for tensor in group.sources)
+        sources = (tensor for group in self.groups for tensor in group.sources)
+        return tuple(dict.fromkeys((*sources, *self.also_observed)))

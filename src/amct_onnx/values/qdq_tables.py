@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from amct_onnx.numerics.grid import QSpec
+from amct_onnx.numerics.grid import LEAST_SCALE, MOST_SCALE, QSpec
 
 OutputRule = Literal["required", "free", "same", "float"]
 InputRule = Literal["all", "first", "branch"]
@@ -64,6 +64,10 @@ class QdqTarget:
     packs_weights: bool = False
 
 
+# The files have float32 scales, which are bounded by nothing else.
+_SYMMETRIC = QSpec(least_scale=LEAST_SCALE, most_scale=MOST_SCALE)
+_ASYMMETRIC = replace(_SYMMETRIC, symmetric=False)
+
 _SAME = QdqRule(inputs="first", output="same")
 _MOVING = (
     *("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather"),
@@ -86,8 +90,8 @@ _CLAMPS = frozenset(("Relu", "Clip"))
 ONNXRUNTIME = QdqTarget(
     name="onnxruntime",
     rules=_LAYERS | {"Pad": QdqRule(inputs="first", output="same", direct=True)},
-    activation=QSpec(symmetric=False),
-    weight=QSpec(),
+    activation=_ASYMMETRIC,
+    weight=_SYMMETRIC,
     unsigned_activations=True,
     absorbs=_CLAMPS,
     drops_clamps=True,
@@ -105,8 +109,8 @@ OPENVINO = QdqTarget(
     rules=_LAYERS
     | dict.fromkeys(("Pad", "SpaceToDepth"), _SAME)
     | {"ConvTranspose": QdqRule(leads=True, weight_ranks=frozenset((3, 4, 5)), output="free")},
-    activation=QSpec(symmetric=False),
-    weight=QSpec(),
+    activation=_ASYMMETRIC,
+    weight=_SYMMETRIC,
     unsigned_activations=True,
     absorbs=_CLAMPS,
 )
@@ -124,8 +128,8 @@ TENSORRT = QdqTarget(
         **dict.fromkeys(("AveragePool", "GlobalAveragePool"), QdqRule(inputs="first", output="float")),
         "Add": QdqRule(inputs="branch", output="float"),
     },
-    activation=QSpec(),
-    weight=QSpec(),
+    activation=_SYMMETRIC,
+    weight=_SYMMETRIC,
 )
 
 QDQ_TARGETS: Mapping[str, QdqTarget] = MappingProxyType({t.name: t for t in (ONNXRUNTIME, TENSORRT, OPENVINO)})

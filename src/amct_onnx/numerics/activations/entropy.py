@@ -19,7 +19,7 @@ import numpy as np
 
 from amct_onnx.numerics.activations.minmax import solve_minmax
 from amct_onnx.numerics.arrays import Array, Doubles, Indices
-from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import Entropy
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -35,9 +35,9 @@ def solve_entropy(stat: DyadicHistogram, spec: QSpec, settings: Entropy) -> QPar
     """
     widest = solve_minmax(stat, spec)
     coarse = stat.coarsened(settings.num_of_bins)
-    scales = candidate_scales(float(widest.scale[0]) / coarse.width, coarse.width)
+    scales = candidate_scales(float(widest.scale[0]) / coarse.width, spec.least_scale / coarse.width)
     occupied = np.count_nonzero(coarse.counts) > (coarse.low <= 0 < coarse.low + coarse.counts.size)
-    if not scales.size or not occupied or max(stat.maximum, -stat.minimum) < FLT_EPSILON * (1 << spec.bits):
+    if not scales.size or not occupied or max(stat.maximum, -stat.minimum) < spec.least_scale * (1 << spec.bits):
         return widest
     found = [divergences(coarse, part, spec) for part in np.split(scales, range(_AT_ONCE, scales.size, _AT_ONCE))]
     losses = np.concatenate(found)
@@ -46,9 +46,9 @@ def solve_entropy(stat: DyadicHistogram, spec: QSpec, settings: Entropy) -> QPar
     return QParams(scale=np.float32(scales[row] * coarse.width), zero_point=np.int32(zero_point), spec=spec)
 
 
-def candidate_scales(widest: float, width: float) -> Doubles:
-    """Scales in bins of `width`, from that of min-max down to one bin, at equal ratios; none if it is finer itself."""
-    least = max(1.0, FLT_EPSILON / width)
+def candidate_scales(widest: float, legal: float) -> Doubles:
+    """Scales in bins, from that of min-max down to one bin or the least legal one; none if min-max is finer itself."""
+    least = max(1.0, legal)
     if widest < least:
         return np.zeros(0)
     return widest * (least / widest) ** np.linspace(0.0, 1.0, _SCALES)

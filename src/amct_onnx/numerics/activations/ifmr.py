@@ -14,7 +14,7 @@ import numpy as np
 
 from amct_onnx.numerics.activations.percentile import largest_at
 from amct_onnx.numerics.arrays import Doubles, Floats
-from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec, asymmetric_from_range, symmetric_from_range
+from amct_onnx.numerics.grid import QParams, QSpec, asymmetric_from_range, symmetric_from_range
 from amct_onnx.numerics.settings import Ifmr
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -31,8 +31,8 @@ def solve_ifmr(stat: DyadicHistogram, spec: QSpec, settings: Ifmr) -> QParams:
         floors, scales = -bounds, bounds / (spec.qmax if high >= -low else -spec.qmin)
     else:
         floors, scales = np.full_like(bounds, low), (bounds - low) / (spec.qmax - spec.qmin)
-    scales = np.where(scales < FLT_EPSILON, 1.0, scales)
-    allowed = scales <= 1 / FLT_EPSILON
+    scales = np.where(scales < spec.least_scale, 1.0, scales)
+    allowed = scales <= spec.most_scale
     if not allowed.any():
         raise ValueError("no candidate of the search range gives a legal scale")
     lower, upper = stat.edges()

@@ -19,7 +19,7 @@ import numpy as np
 
 from amct_onnx.numerics.activations.minmax import params_of_range, solve_minmax
 from amct_onnx.numerics.arrays import Doubles, Indices
-from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
 # The first pass goes down from the min-max scale in these steps; the others look between neighbours of the best.
@@ -40,10 +40,10 @@ def solve_mse(stat: DyadicHistogram, spec: QSpec) -> QParams:
     Raises ValueError when the extremes have no legal scale.
     """
     widest = solve_minmax(stat, spec)
-    if max(stat.maximum, -stat.minimum) < FLT_EPSILON * (1 << spec.bits):  # zeros, or no finer scale is legal
+    if max(stat.maximum, -stat.minimum) < spec.least_scale * (1 << spec.bits):  # zeros, or no finer scale is legal
         return widest
     above, below = _excess(stat, negate=False), _excess(stat, negate=True)
-    least, most = FLT_EPSILON / stat.width, 1 / (FLT_EPSILON * stat.width)  # legal scales
+    least, most = spec.least_scale / stat.width, spec.most_scale / stat.width  # legal scales
     if spec.bits > _MOST_BITS:
         low, high = _best_range(above, below, stat.total, least, spec)
         return params_of_range(-low * stat.width, high * stat.width, spec)

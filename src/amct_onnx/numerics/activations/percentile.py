@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from amct_onnx.numerics.activations.minmax import params_of_range, solve_minmax
-from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import Percentile
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -20,7 +20,7 @@ def solve_percentile(stat: DyadicHistogram, spec: QSpec, settings: Percentile) -
     """
     low = min(0.0, -largest_at(stat, settings.percentile, negate=True))
     high = max(0.0, largest_at(stat, settings.percentile, negate=False))
-    if max(high, -low) < max(FLT_EPSILON * (1 << spec.bits), stat.width):  # within the bin at zero
+    if max(high, -low) < max(spec.least_scale * (1 << spec.bits), stat.width):  # within the bin at zero
         return solve_minmax(stat, spec)
     return params_of_range(low, high, spec)
 

@@ -52,8 +52,8 @@ class NumpyAccumulator:
                 self._wrong = f"{type(error).__name__}: {error}"
 
     def histogram(self) -> DyadicHistogram:
-        """All that was counted. Nobody may add meanwhile."""
-        return self._histogram
+        """All that was counted: `not_finite` where an array held NaN or Inf. Nobody may add meanwhile."""
+        return DyadicHistogram.not_finite() if self._wrong == NOT_FINITE else self._histogram
 
 
 class CompiledAccumulator:
@@ -76,6 +76,8 @@ class CompiledAccumulator:
         compiled.add(self._handle, flat.ctypes.data, flat.size)
 
     def histogram(self) -> DyadicHistogram:
+        if self.wrong == NOT_FINITE:
+            return DyadicHistogram.not_finite()
         result, counts = DyadicHistogram.empty(), np.empty(MAX_BINS, np.int64)
         for part in range(self._parts):
             table = compiled.read(self._handle, part, counts.ctypes.data)

@@ -15,6 +15,7 @@ from amct_onnx.numerics.statistics.moments import SecondMoments
 
 _PART = 1024  # columns multiplied at a time: longer sums in float32 are less precise
 WAITING = 4096  # columns
+_OVERFLOWS = np.errstate(over="ignore", invalid="ignore")  # a product that leaves float32 is infinite
 
 
 class GramSum:
@@ -44,6 +45,7 @@ class GramSum:
         if self._columns >= WAITING:
             self.multiply()
 
+    @_OVERFLOWS
     def multiply(self) -> None:
         """Multiply the columns that wait."""
         if not self._waiting:
@@ -59,6 +61,7 @@ class GramSum:
             self._gram += part @ part.transpose(0, 2, 1)
             self._sum += part.sum(axis=2, dtype=np.float64)
 
+    @_OVERFLOWS
     def solve(self) -> SecondMoments:
         """Means of values and products; nothing may be added later. Raises ValueError without columns."""
         self.multiply()

@@ -61,7 +61,8 @@ class DyadicHistogram:
     batches, in at most MAX_BINS * 8 bytes.
 
     Histograms are a commutative monoid: `merge` is associative and commutative, `empty()` is its neutral element, and
-    of(concatenation) == merge(of(part), of(part)), bit for bit. So one streams, and merges across machines.
+    of(concatenation) == merge(of(part), of(part)), bit for bit. So one streams, and merges across machines. The
+    histogram of a sample with NaN or Inf has no bins either: `not_finite()` absorbs whatever is merged with it.
     """
 
     exponent: int
@@ -99,6 +100,16 @@ class DyadicHistogram:
         counts = counts[first : last + 1].copy()
         return cls(exponent=exponent, low=low + first, counts=counts, minimum=minimum, maximum=maximum)
 
+    @classmethod
+    def not_finite(cls) -> DyadicHistogram:
+        """That of a sample with NaN or Inf: merged with any other it stays what it is."""
+        return cls(exponent=0, low=0, counts=np.zeros(0, np.int64), minimum=-math.inf, maximum=math.inf)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is not `not_finite`."""
+        return self.minimum > -math.inf
+
     @property
     def total(self) -> int:
         """Number of elements counted."""
@@ -118,6 +129,8 @@ class DyadicHistogram:
 
     def merge(self, other: DyadicHistogram) -> DyadicHistogram:
         """The histogram of both samples together."""
+        if not (self.is_finite and other.is_finite):
+            return DyadicHistogram.not_finite()
         if not other.counts.size:
             return self
         if not self.counts.size:
@@ -153,7 +166,7 @@ class DyadicHistogram:
     def is_consistent(self) -> bool:
         """Whether exponent, bins and extremes are what `of` would give for some sample: a file may hold anything."""
         if not self.counts.size:
-            return self == DyadicHistogram.empty()
+            return self in (DyadicHistogram.empty(), DyadicHistogram.not_finite())
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum):
             return False
         exponent = _exponent(self.minimum, self.maximum)

@@ -64,7 +64,7 @@ def solve_scale(weight: Floats, spec: QSpec) -> QParams:
     rows = weight.reshape(params.scale.size, -1).astype(np.float64)
     best, least = params.scale, np.full(params.scale.size, np.inf)
     for shrink in _SHRINKS:
-        scale = legal_scale(params.scale * np.float32(shrink))
+        scale = legal_scale(params.scale * np.float32(shrink), params.spec)
         steps = rows / scale[:, None].astype(np.float64)
         steps -= np.clip(np.rint(steps), spec.qmin, spec.qmax)
         error = np.square(steps, out=steps).sum(axis=1) * scale.astype(np.float64) ** 2

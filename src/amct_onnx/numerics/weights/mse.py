@@ -15,7 +15,7 @@ import numpy as np
 
 from amct_onnx.numerics.arrays import Doubles, Floats, Indices
 from amct_onnx.numerics.blocks import blocks, row_parts
-from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.arq import solve_arq
 
 _ELEMENTS = 1 << 16  # of a part: three arrays of them stay in the cache
@@ -48,8 +48,8 @@ class _Search:
     def __init__(self, rows: Floats, scale: Floats, spec: QSpec) -> None:
         self._scale, self._spec = scale, spec
         self._steps = np.divide(rows, scale[:, None])
-        self._least = FLT_EPSILON / scale.astype(np.float64)  # ratios of legal scales
-        self._most = 1 / FLT_EPSILON / scale.astype(np.float64)
+        self._least = spec.least_scale / scale.astype(np.float64)  # ratios of legal scales
+        self._most = spec.most_scale / scale.astype(np.float64)
         size = max(self._steps[block].size for block in blocks(rows.shape))
         self._rooms = np.empty((2, size), np.float32)  # new arrays of this size would come from the system each time
         self._ratio = np.ones(scale.size)
@@ -66,7 +66,7 @@ class _Search:
             self._refine(slice(None) if rows.size == self._scale.size else rows)
         unsure = _QUOTIENT * np.sqrt(_sums(self._steps))
         better = np.sqrt(self._error) * (1 + _SUMS) + unsure < np.sqrt(self._start) * (1 - _SUMS) - unsure
-        found = np.clip((self._scale * self._ratio).astype(np.float32), FLT_EPSILON, 1 / FLT_EPSILON)
+        found = np.clip((self._scale * self._ratio).astype(np.float32), self._spec.least_scale, self._spec.most_scale)
         return np.where(better, found, self._scale)
 
     def _descend(self, rows: Indices) -> None:

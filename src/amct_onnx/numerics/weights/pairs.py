@@ -43,6 +43,8 @@ def overflows(rows: Int8s) -> bool:
 
 def _solve(rows: Floats, widest: Floats, lower: Floats, spec: QSpec) -> tuple[Floats, Int8s]:
     least = np.full(len(rows), np.inf)
+    unit = np.exp2(np.frexp(widest)[1]).astype(np.float32)  # exact factors, so that no square leaves float32
+    rows, widest, lower = rows / unit[:, None], widest / unit, lower / unit
     scale, integers = widest.copy(), np.zeros(rows.shape, np.int8)
     for ratio in _RATIOS:
         tried = np.maximum(widest * np.float32(ratio), lower)
@@ -55,7 +57,7 @@ def _solve(rows: Floats, widest: Floats, lower: Floats, spec: QSpec) -> tuple[Fl
         better = loss < least
         least[better], scale[better] = loss[better], tried[better]
         integers[better] = found[better].astype(np.int8)
-    return scale, integers
+    return scale * unit, integers
 
 
 def _part_pairs(integers: Floats) -> None:
