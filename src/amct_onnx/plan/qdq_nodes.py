@@ -248,8 +248,9 @@ class _Planner:
         others = {name: layer for name, layer in self.layers.items() if name not in found}
         for name, layer in others.items():
             reason = layer.reason or ""
-            if layer.op_type in LAYER_OPS and layer.op_type not in self.target.rules:
-                reason = reason if reason in (INSIDE, CONSTANT) else f"{self.target.name} has no integer {layer.op_type}"
+            no_rule = layer.op_type in LAYER_OPS and layer.op_type not in self.target.rules
+            if no_rule and reason not in (INSIDE, CONSTANT):
+                reason = f"{self.target.name} has no integer {layer.op_type}"
             found[name] = self.off.get(name, reason)
         for name in self.order:
             if name in self.integer:
