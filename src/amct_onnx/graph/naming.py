@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import onnx_ir as ir
+
+from amct_onnx.graph.tensors import renamed
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -26,6 +28,29 @@ def name_nodes(model: ir.Model) -> None:
                 node.name = numbered_name(base, count, taken)
                 taken.add(node.name)
             holders.add(node.name)
+
+
+def name_values(model: ir.Model) -> None:
+    """Give every tensor of the bodies of nodes a name that no tensor elsewhere has: both branches of an If may have
+    the same ones. A name that is unique already never changes, nor does any of the main graph."""
+    taken = {value.name or "" for graph in model.graphs() for value in _made_in(graph)}
+    holders: dict[str, ir.Value] = {}
+    for graph in model.graphs():
+        for value in list(_made_in(graph)):
+            name = value.name or ""
+            if holders.setdefault(name, value) is value:
+                continue
+            name = numbered_name(name, 1, taken)
+            if value.const_value is not None:
+                value.const_value = renamed(value.const_value, name)  # the tensor may be the caller's
+            value.name = name
+            taken.add(name)
+            holders[name] = value
+
+
+def _made_in(graph: ir.Graph) -> Iterator[ir.Value]:
+    outputs = (value for node in graph for value in node.outputs)
+    yield from (value for value in (*graph.inputs, *graph.initializers.values(), *outputs) if value.name)
 
 
 def numbered_name(base: str, count: int, taken: Container[str]) -> str:

@@ -19,7 +19,7 @@ from amct_onnx.errors import ArgumentTypeError, ModelError, StatisticsError, lis
 from amct_onnx.files.onnx_file import IN_MEMORY, check_opset, load_model, take_model
 from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.layers import quantized_nodes
-from amct_onnx.graph.naming import name_nodes
+from amct_onnx.graph.naming import name_nodes, name_values
 from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
@@ -66,6 +66,7 @@ class FloatModel:
         check_opset(opened, called)
         lift_ir3(opened)
         name_nodes(opened)
+        name_values(opened)
         _refuse_quantized(opened, called)
         return cls(model=opened, facts=graph_facts(opened), path=path)
 

@@ -63,13 +63,14 @@ class SolvedGrids:
 class Calibration:
     """A fused float model, the statistics of its tensors, and what is wanted.
 
-    tuning: what a recipe has found beyond the statistics.
+    tuning: what a recipe has found beyond the statistics. empty: what to say of a tensor that held nothing, as a verb.
     """
 
     source: FusedModel
     statistics: Statistics
     request: Request
     tuning: Tuning = field(default_factory=Tuning)
+    empty: str = "is empty in all of the data"
     solved: SolvedGrids = field(default_factory=SolvedGrids)
 
     @cached_property
@@ -78,7 +79,7 @@ class Calibration:
         reasons = {name: _holds_not_finite(name) for name in self.spoilt}
         for name, histogram in self.statistics.tensors.items():
             if histogram.is_finite and not histogram.counts.size:
-                reasons[name] = f"the tensor {name} is empty in all of the data"
+                reasons[name] = f"the tensor {name} {self.empty}"
             elif (fill := fill_value(histogram)) is not None:
                 reasons[name] = f'tensor "{name}" holds a fill value, {fill:.3g}, beside which int8 has nothing left'
         values = index_graph(self.source.model).values if reasons else {}

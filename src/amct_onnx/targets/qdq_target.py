@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import name_of
+from amct_onnx.graph.bodies import closed_copies
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.layers import default_opset
@@ -22,19 +24,15 @@ from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Units
+from amct_onnx.targets.qdq_bodies import lower_solved, quantize_bodies
 from amct_onnx.targets.qdq_float_units import QdqUnits
-from amct_onnx.targets.qdq_solving import PlanSolver, layers_with_weights
+from amct_onnx.targets.qdq_solving import PlanSolver, SolvedPlan, layers_with_weights
 from amct_onnx.targets.target import Lowered, RangeChoice, Target, save_model_of
-from amct_onnx.targets.to_qdq import QdqGrids, lower_qdq
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Roundings
-
-_SAFE_BITS = 7  # two such weights cannot overflow
-# A bias uses at most half of int32, so that the sums that it is added to have the other half.
-_BIAS_LIMIT = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,10 +91,14 @@ class QdqFamily(Target):
         self.runs_here, self.packs_weights = table.runs_here, table.packs_weights
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
-        return _known(plan_qdq(source.model, self.table, off=request.off()), source)
+        off = request.off()
+        plan = plan_qdq(source.model, self.table, off=off)
+        inside = (plan_qdq(body, self.table, off=off).decisions for body in closed_copies(source.model))
+        return _known(plan.decisions, inside, source)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
-        return plan_qdq(source.model, self.table).observed
+        plans = (plan_qdq(model, self.table) for model in (source.model, *closed_copies(source.model)))
+        return [name for plan in plans for name in plan.observed]
 
     def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
         model, plan = source.model, plan_qdq(source.model, self.table, off=request.off())
@@ -121,31 +123,46 @@ class QdqFamily(Target):
 
     def solve(self, calibration: Calibration) -> QdqLowered:
         self.check(calibration.source, calibration.request)
-        solver, table = PlanSolver(calibration, self.table), self.table
+        table, solver = self.table, PlanSolver(calibration, self.table)
         while (solved := solver.solve()) is None:
             pass
-        grids, plan, prepared = solved.activations, solved.plan, solved.prepared
-        quantized = prepared.clone()
-        grids_of_all = QdqGrids(activations=grids, weights=solved.weights, constants=solved.constants)
-        lower_qdq(quantized, plan, table, grids_of_all)
-        own = {layer.name: layer for layer in layers_with_weights(prepared, plan)}
+        prepared, quantized = solved.prepared, solved.prepared.clone()
+        lower_solved(quantized, solved, table)
+        inside = quantize_bodies(quantized, prepared, calibration, table)
+        everything = (solved, *inside)
         return QdqLowered(
             calibration=calibration,
             table=table,
             prepared=prepared,
-            plan=plan,
+            plan=solved.plan,
             quantized=quantized,
-            decisions=_known(plan, calibration.source),
-            activations=grids,
-            weights={name: _in_own_layout(grid.params, own[name]) for name, grid in solved.weights.items()},
+            decisions=_known(solved.plan.decisions, (body.plan.decisions for body in inside), calibration.source),
+            activations=MappingProxyType(
+                {name: grid for part in everything for name, grid in part.activations.items()}
+            ),
+            weights=MappingProxyType({name: grid for part in everything for name, grid in _weights(part)}),
             rows={name: grid.params for name, grid in solved.weights.items()},
-            notes=solved.notes,
+            notes=tuple(note for part in everything for note in part.notes),
         )
 
 
-def _known(plan: QdqPlan, source: FusedModel) -> tuple[Decision, ...]:
-    """The decisions about nodes of the user's model, and not about those that were added to it."""
-    return tuple(decision for decision in plan.decisions if decision.layer in source.facts.nodes)
+def _known(
+    decisions: Iterable[Decision], inside: Iterable[Iterable[Decision]], source: FusedModel
+) -> tuple[Decision, ...]:
+    """The decisions about nodes of the user's model, and not about those that were added to it.
+
+    inside: those about nodes of bodies, which count for these; a body comes before that which it is in.
+    """
+    found = {decision.layer: decision for decision in decisions}
+    found |= {decision.layer: decision for body in reversed(tuple(inside)) for decision in body}
+    return tuple(decision for decision in found.values() if decision.layer in source.facts.nodes)
+
+
+def _weights(solved: SolvedPlan) -> Iterator[tuple[str, QParams]]:
+    """The grids of the weights of a plan, in the layout of the model."""
+    own = {layer.name: layer for layer in layers_with_weights(solved.prepared, solved.plan)}
+    for name, grid in solved.weights.items():
+        yield name, _in_own_layout(grid.params, own[name])
 
 
 def _in_own_layout(params: QParams, layer: Layer) -> QParams:

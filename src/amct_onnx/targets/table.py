@@ -8,8 +8,8 @@ from typing import Any
 
 from amct_onnx.errors import ArgumentError
 from amct_onnx.graph.access import name_of
+from amct_onnx.graph.bodies import all_values
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.index import index_graph
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.targets.ascend_target import AscendTarget
 from amct_onnx.targets.calibration import source_of
@@ -30,7 +30,7 @@ def target_of(name: Any) -> Target:
 
 def observed_tensors(source: FusedModel) -> tuple[str, ...]:
     """The tensors whose statistics serve every target: each is the source of what a target quantizes."""
-    values = index_graph(source.model).values
+    values = all_values(source.model)
     wanted = dict.fromkeys(name for target in TARGETS.values() for name in target.observed(source))
     sources = (source_of(values[name]) for name in wanted if name in values)
     return tuple(dict.fromkeys(name_of(value) for value in sources if constant_tensor(value) is None))

@@ -22,6 +22,7 @@ from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.instrument.observers import Observer, observer_name, observer_node
 from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
+from amct_onnx.graph.tensors import renamed
 
 _MARK = "Identity"
 
@@ -128,7 +129,10 @@ class _Mover:
         if value.graph is self._graph or not value.is_initializer():
             return
         del graph_of(value).initializers[name_of(value)]
-        value.name = self._names.new(f"{value.name}.quantized")
+        name = self._names.new(f"{value.name}.quantized")
+        if value.const_value is not None:
+            value.const_value = renamed(value.const_value, name)  # other models may have the tensor too
+        value.name = name
         self._graph.register_initializer(value)
 
     def compare(self, output: ir.Value, rival: ir.Value, observer: Observer) -> None:

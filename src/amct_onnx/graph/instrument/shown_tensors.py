@@ -9,14 +9,15 @@ The order is that of graph.instrument.observers: each tensor is shown when it ex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from amct_onnx.errors import ModelError
+from amct_onnx.graph.access import bodies_of
+from amct_onnx.graph.bodies import all_values
 from amct_onnx.graph.constants import ValueNames
-from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.instrument.side_branches import Branch
 from amct_onnx.graph.layers import OBSERVER_DOMAIN
 
@@ -27,32 +28,53 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     """A copy of `model`, which shares its weights; each value named in `readers` is shown to the one of that number.
 
-    Values are those of the main graph: inputs, outputs of nodes, initializers. Raises ModelError for a name that the
-    graph does not have, and for a tensor that is not of a float type.
+    Values are inputs, outputs of nodes and initializers, those of the bodies of nodes included: these are shown each
+    time that the body runs. Raises ModelError for a name that no graph has, and for a tensor that is not of a float
+    type.
     """
     copy = model.clone()
-    graph, values = copy.graph, index_graph(copy).values
+    graph, values = copy.graph, all_values(copy)
     _check(readers, values)
     names, outputs = ValueNames(copy), []
+    inside = {name: values[name] for name in sorted(readers) if values[name].graph is not graph}
     # Inputs and initializers are there before the first node.
     positions: dict[ir.Node | None, int] = {None: -1} | {node: position for position, node in enumerate(graph)}
-    for name in sorted(readers, key=lambda name: positions[values[name].producer()], reverse=True):
-        hint = names.node(f"{name}.show")
-        value = Branch(copy, hint, names).as_float32(values[name])
-        output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
-        attributes = {"input_index": readers[name]}
-        graph.append(ir.node(SHOW, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
-        outputs.append(output)
+    outside = [name for name in readers if name not in inside]
+    for name in sorted(outside, key=lambda name: positions[values[name].producer()], reverse=True):
+        outputs.append(_show(copy, graph, values[name], readers[name], names))
+    for node in graph if inside else ():
+        if any(value.graph in set(_graphs(node)) for value in inside.values()):
+            outputs.append(node.outputs[0])  # so that the node is run
     graph.outputs[:] = outputs
     copy.opset_imports[OBSERVER_DOMAIN] = 1
     RemoveUnusedNodesPass()(copy)
+    for name, value in inside.items():
+        if value.graph is not None:
+            _show(copy, value.graph, value, readers[name], names)
     return copy
+
+
+def _show(model: ir.Model, graph: ir.Graph, tensor: ir.Value, reader: int, names: ValueNames) -> ir.Value:
+    """Append the node that shows a tensor of `graph`; its output."""
+    hint = names.node(f"{tensor.name}.show")
+    value = Branch(model, hint, names, graph=graph).as_float32(tensor)
+    output = ir.val(names.new(f"{hint}.output0"), dtype=ir.DataType.FLOAT, shape=ir.Shape([1]))
+    attributes = {"input_index": reader}
+    graph.append(ir.node(SHOW, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
+    return output
+
+
+def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The bodies of a node, and those inside of them."""
+    for body in bodies_of(node):
+        yield body
+        yield from body.subgraphs()
 
 
 def _check(names: Collection[str], found: Mapping[str, ir.Value]) -> None:
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise ModelError(f"The model has no tensor {', '.join(unknown[:5])} in its main graph: check the names.")
+        raise ModelError(f"The model has no tensor {', '.join(unknown[:5])}: check the names.")
     for name in names:
         dtype = found[name].dtype
         if dtype is not None and dtype not in _FLOATS:

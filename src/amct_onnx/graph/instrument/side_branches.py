@@ -23,10 +23,10 @@ from amct_onnx.graph.recurrent import HIDDEN
 
 
 class Branch:
-    """Appends the side branch of one observer to the main graph."""
+    """Appends the side branch of one observer to `graph`, or to the main graph."""
 
-    def __init__(self, model: ir.Model, observer: str, names: ValueNames) -> None:
-        self._graph, self._observer, self._names = model.graph, observer, names
+    def __init__(self, model: ir.Model, observer: str, names: ValueNames, *, graph: ir.Graph | None = None) -> None:
+        self._graph, self._observer, self._names = graph or model.graph, observer, names
 
     def states_of(self, node: ir.Node) -> ir.Value:
         """All hidden states of an LSTM or GRU, in one dimension. Y gets a name where the model does not ask for it."""
