@@ -104,6 +104,15 @@ def test_a_pool_whose_integer_kernel_is_wrong_is_in_float_between_integers(behin
 
 
 @pytest.mark.parametrize("target", QDQ_TARGETS)
+@pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)", "GlobalAveragePool(a)"])
+@pytest.mark.parametrize("opset", [20, 21, newest_opset()])
+def test_a_pool_between_integers_loads_at_every_opset(opset: int, pool: str, target: str) -> None:
+    """From opset 21 on QuantizeLinear says its type by an attribute, which the runtime's kernel of a pool ignores."""
+    if opset <= QDQ_TARGETS[target].maximum_opset or QDQ_TARGETS[target].beyond:
+        assert _check(_between(pool, opset=opset), _images(2, 7), target)["node"] is True
+
+
+@pytest.mark.parametrize("target", QDQ_TARGETS)
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_dilations_of_an_average_pool(dilation: int, target: str) -> None:
     """ONNX Runtime's integer kernel does not know the attribute, not even where it says nothing."""

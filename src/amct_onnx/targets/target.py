@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from amct_onnx.errors import listed
 from amct_onnx.files.onnx_file import save_model_file
+from amct_onnx.graph.access import all_nodes, is_op
+from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.session import open_exact_session, open_session
@@ -132,6 +134,9 @@ def all_in_float(source: FusedModel, target: str, decisions: Iterable[Decision])
     for decision in decisions:
         if decision.layer in layers:
             reasons.setdefault(decision.reason, []).append(f"{layers[decision.layer].op_type} {decision.layer}")
+    if not reasons and any(is_op(node, *WEIGHT_OPS) for node in all_nodes(source.model)):
+        text = "has layers inside model functions only, which stay in float: inline them first"
+        return f"{source.name} {text} (onnx.inliner.inline_local_functions)."
     if not reasons:
         return f"{source.name} has no layer that can be quantized: it needs convolutions or products in float."
     said = [f"{listed(names, 2)}: {reason}" for reason, names in reasons.items()]

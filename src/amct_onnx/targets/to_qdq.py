@@ -35,6 +35,7 @@ from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
 
+_POOLS = ("AveragePool", "GlobalAveragePool")
 _TYPED_OPSET = 21  # in which QuantizeLinear got the attribute output_dtype
 
 
@@ -79,7 +80,8 @@ class _Lowering:
         self.names, self.layers = ValueNames(model), frozenset(plan.layers)
         self.domain = "" if default_opset(model) <= target.maximum_opset else target.beyond
         # ONNX Runtime turns int8 with zero points into uint8, and forgets the attribute that opset 21 brought, which it
-        # writes itself: such a file does not load there. Without a zero point it leaves int8 alone.
+        # writes itself: such a file does not load there. Without a zero point it leaves int8 alone, but makes a kernel
+        # of uint8 of a pool: its result has one.
         typed = default_opset(model) >= _TYPED_OPSET and not target.unsigned_activations and not self.domain
         self.output_type = {"output_dtype": int(self._integer_type())} if typed else {}
         if self.domain:
@@ -152,12 +154,13 @@ class _Lowering:
         """One QuantizeLinear and one DequantizeLinear behind `tensor`, for those that read it quantized."""
         value, graph, spec = self.values[tensor], self.model.graph, self.grids.activations[tensor].spec
         grid = self._scale(group)
+        typed = self.output_type if len(grid) == 1 else {}
         integers = ir.val(self.names.new(f"{tensor}.integers"), dtype=self._integer_type(), shape=value.shape)
         restored = ir.val(self.names.new(f"{tensor}.dequantized"), dtype=ir.DataType.FLOAT, shape=value.shape)
         fence = [self._fence(value)] if self._is_rounded(value) else []
         source = fence[0].outputs[0] if fence else value
         nodes = [
-            self._node("QuantizeLinear", [source, *grid], f"{tensor}.quantize", integers, **self.output_type),
+            self._node("QuantizeLinear", [source, *grid], f"{tensor}.quantize", integers, **typed),
             self._node("DequantizeLinear", [integers, *grid], f"{tensor}.dequantize", restored),
         ]
         clamp = self.clamps.get(tensor, (spec.qmin, spec.qmax))
@@ -229,13 +232,15 @@ class _Lowering:
     def _scale(self, group: str) -> list[ir.Value]:
         """The initializers of the grid that a group shares."""
         if group not in self.scales:
-            self.scales[group] = self._grid_initializers(group, self.grids.activations[group])
+            tensors = next(found.tensors for found in self.plan.groups if found.tensors[0] == group)
+            pooled = any(is_op(self.values[tensor].producer(), *_POOLS) for tensor in tensors)
+            self.scales[group] = self._grid_initializers(group, self.grids.activations[group], needs_zero=pooled)
         return self.scales[group]
 
-    def _grid_initializers(self, name: str, params: QParams) -> list[ir.Value]:
+    def _grid_initializers(self, name: str, params: QParams, *, needs_zero: bool = False) -> list[ir.Value]:
         """The scale, and the zero point where the file has it."""
         parts = {"scale": params.scale.reshape(())}
-        if not self.output_type:
+        if needs_zero or not self.output_type:
             parts["zero_point"] = self._stored(params.zero_point.reshape(()))
         graph = self.model.graph
         return [add_initializer(graph, f"{name}.{part}", array, names=self.names) for part, array in parts.items()]
