@@ -203,3 +203,15 @@ def test_a_tensor_without_elements_has_the_empty_histogram_which_has_counted_not
     assert DyadicHistogram.of(np.zeros((0, 3), np.float32)) == DyadicHistogram.empty()
     assert DyadicHistogram.empty().total == 0
     assert DyadicHistogram.empty().counts.size == 0
+
+
+@given(SAMPLES)
+def test_a_sample_with_nan_or_inf_spoils_what_it_is_merged_with(x: Floats) -> None:
+    spoilt, histogram = DyadicHistogram.not_finite(), DyadicHistogram.of(x)
+    assert not spoilt.is_finite
+    assert histogram.is_finite
+    assert DyadicHistogram.empty().is_finite
+    for other in (histogram, DyadicHistogram.empty(), spoilt):
+        assert spoilt.merge(other) == other.merge(spoilt) == spoilt
+    assert spoilt.is_consistent()
+    assert spoilt != DyadicHistogram.empty()

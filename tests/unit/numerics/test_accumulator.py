@@ -149,6 +149,7 @@ def test_what_is_not_finite_is_noted(make: Make, value: float, at: int) -> None:
     first = make()
     first.add(x)
     assert "NaN or Inf" in first.wrong
+    assert counter.histogram() == first.histogram() == DyadicHistogram.not_finite()
 
 
 def test_an_empty_array_adds_nothing_and_nothing_is_the_empty_histogram(make: Make) -> None:

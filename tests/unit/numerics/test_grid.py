@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from amct_onnx.numerics.grid import (
     FLT_EPSILON,
+    LEAST_SCALE,
+    MOST_SCALE,
     QParams,
     QSpec,
     asymmetric_from_range,
@@ -106,6 +108,15 @@ def test_a_scale_above_the_inverse_of_epsilon_is_an_error(scale: float) -> None:
 def test_nan_and_inf_are_errors(scale: float) -> None:
     with pytest.raises(ValueError, match="NaN or Inf"):
         legal_scale([1.0, scale], QSpec())
+
+
+@pytest.mark.parametrize("scale", [LEAST_SCALE, 1e-30, FLT_EPSILON / 2, 1.0, LARGEST + 1, 1e30, MOST_SCALE])
+def test_a_grid_may_have_bounds_of_its_own(scale: float) -> None:
+    spec = QSpec(least_scale=LEAST_SCALE, most_scale=MOST_SCALE)
+    assert legal_scale(scale, spec) == np.float32(scale)
+    assert legal_scale(LEAST_SCALE / 2, spec) == 1
+    with pytest.raises(ValueError, match=r"exceeds 2\.658456e\+36"):
+        legal_scale(np.float32(MOST_SCALE * 1.01), spec)
 
 
 # From ranges

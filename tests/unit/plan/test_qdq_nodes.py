@@ -118,3 +118,54 @@ def test_float16_stays_out(target) -> None:
     plan = plan_qdq(model, target)
     assert not plan.groups
     assert not plan.decisions[0].quantized
+
+
+def sources(body: str, tensor: str, *, more: str = "") -> set[str]:
+    model = build(body, constants=", ".join(part for part in (W, more) if part))
+    return set(next(g.sources for g in plan_qdq(model, ONNXRUNTIME).groups if tensor in g.tensors))
+
+
+POOL = "MaxPool<kernel_shape = [1, 1]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (f"p = Exp(x) m = {POOL}(p) y = Conv(m, w)", {"m"}),
+        (f"p = Exp(x) t = Transpose<perm = [0, 1, 3, 2]>(p) m = {POOL}(t) n = {POOL}(m) y = Conv(n, w)", {"n"}),
+        (f"p = Exp(x) m = {POOL}(p) n = {POOL}(p) a = Conv(m, w) b = Conv(n, w) y = Add(a, b)", {"m", "n"}),
+        (f"p = Exp(x) m = {POOL}(p) n = Exp(m) a = Conv(m, w) y = Mul(a, n)", {"m"}),
+        (f"p = Exp(x) m = {POOL}(p) n = Exp(p) a = Conv(m, w) y = Mul(a, n)", {"m"}),
+        # A layer that reads all of it has a say, and so has what leaves the node as integers.
+        (f"p = Exp(x) m = {POOL}(p) a = Conv(m, w) b = Conv(p, w) y = Add(a, b)", {"p"}),
+        (f"p = Exp(x) i = Identity(p) m = {POOL}(i) n = Exp(i) a = Conv(m, w) y = Mul(a, n)", {"p"}),
+        ("p = Exp(x) t = Transpose<perm = [0, 1, 3, 2]>(p) y = Conv(t, w)", {"p"}),
+        (f"p = Conv(x, w) m = {POOL}(p) y = Conv(m, w)", {"p"}),
+    ],
+)
+def test_what_is_picked_of_a_float_tensor_decides_about_its_range(body: str, wanted: set[str]) -> None:
+    assert sources(body, "p") == wanted
+
+
+MASK = "float[1] k = {-1000000000.0}"
+
+
+def test_a_constant_does_not_widen_the_range_of_what_is_picked_of_a_sum() -> None:
+    masked = f"a = Conv(x, w) p = Add(a, k) m = {POOL}(p)"
+    assert sources(f"{masked} y = Conv(m, w)", "p", more=MASK) == {"m"}
+    assert sources(f"{masked} n = Exp(p) b = Conv(m, w) y = Mul(b, n)", "p", more=MASK) == {"p"}
+
+
+def test_what_may_be_picked_is_observed_as_well() -> None:
+    body = f"a = Conv(x, w) p = Add(a, k) m = {POOL}(p) n = Exp(p) b = Conv(m, w) y = Mul(b, n)"
+    assert plan_qdq(build(body, constants=f"{W}, {MASK}"), ONNXRUNTIME).observed[-1] == "m"
+    assert "m" not in plan_qdq(build(f"p = Conv(x, w) m = {POOL}(p) y = Conv(m, w)"), ONNXRUNTIME).observed
+
+
+def test_tensors_and_nodes_that_are_refused_stay_in_float_with_their_reason() -> None:
+    model = build("a = Conv(x, w) b = Relu(a) c = Conv(b, w) y = Conv(c, w)")
+    plan = plan_qdq(model, ONNXRUNTIME, in_float={"b": "b is bad"}, refused={"Conv_3": "its weight is bad"})
+    assert [(d.layer, d.reason) for d in plan.decisions] == [
+        ("Conv_0", "b is bad"), ("Conv_2", "b is bad"), ("Conv_3", "its weight is bad"),
+    ]  # fmt: skip
+    assert not plan.groups
