@@ -21,6 +21,7 @@ from amct_onnx.graph.constants import constant_branches, constant_tensor
 from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS, candidates
+from amct_onnx.graph.layout import fixed_layouts
 from amct_onnx.graph.qdq_grids import commutes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.values.layers import Decision, LayerTraits
@@ -79,6 +80,8 @@ class _Planner:
         self.integer: dict[str, _Candidate] = {}
         self.made: dict[ir.Value, _Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
+        # An integer kernel that ends in a QuantizeLinear is one of ONNX Runtime, or written for it too.
+        self.fixed = fixed_layouts(model.graph) if target.rules["Conv"].output == "required" else {}
         self.constant = constant_branches(model)
         self.layers = {layer.name: layer for layer in candidates(model)}
         self.order = [name_of(node) for node in model.graph.all_nodes()]
@@ -124,6 +127,8 @@ class _Planner:
             return "it does not compute in float32"
         if any((tensor := constant_tensor(node.inputs[i])) and tensor.dtype != ir.DataType.FLOAT for i in fixed):
             return "it does not compute in float32"
+        if (place := self.fixed.get(name_of(node))) is not None:
+            return f"on integers ONNX Runtime would put channels last at {place}, and fail"
         if rule.weight_ranks:
             return self._weight_reason(rule, traits)
         if len(node.outputs) > 1 and node.op_type != "Split" and any(v.uses() for v in node.outputs[1:]):
