@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # slow), and with fewer examples. ARGS goes to pytest.
 ALL ?= $(filter true,$(CI))
 
-.PHONY: demo test test-all lint bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
+.PHONY: demo test test-all lint conformance bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+conformance: $(STAMP)
+	$(BIN)/python benchmarks/conformance.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/beside_peers.py $(ARGS)
