@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
+_LONGEST_LIST = 250  # characters: a message is one line, which somebody reads
+
 _LEAST_PART = 4  # letters of a part of a name that suggests the name
 
 
@@ -116,6 +118,8 @@ class Nearest:
 
 
 def listed(items: Sequence[str], shown: int, separator: str = ", ") -> str:
-    """The first `shown` of the items, and how many more there are."""
+    """The first `shown` of the items, or fewer if they are long, and how many more there are."""
+    while shown > 1 and len(separator.join(items[:shown])) > _LONGEST_LIST:
+        shown -= 1
     rest = len(items) - shown
     return separator.join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")

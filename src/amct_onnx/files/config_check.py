@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from amct_onnx.errors import Nearest
+from amct_onnx.errors import Nearest, listed
 from amct_onnx.files.config_rules import (
     ACT_KEY,
     ACT_RULES,
@@ -62,7 +62,7 @@ def check_skip_fusion(names: Iterable[Any], facts: GraphFacts, mistakes: Mistake
 def check_graph(facts: GraphFacts, mistakes: Mistakes, *, tensors: Collection[Any] = ()) -> None:
     """Note a mistake if there is nothing to quantize, or if a layer has the name of a global key."""
     if not facts.supported and not tensors:
-        reasons = "; ".join(f"{name}: {traits.reason}" for name, traits in list(facts.layers.items())[:5])
+        reasons = listed([f"{name}: {traits.reason}" for name, traits in facts.layers.items()], 5, "; ")
         mistakes.add("", "No layer support quantization in the graph." + (f" ({reasons})" if reasons else ""))
     for name in facts.supported:
         if name in GLOBAL_RULES:
