@@ -9,7 +9,10 @@ STAMP := $(VENV)/.installed
 # slow), and with fewer examples. ARGS goes to pytest.
 ALL ?= $(filter true,$(CI))
 
-.PHONY: demo test test-all lint conformance bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
+# How many networks `make laws` tries.
+N ?= 1000
+
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +37,9 @@ lint: $(STAMP)
 
 conformance: $(STAMP)
 	$(BIN)/python benchmarks/conformance.py $(ARGS)
+
+laws: $(STAMP)
+	$(BIN)/python tests/laws/many_networks.py $(N) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/beside_peers.py $(ARGS)
