@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from amct_onnx.errors import ModelError
-from amct_onnx.graph.access import bodies_of
+from amct_onnx.graph.access import bodies_of, name_of
 from amct_onnx.graph.bodies import all_values
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.instrument.side_branches import Branch
@@ -47,7 +46,7 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
             outputs.append(node.outputs[0])  # so that the node is run
     graph.outputs[:] = outputs
     copy.opset_imports[OBSERVER_DOMAIN] = 1
-    RemoveUnusedNodesPass()(copy)
+    _leave_out_unused(graph)
     for name, value in inside.items():
         if value.graph is not None:
             _show(copy, value.graph, value, readers[name], names)
@@ -62,6 +61,20 @@ def _show(model: ir.Model, graph: ir.Graph, tensor: ir.Value, reader: int, names
     attributes = {"input_index": reader}
     graph.append(ir.node(SHOW, [value], attributes, domain=OBSERVER_DOMAIN, name=hint, outputs=[output]))
     return output
+
+
+def _leave_out_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initializers that nothing of this graph needs.
+
+    A node keeps all its outputs: some kernels want theirs, as that of Attention does where it reads a cache.
+    """
+    kept = frozenset(graph.outputs)
+    for node in reversed(graph):
+        if not any(value in kept or value.uses() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for value in list(graph.initializers.values()):
+        if not (value.uses() or value in kept or value.is_graph_input()):
+            del graph.initializers[name_of(value)]
 
 
 def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
