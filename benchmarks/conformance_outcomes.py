@@ -40,6 +40,7 @@ _REASONS = {  # of a refusal, by words of its message; these hold whether or not
     "the oldest supported is": "old opset",
     " up to opset ": "new opset",
     "gives tensors only": "no tensors",
+    "leaves all in float": "all in float",
     "quant layers are in the model": "quantized already",
 }
 _OF_DATA = {
