@@ -60,8 +60,6 @@ def trials() -> st.SearchStrategy[Trial]:
 
 def check(network: Network, trial: Trial, folder: Path) -> str:
     """What came of it, in a few words. Files go to `folder`, which is empty."""
-    if _is_left_out(network, trial):
-        return "left out"
     reference = _Reference(network)
     try:
         with _told() as told:
@@ -92,13 +90,6 @@ def check(network: Network, trial: Trial, folder: Path) -> str:
     _check_alike(plain[0], optimised, "the model with optimizations and without")
     _check_noise(floats, optimised, told)
     return "quantized" if _has_integers(made[0]) else "nothing quantized"
-
-
-def _is_left_out(network: Network, trial: Trial) -> bool:
-    """Known to be wrong: from opset 21 on, ONNX Runtime cannot open a pooling in a file for TensorRT."""
-    opset = network.model.opset_import[0].version
-    pools = [node for node in network.model.graph.node if node.op_type.endswith("AveragePool")]
-    return trial.target == "tensorrt" and opset >= 21 and bool(pools)
 
 
 class _Reference:
