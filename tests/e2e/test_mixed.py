@@ -44,7 +44,8 @@ def make_model(*, weight: bool = False, activation: bool = False) -> ir.Model:
         arrays[f"w{number}"] = rng.normal(size=(16, 16, 3, 3)) / 12
         arrays[f"b{number}"] = rng.normal(size=16) / 4
     if weight or activation:
-        arrays["w2"][0], arrays["b2"][0] = 0, (1e4 if activation else 0)
+        arrays["w2"][0] *= 3e3 if activation else 0
+        arrays["b2"][0] = 0
         arrays["w3"][:, 0] = 1e4 if weight else 1e-9
     text = f"""<ir_version: 8, opset_import: ["": 13]> g (float[N,16,6,6] x) => (float[N,16,6,6] y) {{ {body} }}"""
     model = onnx.parser.parse_model(text)
