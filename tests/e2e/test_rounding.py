@@ -370,7 +370,7 @@ def test_progress_grows_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_interruption_ends_the_work_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = choose(Flow.of(two_convs(), tmp_path).configure(batch_num=1), num_iteration=10**9)
+    flow = choose(Flow.of(two_convs(), tmp_path).configure(batch_num=1), num_iteration=10**6)
     flow.quantize().calibrate(feeds(0))
     before = sorted(p.name for p in tmp_path.iterdir())
 

@@ -26,18 +26,27 @@ class Case:
     feeds: list[dict[str, np.ndarray]]
     target: QdqTarget
 
-    def quantize(self) -> amct_onnx.QuantizedModel:
-        return amct_onnx.quantize(self.model, self.feeds, target=self.target.name, algorithm="min_max", effort="fast")
+    def quantize(self, **more: Any) -> amct_onnx.QuantizedModel:
+        return amct_onnx.quantize(
+            self.model, self.feeds, target=self.target.name, algorithm="min_max", effort="fast", **more
+        )
 
     @cached_property
     def result(self) -> amct_onnx.QuantizedModel:
         return self.quantize()
 
+    @cached_property
+    def outside(self) -> amct_onnx.QuantizedModel:
+        """The same with those layers in float that are inside of bodies."""
+        inside = {d.layer for d in self.result.decisions if d.quantized} - set(self.result.lowered.plan.layers)
+        return self.quantize(skip_layers=sorted(inside)) if inside else self.result
+
 
 def why_refused(awkward: Any, target: QdqTarget) -> str | None:
     """What the error says with which the model is refused for the target; None for a model that is taken."""
-    opset = default_opset(ir.from_proto(awkward.model))
-    if awkward.name in _NOTHING or not _LAYERS & {node.op_type for node in awkward.model.graph.node}:
+    model = ir.from_proto(awkward.model)
+    opset = default_opset(model)
+    if awkward.name in _NOTHING or not _LAYERS & {node.op_type for node in model.graph.all_nodes()}:
         return "no layer that can be quantized|leaves all in float"
     return f"opset {opset}" if opset > target.maximum_opset and not target.beyond else None
 

@@ -47,7 +47,7 @@ def calibrate(
     """
     rule = rule or BatchRule.of(model_inputs(source.model))
     observed = observed_tensors(source)
-    if not observed or not tuple(target.observed(source)):
+    if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
     recipe = Recipe(source, target, request, samples, progress)

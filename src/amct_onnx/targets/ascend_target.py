@@ -119,6 +119,8 @@ class AscendTarget(Target):
 
     def check(self, source: FusedModel, request: Request) -> None:
         request.refuse_for(self.name, integers=False)
+        if request.settings is None:
+            self.decisions(source, request)  # refuses a model of which it supports no layer
 
     def solve(self, calibration: Calibration) -> AscendLowered:
         self.check(calibration.source, calibration.request)
