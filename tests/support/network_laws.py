@@ -19,6 +19,7 @@ import onnxruntime as ort
 from flow import CPU, Flow
 from hypothesis import strategies as st
 from networks import Network
+from networks.dressing import graphs
 
 import amct_onnx
 from amct_onnx.errors import AmctError
@@ -212,7 +213,7 @@ def _decibel(exact: list[list[np.ndarray]], got: list[list[np.ndarray]], *, leas
 
 
 def _has_integers(file: Path) -> bool:
-    types = {node.op_type for node in onnx.load(file).graph.node}
+    types = {node.op_type for graph in graphs(onnx.load(file).graph) for node in graph.node}
     return not types.isdisjoint({"QuantizeLinear", "AscendQuant"})
 
 

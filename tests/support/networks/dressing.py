@@ -52,7 +52,7 @@ def dress(
     _write_dimensions(model, worn, inputs)
     _name_nodes(model, worn.nodes)
     renamed = _new_names(model, worn.names)
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         _rename(graph, renamed)
     if worn.order == "reversed":
         nodes = list(model.graph.node)[::-1]
@@ -78,18 +78,19 @@ def _write_dimensions(model: onnx.ModelProto, worn: Dress, inputs: Sequence[str]
                 value.type.tensor_type.ClearField("shape")
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside of its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
+                yield from graphs(attribute.g)
 
 
 def _name_nodes(model: onnx.ModelProto, kind: str) -> None:
     tensors = [name for node in model.graph.node for name in node.output if name]
     number = 0
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for node in graph.node:
             if kind == "none":
                 node.name = ""
@@ -107,7 +108,7 @@ def _new_names(model: onnx.ModelProto, kind: str) -> dict[str, str]:
     if kind == "plain":
         return {}
     names: dict[str, str] = {}
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         made = [v.name for v in graph.input] + [t.name for t in graph.initializer]
         made += [name for node in graph.node for name in node.output if name]
         names.update(dict.fromkeys(made, ""))
