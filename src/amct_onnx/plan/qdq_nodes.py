@@ -80,6 +80,7 @@ class _Planner:
         self.integer: dict[str, _Candidate] = {}
         self.made: dict[ir.Value, _Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
+        self.picked: dict[ir.Value, tuple[ir.Value, ...]] = {}  # what `_picked` has found, once all has joined
         # An integer kernel that ends in a QuantizeLinear is one of ONNX Runtime, or written for it too.
         self.fixed = fixed_layouts(model.graph) if target.rules["Conv"].output == "required" else {}
         self.constant = constant_branches(model)
@@ -297,20 +298,33 @@ class _Planner:
         return self._picked(value)
 
     def _picked(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        waiting = [value]
+        while waiting:
+            current = waiting[-1]
+            results = self._moved_to(current)
+            unknown = [part for part in results if part not in self.picked and not self._is_seen(part)]
+            if current in self.picked or not unknown:
+                self.picked.setdefault(waiting.pop(), self._parts(results))
+            else:
+                waiting += unknown
+        return self.picked[value]
+
+    def _moved_to(self, value: ir.Value) -> dict[ir.Value, _Candidate]:
+        """What nodes on integers make of the elements of a tensor; nothing if one computes with them."""
+        uses = [name_of(use.node) for use in value.uses() if (name_of(use.node), use.idx) in self.reads]
+        readers = [self.integer[name] for name in uses if name in self.integer]
+        if len(readers) < len(uses) or any(reader.rule.output != "same" for reader in readers):
+            return {}
+        results = ((result, reader) for reader in readers for result in reader.results)
+        return {result: reader for result, reader in results if result.uses() or result.is_graph_output()}
+
+    def _parts(self, results: Mapping[ir.Value, _Candidate]) -> tuple[ir.Value, ...]:
         found: dict[ir.Value, None] = {}
-        readers = [
-            self.integer.get(name_of(use.node)) for use in value.uses() if (name_of(use.node), use.idx) in self.reads
-        ]
-        for reader in readers:
-            if reader is None or reader.rule.output != "same":
+        for result, reader in results.items():
+            parts = () if self._is_seen(result) else self.picked[result]
+            if not parts and reader.node.op_type not in _PICKS:
                 return ()
-            for result in reader.results:
-                if not result.uses() and not result.is_graph_output():
-                    continue
-                parts = () if self._is_seen(result) else self._picked(result)
-                if not parts and reader.node.op_type not in _PICKS:
-                    return ()
-                found.update(dict.fromkeys(parts or (result,)))
+            found.update(dict.fromkeys(parts or (result,)))
         return tuple(found)
 
     def _is_seen(self, value: ir.Value) -> bool:
@@ -325,10 +339,15 @@ class _Planner:
 
     def _may_hold_fills(self, value: ir.Value) -> bool:
         """Whether a tensor is made of more than what kernels compute: of a constant, or of what is in float."""
-        maker = self.made.get(value)
-        if maker is None or maker.constants:
-            return True
-        return maker.rule.output == "same" and any(self._may_hold_fills(v) for _, v in maker.data)
+        waiting, seen = [value], {value}
+        while waiting:
+            maker = self.made.get(waiting.pop())
+            if maker is None or maker.constants:
+                return True
+            if maker.rule.output == "same":
+                waiting += [part for _, part in maker.data if part not in seen]
+                seen.update(part for _, part in maker.data)
+        return False
 
 
 def _is_scalar(value: ir.Value) -> bool:

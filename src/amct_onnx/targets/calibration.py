@@ -123,16 +123,17 @@ class Calibration:
         return histogram
 
     def _observed(self, value: ir.Value) -> Iterator[str]:
-        source = source_of(value)
-        node = source.producer()
-        if source.name not in self.statistics.tensors and node is not None and is_standard(node):
-            inputs = {"Concat": node.inputs}.get(node.op_type, node.inputs[:1] if node.op_type in _KEEPS_FIRST else ())
-            made_from = [part for part in inputs if part is not None and constant_tensor(part) is None]
-            for part in made_from:
-                yield from self._observed(part)
-            if made_from:
-                return
-        yield name_of(source)
+        waiting = [value]
+        while waiting:
+            source = source_of(waiting.pop())
+            node, parts = source.producer(), list[ir.Value]()
+            if source.name not in self.statistics.tensors and node is not None and is_standard(node):
+                first = node.inputs[:1] if node.op_type in _KEEPS_FIRST else ()
+                inputs = node.inputs if node.op_type == "Concat" else first
+                parts = [part for part in inputs if part is not None and constant_tensor(part) is None]
+            waiting += reversed(parts)
+            if not parts:
+                yield name_of(source)
 
 
 def _layers(names: Sequence[str]) -> str:
