@@ -90,8 +90,10 @@ def test_an_entry_that_is_on_is_refused_with_the_reason(flow: Flow) -> None:
 
 
 def test_the_same_names_may_be_skipped(flow: Flow) -> None:
-    flow.configure(skip_layers=list(NEVER)).quantize()
-    (flow.folder / "quant.cfg").write_text(f"skip_layers : {json.dumps(list(NEVER))}")
+    """But for types that AMCT never quantizes: it refuses these."""
+    layers = [name for name in NEVER if name not in ("relu", "line", "if")]
+    flow.configure(skip_layers=layers).quantize()
+    (flow.folder / "quant.cfg").write_text(f"skip_layers : {json.dumps(layers)}")
     flow.configure(config_defination=str(flow.folder / "quant.cfg")).quantize()
     amct.quantize(flow.model, FEEDS["x"], skip_layers=NEVER, batch_size=2, effort="fast")
 

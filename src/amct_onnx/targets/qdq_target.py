@@ -93,7 +93,8 @@ class QdqFamily(Target):
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         off = request.off()
         plan = plan_qdq(source.model, self.table, off=off)
-        inside = (plan_qdq(body, self.table, off=off).decisions for body in closed_copies(source.model))
+        bodies = closed_copies(source.model) if request.settings is None else ()
+        inside = (plan_qdq(body, self.table, off=off).decisions for body in bodies)
         return _known(plan.decisions, inside, source)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
@@ -128,7 +129,8 @@ class QdqFamily(Target):
             pass
         prepared, quantized = solved.prepared, solved.prepared.clone()
         lower_solved(quantized, solved, table)
-        inside = quantize_bodies(quantized, prepared, calibration, table)
+        # Settings name what is quantized, and have no entries for layers inside bodies.
+        inside = () if calibration.request.settings else quantize_bodies(quantized, prepared, calibration, table)
         everything = (solved, *inside)
         return QdqLowered(
             calibration=calibration,
