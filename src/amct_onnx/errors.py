@@ -123,3 +123,9 @@ def listed(items: Sequence[str], shown: int, separator: str = ", ") -> str:
         shown -= 1
     rest = len(items) - shown
     return separator.join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(error: object, longest: int = 200) -> str:
+    """What an error of a library says, in one line of at most `longest` characters; its class where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

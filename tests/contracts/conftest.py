@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from graphs import graphs
 from onnx import helper, numpy_helper, parser
 from opsets import newest_opset
 from qdq_cases import Case, make_case, why_refused
@@ -71,12 +72,12 @@ def _parse(
     """The model; its initializers are those of `_ARRAYS` and `arrays` that the text mentions, and `junk`."""
     text = f"<ir_version: {_IR_VERSION}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) {{{body}}} {functions}"
     model = parser.parse_model(text)
-    graphs = list(_graphs(model.graph))
-    for graph in graphs:
+    found = list(graphs(model.graph))
+    for graph in found:
         for node in graph.node:
             node.input[:] = ["" if name == "none" else name.replace("__", ".") for name in node.input]
             node.output[:] = [name.replace("__", ".") for name in node.output]
-    used = {name for graph in graphs for node in graph.node for name in node.input}
+    used = {name for graph in found for node in graph.node for name in node.input}
     for name, value in {**_ARRAYS, **arrays}.items():
         if name in used or name == "junk":
             array = value if isinstance(value, np.ndarray) else _array(name, value)
@@ -84,14 +85,6 @@ def _parse(
     model.producer_name, model.producer_version, model.doc_string = "awkward", "1", "a model"
     helper.set_model_props(model, {"author": "tests"})
     return model
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
 
 
 def _constants(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from flow import build, normal, sqnr
+from graphs import graphs
 
 import amct_onnx as amct
 from amct_onnx.errors import AmctError
@@ -122,10 +123,11 @@ def interface(model: onnx.ModelProto) -> list[bytes]:
     return [value.SerializeToString() for value in (*model.graph.input, *model.graph.output)]
 
 
-def all_names(graph: onnx.GraphProto) -> list[str]:
-    names = [*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output if name)]
-    bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return names + [name for body in bodies for name in (*all_names(body), *(value.name for value in body.input))]
+def all_names(model: onnx.ModelProto) -> list[str]:
+    """The names of all tensors, as often as one is given."""
+    found = list(graphs(model.graph))
+    made = [name for graph in found for node in graph.node for name in node.output if name]
+    return made + [value.name for graph in found for value in (*graph.input, *graph.initializer)]
 
 
 @pytest.mark.parametrize("effort", ["fast", "default"])
@@ -142,7 +144,7 @@ def test_layers_of_bodies_are_int8(name: str, target: str, effort: Any, tmp_path
     written = onnx.load(file)
     onnx.checker.check_model(written, full_check=True)
     assert interface(written) == interface(model)
-    names = all_names(written.graph)
+    names = all_names(written)
     assert len(names) == len(set(names))
     plain = ort.InferenceSession(before)
     for session in sessions(file):
@@ -156,10 +158,8 @@ def test_no_float_weight_is_left(name: str, tmp_path: Path) -> None:
     """A weight that a body reads from around it is stored once for it, in eight bits, and not in float as well."""
     model, data, _ = MODELS[name]
     (file,) = amct.quantize(model, data, effort="fast").save(str(tmp_path / "m"), inspect=False).files
-    graphs = [onnx.load(file).graph]
-    for graph in graphs:
-        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    floats = [t for graph in graphs for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    tensors = [tensor for graph in graphs(onnx.load(file).graph) for tensor in graph.initializer]
+    floats = [tensor for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT]
     assert not [tensor.name for tensor in floats if len(tensor.dims) > 1]
 
 
@@ -170,10 +170,10 @@ def test_a_branch_runs_on_integers(tmp_path: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(file, options)
-    graphs = [onnx.load(tmp_path / "optimized.onnx").graph]
-    (choice,) = [node for node in graphs[0].node if node.op_type == "If"]
-    for attribute in choice.attribute:
-        operators = [node.op_type for node in attribute.g.node]
+    _, *bodies = graphs(onnx.load(tmp_path / "optimized.onnx").graph)
+    assert len(bodies) == 2
+    for body in bodies:
+        operators = [node.op_type for node in body.node]
         assert "QLinearConv" in operators
         assert "Conv" not in operators
 

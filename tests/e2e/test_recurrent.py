@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from flow import CPU, Flow, build, normal, sqnr
+from graphs import graphs
 from half import to_half
 from onnx import TensorProto, helper, numpy_helper
 from recurrent import GATES, HIDDEN, INPUT, Feeds, recurrent, sequences
@@ -43,12 +44,7 @@ def _check(flow: Flow, seen: Feeds, fresh: Feeds) -> None:
 
 def _int8_products(path: str) -> int:
     """AscendQuant nodes of a deploy model, those in bodies too."""
-
-    def count(graph: onnx.GraphProto) -> int:
-        bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-        return sum(node.op_type == "AscendQuant" for node in graph.node) + sum(map(count, bodies))
-
-    return count(onnx.load(path).graph)
+    return sum(node.op_type == "AscendQuant" for graph in graphs(onnx.load(path).graph) for node in graph.node)
 
 
 @pytest.mark.parametrize("op_type", GATES)

@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from flow import CPU, Flow
+from graphs import graphs
 from hypothesis import strategies as st
 from networks import Network
-from networks.dressing import graphs
 
 import amct_onnx
 from amct_onnx.errors import AmctError

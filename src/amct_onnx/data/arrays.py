@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from amct_onnx.errors import DataError
+from amct_onnx.errors import DataError, one_line
 from amct_onnx.numerics.arrays import Array
 
 TEXTS = "object"  # numpy's name of the type of an input that takes texts
@@ -106,7 +106,7 @@ def map_npy(path: Path) -> Array:
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as reason:  # numpy raises many classes for what is no array file
-        raise DataError(f"{os.fspath(path)}: is no readable .npy file ({_line(reason)})") from None
+        raise DataError(f"{os.fspath(path)}: is no readable .npy file ({one_line(reason)})") from None
     if not isinstance(data, np.ndarray):
         raise DataError(f"{os.fspath(path)}: is no .npy file; one with several arrays ends in .npz")
     return np.asarray(data)
@@ -142,7 +142,7 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
                         path=path, member=member, shape=shape or (1,), where=where, dtype=dtype, fortran=fortran
                     )
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
-        raise DataError(f"{os.fspath(path)}: is no readable .npz file ({_line(reason)})") from None
+        raise DataError(f"{os.fspath(path)}: is no readable .npz file ({one_line(reason)})") from None
     return arrays
 
 
@@ -169,8 +169,8 @@ def to_array(value: Any, where: str, *, texts: bool = False) -> Array:
             value = value.numpy()
         return np.asarray(value)
     except Exception as reason:  # e.g. a bfloat16 tensor, which numpy does not know
-        text = " ".join(str(reason).split())[:200]
-        raise DataError(f"{where}: a {type(value).__name__} that cannot become an array ({text})") from None
+        text = f"a {type(value).__name__} that cannot become an array ({one_line(reason)})"
+        raise DataError(f"{where}: {text}") from None
 
 
 def _numbers(value: Any, where: str, kinds: str) -> Array:
@@ -189,7 +189,3 @@ def _header(stream: IO[bytes]) -> tuple[bool, tuple[int, ...], np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     return bool(fortran), tuple(shape), dtype
-
-
-def _line(reason: Exception) -> str:
-    return " ".join(str(reason).split())[:200] or type(reason).__name__

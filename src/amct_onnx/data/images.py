@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amct_onnx.data.arrays import SampleArray
-from amct_onnx.errors import ArgumentError, DataError, did_you_mean
+from amct_onnx.errors import ArgumentError, DataError, did_you_mean, one_line
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array, Uint8s
 
@@ -264,8 +264,7 @@ def _open(file: Path) -> Image:
 
 
 def _unreadable(file: Path, reason: Exception) -> DataError:
-    what = " ".join(str(reason).split()) or type(reason).__name__
-    return DataError(f"{os.fspath(file)}: the image cannot be read ({what}); repair or remove it")
+    return DataError(f"{os.fspath(file)}: the image cannot be read ({one_line(reason)}); repair or remove it")
 
 
 def _decode(image: Image, options: ImageOptions, file: Path) -> Uint8s:

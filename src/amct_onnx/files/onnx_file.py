@@ -21,8 +21,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError
-from amct_onnx.files.well_formed import check_connections, from_proto, is_sorted, one_line, tidy
+from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError, one_line
+from amct_onnx.files.well_formed import check_connections, from_proto, is_sorted, tidy
 from amct_onnx.files.whole_files import FILE_MODE, make_folder
 from amct_onnx.graph.access import all_nodes
 from amct_onnx.graph.layers import default_opset

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from amct_onnx.errors import ModelError, ModelFileError
+from amct_onnx.errors import ModelError, ModelFileError, one_line
 from amct_onnx.graph.access import bodies_of, is_op, is_standard, optional_input, values_read
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import default_opset
@@ -74,12 +74,6 @@ def tidy(model: ir.Model, called: str) -> None:
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
             _open_dimensions(value)
     _check_operators(model, called)
-
-
-def one_line(error: object) -> str:
-    """The text of an error of a library, in one line of at most 200 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _root(error: BaseException) -> BaseException:

@@ -74,50 +74,50 @@ def constant_value(value: ir.Value | None) -> Array | None:
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor behind `value`, without a look at the data of a large one; None as for `constant_value`."""
-    source, links = _origin(value)
-    return _changed(source, links)
+    root, links = _origin(value)
+    return _changed(_tensor_of(root), links)
 
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether `constant_tensor` knows `value`; quick also behind thousands of nodes."""
-    source, links = _origin(value)
-    return source is not None and all(n.op_type != "Cast" or n.attributes.get_int("to", 0) in _FLOATS for n in links)
-
-
-def _origin(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, list[ir.Node]]:
-    """The tensor at the start of a chain of links, None if there is none, and the links, the last of which is first."""
-    links: list[ir.Node] = []
-    while value is not None and not value.is_initializer():
-        node = value.producer()
-        if node is None or not _is_link(node):
-            return None, links
-        if node.op_type == "Constant":
-            return _constant_node(node), links
-        if node.op_type != "Identity":
-            links.append(node)
-        value = node.inputs[0]
-    return None if value is None or value.is_graph_input() else _numeric(value.const_value), links
+    root, links = _origin(value)
+    casts = (node.attributes.get_int("to", 0) for node in links if node.op_type == "Cast")
+    return _tensor_of(root) is not None and all(target in _FLOATS for target in casts)
 
 
 def is_overridable(value: ir.Value | None) -> bool:
     """Whether `value` is an initializer, perhaps passed on, that is an input of the model too."""
-    root = _root(value)
+    root, _ = _origin(value)
     return root is not None and root.is_initializer() and root.is_graph_input()
 
 
 def why_variable(value: ir.Value | None) -> str:
     """What to say of a value that `constant_tensor` does not know, behind "its weight"."""
-    root = _root(value)
+    root, _ = _origin(value)
     if root is None or not is_overridable(root):
         return "is computed at run time"
     return f"({root.name}) may be overridden: it is an input of the model too, remove it from the inputs of the graph"
 
 
-def _root(value: ir.Value | None) -> ir.Value | None:
-    """The value at the start of a chain of nodes that only pass on a constant."""
+def _origin(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
+    """What stands in front of a chain of nodes that pass on a constant, and those that change it, the last one first.
+
+    A loop and no recursion: a file may have thousands of them.
+    """
+    links: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None and _is_link(node) and node.inputs:
+        if node.op_type != "Identity":
+            links.append(node)
         value = node.inputs[0]
-    return value
+    return value, links
+
+
+def _tensor_of(root: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer that nobody may override, or of a Constant; None for anything else."""
+    if root is None or root.is_initializer():
+        return None if root is None or root.is_graph_input() else _numeric(root.const_value)
+    node = root.producer()
+    return _constant_node(node) if node is not None and node.op_type == "Constant" and _is_link(node) else None
 
 
 def _is_link(node: ir.Node) -> bool:

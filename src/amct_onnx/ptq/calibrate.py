@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
-from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
@@ -35,17 +34,15 @@ def calibrate(
     target: Target,
     request: Request,
     effort: Effort,
-    rule: BatchRule | None = None,
+    rule: BatchRule,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Run the data through the model once, and solve what they say for a target.
 
-    total: how many feeds there are, None where only their end shows it. rule: where their samples are; None takes what
-    the shapes of the model say.
+    total: how many feeds there are, None where only their end shows it. rule: where their samples are.
 
     Raises ModelError for a model without a layer that can be quantized, CalibrationError, DataError.
     """
-    rule = rule or BatchRule.of(model_inputs(source.model))
     observed = observed_tensors(source)
     if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ArgumentError
+from amct_onnx.errors import ArgumentError, one_line
 from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.grid import QParams
@@ -145,7 +145,7 @@ class QuantizedModel:
                 report = inspect_model(self._float_file(), file, feed, budget=_LATENCY_SECONDS)
                 break
             except Exception as error:
-                failed = failed or " ".join(str(error).split()) or type(error).__name__
+                failed = failed or one_line(error)
                 if feed is None:
                     break
         if failed:

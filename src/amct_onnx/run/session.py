@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.errors import AmctError, DataError, ModelError, OutputError
+from amct_onnx.errors import AmctError, DataError, ModelError, OutputError, one_line
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array, Feed
@@ -138,5 +138,4 @@ def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
 
 def _one_line(reason: Exception) -> str:
     """The message of an error of ONNX Runtime, in one line and not too long."""
-    text = _SOURCE.sub("", " ".join(str(reason).split()))
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return one_line(_SOURCE.sub("", " ".join(str(reason).split())), _LONGEST)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx
+from graphs import graphs
 from onnx import shape_inference
 
 from networks.scope import Draws
@@ -76,15 +77,6 @@ def _write_dimensions(model: onnx.ModelProto, worn: Dress, inputs: Sequence[str]
         for value in model.graph.output:
             if value.name in made:
                 value.type.tensor_type.ClearField("shape")
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from graphs(attribute.g)
 
 
 def _name_nodes(model: onnx.ModelProto, kind: str) -> None:
