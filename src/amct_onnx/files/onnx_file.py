@@ -230,6 +230,8 @@ def _take_external_data(model: ir.Model, source: Path | None) -> None:
             if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
                 tensor = _checked(attribute.value, source, files)
                 node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor))
+    if files and source is None:  # they may be those of another model
+        _log.warning("The model in memory has its weights in files: they are read from %s", ", ".join(sorted(files)))
     if files:
         model.graph.meta[_EXTERNAL_KEY] = ("" if source is None else os.path.realpath(source), frozenset(files))
 

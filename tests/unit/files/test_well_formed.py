@@ -285,11 +285,15 @@ def test_external_data_that_is_missing_is_named_at_every_door(tmp_path: Path, mo
             door()
 
 
-def test_external_data_beside_the_script_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that was loaded without its data, by a script that runs in the model's folder."""
+def test_external_data_beside_the_script_is_read_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message that was loaded without its data, by a script that runs in the model's folder, or in another one with
+    a file of that name."""
     monkeypatch.chdir(tmp_path)
     onnx.save(small(), "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=100)
     taken = take_model(onnx.load("model.onnx", load_external_data=False))
+    assert f"they are read from {(tmp_path / 'weights.bin').resolve()}" in caplog.text
     feed = {"x": normal(4, 2, 3, 8, 8)}
     np.testing.assert_array_equal(outputs(ir.external_data.load_to_model(taken), feed)[0], outputs(small(), feed)[0])
 
