@@ -78,12 +78,16 @@ def test_every_layer_belongs_to_one_unit(case: Case) -> None:
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_effects_are_numbers_of_every_unit(case: Case, samples: int) -> None:
-    if not case.result.lowered.plan.layers:
+    if not any(decision.quantized for decision in case.result.decisions):
         with pytest.raises(ModelError, match="no layer that is quantized for target"):
             measure(case.result, case.feeds[:1])
         return
     effects = measure(case.result, case.feeds[:1] * samples)
     sensitivity = effects.sensitivity()
-    assert all(0 <= layer.effect < 1 and 0 <= layer.from_weight <= 1 for layer in sensitivity.layers)
+    assert all(0 <= layer.effect < 1 for layer in sensitivity.layers)
+    outside = set(case.result.lowered.plan.layers)
+    shares = {layer.layer: layer.from_weight for layer in sensitivity.layers}
+    assert all(0 <= share <= 1 for name, share in shares.items() if name in outside)
+    assert all(np.isnan(share) for name, share in shares.items() if name not in outside)  # inside of a body
     assert 0 < sensitivity.together < 1
     assert str(sensitivity).splitlines()[-1].startswith("all together")

@@ -15,6 +15,7 @@ from graphs import graphs
 
 import amct_onnx as amct
 from amct_onnx.errors import AmctError
+from amct_onnx.ptq.mixed.effects import measure
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt")
 Feed = dict[str, np.ndarray]
@@ -209,6 +210,42 @@ def test_one_calibration_serves_every_target_and_reruns_are_the_same(tmp_path: P
             for n, r in enumerate((result.to(target), again))
         ]
         assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_effects_of_layers_in_bodies_are_those_of_each_alone(name: str, tmp_path: Path) -> None:
+    """And together they are what the written model loses."""
+    model, data, layers = MODELS[name]
+    samples = data[:4]
+    plain = ort.InferenceSession(model.SerializeToString())
+
+    def noise(**more: Any) -> float:
+        (file,) = amct.quantize(model, data, effort="fast", **more).save(str(tmp_path / "m"), inspect=False).files
+        _, session = sessions(file)
+        both = [[run.run(None, feed) for feed in samples] for run in (plain, session)]
+        found = []
+        for exact, got in zip(zip(*both[0], strict=True), zip(*both[1], strict=True), strict=True):
+            errors = sum(np.square(a.astype(np.float64) - b).sum() for a, b in zip(exact, got, strict=True))
+            found.append(errors / sum(np.square(a, dtype=np.float64).sum() for a in exact))
+        return float(np.mean(found))
+
+    found = measure(amct.quantize(model, data, effort="fast"), samples).sensitivity()
+    assert {effect.layer for effect in found.layers} == set(layers)
+    assert found.together == pytest.approx(noise(), rel=1e-6)
+    inside = [effect for effect in found.layers if np.isnan(effect.from_weight)]
+    assert inside
+    for effect in inside:
+        others = [layer for layer in layers if layer != effect.layer]
+        assert effect.effect == pytest.approx(noise(skip_layers=others), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["scan", "nested"])
+def test_layers_in_bodies_go_to_float_for_a_target_of_accuracy(name: str) -> None:
+    model, data, _ = MODELS[name]
+    found = amct.quantize(model, data, effort="fast", min_sqnr=45).precision
+    assert found is not None
+    assert found.met
+    assert {"scan": "mix", "nested": "outer"}[name] in found.evaluations[found.chosen].float_layers
 
 
 def test_target_ascend_says_that_a_layer_is_inside(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class LayerEffect:
     """What the output loses where only this layer is quantized: what it reads, its weight, and what it makes.
 
     effect: power of the error over that of the output, the mean over all float outputs; `outputs` has each.
-    from_weight: the share of it, 0 to 1, that comes from the weight and other constants. nodes: what else is computed
+    from_weight: the share of it, 0 to 1, that comes from the weight and other constants; NaN where that is not known,
+    as for a layer inside of an If, Loop or Scan. nodes: what else is computed
     in integers with it, itself included.
     """
 
@@ -62,7 +63,7 @@ class Sensitivity:
         lines = [f"{'layer':<{width}}  {'type':<{kind}}  {'noise/signal':>12}  {'SQNR':>8}  {'weight':>6}"]
         lines += [
             f"{_short(layer.layer):<{width}}  {layer.op_type:<{kind}}  {layer.effect:>12.3g}  {layer.sqnr:>5.1f} dB"
-            f"  {layer.from_weight:>6.0%}"
+            f"  {'-' if math.isnan(layer.from_weight) else f'{layer.from_weight:.0%}':>6}"
             for layer in shown
         ]
         rest = len(self.layers) - len(shown)

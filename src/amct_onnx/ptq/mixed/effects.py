@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, tell
+from amct_onnx.ptq.mixed.inside import InsideEffects, layers_inside, measure_inside
 from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
@@ -109,7 +111,8 @@ class Effects:
     """Noise over signal of each unit and float output.
 
     constants, tensors: from the two kinds of its roundings, float64[units, outputs]. together: all at once,
-    float64[outputs]. operations: what each unit costs, in multiplications.
+    float64[outputs]. operations: what each unit costs, in multiplications. whole: units of which the two kinds are not
+    told apart, and stand with the constants.
     """
 
     target: str
@@ -120,6 +123,7 @@ class Effects:
     together: Doubles
     operations: tuple[int, ...]
     samples: int
+    whole: frozenset[str] = frozenset()
 
     def sensitivity(self) -> Sensitivity:
         """The effects by layer."""
@@ -132,6 +136,7 @@ class Effects:
             alone = self.constants[index] + self.tensors[index] + read
             effect = float(alone.mean())
             share = float(self.constants[index].mean() / effect) if effect > 0 else 0.0
+            share = math.nan if unit.name in self.whole else share
             layers.append(
                 LayerEffect(
                     layer=unit.name,
@@ -160,13 +165,53 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
     Raises ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that
     it cannot run.
     """
+    layers, name = layers_inside(quantized), quantized.calibration.source.name
+    inside = measure_inside(quantized, layers, samples) if layers else None
     found = quantized.lowered.units()
-    units, name = found.units, quantized.calibration.source.name
-    if not any(unit.nodes for unit in units):
+    if any(unit.nodes for unit in found.units):
+        effects = _measure_units(quantized, found, samples, progress or silent)
+        return effects if inside is None else _joined(effects, inside)
+    if inside is None:
         raise ModelError(f"{name} has no layer that is quantized for target {quantized.target}.")
-    probe = _open(found, samples)
+    if not inside.outputs:
+        raise _no_output(name)
+    nothing = np.zeros((0, len(inside.outputs)))
+    none = Effects(
+        target=quantized.target,
+        units=(),
+        outputs=inside.outputs,
+        constants=nothing,
+        tensors=nothing,
+        together=inside.together,
+        operations=(),
+        samples=len(samples),
+    )
+    return _joined(none, inside)
+
+
+def _no_output(name: str) -> ModelError:
+    return ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
+
+
+def _joined(effects: Effects, inside: InsideEffects) -> Effects:
+    """The effects of units of the main graph, and those inside of bodies; together as the quantized model has them."""
+    places = [inside.outputs.index(output) for output in effects.outputs]
+    more = inside.effects[:, places]
+    return replace(
+        effects,
+        units=(*effects.units, *inside.units),
+        constants=np.concatenate([effects.constants, more]),
+        tensors=np.concatenate([effects.tensors, np.zeros_like(more)]),
+        together=inside.together[places],
+        operations=(*effects.operations, *inside.operations),
+        whole=frozenset(unit.name for unit in inside.units),
+    )
+
+
+def _measure_units(quantized: QuantizedModel, found: Units, samples: Sequence[Feed], progress: Progress) -> Effects:
+    units, probe = found.units, _open(found, samples)
     if not probe.outputs:
-        raise ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
+        raise _no_output(quantized.calibration.source.name)
     signal, elements = np.zeros(len(probe.outputs)), 0
     noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
     changes = [Roundings.union([unit.constants, unit.tensors]) for unit in units]
@@ -177,7 +222,7 @@ def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Pro
         elements += sum(clean[name].size for name in probe.outputs)
         noise += side_by_side(partial(probe.noise, clean), changes)
         shares += side_by_side(partial(_local, probe, clean), units)
-        (progress or silent)("sensitivity", (number + 1) / len(samples))
+        progress("sensitivity", (number + 1) / len(samples))
     if not elements:
         raise DataError(
             "No effect can be seen, the outputs of the model are empty for all of the samples: give others."

@@ -1,0 +1,81 @@
+"""Effects of layers inside the bodies of If, Loop and Scan, each from the model in which it alone is quantized.
+
+The float model that takes roundings is cut into segments of the main graph, and a body is a part of one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from amct_onnx.errors import StatisticsError
+from amct_onnx.graph.access import input_of
+from amct_onnx.graph.layer_view import Layer, as_layer
+from amct_onnx.measure.output_noise import OutputNoise
+from amct_onnx.numerics.arrays import Doubles, Feed
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.targets.float_units import Unit
+from amct_onnx.values.roundings import Roundings
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideEffects:
+    """Noise over signal of the `units` of bodies, float64[units, outputs], and of the whole quantized model,
+    float64[outputs]. operations: what each unit costs in a sample, in multiplications."""
+
+    units: tuple[Unit, ...]
+    outputs: tuple[str, ...]
+    effects: Doubles
+    together: Doubles
+    operations: tuple[int, ...]
+
+
+def layers_inside(quantized: QuantizedModel) -> tuple[Layer, ...]:
+    """The layers inside bodies that are quantized."""
+    chosen = {decision.layer for decision in quantized.decisions if decision.quantized}
+    nodes = (node for graph in quantized.calibration.source.model.graph.subgraphs() for node in graph)
+    layers = (as_layer(node) for node in nodes if node.name in chosen)
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def measure_inside(quantized: QuantizedModel, layers: Sequence[Layer], samples: Sequence[Feed]) -> InsideEffects:
+    """The effects of `layers`, of which there is one at least. Raises DataError for samples that cannot be run."""
+    calibration = quantized.calibration
+    noise = OutputNoise(calibration.source.model, samples)
+    leading = {decision.layer for decision in quantized.decisions if decision.quantized}
+    effects = []
+    for layer in layers:
+        skipped = tuple(dict.fromkeys([*calibration.request.skip_layers, *sorted(leading - {layer.name})]))
+        alone = quantized.solved(replace(calibration, request=replace(calibration.request, skip_layers=skipped)))
+        effects.append(noise.by_output(alone.lowered.exact_session()))
+    return InsideEffects(
+        units=tuple(
+            Unit(
+                name=layer.name,
+                op_type=layer.op_type,
+                nodes=(layer.name,),
+                constants=Roundings(),
+                tensors=Roundings(),
+                last="",
+            )
+            for layer in layers
+        ),
+        outputs=noise.outputs,
+        effects=np.array(effects),
+        together=noise.by_output(quantized.lowered.exact_session()),
+        operations=tuple(_operations(quantized, layer) for layer in layers),
+    )
+
+
+def _operations(quantized: QuantizedModel, layer: Layer) -> int:
+    """Multiplications in a sample: the weight, as often as the input has positions; a body may run for some only."""
+    statistics = quantized.calibration.statistics
+    try:
+        elements = quantized.calibration.statistic([input_of(layer.node, 0)]).total
+    except StatisticsError:
+        elements = statistics.samples * layer.input_channels
+    positions = elements / max(1, statistics.samples * layer.input_channels)
+    return max(1, round(positions * math.prod(layer.shape)))
