@@ -119,7 +119,7 @@ def flow(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 def test_from_quantize_to_the_scale_of_a_tensor(model: str, target: str, effort: str) -> None:
     data = normal(0, 8, 3, 8, 8)
     run = {
-        "onnxruntime": lambda: amct_onnx.quantize(model, data, effort=effort).model(),
+        "onnxruntime": lambda: amct_onnx.quantize(model, data, effort=effort, full_int8=True).model(),
         "ascend": lambda: amct_onnx.quantize(model, data, target="ascend", algorithm="ifmr", effort=effort).model(),
     }
     solver = {"onnxruntime": mse.solve_mse, "ascend": ifmr.solve_ifmr}

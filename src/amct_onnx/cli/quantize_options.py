@@ -73,7 +73,7 @@ def add_quantize_options(command: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"where the model will run: {', '.join(TARGET_NAMES)}; several with commas, from one calibration",
     )
-    add_options(command, QuantizeOptions, (*_SHARED, "effort", "weight_only", "block_size"))
+    add_options(command, QuantizeOptions, (*_SHARED, "effort", "full_int8", "weight_only", "block_size"))
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))

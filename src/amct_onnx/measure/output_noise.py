@@ -46,10 +46,10 @@ class OutputNoise:
 
     def _run(self, session: ort.InferenceSession, feed: Feed) -> list[Array]:
         outputs = run_feed(session, feed)
-        return [_finite(outputs[place]) for place in self._places]
+        return [finite(outputs[place]) for place in self._places]
 
 
-def _finite(array: Array) -> Array:
+def finite(array: Array) -> Array:
     """An output with 0 where it is NaN or infinite, as a masked score is: two such places are no noise."""
     finite = np.isfinite(array)
     return array if finite.all() else np.where(finite, array, array.dtype.type(0))

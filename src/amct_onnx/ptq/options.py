@@ -65,6 +65,14 @@ class QuantizeOptions:
         "and what it brought.",
         flag=Flag(choices=EFFORT_NAMES),
     )
+    full_int8: bool = option(
+        False,
+        "leave no layer in float for the sake of accuracy; else the first ones are where float takes no longer",
+        "Kernels for few channels gain no time from int8, and the first layers make much of the noise. default and "
+        "best leave some of them in float where samples that they have not seen show a gain, for target onnxruntime, "
+        "whose kernels were timed.",
+        flag=Flag(switch=True),
+    )
     weight_only: int | None = option(
         None,
         "4 or 8 bits for the weights of matrix products, activations in float; rounded to nearest without data",

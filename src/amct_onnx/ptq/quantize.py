@@ -50,6 +50,7 @@ def quantize(
     skip_layers: Collection[str] = (),
     reduce_range: bool = False,
     effort: Effort = "default",
+    full_int8: bool = False,
     weight_only: int | None = None,
     block_size: int = 32,
     images: ImageOptions | str | None = None,
@@ -95,6 +96,7 @@ def quantize(
     source = FloatModel.open(model).prepared()
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
+    request = replace(request, full_int8=bool(full_int8))
     found.check(source, request)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)

@@ -88,7 +88,10 @@ class QuantizedModel:
         tuning = self.calibration.tuning
         if (request.settings, request.algorithm) != (old.settings, old.algorithm):
             tuning = replace(tuning, ranges={})  # they were better than those of the old settings
-        calibration = replace(self.calibration, request=replace(request, wide=old.wide), tuning=tuning)
+        if target not in (None, self.target):
+            tuning = replace(tuning, in_float={})  # float has another price there
+        request = replace(request, wide=old.wide, full_int8=old.full_int8)
+        calibration = replace(self.calibration, request=request, tuning=tuning)
         return replace(self.solved(calibration, target or self.target), precision=None)
 
     def solved(self, calibration: Calibration, target: str | None = None) -> QuantizedModel:

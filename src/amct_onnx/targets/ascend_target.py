@@ -63,8 +63,8 @@ class AscendLowered(Lowered):
     def session(self) -> Any:
         return open_deployed(self.model())
 
-    def exact_session(self) -> Any:
-        return self.session()
+    def exact_session(self, model: ir.Model | None = None) -> Any:
+        return self.session() if model is None else open_deployed(model)
 
     def units(self) -> Units:
         """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""

@@ -76,13 +76,16 @@ class PlanSolver:
             if node.inputs and node.inputs[0] is not None and node.inputs[0].name:
                 self._readers.setdefault(node.inputs[0].name, []).append(name_of(node))
         self.tensors: dict[str, str] = dict(calibration.in_float)
+        self._chosen = calibration.tuning.in_float
         self.nodes: dict[str, str] = {}
 
     def solve(self) -> SolvedPlan | None:
         """One attempt; None where it has found more that has no grid. Raises StatisticsError, and CalibrationError
         where NaN and Inf leave nothing that can be quantized."""
         off = self._calibration.request.off()
-        plan = plan_qdq(self._model, self._table, off=off, in_float=self.tensors, refused=self.nodes)
+        plan = plan_qdq(
+            self._model, self._table, off=off, in_float=self.tensors, refused={**self._chosen, **self.nodes}
+        )
         known = len(self.tensors) + len(self.nodes)
         clamped = self._clamped(plan)
         grids: dict[str, QParams] = {}

@@ -88,7 +88,7 @@ class QdqFamily(Target):
 
     def __init__(self, table: QdqTarget) -> None:
         self.table, self.name = table, table.name
-        self.runs_here, self.packs_weights = table.runs_here, table.packs_weights
+        self.runs_here, self.packs_weights, self.prices = table.runs_here, table.packs_weights, table.prices
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         off = request.off()

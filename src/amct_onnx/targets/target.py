@@ -24,6 +24,7 @@ from amct_onnx.run.session import open_exact_session, open_session
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Units
 from amct_onnx.values.layers import Decision, LayerRecord
+from amct_onnx.values.prices import Prices
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Roundings
 
@@ -77,9 +78,12 @@ class Lowered(ABC):
         """An onnxruntime.InferenceSession of the model, as users open it."""
         return open_session(self.model(), None)
 
-    def exact_session(self) -> Any:
-        """A session whose integer products do not saturate, whatever this CPU has."""
-        return open_exact_session(self.model())
+    def exact_session(self, model: ir.Model | None = None) -> Any:
+        """A session whose integer products do not saturate, whatever this CPU has.
+
+        model: a copy of `model()` that shows more outputs, which is used up.
+        """
+        return open_exact_session(self.model() if model is None else model)
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         """The tensors whose ranges may be chosen; none where the target leaves no choice."""
@@ -91,13 +95,14 @@ class Target(ABC):
 
     name: what users call it. adds_bias: a layer without a bias may get one. runs_here: ONNX Runtime runs its files on
     this machine as it will elsewhere, so they are measured. packs_weights: it has products whose weights alone are in
-    few bits.
+    few bits. prices: what layers cost in float and in int8, None where nobody has measured that.
     """
 
     name: str
     adds_bias = False
     runs_here = False
     packs_weights = False
+    prices: Prices | None = None
 
     @abstractmethod
     def check(self, source: FusedModel, request: Request) -> None:

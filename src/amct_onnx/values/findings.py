@@ -33,8 +33,9 @@ class WeightGrid:
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has
-    not seen, and whether it was kept. Of a step that was not tried `after` is None, `before` infinite if nothing was
-    measured, and `reason` says why.
+    not seen, and whether it was kept. A step is kept where it gains more than `error`, about the standard error of the
+    gain. Of a step that was not tried `after` is None, `before` infinite if nothing was measured, and `reason` says
+    why.
 
     first: measured on a first quantization, which some of the samples calibrate: it tells how good the step is, and not
     how good the result. A calibration with all data is kept in any case.
@@ -46,18 +47,21 @@ class Step:
     kept: bool
     reason: str = ""
     first: bool = False
+    error: float = 0.0
 
     def __str__(self) -> str:
         if self.after is None:
             return f"{self.name}: not tried, {self.reason}"
         verdict = "kept" if self.kept else "rejected"
         where = " in a first quantization" if self.first else ""
-        return f"{self.name}: {verdict}, {self.before:.2f} -> {self.after:.2f} dB{where}"
+        gain = f", {self.after - self.before:+.2f} with an error of {self.error:.2f}" if self.error else ""
+        return f"{self.name}: {verdict}, {self.before:.2f} -> {self.after:.2f} dB{where}{gain}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuning:
-    """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give.
+    """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give, and the
+    layers that stay in float, with the reason as a clause.
 
     A range counts for a group of just those tensors, which it names; a weight only for channels whose scales are the
     same: other targets, settings and ranges may want others.
@@ -65,6 +69,7 @@ class Tuning:
 
     ranges: Mapping[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
+    in_float: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, layer: str, params: QParams, rows: Floats | None = None) -> WeightGrid | None:
         """The weight of a layer, if it was rounded on this grid.

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from amct_onnx.numerics.grid import LEAST_SCALE, MOST_SCALE, QSpec
+from amct_onnx.values.prices import ONNXRUNTIME_PRICES, Prices
 
 OutputRule = Literal["required", "free", "same", "float"]
 InputRule = Literal["all", "first", "branch"]
@@ -45,7 +46,7 @@ class QdqTarget:
     none. rounds_floats: operators whose float weight the target rounds by itself where a DequantizeLinear stands in
     front of the node and a QuantizeLinear behind it; those that are to stay in float are set apart from the latter.
     runs_here: the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by
-    weights that alone are in few bits.
+    weights that alone are in few bits. prices: what layers cost there, where that was measured.
     """
 
     name: str
@@ -62,6 +63,7 @@ class QdqTarget:
     rounds_floats: frozenset[str] = frozenset()
     runs_here: bool = False
     packs_weights: bool = False
+    prices: Prices | None = None
 
 
 # The files have float32 scales, which are bounded by nothing else.
@@ -100,6 +102,7 @@ ONNXRUNTIME = QdqTarget(
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
     runs_here=True,
     packs_weights=True,
+    prices=ONNXRUNTIME_PRICES,
 )
 
 # What runs in u8 in OpenVINO's CPU plugin (tests/e2e/test_openvino.py). It reads Q/DQ as FakeQuantize, fuses clamps

@@ -16,7 +16,7 @@ class Request:
     settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
     none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
     overflows kernels that add pairs of products in 16 bits. wide: layers whose activations get 16 bits, where the
-    target has that for them.
+    target has that for them. full_int8: no layer is left in float because it gains nothing from int8.
     """
 
     settings: Settings | None = None
@@ -24,6 +24,7 @@ class Request:
     skip_layers: tuple[str, ...] = ()
     reduce_range: bool = False
     wide: tuple[str, ...] = ()
+    full_int8: bool = False
 
     @property
     def allows_recipe(self) -> bool:

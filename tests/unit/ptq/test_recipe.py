@@ -15,6 +15,7 @@ from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes
+from amct_onnx.measure.output_judge import OutputJudge
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -69,6 +70,11 @@ def noise(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
     return judge.noise_of(result.lowered.exact_session())
 
 
+def judged(model: ir.Model, result: QuantizedModel, images: np.ndarray) -> float:
+    judge = OutputJudge(model.clone(), [{"x": image[None]} for image in images])
+    return judge.scores(result.lowered).decibels
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "ascend"])
 def test_more_effort_leaves_less_error_on_samples_that_were_not_seen(
     model: ir.Model, images: np.ndarray, target: str
@@ -86,9 +92,9 @@ def test_every_step_says_what_it_brought_and_is_kept_only_if_that_is_something(
 ) -> None:
     steps = amct_onnx.quantize(model, images, effort="best").steps
     assert {step.name.split(" ")[0] for step in steps} >= {"equalization", "rounding"}
-    for step in steps:
-        assert step.after is not None
-        assert step.kept == (step.after > step.before)
+    for step in (step for step in steps if step.after is not None):
+        assert step.error > 0 or step.name == "calibration with all data"
+        assert step.kept == (step.after - step.before > step.error)
         assert f"{step.before:.2f} -> {step.after:.2f} dB" in str(step)
 
 
@@ -98,16 +104,17 @@ def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_resu
 ) -> None:
     """A first one has seen a part of the data: here the easy one."""
     data = images * np.where(np.arange(len(images)) < 24, 1, 8).astype(np.float32)[:, None, None, None]
-    judges = data[:: PLANS["default"].judges]
+    judges = data[::3]
+    monkeypatch.setattr("amct_onnx.ptq.recipe.steps._LEAST_SHARE", 0.0)
     step = amct_onnx.quantize(model, data, target=target).steps[-1]
     assert step.first
-    assert str(step).endswith(" dB in a first quantization")
+    assert " dB in a first quantization, +" in str(step)
     monkeypatch.setattr("amct_onnx.ptq.recipe.steps._SURE", step.after + 0.01)
     result = amct_onnx.quantize(model, data, target=target)
     step = result.steps[-1]
     assert not step.first
     assert step.name == "calibration with all data"
-    assert step.after == pytest.approx(-10 * np.log10(noise(model, result, judges)), abs=1e-2)  # batches sum otherwise
+    assert step.after == pytest.approx(judged(model, result, judges), abs=1e-6)
     assert abs(step.after - step.before) > 0.1
 
 
@@ -178,7 +185,7 @@ def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> No
 def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) -> None:
     feeds = [{"x": np.full((5, 3, 8, 8), number, np.float32)} for number in range(40)]
     front = FirstSamples(iter(feeds), BatchRule.of(model_inputs(model)), PLANS["default"])
-    assert front.plan.samples == 4 * PLANS["default"].samples  # small ones
+    assert front.plan.samples == 2 * PLANS["default"].samples  # small ones
     assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
     assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
 
@@ -214,11 +221,11 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_judged_by_one_at_a_time(
         { a = Conv(x, w) top = ReduceMax<keepdims=0>(a) y = Div(a, top) }"""
     model = filled(text, w=np.random.default_rng(0).standard_normal((4, 3, 1, 1)))
     feeds = [{"x": image[None] * np.float32(1 + index)} for index, image in enumerate(images)]
-    result = amct_onnx.quantize(model, feeds)
+    result = amct_onnx.quantize(model, feeds, full_int8=True)
     (step,) = result.steps
-    judge = OutputNoise(model.clone(), feeds[::3])
-    reached = judge.noise(result.model())
-    assert (step.after if step.kept else step.before) == pytest.approx(-10 * np.log10(reached), abs=1e-6)
+    judge = OutputJudge(model.clone(), feeds[::3])
+    reached = judge.scores(result.lowered).decibels
+    assert (step.after if step.kept else step.before) == pytest.approx(reached, abs=1e-6)
 
 
 def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
@@ -244,10 +251,12 @@ def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.nd
 
 def test_equalization_that_promises_little_is_left_to_best(images: np.ndarray) -> None:
     model = network(np.ones(16))
-    first = amct_onnx.quantize(model, images).steps[0]
+    first = amct_onnx.quantize(model, images, full_int8=True).steps[0]
     assert first.name.startswith("equalization")
     assert re.search(r"not tried, it promises -?\d\.\d dB, and less than 2.5 seldom holds", str(first))
-    assert all(step.after is not None for step in amct_onnx.quantize(model, images, effort="best").steps)
+    assert all(
+        step.after is not None for step in amct_onnx.quantize(model, images, effort="best", full_int8=True).steps
+    )
 
 
 def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) -> None:
@@ -264,11 +273,10 @@ def test_weights_that_make_no_noise_are_not_rounded_again(images: np.ndarray) ->
     integers = np.random.default_rng(0).integers(-127, 128, (4, 3, 1, 1))
     integers[:, 0] = 127  # the scale of each channel is a power of two
     model = filled(text, w=integers / 128)
-    result = amct_onnx.quantize(model, images)
+    result = amct_onnx.quantize(model, images, full_int8=True)
     (step,) = result.steps
     assert str(step) == "rounding: not tried, weights make 0% of the noise"
-    judge = OutputNoise(model.clone(), [{"x": image[None]} for image in images[::3]])
-    assert step.before == pytest.approx(-10 * np.log10(judge.noise(result.model())), abs=1e-3)  # batches sum otherwise
+    assert step.before == pytest.approx(judged(model, result, images[::3]), abs=1e-6)
 
 
 def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
@@ -295,7 +303,7 @@ def test_integers_count_as_what_they_stand_for() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (int64[n,l] ids, float[100,8] table) => (float[n,l,8] y)
         { y = Gather(table, ids) }"""
     rule = BatchRule.of(model_inputs(ir.from_onnx_text(text))[:1])
-    for dtype, length, samples in ((np.int64, 64, 24), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
+    for dtype, length, samples in ((np.int64, 64, 48), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
         feeds = [{"ids": np.zeros((5, length), dtype)} for _ in range(40)]
         front = FirstSamples(iter(feeds), rule, PLANS["default"])
         assert len(front.samples) == samples
@@ -309,7 +317,7 @@ def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(
         raise CalibrationError("no memory")
 
     monkeypatch.setattr("amct_onnx.ptq.recipe.steps.round_weights", refuse)
-    result = amct_onnx.quantize(model, images)
+    result = amct_onnx.quantize(model, images, full_int8=True)
     assert [(step.kept, step.after is None) for step in result.steps] == [(True, False), (False, True)]
     assert str(result.steps[1]) == "rounding by gptq, biases corrected: not tried, no memory"
     assert result.calibration.source.factors

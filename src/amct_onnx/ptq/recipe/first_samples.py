@@ -13,7 +13,9 @@ from amct_onnx.numerics.arrays import Feed
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.values.findings import Effort
 
-_SMALL, _MORE = 1 << 16, 4  # samples of fewer bytes are cheap, and say less: so many times as many are kept
+_SMALL = 1 << 16  # bytes: smaller samples are cheap, and say less
+_MORE, _MORE_QUICK = 2, 4  # so many times as many of them are kept, and serve for what few would
+_SHARE, _ENOUGH = 3, 16  # one sample of three judges, and as many as that if half of all are
 _TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
 # Rare outliers decide the factors of SmoothQuant: more samples than those that are run for anything else.
 _CHANNEL_SAMPLES = 64
@@ -24,15 +26,14 @@ _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at 
 class EffortPlan:
     """What an effort tries.
 
-    samples: so many are kept, of at most `memory` bytes together, and one of `judges` judges. quick: of those to fit,
-    so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
+    samples: so many are kept, of at most `memory` bytes together; without any, nothing is tried. quick: of those to
+    fit, so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
     SmoothQuant. thorough: all of them are tried, and not those until one helps or the promising ones. rounding:
     methods. ranges: on so many samples it is measured what ranges cost.
     """
 
     samples: int
     memory: int
-    judges: int
     quick: int
     strengths: tuple[tuple[float, float], ...]
     smooth: tuple[float, ...]
@@ -44,17 +45,15 @@ class EffortPlan:
         """The plan for samples of so many bytes: more of them if they are small."""
         if size > _SMALL:
             return self
-        return replace(self, samples=self.samples * _MORE, quick=self.quick * _MORE, ranges=self.ranges * _MORE)
+        more = _MORE_QUICK
+        return replace(self, samples=self.samples * _MORE, quick=self.quick * more, ranges=self.ranges * more)
 
 
 PLANS: Mapping[Effort, EffortPlan] = {
-    "fast": EffortPlan(
-        samples=0, memory=0, judges=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
-    ),
+    "fast": EffortPlan(samples=0, memory=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0),
     "default": EffortPlan(
-        samples=24,
-        memory=24 << 20,
-        judges=3,
+        samples=48,
+        memory=96 << 20,
         quick=8,
         strengths=((0.5, 0.25),),
         smooth=(0.7,),
@@ -65,7 +64,6 @@ PLANS: Mapping[Effort, EffortPlan] = {
     "best": EffortPlan(
         samples=96,
         memory=96 << 20,
-        judges=3,
         quick=32,
         strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
         smooth=(0.5, 0.7, 0.85),
@@ -113,6 +111,11 @@ class FirstSamples:
 
     def __iter__(self) -> Iterator[Feed]:
         return self._feeds
+
+    def judges(self) -> range:
+        """Which of the samples judge: a third at least, at equal distances. The others are to fit."""
+        count = len(self.samples)
+        return range(0, count, max(1, count // max(count // _SHARE, min(_ENOUGH, count // 2), 1)))
 
     def batches(self, samples: Sequence[Feed], rows: int) -> list[Feed]:
         """Some of `samples` in batches of so many, whatever the batches were that they came in."""

@@ -1,14 +1,16 @@
 """The recipe of `quantize`: a few steps against the error of quantization, each kept only where it helps.
 
-The first samples of the data are kept. Two of three serve to fit, the others judge: a step is kept if it raises the
-signal-to-noise ratio of the outputs on samples that it has not seen. `PLANS` says what each effort tries.
+The first samples of the data are kept. A third of them at least judge, the others serve to fit: a step is kept if it
+raises the signal-to-noise ratio of the outputs (`measure.output_judge`) on samples that it has not seen, by more than
+the standard error of that gain. `PLANS` says what each effort tries.
 
-1. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
+1. Placement: the first layers in float, where that costs no time (`ptq.recipe.placement`).
+2. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
    channels in front of matrix products (`graph.passes.smooth`), where the target has use for it. They are tried on a
    first quantization, calibrated with some of the samples alone.
-2. "best" only: ranges of activations that cost the outputs less (`ptq.recipe.ranges`).
-3. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
+3. "best" only: ranges of activations that cost the outputs less (`ptq.recipe.ranges`).
+4. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
    if there was one.
 
@@ -33,6 +35,7 @@ from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
+from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.channel_factors import smooth_factors
@@ -44,15 +47,16 @@ from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.recipe.equalization import group_factors, promised_gain
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
+from amct_onnx.ptq.recipe.placement import Prefix, float_prefixes
 from amct_onnx.ptq.recipe.ranges import cheaper_ranges
 from amct_onnx.ptq.recipe.rounding import Method, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.smoothing import outlier_inputs
+from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
-from amct_onnx.values.sensitivity import decibel
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -102,40 +106,43 @@ class Recipe:
         self._source, self._target, self._request = source, target, request
         self._samples, self._plan, self._progress = samples, samples.plan, progress
         self.solved_weights: dict[bytes, QParams] = {}  # the grids of weights, which all trials share
-        self._noise: float | None = None  # over signal, of the best
+        self._scores: Scores | None = None  # of the best
         self._is_first = True  # trials are of a first quantization
-        self._reached = math.inf  # noise over signal of a first quantization on which all was tried
+        self._reached: Scores | None = None  # of a first quantization on which all was tried
         self._fit: list[Feed] = []
-        self._judge: OutputNoise | None = None
+        self._judge: OutputJudge | None = None
         self._problem = ""
         kept = samples.samples
-        if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self._plan.judges:
+        if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self._plan.samples:
             return
-        self._fit = [sample for index, sample in enumerate(kept) if index % self._plan.judges]
+        judges = samples.judges()
+        self._fit = [sample for index, sample in enumerate(kept) if index not in judges]
         try:
-            self._judge, self._rows = _open_judge(source.model, samples, kept[:: self._plan.judges])
+            self._judge = OutputJudge(source.model, [kept[index] for index in judges])
+            self._rows = _rows_at_once(source.model, samples, self._fit)
         except _REASONS as reason:  # samples that do not run are the calibration's to tell of
             self._problem = str(reason)
 
     def prepare(self) -> tuple[FusedModel, Tuning]:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
-        and rounded weights if that could be judged by it as well; from the samples alone."""
+        and what was found for it otherwise, as first layers in float, or rounded weights; from the samples alone."""
+        self._run("first layers in float", self._place())
         self._run("equalization", self._equalize())
         self._run("smoothing of outlier channels", self._smooth())
         if self.best is not None and not self._plan.ranges:
             self._run("rounding", self._round())
-            self._reached = self.noise()
+            self._reached = self.scores()
         found, tuning = self._found(), Tuning() if self.best is None else self.best.calibration.tuning
-        self.best = self._noise = None  # memory for the calibration
+        self.best = self._scores = None  # memory for the calibration
         return found, tuning
 
     def tune(self, calibrated: Candidate) -> Candidate:
         """The calibrated model with those of the later steps that help."""
         self.best, self._is_first = calibrated, False
-        if self._reached == math.inf:
+        if self._reached is None:
             self._run("ranges by what they cost the outputs", self._choose_ranges())
             self._run("rounding", self._round())
-        elif decibel(self._reached) < _SURE:
+        elif self._reached.decibels < _SURE:
             self._run("calibration with all data", self._measure())
         return self.best
 
@@ -150,36 +157,49 @@ class Recipe:
                 if trial.make is None:
                     self._leave_out(trial.name, trial.reason, measured=trial.measured)
                     continue
-                if self.best is None:
-                    first = self._quick(self._source)
-                    self.best = Candidate(calibration=first, lowered=self._target.solve(first))
+                best = self._first()
                 try:
-                    before, made = self.noise(), trial.make(self.best)
+                    before, made = self._judged(best), trial.make(best)
                     candidate = Candidate(calibration=made, lowered=self._target.solve(made))
-                    after = self._judge.noise_of(candidate.lowered.exact_session())
+                    after = self._judge.scores(candidate.lowered)
                 except _REASONS as reason:
                     self._leave_out(trial.name, str(reason))
                     continue
-                self._note(trial.name, before, after, kept=after < before)
-                if after < before:
-                    self.best, self._noise = candidate, after
+                better, error = gain(before, after)
+                kept = better > error
+                self._note(trial.name, before, after, kept=kept, error=error)
+                if kept:
+                    self.best, self._scores = candidate, after
         except _REASONS as reason:
             self._leave_out(step, str(reason))
 
-    def noise(self) -> float:
-        """Noise over signal of the outputs of the best so far, for the samples that judge; measured once."""
-        if self._noise is None and self.best is not None and self._judge is not None:
-            self._noise = self._judge.noise_of(self.best.lowered.exact_session())
-        return math.inf if self._noise is None else self._noise
+    def _first(self) -> Candidate:
+        """The best so far; in the beginning a first quantization."""
+        if self.best is None:
+            first = self._quick(self._source)
+            self.best = Candidate(calibration=first, lowered=self._target.solve(first))
+        return self.best
 
-    def _note(self, name: str, before: float, after: float, *, kept: bool) -> None:
-        self.steps.append(
-            Step(name=name, before=decibel(before), after=decibel(after), kept=kept, first=self._is_first)
-        )
+    def scores(self) -> Scores | None:
+        """What the best so far is worth on the samples that judge; None where there are none."""
+        return None if self.best is None or self._judge is None else self._judged(self.best)
+
+    def _judged(self, best: Candidate) -> Scores:
+        """The same of the best so far, measured once."""
+        if self._scores is None and self._judge is not None:
+            self._scores = self._judge.scores(best.lowered)
+        if self._scores is None:
+            raise RuntimeError("nothing judges: no trial is made then")
+        return self._scores
+
+    def _note(self, name: str, before: Scores, after: Scores, *, kept: bool, error: float = 0.0) -> None:
+        one, two = before.decibels, after.decibels
+        self.steps.append(Step(name=name, before=one, after=two, kept=kept, first=self._is_first, error=error))
 
     def _leave_out(self, name: str, reason: str, *, measured: bool = False) -> None:
         """Tell why a step is not tried."""
-        before = decibel(self.noise()) if measured else math.inf
+        scores = self.scores() if measured else None
+        before = math.inf if scores is None else scores.decibels
         first = self._is_first and self.best is not None
         self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason, first=first))
 
@@ -196,7 +216,17 @@ class Recipe:
             factors=source.factors,
         )
         solved = SolvedGrids(self.solved_weights)
-        return Calibration(source=source, statistics=statistics, request=self._request, solved=solved)
+        tuning = Tuning() if self.best is None else Tuning(in_float=self.best.calibration.tuning.in_float)
+        return Calibration(source=source, statistics=statistics, request=self._request, tuning=tuning, solved=solved)
+
+    def _place(self) -> Trials:
+        if self._target.prices is None or self._request.full_int8:
+            return
+        first = self._first()
+        for prefix in float_prefixes(first.calibration, first.lowered, self._target.prices):
+            now = 0 if self.best is None else len(self.best.calibration.tuning.in_float)
+            if now < len(prefix.layers):
+                yield Trial(name=prefix.name, make=partial(_placed, prefix))
 
     def _equalize(self) -> Trials:
         start = self._source
@@ -298,9 +328,10 @@ class Recipe:
         """What nearest weights do to the outputs, as a share of the noise: all that rounding can take away."""
         if self._judge is None:
             return 0.0
-        alone = self._judge.noise(with_rounded_weights(start.calibration.source.model, start.lowered.rows))
-        together = self.noise()
-        return alone / together if together > 0 else 0.0
+        alone = self._judge.scores_of(
+            open_exact_session(with_rounded_weights(start.calibration.source.model, start.lowered.rows))
+        )
+        return min(1.0, 10 ** ((self._judged(start).decibels - alone.decibels) / 10))
 
     def _rounded(self, method: Method, corrected: frozenset[str], start: Candidate) -> Calibration:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""
@@ -317,16 +348,27 @@ class Recipe:
         return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
 
     def _measure(self) -> Trials:
-        self._note("calibration with all data", self._reached, self.noise(), kept=True)
+        now = self.scores()
+        if self._reached is not None and now is not None:
+            self._note("calibration with all data", self._reached, now, kept=True)
         yield from ()
 
 
-def _open_judge(model: ir.Model, samples: FirstSamples, kept: Sequence[Feed]) -> tuple[OutputNoise, int]:
-    """What compares models on the samples `kept`, and how many samples the network takes at a time."""
+def _placed(prefix: Prefix, best: Candidate) -> Calibration:
+    """`best` with the layers of a prefix in float."""
+    in_float = dict.fromkeys(prefix.layers, prefix.reason)
+    return replace(best.calibration, tuning=replace(best.calibration.tuning, in_float=in_float))
+
+
+def _rows_at_once(model: ir.Model, samples: FirstSamples, fit: Sequence[Feed]) -> int:
+    """How many samples the network takes at a time: those that run alone may not run together."""
+    if samples.rows == 1:
+        return 1
     try:
-        return OutputNoise(model, samples.batches(kept, samples.rows)), samples.rows
-    except DataError:  # samples that run alone may not run together: no trial is of all of them
-        return OutputNoise(model, kept), 1
+        OutputNoise(model, samples.batches(fit[: samples.rows], samples.rows))
+    except DataError:
+        return 1
+    return samples.rows
 
 
 def _with_bias(best: Candidate, *, adds_bias: bool) -> frozenset[str]:

@@ -1,0 +1,108 @@
+"""Which first layers of a network may stay in float for nothing: float is as fast there as int8.
+
+Kernels for few channels gain nothing from int8, and the first layers have few. They also make much of the noise, since
+all others pass it on. Only the layers in front are looked at: others in float would need a quantization on either side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from amct_onnx.errors import StatisticsError
+from amct_onnx.graph.access import input_of
+from amct_onnx.graph.layer_view import Layer, as_layer
+from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.target import Lowered
+from amct_onnx.values.prices import Price, Prices, Work
+
+_FREE = 0.005  # of the time of all layers in int8: what a prefix may cost more
+_SHORT, _LONG = 3, 12  # layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The first quantized layers of a network, and what they take in float beyond int8, as a share of all in int8."""
+
+    layers: tuple[str, ...]
+    slowdown: float
+
+    @property
+    def name(self) -> str:
+        """The name of the step that leaves them in float."""
+        count = len(self.layers)
+        return f"the first {count} layers in float" if count > 1 else "the first layer in float"
+
+    @property
+    def reason(self) -> str:
+        """Why they stay in float, as a clause."""
+        return "int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"
+
+
+def float_prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> list[Prefix]:
+    """The prefixes that cost nothing: of up to three layers the longest, then a longer one if there is one.
+
+    Behind them comes the next shorter one, for networks that the others do harm.
+    """
+    free = {len(p.layers): p for p in _prefixes(calibration, lowered, prices) if p.slowdown <= _FREE}
+    short = [length for length in range(_SHORT, 0, -1) if length in free]
+    longer = [length for length in range(_LONG, _SHORT, -1) if length in free]
+    return [free[length] for length in (*short[:1], *longer[:1], *short[1:2])]
+
+
+def _prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> Iterator[Prefix]:
+    layers = quantized_layers(calibration, lowered.rows)
+    cost = {layer.name: priced(layer, calibration, prices) for layer in layers}
+    whole = sum(price.in_int8 for price in cost.values())
+    extra = 0.0
+    names: list[str] = []
+    for layer in layers[: min(_LONG, len(layers) // 2)]:
+        work = work_of(layer, calibration)
+        names.append(layer.name)
+        extra += cost[layer.name].in_float - cost[layer.name].in_int8
+        yield Prefix(layers=tuple(names), slowdown=(extra + prices.cut * work.outputs) / max(whole, 1e-9))
+
+
+def quantized_layers(calibration: Calibration, rows: Collection[str]) -> list[Layer]:
+    """The layers of the main graph with quantized weights, in the order in which they run."""
+    chosen = frozenset(rows)
+    layers = (as_layer(node) for node in calibration.source.model.graph if node.name in chosen)
+    return [layer for layer in layers if layer is not None]
+
+
+def priced(layer: Layer, calibration: Calibration, prices: Prices) -> Price:
+    """What a layer costs for one sample, with the operator that follows it."""
+    work = work_of(layer, calibration)
+    price = prices.of(work)
+    following = [prices.elementwise[op] for op in _behind(layer) if op in prices.elementwise]
+    return Price(
+        in_float=price.in_float + work.outputs * sum(other.in_float for other in following),
+        in_int8=price.in_int8 + work.outputs * sum(other.in_int8 for other in following),
+    )
+
+
+def _behind(layer: Layer) -> Iterator[str]:
+    """The operators that a swish or a sum behind a layer is made of."""
+    for use in layer.node.outputs[0].uses():
+        yield use.node.op_type
+
+
+def work_of(layer: Layer, calibration: Calibration) -> Work:
+    """What a layer does for a sample, from the number of elements that it has read."""
+    samples = max(1, calibration.statistics.samples)
+    try:
+        elements = calibration.statistic([input_of(layer.node, 0)]).total
+    except StatisticsError:  # nothing is known of its input
+        elements = samples * layer.input_channels
+    positions = elements / samples / max(1, layer.input_channels)
+    steps = math.prod(layer.node.attributes.get_ints("strides", ()))
+    positions = positions * steps if layer.op_type == "ConvTranspose" else positions / steps
+    channels, groups = layer.output_channels, layer.groups
+    return Work(
+        outputs=positions * channels,
+        terms=math.prod(layer.shape) // max(1, channels),
+        channels=channels,
+        inputs=max(1, layer.input_channels // groups),
+        groups=groups,
+    )

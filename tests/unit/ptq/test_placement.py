@@ -1,0 +1,156 @@
+"""First layers in float: where that is free, kept only where it helps, told, and off on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from flow import build
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amct_onnx
+from amct_onnx.graph.naming import name_nodes
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.recipe.placement import float_prefixes
+from amct_onnx.values.findings import Step
+from amct_onnx.values.prices import ONNXRUNTIME_PRICES, Work
+
+IMAGES = np.random.default_rng(1).standard_normal((48, 3, 32, 32)).astype(np.float32)
+
+
+def network(*, wild: float = 1.0, width: int = 64, input_channels: int = 3) -> ir.Model:
+    """A stem and a narrow depthwise convolution, then wide ones. `wild`: how large one channel of the stem is."""
+    random = np.random.default_rng(0)
+    spread = np.ones(16)
+    spread[0] = wild
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    text = """g (float[n,%d,32,32] x) => (float[n,8,16,16] y) {
+        a = Conv<strides=[2,2],pads=[1,1,1,1]>(x, stem)
+        b = Relu(a)
+        c = Conv<group=16,pads=[1,1,1,1]>(b, deep)
+        d = Relu(c)
+        e = Conv(d, wide)
+        f = Relu(e)
+        g = Conv<pads=[1,1,1,1]>(f, wider)
+        h = Relu(g)
+        y = Conv(h, last)
+    }"""
+    stem = normal(16, input_channels, 3, 3) * spread[:, None, None, None]
+    deep = normal(16, 1, 3, 3) / spread[:, None, None, None]
+    model = ir.from_proto(
+        build(
+            text % input_channels,
+            stem=stem.astype(np.float32),
+            deep=deep.astype(np.float32),
+            wide=normal(width, 16, 1, 1),
+            wider=normal(width, width, 3, 3),
+            last=normal(8, width, 1, 1),
+        )
+    )
+    name_nodes(model)
+    return model
+
+
+def in_float(result: QuantizedModel) -> list[str]:
+    return [decision.layer for decision in result.decisions if not decision.quantized]
+
+
+def about_first_layers(result: QuantizedModel) -> Sequence[Step]:
+    return [step for step in result.steps if "in float" in step.name]
+
+
+def convolutions(model: ir.Model) -> list[str]:
+    return [node.name or "" for node in model.graph if node.op_type == "Conv"]
+
+
+@pytest.mark.parametrize("effort", ["default", "best"])
+def test_first_layers_that_make_the_noise_stay_in_float_and_the_user_is_told(effort: str) -> None:
+    model = network(wild=100.0)
+    result = amct_onnx.quantize(model, IMAGES, effort=effort)
+    step = about_first_layers(result)[0]
+    assert (step.name, step.kept) == ("the first 2 layers in float", True)
+    assert in_float(result) == convolutions(model)[:2]
+    reasons = {decision.reason for decision in result.decisions if not decision.quantized}
+    assert reasons == {"int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"}
+    nodes = {node.name: node for node in result.model().graph}
+    for name in convolutions(model)[:2]:
+        assert nodes[name].inputs[0].producer() is None or nodes[name].inputs[0].producer().op_type == "Relu"
+
+
+@pytest.mark.parametrize("effort", ["default", "best"])
+def test_on_request_every_layer_is_in_int8(effort: str) -> None:
+    result = amct_onnx.quantize(network(wild=100.0), IMAGES, effort=effort, full_int8=True)
+    assert not in_float(result)
+    assert not about_first_layers(result)
+
+
+def test_fast_leaves_nothing_in_float() -> None:
+    assert not in_float(amct_onnx.quantize(network(wild=100.0), IMAGES, effort="fast"))
+
+
+def test_first_layers_that_harm_nothing_are_in_int8() -> None:
+    """All of the noise is made behind them: a channel that is lost there is lost in any case."""
+    model = network()
+    weight = model.graph.initializers["wider"]
+    array = weight.const_value.numpy() * np.geomspace(1, 300, 64).astype(np.float32)[:, None, None, None]
+    weight.const_value = ir.tensor(array.astype(np.float32))
+    last = model.graph.initializers["last"]
+    last.const_value = ir.tensor(
+        (last.const_value.numpy() / np.geomspace(1, 300, 64)[None, :, None, None]).astype(np.float32)
+    )
+    result = amct_onnx.quantize(model, IMAGES)
+    assert about_first_layers(result)
+    for step in about_first_layers(result):
+        assert step.kept == (step.after - step.before > step.error)
+    kept = [step for step in about_first_layers(result) if step.kept]
+    assert bool(in_float(result)) == bool(kept)
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt", "ascend"])
+def test_targets_whose_kernels_were_not_timed_quantize_all(target: str) -> None:
+    model = network(wild=100.0)
+    assert not in_float(amct_onnx.quantize(model, IMAGES, target=target))
+    here = amct_onnx.quantize(model, IMAGES)
+    assert in_float(here)
+    assert not in_float(here.to(target))
+    assert in_float(here.to(skip_layers=convolutions(model)[-1:])) == [*in_float(here), convolutions(model)[-1]]
+
+
+def test_layers_that_gain_time_from_int8_are_no_prefix() -> None:
+    """A first convolution of many channels is as dear in float as any."""
+    model = network(input_channels=64)
+    result = amct_onnx.quantize(model, np.repeat(IMAGES, 22, axis=1)[:, :64], effort="fast")
+    prefixes = float_prefixes(result.calibration, result.lowered, ONNXRUNTIME_PRICES)
+    assert not prefixes
+
+
+def test_no_prefix_is_more_than_half_of_the_layers() -> None:
+    random = np.random.default_rng(0)
+    text = "g (float[n,3,32,32] x) => (float[n,16,30,30] y) { y = Conv(x, w) }"
+    model = ir.from_proto(build(text, w=random.standard_normal((16, 3, 3, 3)).astype(np.float32)))
+    result = amct_onnx.quantize(model, IMAGES)
+    assert not in_float(result)
+
+
+@given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([1, 9, 25, 49]), st.floats(1.0, 1e6), st.booleans())
+def test_prices_grow_with_the_work(inputs: int, channels: int, taps: int, positions: float, deep: bool) -> None:
+    def price(scale: float) -> tuple[float, float]:
+        work = Work(
+            outputs=positions * scale * channels,
+            terms=taps if deep else taps * inputs,
+            channels=channels,
+            inputs=1 if deep else inputs,
+            groups=channels if deep else 1,
+        )
+        found = ONNXRUNTIME_PRICES.of(work)
+        return found.in_float, found.in_int8
+
+    one, two = price(1.0), price(2.0)
+    assert two == pytest.approx((2 * one[0], 2 * one[1]))
+    assert min(one) > 0
