@@ -47,6 +47,16 @@ class Scores:
         """Signal over noise, the mean of both views."""
         return float(self._of(self.noise.sum(axis=0), self.signal.sum(axis=0), self._each().mean()))
 
+    def of(self, parts: Sequence[int]) -> Scores:
+        """Of some parts alone, by their numbers."""
+        chosen = list(parts)
+        return Scores(
+            noise=self.noise[:, chosen],
+            signal=self.signal[:, chosen],
+            inner_noise=self.inner_noise[:, chosen],
+            inner_signal=self.inner_signal[:, chosen],
+        )
+
     def without_each(self) -> Doubles:
         """`decibels` without one sample, float64[samples]."""
         each, count = self._each(), len(self.noise)
@@ -90,7 +100,7 @@ def gain(before: Scores, after: Scores) -> tuple[float, float]:
 class OutputJudge:
     """Compares models with the float `model` on `samples`. Raises DataError where it does not take them.
 
-    parts: the names of what is judged, none for a model without float outputs.
+    parts: what is judged, nothing for a model without float outputs.
     """
 
     def __init__(self, model: ir.Model, samples: Sequence[Feed]) -> None:
@@ -102,12 +112,16 @@ class OutputJudge:
         self._samples = samples
         session = open_session(copy, quiet())
         kinds = {output.name: output.type for output in session.get_outputs()}
-        self._parts = [part for part in found if kinds[part.output] in FLOAT_TYPES]
+        self.parts = tuple(part for part in found if kinds[part.output] in FLOAT_TYPES)
         self._exact = [_run(session, feed) for feed in samples]
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return tuple(part.output for part in self._parts)
+    def dense_scores(self) -> tuple[int, ...]:
+        """The numbers of the parts that have a score, made by a Sigmoid, for each of many places."""
+        return tuple(
+            number
+            for number, part in enumerate(self.parts)
+            if part.kind == "Sigmoid" and self._exact[0][part.output].ndim > 2
+        )
 
     def scores(self, lowered: Lowered) -> Scores:
         """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError."""
@@ -118,11 +132,11 @@ class OutputJudge:
     def scores_of(self, session: ort.InferenceSession, shown: dict[str, str] | None = None) -> Scores:
         """The same of a session. shown: the outputs that hold what a node reads, by the node's name."""
         rows = [
-            [self._part(part, feed, exact, found, shown or {}) for part in self._parts]
+            [self._part(part, feed, exact, found, shown or {}) for part in self.parts]
             for feed, exact in zip(self._samples, self._exact, strict=True)
             for found in [_run(session, feed)]
         ]
-        table = np.array(rows, np.float64).reshape(len(self._samples), len(self._parts), 4)
+        table = np.array(rows, np.float64).reshape(len(self._samples), len(self.parts), 4)
         return Scores(noise=table[..., 0], signal=table[..., 1], inner_noise=table[..., 2], inner_signal=table[..., 3])
 
     def _part(
@@ -135,7 +149,7 @@ class OutputJudge:
         if chosen is not None:
             one, two = one[chosen], two[chosen]
         noise, signal = distance(two, one), power(one)
-        if not part.squash or any(name not in shown for name in part.squash):
+        if not part.squash or not (shown.keys() & self._shown.keys()).issuperset(part.squash):
             return noise, signal, noise, signal
         pairs = [(found[shown[name]], exact[self._shown[name]]) for name in part.squash]
         return noise, signal, sum(distance(*pair) for pair in pairs), sum(power(pair[1]) for pair in pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -18,13 +18,14 @@ _SQUASH = ("Sigmoid", "Softmax")
 class OutputPart:
     """Elements of one float output that mean the same.
 
-    tensors: what they are joined from, or the output itself where nothing is joined. squash: the nodes Sigmoid or
-    Softmax that make all of them, by name; empty where others do.
+    tensors: what they are joined from, or the output itself where nothing is joined. squash: the nodes that make all of
+    them, by name, if they are all of type `kind`, Sigmoid or Softmax; else both are empty.
     """
 
     output: str
     tensors: tuple[str, ...]
-    squash: tuple[str, ...]
+    squash: tuple[str, ...] = ()
+    kind: str = ""
 
 
 def output_parts(model: ir.Model) -> tuple[OutputPart, ...]:
@@ -40,12 +41,13 @@ def _parts_of(output: ir.Value) -> Iterator[OutputPart]:
     concat = _concat(output)
     roles = [[output]] if concat is None else _roles(concat)
     for values in roles:
-        squash = [_squash(value) for value in values]
-        yield OutputPart(
-            output=name_of(output),
-            tensors=tuple(map(name_of, values)),
-            squash=tuple(squash) if all(squash) else (),
-        )
+        part = OutputPart(output=name_of(output), tensors=tuple(map(name_of, values)))
+        makers = [source_of(value).producer() for value in values]
+        squash = [node for node in makers if is_op(node, *_SQUASH) and node.name]
+        kinds = {node.op_type for node in squash}
+        if len(squash) == len(values) and len(kinds) == 1:
+            part = replace(part, squash=tuple(map(name_of, squash)), kind=kinds.pop())
+        yield part
 
 
 def _concat(value: ir.Value) -> ir.Node | None:
@@ -64,8 +66,3 @@ def _roles(concat: ir.Node) -> list[list[ir.Value]]:
     if len(nested) == len(parts) and len({len(roles) for roles in nested}) == 1:
         return [[value for same in roles for value in same] for roles in zip(*nested, strict=True)]
     return [[value] for value in parts]
-
-
-def _squash(value: ir.Value) -> str:
-    node = source_of(value).producer()
-    return (node.name or "") if is_op(node, *_SQUASH) else ""

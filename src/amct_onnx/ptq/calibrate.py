@@ -14,8 +14,9 @@ from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.recipe.bench import Bench, Candidate
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
-from amct_onnx.ptq.recipe.steps import Candidate, Recipe
+from amct_onnx.ptq.recipe.steps import Recipe
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Target, all_in_float
@@ -47,7 +48,8 @@ def calibrate(
     if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
-    recipe = Recipe(source, target, request, samples, progress)
+    bench = Bench(source, target, request, samples, progress)
+    recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
@@ -56,7 +58,7 @@ def calibrate(
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
-    solved = SolvedGrids(recipe.solved_weights)
+    solved = SolvedGrids(bench.solved_weights)
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
     tell(best.lowered.notes)
@@ -70,7 +72,7 @@ def calibrate(
         lowered=best.lowered,
         data=used,
         sample=watched.first,
-        steps=tuple(recipe.steps),
+        steps=tuple(bench.steps),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,16 +34,20 @@ def group_factors(
 
 
 def promised_gain(
-    model: ir.Model, groups: Sequence[ChannelGroup], maxima: Mapping[str, Floats], factors: Mapping[str, Floats]
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    maxima: Mapping[str, Floats],
+    factors: Mapping[str, Floats],
+    in_float: Collection[str] = (),
 ) -> float:
     """By how many dB `factors` lower the noise that int8 makes in the layers behind the groups, as far as magnitudes
-    tell: see `rounding_noise`. 0 where no layer can be looked at."""
+    tell: see `rounding_noise`. Layers that are in float make none. 0 where no layer can be looked at."""
     index = index_graph(model)
     before = after = 0.0
     for group in groups:
         if group.key not in factors:
             continue
-        for consumer in group.consumers:
+        for consumer in (name for name in group.consumers if name not in in_float):
             layer = index.layer(consumer)
             magnitudes = maxima.get(_measured(layer))
             if magnitudes is None or magnitudes.size != group.channels:

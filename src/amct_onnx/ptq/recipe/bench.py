@@ -1,0 +1,192 @@
+"""Where the steps of a recipe are tried: the samples, the judge, the best so far, and what was tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from amct_onnx.errors import CalibrationError, DataError, ModelError
+from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
+from amct_onnx.numerics.arrays import Feed
+from amct_onnx.numerics.grid import QParams
+from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.observe.histograms import collect_statistics
+from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.progress import Progress
+from amct_onnx.ptq.recipe.first_samples import FirstSamples
+from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
+from amct_onnx.targets.calibration import Calibration, SolvedGrids
+from amct_onnx.targets.table import observed_tensors
+from amct_onnx.targets.target import Lowered, Target
+from amct_onnx.values.findings import Step, Tuning
+from amct_onnx.values.request import Request
+
+_LEAST_SAMPLES = 4  # two to fit, two to judge
+_REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A calibration, solved for the target of the recipe."""
+
+    calibration: Calibration
+    lowered: Lowered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What `make` makes of the best calibration so far; or, without it, why it is not tried.
+
+    measured: the reason came from a measurement of the best so far. outputs: those parts of the outputs, by their
+    number, that have to gain; all have to where it is empty.
+    """
+
+    name: str
+    make: Callable[[Candidate], Calibration] | None = None
+    reason: str = ""
+    measured: bool = False
+    outputs: tuple[int, ...] = ()
+
+
+Trials = Iterator[Trial]
+
+
+class Bench:
+    """Solves and judges trials for one model, target and request. `best` is what has been found, `steps` what was
+    tried.
+
+    Where there are too few samples, or settings of the user, nothing is tried.
+    """
+
+    def __init__(
+        self, source: FusedModel, target: Target, request: Request, samples: FirstSamples, progress: Progress
+    ) -> None:
+        self.best: Candidate | None = None
+        self.steps: list[Step] = []
+        self.source, self.target, self.request = source, target, request
+        self.samples, self.plan, self.progress = samples, samples.plan, progress
+        self.solved_weights: dict[bytes, QParams] = {}  # the grids of weights, which all trials share
+        self.is_first = True  # trials are of a first quantization
+        self._scores: Scores | None = None  # of the best
+        self._fit: list[Feed] = []
+        self.judge: OutputJudge | None = None
+        self._problem = ""
+        kept = samples.samples
+        if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self.plan.samples:
+            return
+        judges = samples.judges()
+        self._fit = [sample for index, sample in enumerate(kept) if index not in judges]
+        try:
+            self.judge = OutputJudge(source.model, [kept[index] for index in judges])
+            self._rows = _rows_at_once(source.model, samples, self._fit)
+        except _REASONS as reason:  # samples that do not run are the calibration's to tell of
+            self._problem = str(reason)
+
+    def run(self, step: str, trials: Trials) -> None:
+        """Solve and judge the trials of a step; the best so far is replaced where one is better."""
+        if self._problem:
+            self._leave_out(step, self._problem)
+        if self.judge is None:
+            return
+        try:
+            for trial in trials:
+                if trial.make is None:
+                    self._leave_out(trial.name, trial.reason, measured=trial.measured)
+                    continue
+                best = self.first()
+                try:
+                    before, made = self.judged(best), trial.make(best)
+                    candidate = Candidate(calibration=made, lowered=self.target.solve(made))
+                    after = self.judge.scores(candidate.lowered)
+                except _REASONS as reason:
+                    self._leave_out(trial.name, str(reason))
+                    continue
+                better, error = gain(before, after)
+                kept = better > error if not trial.outputs else better > -error and _gains(before, after, trial.outputs)
+                self.note(trial.name, before, after, kept=kept, error=error)
+                if kept:
+                    self.best, self._scores = candidate, after
+        except _REASONS as reason:
+            self._leave_out(step, str(reason))
+
+    def first(self) -> Candidate:
+        """The best so far; in the beginning a first quantization."""
+        if self.best is None:
+            first = self.quick(self.source)
+            self.best = Candidate(calibration=first, lowered=self.target.solve(first))
+        return self.best
+
+    def scores(self) -> Scores | None:
+        """What the best so far is worth on the samples that judge; None where there are none."""
+        return None if self.best is None or self.judge is None else self.judged(self.best)
+
+    def judged(self, best: Candidate) -> Scores:
+        """The same of the best so far, measured once."""
+        if self._scores is None and self.judge is not None:
+            self._scores = self.judge.scores(best.lowered)
+        if self._scores is None:
+            raise RuntimeError("nothing judges: no trial is made then")
+        return self._scores
+
+    def note(self, name: str, before: Scores, after: Scores, *, kept: bool, error: float = 0.0) -> None:
+        one, two = before.decibels, after.decibels
+        self.steps.append(Step(name=name, before=one, after=two, kept=kept, first=self.is_first, error=error))
+
+    def _leave_out(self, name: str, reason: str, *, measured: bool = False) -> None:
+        """Tell why a step is not tried."""
+        scores = self.scores() if measured else None
+        before = math.inf if scores is None else scores.decibels
+        first = self.is_first and self.best is not None
+        self.steps.append(Step(name=name, before=before, after=None, kept=False, reason=reason, first=first))
+
+    def feeds(self, most: int | None = None) -> list[Feed]:
+        """The samples to fit, or the first of them, in batches."""
+        return self.samples.batches(self._fit[:most], self._rows)
+
+    def quick(self, source: FusedModel) -> Calibration:
+        """A calibration of `source` with the samples to fit."""
+        statistics = Statistics(
+            tensors=collect_statistics(source.model, observed_tensors(source), self.feeds(self.plan.quick)),
+            samples=len(self._fit[: self.plan.quick]),
+            digest="",  # nobody gets to see them
+            factors=source.factors,
+        )
+        solved = SolvedGrids(self.solved_weights)
+        tuning = Tuning() if self.best is None else Tuning(in_float=self.best.calibration.tuning.in_float)
+        return Calibration(source=source, statistics=statistics, request=self.request, tuning=tuning, solved=solved)
+
+    def found(self) -> FusedModel:
+        """The float model of the best so far."""
+        return self.source if self.best is None else self.best.calibration.source
+
+    def let_go(self) -> Tuning:
+        """What was found for the best so far, which is forgotten: the memory is for the calibration."""
+        tuning = Tuning() if self.best is None else self.best.calibration.tuning
+        self.best = self._scores = None
+        return tuning
+
+    def decibels_of(self, model: ir.Model) -> float:
+        """The judgement of a model of standard operators."""
+        return math.inf if self.judge is None else self.judge.scores_of(open_exact_session(model)).decibels
+
+
+def _gains(before: Scores, after: Scores, outputs: Sequence[int]) -> bool:
+    """Whether some parts of the outputs gain."""
+    better, error = gain(before.of(outputs), after.of(outputs))
+    return better > error
+
+
+def _rows_at_once(model: ir.Model, samples: FirstSamples, fit: Sequence[Feed]) -> int:
+    """How many samples the network takes at a time: those that run alone may not run together."""
+    if samples.rows == 1:
+        return 1
+    try:
+        session = open_session(model, quiet())
+        for batch in samples.batches(fit[: samples.rows], samples.rows):
+            run_feed(session, batch)
+    except DataError:
+        return 1
+    return samples.rows
