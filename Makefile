@@ -12,7 +12,7 @@ ALL ?= $(filter true,$(CI))
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat clean
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat prices clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +76,9 @@ transformers: $(STAMP)
 
 rounding: $(STAMP)
 	$(BIN)/python benchmarks/rounding.py $(ARGS)
+
+prices: $(STAMP)
+	$(BIN)/python benchmarks/prices.py $(ARGS)
 
 qat: $(STAMP)
 	$(BIN)/python benchmarks/qat.py
