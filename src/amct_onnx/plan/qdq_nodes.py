@@ -10,27 +10,23 @@ image, takes no part.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 import onnx_ir as ir
 
 from amct_onnx.graph.access import input_of, is_op, name_of
-from amct_onnx.graph.constants import constant_branches, constant_tensor
-from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import WEIGHT_OPS
-from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS, candidates
-from amct_onnx.graph.layout import fixed_layouts
-from amct_onnx.graph.qdq_grids import commutes
-from amct_onnx.graph.tensors import shape_of
-from amct_onnx.values.layers import Decision, LayerTraits
+from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS
+from amct_onnx.plan.qdq_candidates import CLAMPS, Candidate, Candidates
+from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
-from amct_onnx.values.qdq_tables import QdqRule, QdqTarget
+from amct_onnx.values.qdq_tables import QdqTarget
 
-_CLAMPS = ("Relu", "Clip")
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
+_FOR_FLOATS = "what reads it computes in floats"
+_ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
 _PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -48,145 +44,67 @@ def plan_qdq(
     off: nodes that stay in float. in_float: tensors that do, and refused: more such nodes; why, as a clause about the
     node.
     """
-    planner = _Planner(model, target, dict.fromkeys(off, _OFF) | dict(refused), in_float)
-    planner.join_all()
-    return planner.plan()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A node of a type that the target has a rule for.
-
-    reason: why it cannot be quantized, None if it can. data: its variable inputs that may be quantized, with their
-    indices. constants: the indices of its constant inputs that are quantized with it. results: its outputs, or those of
-    the Relu or Clip that the target takes into the kernel.
-    """
-
-    name: str
-    node: ir.Node
-    rule: QdqRule
-    reason: str | None
-    data: tuple[tuple[int, ir.Value], ...]
-    constants: tuple[int, ...]
-    results: tuple[ir.Value, ...]
+    found, in_vain = Candidates(model, target, dict.fromkeys(off, _OFF) | dict(refused), in_float), dict[str, str]()
+    while True:
+        planner = _Planner(found, in_vain)
+        planner.join_all()
+        more = planner.in_vain()
+        if not more:
+            return planner.plan()
+        in_vain.update(dict.fromkeys(more, _FOR_FLOATS))
 
 
 class _Planner:
     """What has been decided so far: the nodes on integers by name, what they read, and the quantized tensors."""
 
-    def __init__(self, model: ir.Model, target: QdqTarget, off: Mapping[str, str], in_float: Mapping[str, str]) -> None:
-        self.graph, self.target, self.off, self.in_float = model.graph, target, off, in_float
+    def __init__(self, found: Candidates, refused: Mapping[str, str]) -> None:
+        self.found, self.target, self.refused = found, found.target, refused
         self.tensors: dict[ir.Value, None] = {}  # in the order in which they were found
-        self.integer: dict[str, _Candidate] = {}
-        self.made: dict[ir.Value, _Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
+        self.integer: dict[str, Candidate] = {}
+        self.made: dict[ir.Value, Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
         self.picked: dict[ir.Value, tuple[ir.Value, ...]] = {}  # what `_picked` has found, once all has joined
-        # An integer kernel that ends in a QuantizeLinear is one of ONNX Runtime, or written for it too.
-        self.fixed = fixed_layouts(model.graph) if target.rules["Conv"].output == "required" else {}
-        self.constant = constant_branches(model)
-        self.layers = {layer.name: layer for layer in candidates(model)}
-        self.order = [name_of(node) for node in model.graph.all_nodes()]
-        nodes = (node for node in model.graph if is_op(node, *target.rules) and not self._is_bookkeeping(node))
-        self.candidates = [self._candidate(node, self.layers.get(name_of(node))) for node in nodes]
-
-    def _candidate(self, node: ir.Node, traits: LayerTraits | None) -> _Candidate:
-        rule = self.target.rules[node.op_type]
-        inputs = [(i, value) for i, value in enumerate(node.inputs) if value is not None]
-        if rule.inputs == "first" or (rule.weight_ranks and not (traits and traits.two_operands)):
-            inputs = inputs[:1]
-        elif node.op_type in WEIGHT_OPS:
-            inputs = inputs[:2]
-        fixed = [i for i, value in inputs if constant_tensor(value) is not None]
-        data = tuple((i, value) for i, value in inputs if i not in fixed)
-        results = tuple(self._result(value, rule) for value in node.outputs if value.name)
-        reason = self.off.get(name_of(node)) or self._reason(node, rule, traits, data, fixed)
-        if reason is None and self.in_float:
-            wanted = [*(value for _, value in data), *(results if rule.output in ("required", "same") else ())]
-            reason = next((self.in_float[name_of(value)] for value in wanted if value.name in self.in_float), None)
-        return _Candidate(
-            name=name_of(node),
-            node=node,
-            rule=rule,
-            reason=reason,
-            data=data,
-            constants=tuple(fixed),
-            results=results,
-        )
-
-    def _reason(
-        self,
-        node: ir.Node,
-        rule: QdqRule,
-        traits: LayerTraits | None,
-        data: Sequence[tuple[int, ir.Value]],
-        fixed: Sequence[int],
-    ) -> str | None:
-        """Why a node cannot be quantized, None if it can."""
-        if all(value in self.constant for _, value in data):
-            return CONSTANT
-        if any(value.dtype not in (None, ir.DataType.FLOAT) for _, value in data):
-            return "it does not compute in float32"
-        if any((tensor := constant_tensor(node.inputs[i])) and tensor.dtype != ir.DataType.FLOAT for i in fixed):
-            return "it does not compute in float32"
-        if (place := self.fixed.get(name_of(node))) is not None:
-            return f"on integers ONNX Runtime would put channels last at {place}, and fail"
-        if rule.weight_ranks:
-            return self._weight_reason(rule, traits)
-        if len(node.outputs) > 1 and node.op_type != "Split" and any(v.uses() for v in node.outputs[1:]):
-            return "its second output is in use"
-        if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
-            return f"{self.target.name} has no integer kernel for interpolation"
-        if (mistake := wrong_kernel(node)) is not None:
-            return mistake
-        if node.op_type == "Pad" and not commutes(node):
-            return "it pads with something else than zeros"
-        return None
-
-    def _weight_reason(self, rule: QdqRule, traits: LayerTraits | None) -> str | None:
-        if traits is None:
-            return "its weight is computed at run time"
-        if traits.two_operands:
-            return "it multiplies two activations, which costs accuracy"
-        if traits.reason is not None:
-            return traits.reason
-        if traits.half:
-            return "it computes in float16"
-        if traits.weight_rank not in rule.weight_ranks:
-            return f"its weight has {traits.weight_rank} dimensions, for which {self.target.name} has no integer kernel"
-        return None
-
-    def _is_bookkeeping(self, node: ir.Node) -> bool:
-        """Arithmetic on shapes, indices and masks, or on constants alone: nobody would expect it to be quantized."""
-        types = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
-        alone = node.op_type not in LAYER_OPS and node.outputs[0] in self.constant
-        return alone or any(t is not None and not t.is_floating_point() for t in types)
-
-    def _result(self, value: ir.Value, rule: QdqRule) -> ir.Value:
-        """What stands for an output: that of the Relu or Clip behind it, if that can go into the grid."""
-        clamp = self._absorbable(value, rule)
-        return value if clamp is None else clamp.outputs[0]
-
-    def _absorbable(self, value: ir.Value, rule: QdqRule) -> ir.Node | None:
-        uses = list(value.uses())
-        if rule.output not in ("required", "free") or len(uses) != 1 or value.is_graph_output():
-            return None
-        clamp = uses[0].node
-        if clamp.graph is not self.graph or clamp.op_type not in self.target.absorbs or not is_op(clamp, *_CLAMPS):
-            return None
-        bounds = clamp.inputs[1:]
-        fixed = all(bound is None or _is_scalar(bound) for bound in bounds)
-        return clamp if fixed and clamp.inputs[0] is value else None
 
     def join_all(self) -> None:
         """Quantize what leads, then what follows, until nothing more follows."""
         size = -1
         while size != len(self.integer):
             size = len(self.integer)
-            for candidate in self.candidates:
-                if candidate.reason is None and candidate.name not in self.integer and self._joins(candidate):
+            for candidate in self.found.all:
+                if self._is_open(candidate) and self._joins(candidate):
                     self._join(candidate)
 
-    def _joins(self, candidate: _Candidate) -> bool:
+    def _is_open(self, candidate: Candidate) -> bool:
+        name = candidate.name
+        return candidate.reason is None and name not in self.integer and name not in self.refused
+
+    def in_vain(self) -> list[str]:
+        """Elementwise nodes from which no integers get to a layer, a pool or an output of the model.
+
+        Rounding costs accuracy in each of them, and a kernel of floats is as fast.
+        """
+        waiting = {name: candidate for name, candidate in self.integer.items() if self._passes_on(candidate)}
+        paying = self.integer.keys() - waiting.keys()
+        size = -1
+        while size != len(paying):
+            size = len(paying)
+            for name, candidate in reversed(waiting.items()):
+                if name not in paying and any(self._pays(value, paying) for value in candidate.results):
+                    paying.add(name)
+        return [name for name, found in waiting.items() if name not in paying and is_op(found.node, *_ELEMENTWISE)]
+
+    def _passes_on(self, candidate: Candidate) -> bool:
+        """Whether a kernel of integers is there for what comes behind it."""
+        kind = candidate.rule.output
+        return kind == "same" or (kind == "required" and is_op(candidate.node, *_ELEMENTWISE))
+
+    def _pays(self, value: ir.Value, paying: Collection[str]) -> bool:
+        places = ((name_of(use.node), use.idx) for use in value.uses())
+        return value.is_graph_output() or any(place in self.reads and place[0] in paying for place in places)
+
+    def _joins(self, candidate: Candidate) -> bool:
+        if candidate.product:
+            return candidate.product in self.integer
         if candidate.rule.leads:
             return True
         values = [value for _, value in candidate.data]
@@ -198,7 +116,7 @@ class _Planner:
             return all(self._is_near(value) for value in values)
         return all(value in self.tensors for value in values)
 
-    def _join(self, candidate: _Candidate) -> None:
+    def _join(self, candidate: Candidate) -> None:
         self.integer[candidate.name] = candidate
         fused = self._fused_input(candidate) if candidate.rule.inputs == "branch" else None
         for index, value in candidate.data:
@@ -211,7 +129,7 @@ class _Planner:
         if candidate.rule.output != "float":
             self.made.update(dict.fromkeys(candidate.results, candidate))
 
-    def _fused_input(self, candidate: _Candidate) -> int | None:
+    def _fused_input(self, candidate: Candidate) -> int | None:
         """The operand of a sum whose producer, quantized and read by nobody else, takes the sum into its kernel."""
         for index, value in reversed(candidate.data):
             producer = value.producer()
@@ -223,7 +141,7 @@ class _Planner:
     def _is_near(self, value: ir.Value) -> bool:
         """Quantized, or made by a quantized node, up to a clamp."""
         producer = value.producer()
-        if is_op(producer, *_CLAMPS) and value not in self.tensors:
+        if is_op(producer, *CLAMPS) and value not in self.tensors:
             value = input_of(producer, 0)
             producer = value.producer()
         return value in self.tensors or (producer is not None and producer.name in self.integer)
@@ -231,11 +149,13 @@ class _Planner:
     def plan(self) -> QdqPlan:
         """What has been decided."""
         integer = {value for value in self.made if value in self.tensors}
+        # A sum need not be rounded for those that read it in float: its kernel gives floats as well.
+        integer -= {value for value in integer if self.made[value].product and self._is_seen(value)}
         absorbed = {
             name_of(clamp): candidate.name
             for candidate in self.integer.values()
             for value in candidate.node.outputs
-            if (clamp := self._absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
+            if (clamp := self.found.absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
         }
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
         groups = list(self._groups())
@@ -247,18 +167,21 @@ class _Planner:
             constants=constants,
             integer=frozenset(map(name_of, integer)),
             absorbed=absorbed,
+            biases=MappingProxyType({name: place for name, place in self.found.biases.items() if name in self.integer}),
+            flat=self.found.flat & self.integer.keys(),
         )
 
     def _decisions(self) -> Iterator[Decision]:
-        found = {candidate.name: candidate.reason or _ALONE for candidate in self.candidates}
-        others = {name: layer for name, layer in self.layers.items() if name not in found}
+        refused = self.refused
+        found = {c.name: c.reason or refused.get(c.name, _ALONE) for c in self.found.all}
+        others = {name: layer for name, layer in self.found.layers.items() if name not in found}
         for name, layer in others.items():
             reason = layer.reason or ""
             no_rule = layer.op_type in LAYER_OPS and layer.op_type not in self.target.rules
             if no_rule and reason not in (INSIDE, CONSTANT):
                 reason = f"{self.target.name} has no integer {layer.op_type}"
-            found[name] = self.off.get(name, reason)
-        for name in self.order:
+            found[name] = self.found.off.get(name, reason)
+        for name in self.found.order:
             if name in self.integer:
                 yield Decision(layer=name, quantized=True)
             elif name in found:
@@ -309,7 +232,7 @@ class _Planner:
                 waiting += unknown
         return self.picked[value]
 
-    def _moved_to(self, value: ir.Value) -> dict[ir.Value, _Candidate]:
+    def _moved_to(self, value: ir.Value) -> dict[ir.Value, Candidate]:
         """What nodes on integers make of the elements of a tensor; nothing if one computes with them."""
         uses = [name_of(use.node) for use in value.uses() if (name_of(use.node), use.idx) in self.reads]
         readers = [self.integer[name] for name in uses if name in self.integer]
@@ -318,7 +241,7 @@ class _Planner:
         results = ((result, reader) for reader in readers for result in reader.results)
         return {result: reader for result, reader in results if result.uses() or result.is_graph_output()}
 
-    def _parts(self, results: Mapping[ir.Value, _Candidate]) -> tuple[ir.Value, ...]:
+    def _parts(self, results: Mapping[ir.Value, Candidate]) -> tuple[ir.Value, ...]:
         found: dict[ir.Value, None] = {}
         for result, reader in results.items():
             parts = () if self._is_seen(result) else self.picked[result]
@@ -348,8 +271,3 @@ class _Planner:
                 waiting += [part for _, part in maker.data if part not in seen]
                 seen.update(part for _, part in maker.data)
         return False
-
-
-def _is_scalar(value: ir.Value) -> bool:
-    tensor = constant_tensor(value)
-    return tensor is not None and shape_of(tensor) in ((), (1,))

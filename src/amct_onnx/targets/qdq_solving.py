@@ -14,16 +14,18 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, StatisticsError
 from amct_onnx.graph.access import is_op, name_of
+from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.raise_opset import raise_opset
+from amct_onnx.graph.product_sums import own_row
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.graph.weights import kernel_rows
 from amct_onnx.numerics.activations.minmax import params_of_range, solve_minmax
 from amct_onnx.numerics.activations.solve import solve_activation
-from amct_onnx.numerics.arrays import Floats
+from amct_onnx.numerics.arrays import Array, Floats
 from amct_onnx.numerics.grid import FLT_EPSILON, QParams, QSpec
 from amct_onnx.numerics.settings import ActivationSettings, Mse
 from amct_onnx.numerics.weights.arq import solve_arq
@@ -104,11 +106,22 @@ class PlanSolver:
         if default_opset(prepared) < self._table.minimum_opset:
             raise_opset(prepared, self._table.minimum_opset)
         normalize_layers(prepared, frozenset(plan.layers))
-        index = index_graph(prepared)
+        index, names = index_graph(prepared), ValueNames(prepared)
         weights: dict[str, WeightGrid] = {}
         for layer in layers_with_weights(prepared, plan):
+            bias, adder = layer.bias, ""
+            if layer.name in plan.biases:
+                adder, place = plan.biases[layer.name]
+                own_row(index.nodes[adder], place, layer.output_channels, names)
+                bias = array_of(constant_input(index.nodes[adder], place))
+            data = grids[name_of(layer.input)]
             try:
-                weights[layer.name] = _solve_weight(layer, self._table, grids, self._calibration)
+                least = _least_scale(bias, self._table, data, layer.output_channels)
+            except ValueError as error:
+                self.nodes[adder or layer.name] = str(error)
+                continue
+            try:
+                weights[layer.name] = _solve_weight(layer, self._table, data, least, self._calibration)
             except ValueError as error:
                 self.nodes[layer.name] = str(error)
         constants: dict[tuple[str, int], QParams] = {}
@@ -191,18 +204,16 @@ def layers_with_weights(prepared: ir.Model, plan: QdqPlan) -> list[Layer]:
     return [layer_of(node) for node in prepared.graph if node.name in chosen and node.op_type in WEIGHT_OPS]
 
 
-def _solve_weight(
-    layer: Layer, table: QdqTarget, activations: Mapping[str, QParams], calibration: Calibration
-) -> WeightGrid:
+def _solve_weight(layer: Layer, table: QdqTarget, data: QParams, least: Floats, calibration: Calibration) -> WeightGrid:
     """The grid of a layer's weight as rows of output channels, and its integers where they are not the nearest.
 
-    Raises ValueError where there is none.
+    data: the grid of what the layer reads. least: float32[C], the least scales of the rows. Raises ValueError where
+    there is none.
     """
-    rows, request, data = kernel_rows(layer.array(), layer.node), calibration.request, activations[name_of(layer.input)]
+    rows, request = kernel_rows(layer.array(), layer.node), calibration.request
     settings = request.layer((layer.name,))
     bits = table.weight.bits if settings is None else settings.weight.num_bits
     spec = _weight_spec(rows, replace(table.weight, bits=bits, channel_axis=0))
-    least = _least_scale(layer, table, data, len(rows))
     if request.reduce_range and bits > _SAFE_BITS:
         params, integers = solve_pairs(rows, spec, least)
         grid = WeightGrid(params=params, integers=integers)
@@ -224,12 +235,11 @@ def _weight_spec(rows: Floats, widest: QSpec) -> QSpec:
     return replace(widest, least_scale=max(widest.least_scale, min(FLT_EPSILON, _NOTHING * largest)))
 
 
-def _least_scale(layer: Layer, table: QdqTarget, data: QParams, channels: int) -> Floats:
+def _least_scale(bias: Array | None, table: QdqTarget, data: QParams, channels: int) -> Floats:
     """float32[C]: below it the bias would leave int32, as in a channel whose weights are next to nothing.
 
     Where the file has it in float32, a runtime may make integers of it all the same, as ONNX Runtime does.
     """
-    bias = layer.bias
     if bias is not None and not np.isfinite(bias).all():
         raise ValueError("the bias holds NaN or Inf")
     if bias is None:

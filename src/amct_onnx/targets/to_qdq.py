@@ -6,7 +6,8 @@ x -> Conv(w, b) -> y     x -> Q -> DQ -> Conv(DQ(w_int), DQ(b_int)) -> Q -> DQ -
 A tensor has one Q and one DQ, whoever reads it; a group of tensors has one scale and one zero point. Weights are stored
 as integers, per output channel, and biases as int32 with scale_x * scale_w where the target wants that. ONNX Runtime
 gives float layers between DQ and Q int8 weights of its own, one scale for all channels: a Concat of one tensor, which
-it neither removes nor sees through, keeps the Q away from them.
+it neither removes nor sees through, keeps the Q away from them. It gives each reader of a DQ one of its own, and then
+finds no GELU or swish in what floats compute behind it: they read such a Concat.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from amct_onnx.graph.kernels import wrong_kernel
 from amct_onnx.graph.layer_view import Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.fusion import absorb
+from amct_onnx.graph.product_sums import only_sum
 from amct_onnx.graph.qdq_grids import clip_bounds
 from amct_onnx.graph.tensors import array_of, deferred
 from amct_onnx.graph.weights import from_kernel_rows, weight_axis
@@ -88,6 +90,7 @@ class _Lowering:
             model.opset_imports.setdefault(self.domain, 1)
         index = index_graph(model)
         self.nodes, self.values = index.nodes, dict(index.values)
+        self.flat_sums = {adder for product, (adder, _) in plan.biases.items() if product in plan.flat}
         self.scales: dict[str, list[ir.Value]] = {}
         self.clamps: dict[str, tuple[int, int]] = {}
 
@@ -95,6 +98,7 @@ class _Lowering:
         """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
         node, weight, data = layer.node, layer.array(), self.grids.activations[name_of(layer.input)]
         axis, scale, bias = weight_axis(node, len(layer.shape)), grid.params.scale, layer.bias
+        adder, place = node, 2
         if grid.correction is not None:
             bias = self._corrected(layer, grid.correction)
         if grid.integers is None:
@@ -104,10 +108,29 @@ class _Lowering:
         else:
             integers = ir.tensor(from_kernel_rows(grid.integers, weight.shape, node))
         self._dequantized(node, 1, integers, scale, axis)
+        if layer.name in self.plan.biases:
+            name, place = self.plan.biases[layer.name]
+            adder = self.nodes[name]
+            bias = array_of(constant_input(adder, place))
+        elif layer.name in self.plan.flat and only_sum(node) is not None:
+            adder, place, bias = self._add_zeros(node, len(scale)), 1, np.zeros(len(scale), np.float32)
         if bias is not None and self.target.int32_bias:
             steps_of = data.scale * scale
             steps = np.rint(bias.astype(np.float64) / steps_of.astype(np.float64)).astype(np.int32)
-            self._dequantized(node, 2, ir.tensor(steps), steps_of, 0)
+            self._dequantized(adder, place, ir.tensor(steps), steps_of, 0)
+
+    def _add_zeros(self, product: ir.Node, columns: int) -> ir.Node:
+        """Put an Add of zeros behind a product: what else is added to it stays out of its kernel, which then is one of
+        integers."""
+        value, name = product.outputs[0], f"{product.name}.sum"
+        readers = [(use.node, use.idx) for use in value.uses()]
+        output = ir.val(self.names.new(f"{name}.output0"), type=value.type, shape=value.shape)
+        zeros = add_initializer(self.model.graph, f"{name}.zeros", np.zeros(columns, np.float32), names=self.names)
+        node = ir.node("Add", [value, zeros], name=self.names.node(name), outputs=[output])
+        self.model.graph.insert_after(product, node)
+        for reader, index in readers:
+            reader.replace_input_with(index, output)
+        return node
 
     def _corrected(self, layer: Layer, correction: Array) -> Array | None:
         """The bias with a correction for each output channel, in the model too; a layer without bias gets one."""
@@ -179,8 +202,14 @@ class _Lowering:
             graph.insert_before(graph[0], nodes)
         else:
             graph.insert_after(producer, nodes)
+        floats = {place for place in readers if (name_of(place[0]), place[1]) not in self.plan.reads}
+        common = restored
+        if self.target.splits_readers and self._computes(producer) and len({node for node, _ in floats}) > 1:
+            copy = self._fence(restored)
+            graph.insert_after(nodes[-1], [copy])
+            common = copy.outputs[0]
         for node, index in readers:
-            node.replace_input_with(index, restored)
+            node.replace_input_with(index, common if (node, index) in floats else restored)
         if value.is_graph_output() and tensor in self.plan.integer:
             value.name, restored.name = self.names.new(f"{tensor}.float"), tensor
             restored.type, restored.shape = value.type, value.shape
@@ -191,9 +220,12 @@ class _Lowering:
     def _is_rounded(self, value: ir.Value) -> bool:
         """Whether ONNX Runtime would round more than the tensor: what makes it becomes an integer kernel of its own.
 
-        So it does with float layers, whose weights it rounds, and with operators that it has a wrong kernel for.
+        So it does with float layers, whose weights it rounds, and with operators that it has a wrong kernel for. And a
+        product with its bias that others read in float would become no integer kernel.
         """
         node = value.producer()
+        if node is not None and node.name in self.flat_sums:
+            return value.name not in self.plan.integer
         if is_op(node, *self.target.absorbs):
             node = producer_of(node, 0)
         if node is None or node.name in self.layers:
@@ -209,6 +241,11 @@ class _Lowering:
                 return False
             source = input_of(maker, 0)
         return False
+
+    def _computes(self, node: ir.Node | None) -> bool:
+        """Whether the kernel of a node gives new numbers: what only moves some may give one without dimensions."""
+        rule = None if node is None else self.target.rules.get(node.op_type)
+        return rule is not None and rule.output != "same"
 
     def _fence(self, value: ir.Value) -> ir.Node:
         output = ir.val(self.names.new(f"{value.name}.float"), dtype=ir.DataType.FLOAT, shape=value.shape)

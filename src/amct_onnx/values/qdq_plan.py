@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from amct_onnx.values.layers import Decision
 
@@ -24,7 +25,9 @@ class QdqPlan:
     `groups` partition the quantized tensors. `reads` are the quantized inputs, (node, index), `constants` those of them
     that are constants. `integer` tensors leave their node as integers, so all readers get what was quantized.
     `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in. `also_observed`: tensors that have a
-    grid of their own if one of the others cannot have one.
+    grid of their own if one of the others cannot have one. `biases`: products, each with the Add whose constant is its
+    bias, and the index of that constant. `flat`: products that are known to have two dimensions, or not known to have
+    more: the target may make one kernel of them and any Add.
     """
 
     decisions: tuple[Decision, ...]
@@ -34,6 +37,8 @@ class QdqPlan:
     integer: frozenset[str]
     absorbed: Mapping[str, str]
     also_observed: tuple[str, ...] = ()
+    biases: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+    flat: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> tuple[str, ...]:

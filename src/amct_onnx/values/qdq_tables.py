@@ -41,12 +41,14 @@ class QdqTarget:
     rules: by operator type. activation, weight: grids, of which the file has unsigned integers where
     `unsigned_activations`. absorbs: operators that become one with the kernel in front of them, so that the
     QuantizeLinear stands behind both; `drops_clamps`: they are left out, since the grid has their effect. int32_bias:
-    biases are int32 behind a DequantizeLinear, else float32. minimum_opset, maximum_opset: versions of the default
-    domain whose QuantizeLinear and DequantizeLinear the target has. beyond: the domain of those in later models, "" for
-    none. rounds_floats: operators whose float weight the target rounds by itself where a DequantizeLinear stands in
-    front of the node and a QuantizeLinear behind it; those that are to stay in float are set apart from the latter.
-    runs_here: the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by
-    weights that alone are in few bits. prices: what layers cost there, where that was measured.
+    biases are int32 behind a DequantizeLinear, also what an Add gives the columns of a MatMul, else float32.
+    minimum_opset, maximum_opset: versions of the default domain whose QuantizeLinear and DequantizeLinear the target
+    has. beyond: the domain of those in later models, "" for none. rounds_floats: operators whose float weight the
+    target rounds by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it; those
+    that are to stay in float are set apart from the latter. splits_readers: it gives each reader of a DequantizeLinear
+    one of its own, and fuses no nodes that read several of these. runs_here: the runtime that measures models on this
+    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
+    layers cost there, where that was measured.
     """
 
     name: str
@@ -61,6 +63,7 @@ class QdqTarget:
     maximum_opset: int = 27
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
+    splits_readers: bool = False
     runs_here: bool = False
     packs_weights: bool = False
     prices: Prices | None = None
@@ -100,6 +103,7 @@ ONNXRUNTIME = QdqTarget(
     beyond="com.microsoft",
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
+    splits_readers=True,
     runs_here=True,
     packs_weights=True,
     prices=ONNXRUNTIME_PRICES,
