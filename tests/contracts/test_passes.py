@@ -29,6 +29,7 @@ from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.raise_opset import raise_opset
+from amct_onnx.graph.passes.share_weights import copy_shared_weights, share_weights
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.numerics.settings import ActivationSettings
 from amct_onnx.observe.calibration import finish
@@ -131,6 +132,8 @@ PASSES: dict[str, Callable[[ir.Model], object]] = {
     "balance_layers": _balance_all,
     "smooth_inputs": _smooth_all,
     "equalize_channels": _equalize_all,
+    "share_weights": share_weights,
+    "copy_shared_weights": copy_shared_weights,
     "insert_and_remove_observers": _observe_and_remove,
     "keep_and_take_float_weights": _keep_and_take_float_weights,
 }

@@ -21,8 +21,10 @@ def dequantizers(model: ir.Model) -> list[ir.Node]:
 
 
 def array(value: ir.Value | None) -> np.ndarray:
-    """The constant behind an initializer."""
+    """The constant behind an initializer, or behind a copy that layers with one weight have of it."""
     assert value is not None
+    if producer_type(value) == "Split":
+        value = value.producer().inputs[0].producer().inputs[0]
     assert value.const_value is not None, f"{value.name} is no initializer"
     return np.asarray(value.const_value.numpy())
 

@@ -91,6 +91,19 @@ def is_overridable(value: ir.Value | None) -> bool:
     return root is not None and root.is_initializer() and root.is_graph_input()
 
 
+def constant_readers(value: ir.Value | None) -> set[ir.Node]:
+    """The nodes that compute with the constant that `value` is, also those behind other nodes that pass it on."""
+    root, _ = _origin(value)
+    waiting, found = [] if root is None else [root], set[ir.Node]()
+    while waiting:
+        for use in waiting.pop().uses():
+            if _is_link(use.node):
+                waiting += use.node.outputs
+            else:
+                found.add(use.node)
+    return found
+
+
 def why_variable(value: ir.Value | None) -> str:
     """What to say of a value that `constant_tensor` does not know, behind "its weight"."""
     root, _ = _origin(value)

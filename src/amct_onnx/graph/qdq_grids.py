@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.access import input_of, is_op, is_standard, optional_input
+from amct_onnx.graph.access import input_of, is_op, is_standard, optional_input, producer_of
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.numerics.arrays import Array, Floats, Int32s, Int64s
 from amct_onnx.numerics.grid import QParams, QSpec
@@ -105,7 +105,10 @@ def grid_of(node: ir.Node) -> Grid | str:
 
 
 def _known(value: ir.Value | None) -> Array | None:
-    """The array behind a value, also of a ConstantOfShape or a Cast of integers: PyTorch makes zero points of them."""
+    """The array behind a value, also of a ConstantOfShape or a Cast of integers: PyTorch makes zero points of them.
+
+    And of a Split that takes apart what a Concat has repeated (`passes/share_weights.py`).
+    """
     array = constant_value(value)
     node = value.producer() if value is not None else None
     if array is not None:
@@ -115,6 +118,9 @@ def _known(value: ir.Value | None) -> Array | None:
         fill = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
         small = shape is not None and np.prod(shape, dtype=np.float64) <= _LARGEST_FILL
         return np.full([int(n) for n in shape], fill.reshape(())) if shape is not None and small else None
+    if is_op(node, "Split") and is_op(repeat := producer_of(node, 0), "Concat") and len(set(repeat.inputs)) == 1:
+        parts = constant_value(optional_input(node, 1))
+        return _known(repeat.inputs[0]) if parts is not None and len(set(parts)) == 1 else None
     if is_op(node, "Cast"):
         source = _known(node.inputs[0])
         target = ir.DataType(node.attributes.get_int("to", 0))

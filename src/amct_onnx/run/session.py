@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from amct_onnx.errors import AmctError, DataError, ModelError, OutputError, one_line
 from amct_onnx.files.onnx_file import model_bytes
+from amct_onnx.graph.passes.share_weights import copy_shared_weights
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.temporary_files import temporary_folder
@@ -97,7 +98,9 @@ def open_exact_session(model: ir.Model) -> ort.InferenceSession:
     """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do."""
     options = quiet()
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return open_session(model, options)
+    apart = model.clone()
+    copy_shared_weights(apart)
+    return open_session(apart, options)
 
 
 def run_feed(

@@ -18,6 +18,7 @@ from amct_onnx.files.fusion_json import FusionOp, write_fusion
 from amct_onnx.files.onnx_file import is_source, save_model_file
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.passes.balance import balancing_mul, constant_first
+from amct_onnx.graph.passes.share_weights import share_weights
 from amct_onnx.numerics.arrays import Int8s
 from amct_onnx.plan.float_model import SIMULATED_KEY
 from amct_onnx.targets.ascend_dialect import AscendDialect
@@ -73,12 +74,17 @@ class AscendModel:
         return model
 
 
-def write_ascend_files(quantized: AscendModel, save_path: str) -> tuple[str, ...]:
-    """Write all files of a quantized model (amct_formats.md: save_model), and return their paths."""
+def write_ascend_files(quantized: AscendModel, save_path: str, *, shared: bool = False) -> tuple[str, ...]:
+    """Write all files of a quantized model (amct_formats.md: save_model), and return their paths.
+
+    shared: a weight that several layers read is in a file once; AMCT's files have it for each of them.
+    """
     folder, prefix = os.path.split(save_path)
     stem = os.path.join(folder, f"{prefix}_" if prefix else "")
     deploy, served = quantized.deployed()
     files = {f"{stem}deploy_model.onnx": deploy, f"{stem}fake_quant_model.onnx": quantized.simulation()}
+    for model in files.values() if shared else ():
+        share_weights(model)
     # Weights of both may still be in the files of the calibrated model: one that takes its place is written last.
     for file in sorted(files, key=lambda file: is_source(quantized.model, file)):
         _save(files[file], file)

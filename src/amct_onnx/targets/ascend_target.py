@@ -21,6 +21,7 @@ from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.graph.passes.share_weights import share_weights
 from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
@@ -55,13 +56,15 @@ class AscendLowered(Lowered):
     floats: ir.Model
 
     def model(self) -> ir.Model:
-        return self.factored.deploy()
+        model = self.factored.deploy()
+        share_weights(model)
+        return model
 
     def save(self, prefix: str) -> tuple[str, ...]:
-        return write_ascend_files(self.factored, prefix)
+        return write_ascend_files(self.factored, prefix, shared=True)
 
     def session(self) -> Any:
-        return open_deployed(self.model())
+        return open_deployed(self.factored.deploy())
 
     def exact_session(self, model: ir.Model | None = None) -> Any:
         return self.session() if model is None else open_deployed(model)

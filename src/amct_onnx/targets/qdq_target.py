@@ -12,10 +12,12 @@ import onnx_ir as ir
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.bodies import closed_copies
+from amct_onnx.graph.constants import constant_readers
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.equalize import channel_groups
+from amct_onnx.graph.passes.share_weights import copy_shared_weights, share_weights
 from amct_onnx.graph.passes.smooth import product_inputs
 from amct_onnx.graph.weights import weight_axis
 from amct_onnx.numerics.activations.minmax import params_of_range
@@ -106,12 +108,15 @@ class QdqFamily(Target):
         own = {group.tensors[0] for group in plan.groups if len(group.tensors) == 1} - plan.integer
         own -= {group.key for group in channel_groups(model)}
         layers, values = set(plan.layers), {value.name: value for node in model.graph for value in node.outputs}
+        nodes = index_graph(model).nodes
         found = []
         for tensor, products in product_inputs(model).items():
             if tensor not in own or tensor not in values or not layers.issuperset(products.layers):
                 continue
-            readers = {use.node.name for use in values[tensor].uses() if (name_of(use.node), use.idx) in plan.reads}
-            if readers == set(products.layers):
+            readers = {name_of(use.node) for use in values[tensor].uses() if (name_of(use.node), use.idx) in plan.reads}
+            # A weight that others read as well would be several weights then.
+            sharing = {node.name for name in products.layers for node in constant_readers(nodes[name].inputs[1])}
+            if readers == set(products.layers) >= sharing:
                 found.append(tensor)
         return tuple(found)
 
@@ -131,6 +136,9 @@ class QdqFamily(Target):
         lower_solved(quantized, solved, table)
         # Settings name what is quantized, and have no entries for layers inside bodies.
         inside = () if calibration.request.settings else quantize_bodies(quantized, prepared, calibration, table)
+        share_weights(quantized)
+        if table.own_weights:
+            copy_shared_weights(quantized)
         everything = (solved, *inside)
         return QdqLowered(
             calibration=calibration,

@@ -46,8 +46,9 @@ class QdqTarget:
     has. beyond: the domain of those in later models, "" for none. rounds_floats: operators whose float weight the
     target rounds by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it; those
     that are to stay in float are set apart from the latter. splits_readers: it gives each reader of a DequantizeLinear
-    one of its own, and fuses no nodes that read several of these. runs_here: the runtime that measures models on this
-    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
+    one of its own, and fuses no nodes that read several of these. own_weights: no two layers may read
+    one initializer of int8 weights, which the file has once all the same; the other targets take a weight from an
+    initializer only. runs_here: the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
     layers cost there, where that was measured.
     """
 
@@ -64,6 +65,7 @@ class QdqTarget:
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
     splits_readers: bool = False
+    own_weights: bool = False
     runs_here: bool = False
     packs_weights: bool = False
     prices: Prices | None = None
@@ -104,6 +106,7 @@ ONNXRUNTIME = QdqTarget(
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
     splits_readers=True,
+    own_weights=True,
     runs_here=True,
     packs_weights=True,
     prices=ONNXRUNTIME_PRICES,
@@ -120,6 +123,7 @@ OPENVINO = QdqTarget(
     weight=_SYMMETRIC,
     unsigned_activations=True,
     absorbs=_CLAMPS,
+    own_weights=True,
 )
 
 # NVIDIA TensorRT, "Working with Quantized Types", explicit quantization: scales of activations per tensor, of weights

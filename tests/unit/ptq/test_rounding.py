@@ -174,3 +174,37 @@ def test_a_weight_that_cannot_be_rounded_is_an_error() -> None:
                                        spec=QSpec(bits=16, channel_axis=0))}  # fmt: skip
     with pytest.raises(CalibrationError, match='Layer "deep" cannot be rounded: the grid must have'):
         round_weights(network(), LAYERS, images(), wrong)
+
+
+def test_layers_with_one_weight_get_the_same_integers_which_are_best_for_all_of_them() -> None:
+    weight = normal(1, 12, 6)
+    proto = build(
+        "g (float[N,12] x, float[N,12] z) => (float[N,6] p, float[N,6] q, float[N,6] r) "
+        "{ [one] p = MatMul (x, w) [two] q = MatMul (z, v) [other] r = MatMul (x, u) }",
+        **{"w": weight, "v": weight.copy(), "u": normal(2, 12, 6)},
+    )
+    halves = {"x": np.repeat([3.0, 0.1], 6), "z": np.repeat([0.1, 3.0], 6)}  # each knows half of the columns well
+    feeds = [
+        {name: ((normal(s + k, 64, 1) + 0.5 * normal(s + k + 9, 64, 12)) * half).astype(np.float32)}
+        for k in (1, 2)
+        for s, (name, half) in enumerate(halves.items())
+    ]
+    feeds = [feeds[0] | feeds[1], feeds[2] | feeds[3]]
+    layers = ["one", "other", "two"]
+    grids = {
+        n: grid_of(ir.from_proto(proto).graph.node(n), weight if n != "other" else normal(2, 12, 6), 3) for n in layers
+    }
+    found = round_weights(ir.from_proto(proto), layers, feeds, grids)
+    assert set(found) == set(layers)
+    one, two = (found[name].integers for name in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one, two)
+
+    def error(integers: np.ndarray) -> float:
+        lost = weight - dequantize(integers, grids["one"]).T
+        return float(sum(np.square(feed[name] @ lost).sum() for feed in feeds for name in ("x", "z")))
+
+    alone = [round_weights(ir.from_proto(proto), [name], feeds, grids)[name].integers for name in ("one", "two")]
+    nearest = quantize(kernel_rows(weight, ir.from_proto(proto).graph.node("one")), grids["one"])
+    assert error(one) < min(error(nearest), *(error(found) for found in alone if found is not None))

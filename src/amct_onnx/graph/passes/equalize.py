@@ -6,19 +6,20 @@ after:  x -> Conv(W / f, b / f) -> Relu -> Conv(V * f) -> y       f > 0: row o o
 What stands between the layers must commute with a positive factor for each channel: Relu and its kin, poolings, sums of
 tensors that are all divided alike, so that a whole chain of residual sums has one set of factors; and Clip from 0 to a
 ceiling, if no factor is above 1. Behind a Clip, f < 1 lets less of a channel through than before: more than
-`ceiling * f` of it is cut off. All else is the same function, up to rounding.
+`ceiling * f` of it is cut off. All else is the same function, up to rounding. A weight that is read elsewhere as well
+would be two weights then: its layers are left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, name_of, optional_input
-from amct_onnx.graph.constants import ValueNames, constant_tensor
+from amct_onnx.graph.constants import ValueNames, constant_readers, constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer, layer_of
 from amct_onnx.graph.qdq_grids import clip_bounds
@@ -118,6 +119,8 @@ class _Groups:
         (count,) = channels
         if any(layer.input_channels % count if flat else layer.input_channels != count for layer in consumers):
             return None
+        if any(_is_shared(layers) for layers in (producers, consumers)):
+            return None
         measured = [v for v in members if any(not is_op(use.node, "Relu", "Clip") for use in v.uses())]
         return ChannelGroup(
             tensors=tuple(map(name_of, members)),
@@ -127,6 +130,12 @@ class _Groups:
             channels=count,
             ceiling=min((self.ceilings[value] for value in members if value in self.ceilings), default=np.inf),
         )
+
+
+def _is_shared(layers: Sequence[Layer]) -> bool:
+    """Whether others than `layers` read the weight of one of them."""
+    own = {layer.node for layer in layers}
+    return any(not constant_readers(layer.node.inputs[1]) <= own for layer in layers)
 
 
 def _is_plain(node: ir.Node) -> bool:

@@ -6,8 +6,9 @@ bias can make up for that: Nagel et al., "Data-Free Quantization Through Weight 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -19,7 +20,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import join_groups, kernel_rows, output_rows_shape, row_scales, split_groups, weight_axis
-from amct_onnx.numerics.arrays import Feed
+from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound
@@ -54,37 +55,96 @@ def round_weights(
     model: a fused float model, which is left as it is. layers, feeds: as `collect_moments` takes them. grids: the
     scales of the output channels of each weight, symmetric, at most 8 bits. settings: those of AdaRound. corrected: the
     layers whose results have a correction of the bias. The mean of their errors costs nothing then, so they are rounded
-    by the covariance of their inputs.
+    by the covariance of their inputs. Layers with one weight and one grid get the same integers, by the inputs of all.
 
     Raises like `collect_moments`, and CalibrationError where a weight or its Gram matrix cannot be rounded.
     """
     copy = model.clone()
     normalize_layers(copy, frozenset(layers))
     index, learning = index_graph(copy), (settings or AdaRound()) if method == "adaround" else None
+    sharing = _sharing([index.layer(name) for name in layers], grids)
+    order = [name for first, names in sharing.items() if names[0] == first for name in names]
 
-    def jobs() -> Iterator[RoundingJob[WeightGrid]]:
-        for name, moments in collect_moments(copy, layers, feeds, longest=_LONGEST):
-            solve = partial(_round, index.layer(name), grids[name], moments, learning, name in corrected)
-            yield RoundingJob(layer=name, solve=solve)
+    def jobs() -> Iterator[RoundingJob[dict[str, WeightGrid]]]:
+        seen = _Readers({})
+        for name, moments in collect_moments(copy, order, feeds, longest=_LONGEST):
+            if seen.means and name not in sharing[next(iter(seen.means))]:
+                yield job(seen)
+                seen = _Readers({})
+            seen.add(name, moments, corrected=name in corrected)
+        if seen.means:
+            yield job(seen)
 
-    return round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+    def job(seen: _Readers) -> RoundingJob[dict[str, WeightGrid]]:
+        first = next(iter(seen.means))
+        solve = partial(_round, index.layer(first), grids[first], seen, learning)
+        return RoundingJob(layer=first, solve=solve, size=len(sharing[first]))
+
+    found = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+    return {name: grid for grids_of in found.values() for name, grid in grids_of.items()}
+
+
+def _sharing(layers: Sequence[Layer], grids: Mapping[str, QParams]) -> dict[str, tuple[str, ...]]:
+    """For each layer those that have the same weight on the same grid, itself included, in their order.
+
+    They get the same integers, so that a file holds them once. Weights are looked at where their scales are the same.
+    """
+    alike: dict[Hashable, list[Layer]] = {}
+    for layer in layers:
+        grid, shape = grids[layer.name], output_rows_shape(layer.shape, layer.node)
+        alike.setdefault((shape, grid.spec, grid.scale.tobytes()), []).append(layer)
+    found: dict[str, tuple[str, ...]] = {}
+    for group in alike.values():
+        equal: dict[bytes, list[str]] = {}
+        for layer in group:
+            rows = np.ascontiguousarray(kernel_rows(layer.array(), layer.node)) if len(group) > 1 else np.zeros(0)
+            equal.setdefault(hashlib.blake2b(rows.data).digest(), []).append(layer.name)
+        found |= {name: tuple(names) for names in equal.values() for name in names}
+    return {layer.name: found[layer.name] for layer in layers}
+
+
+@dataclass(eq=False)
+class _Readers:
+    """The layers that read one weight: the mean of each one's inputs, those to be corrected, and the moments of all
+    columns together that count for rounding."""
+
+    means: dict[str, Doubles]
+    corrected: set[str] = field(default_factory=set)
+    used: SecondMoments | None = None
+
+    def add(self, name: str, moments: SecondMoments, *, corrected: bool) -> None:
+        self.means[name] = moments.mean
+        self.corrected |= {name} if corrected else set()
+        used, before = covariances(moments) if corrected else moments, self.used
+        if before is not None:
+            columns = before.columns + used.columns
+            share = used.columns / columns
+            used = SecondMoments(
+                columns=columns,
+                mean=before.mean * (1 - share) + used.mean * share,
+                gram=before.gram * (1 - share) + used.gram * share,
+            )
+        self.used = used
 
 
 def _round(
-    layer: Layer, grid: QParams, moments: SecondMoments, learning: AdaRound | None, corrected: bool, advance: Advance
-) -> WeightGrid:
+    layer: Layer, grid: QParams, readers: _Readers, learning: AdaRound | None, advance: Advance
+) -> dict[str, WeightGrid]:
+    """The weight of `layer` for all that read it: the same integers, and each one's own correction."""
+    assert readers.used is not None  # there is one at least
     shape = output_rows_shape(layer.shape, layer.node)
     rows = split_groups(kernel_rows(layer.array(), layer.node), shape, layer.node)
     scale = row_scales(grid.scale, shape)
-    used = covariances(moments) if corrected else moments
-    integers = round_rows(rows, scale, grid.spec, used, learning, advance)
-    correction = None
-    if corrected:
-        means = moments.mean.reshape(shape[0], -1)[:, : shape[2]]
-        correction = bias_correction(rows, integers.astype(np.float64) * scale[..., None], means).reshape(-1)
-    return WeightGrid(
-        params=grid, integers=np.ascontiguousarray(join_groups(integers, layer.node)), correction=correction
-    )
+    integers = round_rows(rows, scale, grid.spec, readers.used, learning, advance)
+    joined = np.ascontiguousarray(join_groups(integers, layer.node))
+    found = {}
+    for name, mean in readers.means.items():
+        correction = None
+        if name in readers.corrected:
+            means = mean.reshape(shape[0], -1)[:, : shape[2]]
+            correction = bias_correction(rows, integers.astype(np.float64) * scale[..., None], means).reshape(-1)
+        found[name] = WeightGrid(params=grid, integers=joined, correction=correction)
+    return found
 
 
 def with_rounded_weights(model: ir.Model, grids: Mapping[str, QParams]) -> ir.Model:
