@@ -1,7 +1,8 @@
 """`make prices`: how long ONNX Runtime takes for convolutions in float and in int8, beside the table of prices.
 
 Each row is a convolution of a given shape, as it stands in the middle of a network: the int8 one reads and writes
-uint8. Both take turns in one process with one thread, and the shortest time counts. `values/prices.py` was written from it.
+uint8. Both take turns in one process with one thread, and the shortest time counts. The table in `values/prices.py` was
+written from it.
 """
 
 from __future__ import annotations

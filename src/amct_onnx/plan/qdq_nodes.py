@@ -18,6 +18,7 @@ import onnx_ir as ir
 from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS
+from amct_onnx.plan.lookups import find_lookups
 from amct_onnx.plan.qdq_candidates import CLAMPS, Candidate, Candidates
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
@@ -157,10 +158,12 @@ class _Planner:
             for value in candidate.node.outputs
             if (clamp := self.found.absorbable(value, candidate.rule)) is not None and clamp.outputs[0] in integer
         }
+        lookups = self._lookups()
         constants = frozenset((c.name, index) for c in self.integer.values() for index in c.constants)
         groups = list(self._groups())
         return QdqPlan(
-            decisions=tuple(self._decisions()),
+            decisions=tuple(self._decisions(lookups)),
+            lookups=frozenset(name for name, reason in lookups.items() if reason is None),
             groups=tuple(groups),
             also_observed=tuple(self._perhaps_picked({name for group in groups for name in group.sources})),
             reads=frozenset(self.reads),
@@ -171,9 +174,16 @@ class _Planner:
             flat=self.found.flat & self.integer.keys(),
         )
 
-    def _decisions(self) -> Iterator[Decision]:
+    def _lookups(self) -> dict[str, str | None]:
+        """Why the tables of lookups stay in float, None where they do not, by node."""
+        layers = {name for name, candidate in self.integer.items() if candidate.rule.weight_ranks}
+        found = self.found
+        return find_lookups(found.graph, self.target, layers=layers, constants=found.constant, off=found.off)
+
+    def _decisions(self, lookups: Mapping[str, str | None]) -> Iterator[Decision]:
         refused = self.refused
         found = {c.name: c.reason or refused.get(c.name, _ALONE) for c in self.found.all}
+        found |= {name: reason for name, reason in lookups.items() if reason is not None}
         others = {name: layer for name, layer in self.found.layers.items() if name not in found}
         for name, layer in others.items():
             reason = layer.reason or ""
@@ -182,7 +192,7 @@ class _Planner:
                 reason = f"{self.target.name} has no integer {layer.op_type}"
             found[name] = self.found.off.get(name, reason)
         for name in self.found.order:
-            if name in self.integer:
+            if name in self.integer or lookups.get(name, "") is None:
                 yield Decision(layer=name, quantized=True)
             elif name in found:
                 yield Decision(layer=name, quantized=False, reason=found[name])

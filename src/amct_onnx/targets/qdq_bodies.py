@@ -24,7 +24,9 @@ _NOT_RUN = "held nothing: none of the data ran what is inside, or it was empty"
 
 def lower_solved(model: ir.Model, solved: SolvedPlan, table: QdqTarget) -> None:
     """Quantize `model`, a copy of the prepared one, in place."""
-    grids = QdqGrids(activations=solved.activations, weights=solved.weights, constants=solved.constants)
+    grids = QdqGrids(
+        activations=solved.activations, weights=solved.weights, constants=solved.constants, tables=solved.tables
+    )
     lower_qdq(model, solved.plan, table, grids)
 
 
@@ -56,6 +58,9 @@ def quantize_bodies(
         except CalibrationError:
             closed.put_back(model)
             continue
+        # Another body may read the same table.
+        tables = {name: replace(grid, alone=False) for name, grid in found.tables.items()}
+        found = replace(found, tables=tables)
         solved.append(found)
         lowered = found.prepared.clone()
         lower_solved(lowered, found, table)

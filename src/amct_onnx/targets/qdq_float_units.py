@@ -13,6 +13,8 @@ from amct_onnx.graph.qdq_grids import GridConstant, grid_constant
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.targets.float_units import Unit, Units
+from amct_onnx.targets.lookup_tables import table_values
+from amct_onnx.values.findings import TableGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
 from amct_onnx.values.roundings import Roundings
@@ -22,9 +24,16 @@ class QdqUnits:
     """Finds the units of a plan; `model` is the normalized float model, `lowered` the same with integers."""
 
     def __init__(
-        self, model: ir.Model, plan: QdqPlan, table: QdqTarget, grids: Mapping[str, QParams], lowered: ir.Model
+        self,
+        model: ir.Model,
+        plan: QdqPlan,
+        table: QdqTarget,
+        grids: Mapping[str, QParams],
+        lowered: ir.Model,
+        tables: Mapping[str, TableGrid],
     ) -> None:
         self._model, self._plan, self._target, self._grids, self._lowered = model, plan, table, grids, lowered
+        self._tables = tables
         self._layers = frozenset(self._plan.layers)
         index = index_graph(model)
         self._nodes, self._order, self._values = index.nodes, index.positions, index.values
@@ -36,7 +45,10 @@ class QdqUnits:
         """The units, in graph order."""
         constants = self._constants()
         for node in self._model.graph:
-            if node.name in self._layers:
+            if node.name in self._tables:
+                self._unit_of[name_of(node)] = name_of(node)
+                self._members[name_of(node)] = [name_of(node)]
+            elif node.name in self._layers:
                 self._assign(node, node.name in constants)
         tensors = self._tensors()
         units = []
@@ -65,6 +77,9 @@ class QdqUnits:
                 own = {index: grid.values() for index, grid in grids.items() if isinstance(grid, GridConstant)}
                 if own:
                     found[name_of(node)] = own
+        for node in self._model.graph if self._tables else ():
+            if node.name in self._tables:
+                found[name_of(node)] = {0: table_values(node, self._tables[name_of(node)])}
         return found
 
     def _assign(self, node: ir.Node, rounds: bool) -> None:

@@ -33,7 +33,8 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.numerics.weights.pairs import solve_pairs
 from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.values.findings import WeightGrid
+from amct_onnx.targets.lookup_tables import solve_lookup
+from amct_onnx.values.findings import TableGrid, WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 
@@ -51,8 +52,8 @@ _NORMAL = np.finfo(np.float32)
 class SolvedPlan:
     """A plan all of whose grids are solved, and `prepared`, the float model normalized for lowering.
 
-    activations: by tensor. weights: by layer, as rows of output channels. constants: by node and index. notes: which
-    nodes stay in float for what there was to round, as sentences.
+    activations: by tensor. weights: by layer, as rows of output channels. constants: by node and index. tables: of
+    lookups, by node. notes: which nodes stay in float for what there was to round, as sentences.
     """
 
     plan: QdqPlan
@@ -60,6 +61,7 @@ class SolvedPlan:
     activations: Mapping[str, QParams]
     weights: Mapping[str, WeightGrid]
     constants: Mapping[tuple[str, int], QParams]
+    tables: Mapping[str, TableGrid]
     notes: tuple[str, ...]
 
 
@@ -130,6 +132,7 @@ class PlanSolver:
                 constants[name, place] = _solve_constant(index.nodes[name], place, self._table, grids)
             except ValueError as error:
                 self.nodes[name] = f"its constant operand: {error}"
+        tables = self._tables(plan, {name: index.layer(name) for name in weights}, weights)
         if len(self.tensors) + len(self.nodes) > known:
             return None
         return SolvedPlan(
@@ -138,8 +141,24 @@ class PlanSolver:
             activations=grids,
             weights=weights,
             constants=constants,
+            tables=tables,
             notes=self._calibration.told(plan.decisions, {*self.tensors.values(), *self.nodes.values()}),
         )
+
+    def _tables(
+        self, plan: QdqPlan, layers: Mapping[str, Layer], weights: Mapping[str, WeightGrid]
+    ) -> dict[str, TableGrid]:
+        """The grids of the tables that nodes look up in."""
+        found = {}
+        for node in self._model.graph if plan.lookups else ():
+            if node.name in plan.lookups:
+                try:
+                    ties = layers if self._table.tied_tables else {}
+                    spec = self._table.weight
+                    found[name_of(node)] = solve_lookup(node, ties, weights, spec, self._calibration)
+                except ValueError as error:
+                    self.nodes[name_of(node)] = str(error)
+        return found
 
     def _clamped(self, plan: QdqPlan) -> frozenset[str]:
         """The tensors behind a Relu or Clip that goes into the grid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from amct_onnx.targets.qdq_bodies import lower_solved, quantize_bodies
 from amct_onnx.targets.qdq_float_units import QdqUnits
 from amct_onnx.targets.qdq_solving import PlanSolver, SolvedPlan, layers_with_weights
 from amct_onnx.targets.target import Lowered, RangeChoice, Target, save_model_of
+from amct_onnx.values.findings import TableGrid
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
@@ -45,6 +46,7 @@ class QdqLowered(Lowered):
     table: QdqTarget
     prepared: ir.Model
     plan: QdqPlan
+    tables: Mapping[str, TableGrid]
     quantized: ir.Model
 
     def model(self) -> ir.Model:
@@ -54,7 +56,8 @@ class QdqLowered(Lowered):
         return save_model_of(self, prefix, self.table.name)
 
     def units(self) -> Units:
-        return QdqUnits(self.prepared.clone(), self.plan, self.table, self.activations, self.quantized).found()
+        model = self.prepared.clone()
+        return QdqUnits(model, self.plan, self.table, self.activations, self.quantized, self.tables).found()
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         values = index_graph(self.calibration.source.model).values
@@ -140,18 +143,20 @@ class QdqFamily(Target):
         if table.own_weights:
             copy_shared_weights(quantized)
         everything = (solved, *inside)
+        tied = {grid.tied for grid in solved.tables.values()}  # rounded alone, they would be other integers
         return QdqLowered(
             calibration=calibration,
             table=table,
             prepared=prepared,
             plan=solved.plan,
+            tables=solved.tables,
             quantized=quantized,
             decisions=_known(solved.plan.decisions, (body.plan.decisions for body in inside), calibration.source),
             activations=MappingProxyType(
                 {name: grid for part in everything for name, grid in part.activations.items()}
             ),
             weights=MappingProxyType({name: grid for part in everything for name, grid in _weights(part)}),
-            rows={name: grid.params for name, grid in solved.weights.items()},
+            rows={name: grid.params for name, grid in solved.weights.items() if name not in tied},
             notes=tuple(note for part in everything for note in part.notes),
         )
 

@@ -33,7 +33,8 @@ from amct_onnx.graph.weights import from_kernel_rows, weight_axis
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.rounding import quantize
-from amct_onnx.values.findings import WeightGrid
+from amct_onnx.targets.lookup_tables import lower_lookups
+from amct_onnx.values.findings import TableGrid, WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan
 from amct_onnx.values.qdq_tables import QdqTarget
 
@@ -47,12 +48,13 @@ class QdqGrids:
 
     activations: the grid of each quantized tensor, by name. weights: of each layer with a weight, by node, as rows of
     output channels in the order in which kernels read them (the channels of an input position stand together).
-    constants: of other constant operands, by node and index.
+    constants: of other constant operands, by node and index. tables: of lookups, by node.
     """
 
     activations: Mapping[str, QParams]
     weights: Mapping[str, WeightGrid]
     constants: Mapping[tuple[str, int], QParams]
+    tables: Mapping[str, TableGrid]
 
 
 def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids) -> None:
@@ -74,6 +76,7 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
     for node in list(model.graph):
         if node.name in lowering.layers and target.rules[node.op_type].direct:
             lowering.move_to_integers(node)
+    lower_lookups(model, grids.tables, grids.activations, lowering)
 
 
 class _Lowering:
@@ -163,6 +166,10 @@ class _Lowering:
     ) -> ir.Node:
         name = self.names.node(name)
         return ir.node(op_type, inputs, attributes, domain=self.domain, name=name, outputs=[output])
+
+    def dequantize(self, integers: ir.Value, grid: Sequence[ir.Value], name: str, output: ir.Value) -> ir.Node:
+        """A DequantizeLinear of `integers`, named after `name`; not yet in the graph."""
+        return self._node("DequantizeLinear", [integers, *grid], f"{name}.dequantize", output)
 
     def absorb(self, clamp: ir.Node) -> None:
         """Leave out a Relu or Clip; where the grid of its output goes on behind its bounds, integers are clamped."""

@@ -30,6 +30,19 @@ class WeightGrid:
     correction: Doubles | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableGrid:
+    """The grid of a table that nodes look up in, in its own layout.
+
+    tied: the layer that multiplies with the same table turned, and reads the same integers; "" for none. alone: nothing
+    else reads it, so the table may be on the grid of the tensor that is looked up, if that is quantized.
+    """
+
+    params: QParams
+    tied: str = ""
+    alone: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """A step of the recipe: what was tried, the SQNR of the outputs in dB before and after it on samples that it has

@@ -27,7 +27,7 @@ class QdqPlan:
     `absorbed`: nodes (Relu, Clip), each with the node whose kernel takes it in. `also_observed`: tensors that have a
     grid of their own if one of the others cannot have one. `biases`: products, each with the Add whose constant is its
     bias, and the index of that constant. `flat`: products that are known to have two dimensions, or not known to have
-    more: the target may make one kernel of them and any Add.
+    more: the target may make one kernel of them and any Add. `lookups`: nodes that read a table in int8.
     """
 
     decisions: tuple[Decision, ...]
@@ -36,14 +36,15 @@ class QdqPlan:
     constants: frozenset[tuple[str, int]]
     integer: frozenset[str]
     absorbed: Mapping[str, str]
+    lookups: frozenset[str] = frozenset()
     also_observed: tuple[str, ...] = ()
     biases: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     flat: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The quantized nodes, in graph order."""
-        return tuple(decision.layer for decision in self.decisions if decision.quantized)
+        """The quantized nodes, in graph order; without lookups, which compute nothing."""
+        return tuple(d.layer for d in self.decisions if d.quantized and d.layer not in self.lookups)
 
     @property
     def observed(self) -> tuple[str, ...]:

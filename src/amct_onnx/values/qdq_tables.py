@@ -46,9 +46,11 @@ class QdqTarget:
     has. beyond: the domain of those in later models, "" for none. rounds_floats: operators whose float weight the
     target rounds by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it; those
     that are to stay in float are set apart from the latter. splits_readers: it gives each reader of a DequantizeLinear
-    one of its own, and fuses no nodes that read several of these. own_weights: no two layers may read
-    one initializer of int8 weights, which the file has once all the same; the other targets take a weight from an
-    initializer only. runs_here: the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
+    one of its own, and fuses no nodes that read several of these. tables: nodes may look up rows in a table of
+    integers; tied_tables: a layer that multiplies with the same table, turned, is in integers even where it reads
+    those. own_weights: no two layers may read one initializer of int8 weights, which the file has once all the same;
+    the other targets take a weight from an initializer only. runs_here: the runtime that measures models on this
+    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
     layers cost there, where that was measured.
     """
 
@@ -65,6 +67,8 @@ class QdqTarget:
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
     splits_readers: bool = False
+    tables: bool = False
+    tied_tables: bool = False
     own_weights: bool = False
     runs_here: bool = False
     packs_weights: bool = False
@@ -106,6 +110,8 @@ ONNXRUNTIME = QdqTarget(
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
     splits_readers=True,
+    tables=True,
+    tied_tables=True,
     own_weights=True,
     runs_here=True,
     packs_weights=True,
@@ -123,6 +129,7 @@ OPENVINO = QdqTarget(
     weight=_SYMMETRIC,
     unsigned_activations=True,
     absorbs=_CLAMPS,
+    tables=True,
     own_weights=True,
 )
 

@@ -30,11 +30,12 @@ from amct_onnx.graph.qdq_grids import is_dequantize
 from amct_onnx.graph.tensors import array_of, shape_of
 
 _LEAST_BYTES = 1 << 10  # of a smaller weight, the copies of `copy_shared_weights` take as much as is saved
+_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8)
 _Reader = tuple[ir.Node, tuple[int, ...]]  # a node, and the inputs that hold its weight
 
 
 def share_weights(model: ir.Model) -> None:
-    """Share the weights of layers, and what a DequantizeLinear restores, in place. Idempotent.
+    """Share the weights of layers, what a DequantizeLinear restores and tables of integers, in place. Idempotent.
 
     The data of a weight are looked at only where another one has the same shape and, behind a DequantizeLinear, the
     same scales.
@@ -75,6 +76,8 @@ def copy_shared_weights(model: ir.Model) -> None:
 def _places(node: ir.Node) -> tuple[int, ...]:
     """The inputs that are a weight with what belongs to it, as initializers that nobody may override."""
     wanted = (0, 1, 2) if is_dequantize(node) else (1,) if is_op(node, *WEIGHT_OPS) else ()
+    if is_op(node, "Gather", "GatherElements", "GatherND") and input_of(node, 0).dtype in _INTEGERS:
+        wanted = (0,)
     places = tuple(index for index in wanted if optional_input(node, index) is not None)
     stored = all(_is_stored(input_of(node, index)) for index in places)
     return places if places and stored and _is_large(input_of(node, places[0])) else ()
