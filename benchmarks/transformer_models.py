@@ -108,7 +108,7 @@ def forms(feeds: list[Feed], iterations: int) -> Iterator[tuple[str, amct_onnx.Q
     yield timed(
         "int4, AdaRound",
         lambda: quantize_weights(
-            source, feeds, request=Request(), target=TARGETS["onnxruntime"], rounding="adaround", settings=learned
+            source, feeds, request=Request(), target=TARGETS["onnxruntime"], methods=("adaround",), settings=learned
         ),
     )
 

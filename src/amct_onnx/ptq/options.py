@@ -77,7 +77,8 @@ class QuantizeOptions:
         None,
         "4 or 8 bits for the weights of matrix products, activations in float; rounded to nearest without data",
         "The products are MatMul and Gemm, and the target is onnxruntime, which may multiply in int8 nevertheless. "
-        "Weights are rounded by GPTQ, or to nearest if effort is fast or data is None. Padding counts as data: give "
+        "Weights are rounded to nearest if effort is fast or data is None. Else GPTQ, and AdaRound if it is best, are "
+        "tried on three samples of four, and kept where they are better on the others. Padding counts as data: give "
         "batches of samples of equal length.",
         flag=Flag(metavar="BITS", choices=(4, 8), read=int),
     )

@@ -29,7 +29,7 @@ from amct_onnx.ptq.mixed.search import Goal, search_mixed
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
-from amct_onnx.ptq.weight_only import check_weight_only, quantize_weights
+from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
@@ -103,8 +103,16 @@ def quantize(
     inputs, network = model_inputs(source.model), FloatNetwork(source.model)
     if weight_only is not None:
         kept = None if data is None or effort == "fast" else open_data(data, inputs, data_options, network)
+        methods = METHODS[effort]
         return quantize_weights(
-            source, kept, request=request, target=found, bits=weight_only, block_size=block_size, progress=told
+            source,
+            kept,
+            request=request,
+            target=found,
+            bits=weight_only,
+            block_size=block_size,
+            methods=methods,
+            progress=told,
         )
     feeds = open_data(data, inputs, data_options, network)
     calibrated = partial(

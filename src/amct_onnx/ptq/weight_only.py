@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.open_data import DataSource
-from amct_onnx.errors import ArgumentError, ModelError
+from amct_onnx.errors import AmctError, ArgumentError, DataError, ModelError
+from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
-from amct_onnx.graph.passes.smooth import product_inputs
-from amct_onnx.graph.weights import kernel_rows
-from amct_onnx.numerics.arrays import Feed, Floats
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.by_tensor import Statistics
-from amct_onnx.numerics.statistics.moments import SecondMoments
-from amct_onnx.numerics.weights.block_grid import BlockGrid, solve_block_grid
-from amct_onnx.numerics.weights.second_order import Advance, round_block_rows
-from amct_onnx.observe.second_moments import collect_moments
+from amct_onnx.numerics.weights.block_grid import solve_block_grid
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
+from amct_onnx.ptq.block_rounding import RoundedBlocks, chosen_blocks, learn_blocks, nearest_blocks
+from amct_onnx.ptq.held_out import Division, PairedJudge, hold_out, is_proved, spread_samples
 from amct_onnx.ptq.quantized_model import WeightOnlyModel
-from amct_onnx.run.round_layers import RoundingJob, round_layers
-from amct_onnx.run.threads import processors
+from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.table import TARGETS
-from amct_onnx.targets.target import Target
-from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights
-from amct_onnx.values.layers import Decision
+from amct_onnx.targets.target import Target, all_in_float
+from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights, lower_nbits
+from amct_onnx.values.findings import Effort, Step
+from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.request import Request
+from amct_onnx.values.sensitivity import decibel
 from amct_onnx.values.used_data import UsedData
 
-Rounding = Literal["nearest", "gptq", "adaround"]
+METHODS: Mapping[Effort, tuple[Method, ...]] = {"fast": (), "default": ("gptq",), "best": ("gptq", "adaround")}
 
 _BITS = (4, 8)
 _LEAST_BLOCK = 16
-_LONGEST = 4096  # columns whose second moments are known together
 # Feeds are read once for each chunk of layers, so they are kept: so many bytes of them, at most so many samples.
 _KEPT_BYTES, _KEPT_SAMPLES = 256 << 20, 512
 _PRODUCTS = ("MatMul", "Gemm")
+_NAMES: Mapping[Method, str] = {"gptq": "GPTQ", "adaround": "AdaRound"}
 
 
 def check_weight_only(bits: Any, block_size: Any, target: Target, data: object, *, search: bool) -> None:
@@ -73,42 +71,54 @@ def quantize_weights(
     target: Target,
     bits: int = 4,
     block_size: int = 32,
-    rounding: Rounding = "gptq",
+    methods: Sequence[Method] = ("gptq",),
     settings: AdaRound | None = None,
     progress: Progress = silent,
 ) -> WeightOnlyModel:
     """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
 
-    feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. settings: those of
-    AdaRound.
+    feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. methods: what is
+    tried beside the nearest, fitted on three samples of four. A layer takes what is best for its outputs on the others,
+    and the model has that if its own outputs prove it on them. settings: those of AdaRound.
 
     Raises ModelError without such a layer, DataError and CalibrationError like `collect_moments`.
     """
     decisions = tuple(_decisions(source.model, request.off()))
     layers = [decision.layer for decision in decisions if decision.quantized]
     if not layers:
-        raise ModelError(f"{source.name} has no product whose weight could be quantized: it needs MatMul or Gemm.")
+        text = f"{source.name} has no product whose weight could be quantized: it needs MatMul or Gemm."
+        raise ModelError(all_in_float(source, target.name, decisions) if decisions else text)
     model = source.model.clone()
     normalize_layers(model, frozenset(layers))
-    index, solve = index_graph(model), partial(solve_block_grid, block=block_size, bits=bits)
-    samples, blocks, sample, used = 0, {}, None, None
-    if feeds is not None and rounding != "nearest":
+    solve = partial(solve_block_grid, block=block_size, bits=bits)
+    rounded: dict[str, RoundedBlocks] = {}
+    sample, used, samples, division = None, None, 0, Division(fit=[], judge=[])
+    if feeds is not None and methods:
         rule = feeds.rule if isinstance(feeds, DataSource) else BatchRule.of(model_inputs(source.model))
         kept, samples = _kept(feeds, rule)
-        sample = rule.sample(kept[0], 0) if kept else None
+        if not kept:
+            raise DataError("There are no calibration data: give at least one batch.")
+        sample = rule.sample(kept[0], 0)
         used = UsedData(samples=samples, feeds=len(kept), whole=rule.whole)
-        learning = (settings or AdaRound()) if rounding == "adaround" else None
-
-        def jobs() -> Iterator[RoundingJob[BlockWeight]]:
-            for name, moments in collect_moments(model, layers, kept, longest=_LONGEST):
-                yield RoundingJob(layer=name, solve=partial(_round, index.layer(name), solve, moments, learning))
-
-        blocks = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+        division = hold_out(kept, rule)
+        if division.judge:
+            learning = settings or AdaRound()
+            twins = _twins(source.model, layers)
+            rounded = learn_blocks(
+                model, layers, twins, division, solve, methods=methods, settings=learning, progress=progress
+            )
+    index, blocks = index_graph(model), dict[str, BlockWeight]()
     for done, name in enumerate(layers, 1):
-        if name not in blocks:  # there are no data, or none that reach the layer
-            rows, grid = _rows_and_grid(index.layer(name), solve)
-            blocks[name] = BlockWeight(integers=grid.quantize(rows), grid=grid)
+        if name in rounded:
+            blocks[name] = rounded[name].nearest
+        else:  # there are no data to judge with, or none that reach the layer
+            blocks[name] = nearest_blocks(index.layer(name), solve)
             progress("rounding", done / len(layers))
+    steps: tuple[Step, ...] = ()
+    if sample is not None:
+        judges = spread_samples(division.judge, rule)
+        blocks, step = _proved(source.model, blocks, rounded, judges, methods)
+        steps = (step,)
     statistics = Statistics(tensors={}, samples=samples, digest=model_digest(source.model))
     return WeightOnlyModel(
         target=target.name,
@@ -122,25 +132,72 @@ def quantize_weights(
         assumptions=feeds.assumptions if isinstance(feeds, DataSource) else (),
         data=used,
         sample=sample,
+        steps=steps,
     )
 
 
+def _proved(
+    model: ir.Model,
+    nearest: dict[str, BlockWeight],
+    rounded: Mapping[str, RoundedBlocks],
+    samples: Sequence[Feed],
+    methods: Sequence[Method],
+) -> tuple[dict[str, BlockWeight], Step]:
+    """The weights `nearest`, or those with what layers have chosen if it is better for the outputs, and how that went.
+
+    samples: those that judge.
+    """
+    learned = chosen_blocks(rounded)
+    used = [method for method in methods if any(rounded[name].method == method for name in learned)]
+    name = f"rounding by {' and '.join(_NAMES[method] for method in used or methods)}"
+    if not learned:
+        reason = "no layer reads anything in the data" if samples else "it takes four samples or more to judge it"
+        return nearest, Step(name=name, before=float("inf"), after=None, kept=False, reason=reason)
+    if len(learned) < len(nearest):
+        name += f" of {len(learned)} of {len(nearest)} weights"
+    chosen = nearest | learned
+    try:
+        judge = PairedJudge(model, samples)
+        before, after = (judge.noise(_packed(model, blocks)) for blocks in (nearest, chosen))
+    except AmctError as error:
+        return nearest, Step(name=name, before=float("inf"), after=None, kept=False, reason=str(error))
+    kept = any(found.helps for found in rounded.values()) and is_proved(before, after)
+    step = Step(name=name, before=decibel(float(before.mean())), after=decibel(float(after.mean())), kept=kept)
+    return (chosen if kept else nearest), step
+
+
+def _packed(model: ir.Model, blocks: Mapping[str, BlockWeight]) -> ir.Model:
+    """A copy with these weights, which multiplies in float: what the runtime rounds beside them judges nothing."""
+    copy = model.clone()
+    lower_nbits(copy, blocks, exact=True)
+    return copy
+
+
 def _decisions(model: ir.Model, off: frozenset[str]) -> Iterable[Decision]:
-    possible = {layer for tensor in product_inputs(model).values() for layer in tensor.layers}
     for traits in candidates(model):
         if traits.op_type in _PRODUCTS:
-            reason = _reason(traits.name in possible, traits.reason, traits.two_operands, traits.name in off)
+            reason = "it is switched off by the settings" if traits.name in off else _reason(traits)
             yield Decision(layer=traits.name, quantized=not reason, reason=reason)
 
 
-def _reason(possible: bool, unfit: str | None, two_operands: bool, off: bool) -> str:
-    if off:
-        return "it is switched off by the settings"
-    if two_operands:
+def _reason(traits: LayerTraits) -> str:
+    if traits.two_operands:
         return "it multiplies two activations"
-    if unfit is not None:
-        return unfit
-    return "" if possible else "its weight is no float32 matrix"
+    if traits.reason is not None:
+        return traits.reason
+    return "" if traits.weight_rank == 2 else f"its weight has {traits.weight_rank} dimensions, and 2 are supported"
+
+
+def _twins(model: ir.Model, layers: Sequence[str]) -> dict[str, str]:
+    """For each layer the first one that has the same weight and reads it in the same way."""
+    first, index = dict[object, str](), index_graph(model)
+    found = {}
+    for name in layers:
+        layer = index.layer(name)
+        alpha = layer.node.attributes.get_float("alpha", 1.0)
+        key = name_of(input_of(layer.node, 1)), layer.weight_is_turned, alpha
+        found[name] = first.setdefault(key, name)
+    return found
 
 
 def _kept(feeds: Iterable[Feed], rule: BatchRule) -> tuple[list[Feed], int]:
@@ -154,23 +211,3 @@ def _kept(feeds: Iterable[Feed], rule: BatchRule) -> tuple[list[Feed], int]:
         kept.append({name: np.array(array) for name, array in feed.items()})
         samples += rule.rows(feed)
     return kept, samples
-
-
-def _rows_and_grid(layer: Layer, solve: Callable[[Floats], BlockGrid]) -> tuple[Floats, BlockGrid]:
-    """The weight of a layer in rows of outputs, and its grid."""
-    rows = kernel_rows(layer.array(), layer.node)
-    try:
-        return rows, solve(rows)
-    except ValueError as error:
-        raise ModelError(f'Layer "{layer.name}": {error}. Correct the model or switch the layer off.') from error
-
-
-def _round(
-    layer: Layer,
-    solve: Callable[[Floats], BlockGrid],
-    moments: SecondMoments,
-    learning: AdaRound | None,
-    advance: Advance,
-) -> BlockWeight:
-    rows, grid = _rows_and_grid(layer, solve)
-    return BlockWeight(integers=round_block_rows(rows, grid, moments, learning, advance), grid=grid)

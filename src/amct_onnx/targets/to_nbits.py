@@ -4,6 +4,8 @@ Before                  After
 MatMul(x, w)            com.microsoft.MatMulNBits(x, packed, scales[, zero_points])
 Gemm(x, w, b)           com.microsoft.MatMulNBits(x, packed, scales[, zero_points]) -> Add(b)
 
+Equal weights are stored once. In a layer of float16 the scales are of that type.
+
 ONNX Runtime, ContribOperators.md, `com.microsoft.MatMulNBits`: the weight is [N, blocks, bytes of a block], the first
 of two weights of 4 bits in the lower half of a byte; scales and zero points are rows of N. A row of zero points of 4
 bits is filled up to whole bytes. Where the length of a row is no multiple of the block, the last one is filled up.
@@ -11,6 +13,7 @@ bits is filled up to whole bytes. Where the length of a row is no multiple of th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +23,7 @@ import onnx_ir as ir
 from amct_onnx.errors import ArgumentError
 from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.constants import ValueNames, add_initializer
+from amct_onnx.graph.layer_view import constant_input
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.arrays import Array, Uint8s
 from amct_onnx.numerics.weights.block_grid import BlockGrid
@@ -74,24 +78,40 @@ def lower_nbits(model: ir.Model, weights: Mapping[str, BlockWeight], *, exact: b
     exact: the runtime multiplies in float, however long it takes.
     """
     normalize_layers(model, frozenset(weights))
-    names = ValueNames(model)
+    stored = _Stored(model)
     for node in list(model.graph):
         weight = weights.get(name_of(node))
         if weight is not None:
-            _replace(model.graph, node, weight, 0 if exact else fastest_level(weight.grid), names)
+            _replace(model.graph, node, weight, 0 if exact else fastest_level(weight.grid), stored)
     if weights:
         model.opset_imports.setdefault(DOMAIN, 1)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level: int, names: ValueNames) -> None:
-    grid, old, result = weight.grid, input_of(node, 1), node.outputs[0]
+class _Stored:
+    """The initializers that are added to a model, equal ones once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph, self.names = model.graph, ValueNames(model)
+        self._known: dict[bytes, ir.Value] = {}
+
+    def value(self, name: str, array: Array) -> ir.Value:
+        """The one that holds `array`, named like `name` if it is new."""
+        key = hashlib.blake2b(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = add_initializer(self._graph, name, array, names=self.names)
+        return self._known[key]
+
+
+def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, accuracy_level: int, stored: _Stored) -> None:
+    grid, old, result, names = weight.grid, input_of(node, 1), node.outputs[0], stored.names
+    half = constant_input(node, 1).dtype == ir.DataType.FLOAT16
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     hint = name_of(old)
-    stored: dict[str, Array] = {"packed": _packed(weight.integers, grid), "scales": grid.scale.reshape(-1)}
+    scales = grid.scale.reshape(-1).astype(np.float16 if half else np.float32)
+    constants: dict[str, Array] = {"packed": _packed(weight.integers, grid), "scales": scales}
     if not grid.is_symmetric:
-        stored["zero_points"] = _packed_rows(grid.zero_point, grid.bits).reshape(-1)
-    operands = [node.inputs[0]]
-    operands += [add_initializer(graph, f"{hint}.{what}", array, names=names) for what, array in stored.items()]
+        constants["zero_points"] = _packed_rows(grid.zero_point, grid.bits).reshape(-1)
+    operands = [node.inputs[0], *(stored.value(f"{hint}.{what}", array) for what, array in constants.items())]
     count, length = weight.integers.shape
     attributes = {"K": length, "N": count, "bits": grid.bits, "block_size": grid.block}
     if accuracy_level:

@@ -54,13 +54,15 @@ def test_second_order_rounding_beats_the_nearest_on_other_data(tmp_path: Path) -
     source = FloatModel.open(MODEL).prepared()
     learned = AdaRound(num_iteration=2000)
     found = {}
-    for rounding in ("nearest", "gptq", "adaround"):
+    for methods in ((), ("gptq",), ("adaround",)):
         result = quantize_weights(
-            source, FEEDS, request=Request(), target=TARGETS["onnxruntime"], rounding=rounding, settings=learned
+            source, FEEDS, request=Request(), target=TARGETS["onnxruntime"], methods=methods, settings=learned
         )
-        found[rounding] = sqnr(exact, run(result.save(tmp_path / rounding, inspect=False).files[0], test))
-    assert found["gptq"] > found["nearest"] + 2
-    assert found["adaround"] > found["nearest"] + 2
+        file = result.save(tmp_path / "-".join(["m", *methods]), inspect=False).files[0]
+        found[methods] = sqnr(exact, run(file, test))
+        assert [step.kept for step in result.steps] == [True] * len(methods)
+    assert found["gptq",] > found[()] + 2
+    assert found["adaround",] > found[()] + 1
 
 
 def test_every_product_with_a_weight_is_decided_and_smaller(tmp_path: Path) -> None:
@@ -146,3 +148,110 @@ def test_a_model_without_products() -> None:
 def test_there_is_no_other_target() -> None:
     with pytest.raises(ArgumentError, match="no other target"):
         amct_onnx.quantize(MODEL, None, weight_only=4).to("openvino")
+
+
+def mixed(seed: int, *shape: int) -> np.ndarray:
+    """Rows of few strong directions and many weak ones, the same for every seed."""
+    width = shape[-1]
+    directions = normal(7, width, width) * (np.arange(1, width + 1) ** -0.5)[:, None]
+    return (normal(seed, *shape) @ directions).astype(np.float32)
+
+
+GUARDED = {
+    "one product": ("g (float[N,64] x) => (float[N,24] y) { y = MatMul(x, W) }", (64,)),
+    "Gemm, turned": ("g (float[N,64] x) => (float[N,24] y) { y = Gemm<transB=1>(x, T, b) }", (64,)),
+    "two products of sequences": (
+        "g (float[N,3,64] x) => (float[N,3,24] y) { a = MatMul(x, V) r = Relu(a) y = MatMul(r, W) }",
+        (3, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GUARDED)
+@pytest.mark.parametrize("rows", [2, 4, 8, 16, 64])
+@pytest.mark.parametrize("make", [normal, mixed])
+def test_data_never_make_it_worse_than_the_nearest(kind: str, rows: int, make: Any, tmp_path: Path) -> None:
+    """Few rows know few directions, and independent inputs nothing at all that helps."""
+    text, shape = GUARDED[kind]
+    weights = {"W": normal(1, 64, 24) / 8, "T": normal(1, 24, 64) / 8, "V": normal(2, 64, 64) / 8, "b": normal(3, 24)}
+    model = build(text, **{name: array for name, array in weights.items() if f" {name}" in text.partition("{")[2]})
+    data, test = make(10, rows, *shape), [{"x": make(20, 400, *shape)}]
+    exact, found = run(model, test), {}
+    for effort in ("fast", "default"):
+        result = amct_onnx.quantize(model, data, weight_only=4, block_size=32, effort=effort)
+        found[effort] = sqnr(exact, run(result.save(tmp_path / effort, inspect=False).files[0], test))
+        assert [step.name.startswith("rounding by GPTQ") for step in result.steps] == [True] * (effort == "default")
+    assert found["default"] > found["fast"] - 0.3
+    if make is mixed and rows == 64:
+        assert found["default"] > found["fast"] + 1
+
+
+def test_fewer_than_four_samples_judge_nothing_and_the_step_says_so() -> None:
+    result = amct_onnx.quantize(MODEL, FEEDS[0]["x"], weight_only=4)
+    assert [str(step) for step in result.steps] == [
+        "rounding by GPTQ: not tried, it takes four samples or more to judge it"
+    ]
+
+
+def test_best_tries_learned_rounding_as_well() -> None:
+    model = build("g (float[N,16] x) => (float[N,8] y) { y = MatMul(x, W) }", W=normal(1, 16, 8))
+    result = amct_onnx.quantize(model, mixed(3, 64, 16), weight_only=4, block_size=16, effort="best")
+    assert [step.name in ("rounding by GPTQ", "rounding by AdaRound") for step in result.steps] == [True]
+    assert result.steps[0].kept
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float16[N,64] x) => (float16[N,24] y) { y = MatMul(x, W) }",
+        "g (float16[N,64] x) => (float16[N,24] y) { y = Gemm<transB=1, alpha=0.5>(x, T, b) }",
+        "g (float[N,64] x) => (float[N,24] y) { h = Cast<to=10>(x) z = MatMul(h, W) y = Cast<to=1>(z) }",
+    ],
+)
+def test_float16(text: str, data: bool, bits: int, tmp_path: Path) -> None:
+    arrays = {"W": normal(1, 64, 24) / 8, "T": normal(1, 24, 64) / 8, "b": normal(3, 24)}
+    body = text.partition("{")[2]
+    model = build(text, **{name: a.astype(np.float16) for name, a in arrays.items() if f" {name}" in body})
+    x = mixed(4, 64, 64).astype(np.float16 if "float16[N,64]" in text else np.float32)
+    result = amct_onnx.quantize(model, x if data else None, weight_only=bits)
+    assert [decision.quantized for decision in result.decisions] == [True]
+    file = result.save(tmp_path / "m", inspect=False).files[0]
+    assert sqnr(run(model, [{"x": x}]).astype(np.float64), run(file, [{"x": x}])) > {4: 20, 8: 35}[bits]
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_a_weight_that_several_products_read_is_stored_once(data: bool, tmp_path: Path) -> None:
+    text = "g (float[N,64] x) => (float[N,64] y) { a = MatMul(x, W) r = Relu(a) y = MatMul(r, W) }"
+    model = build(text, W=normal(1, 64, 64) / 8)
+    result = amct_onnx.quantize(model, mixed(4, 64, 64) if data else None, weight_only=4)
+    assert all(step.kept for step in result.steps)
+    saved = onnx.load(result.save(tmp_path / "m", inspect=False).files[0])
+    nodes = [node for node in saved.graph.node if node.op_type == "MatMulNBits"]
+    assert len(nodes) == 2
+    assert nodes[0].input[1:] == nodes[1].input[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "arrays", "reason"),
+    [
+        ("y = MatMul(W, x)", {"W": normal(1, 8, 4)}, "its constant operand is the first one"),
+        ("t = Transpose<perm=[1,0]>(W) y = MatMul(t, x)", {"W": normal(1, 4, 8)}, "its constant operand is the first"),
+        ("y = MatMul(x, W)", {"W": normal(1, 2, 4, 4)}, "its weight has 3 dimensions, and 2 are supported"),
+        ("y = Gemm(x, W, b)", {"W": normal(1, 4, 4), "b": normal(2, 4, 4)}, "its bias differs from row to row"),
+        ("d = Cast<to=11>(x) y = MatMul(d, W)", {"W": normal(1, 4, 4).astype(np.float64)}, "its weight is float64"),
+    ],
+)
+def test_what_stays_in_float_has_a_reason_of_its_own(text: str, arrays: dict[str, np.ndarray], reason: str) -> None:
+    kind = "double" if "Cast" in text else "float"
+    start = "u = MatMul(x, U) z = Relu(u)"
+    model = build(
+        f"g (float[4,4] x) => ({kind}[M,N] y, float[4,4] z) {{ {start} {text} }}", U=normal(5, 4, 4), **arrays
+    )
+    decisions = amct_onnx.quantize(model, None, weight_only=8, block_size=16).decisions
+    assert [decision.quantized for decision in decisions] == [True, False]
+    assert reason in decisions[1].reason
+    alone = build(f"g (float[4,4] x) => ({kind}[M,N] y) {{ {text} }}", **arrays)
+    with pytest.raises(ModelError, match=reason):
+        amct_onnx.quantize(alone, None, weight_only=8, block_size=16)

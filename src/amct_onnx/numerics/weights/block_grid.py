@@ -7,7 +7,7 @@ weights; sums are numpy's, without BLAS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from amct_onnx.numerics.grid import FLT_EPSILON
 
 _SHRINKS = tuple(1 - 0.04 * i for i in range(13))
 _ELEMENTS = 1 << 18  # of a part
+_LEAST_HALF = np.float32(2.0**-24)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +54,11 @@ class BlockGrid:
     def is_symmetric(self) -> bool:
         """Whether all zero points are the middle, which needs not be stored."""
         return bool((self.zero_point == 1 << (self.bits - 1)).all())
+
+    def in_float16(self) -> BlockGrid:
+        """The grid with scales that float16 holds. Raises ValueError where one is too large."""
+        scale = np.maximum(self.scale, _LEAST_HALF).astype(np.float16)
+        return replace(self, scale=scale.astype(np.float32))
 
     def columns(self, length: int, start: int = 0) -> tuple[Doubles, Doubles]:
         """Scale and zero point of each weight of `length` columns from `start` on, float64[C, length]."""

@@ -66,6 +66,25 @@ def covariances(moments: SecondMoments) -> SecondMoments:
     return SecondMoments(columns=moments.columns, mean=np.zeros_like(moments.mean), gram=gram)
 
 
+def shrunk(moments: SecondMoments) -> SecondMoments:
+    """The moments with correlations as far towards none as so few columns leave them in doubt.
+
+    It is the Oracle Approximating Shrinkage of Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation",
+    2010.
+    """
+    spread = np.sqrt(np.einsum("ukk->uk", moments.gram))
+    scale = spread[:, :, None] * spread[:, None, :]
+    correlation = np.divide(moments.gram, scale, out=np.zeros_like(scale), where=scale > 0)
+    squares = np.square(correlation).sum(axis=(1, 2))
+    width = np.maximum((spread > 0).sum(axis=1), 2)  # of columns that are not always zero
+    doubt = (moments.columns + 1 - 2 / width) * np.maximum(squares - width, np.finfo(np.float64).tiny)
+    share = np.minimum(((1 - 2 / width) * squares + width**2) / doubt, 1.0)[:, None]
+    gram = moments.gram * (1 - share[..., None])
+    index = np.arange(gram.shape[1])
+    gram[:, index, index] += share * spread**2
+    return SecondMoments(columns=moments.columns, mean=moments.mean, gram=gram)
+
+
 def _gptq(rows: Floats, scale: Floats, spec: QSpec, moments: SecondMoments) -> Int8s:
     groups, count, length = rows.shape
     units, width = moments.mean.shape
