@@ -77,6 +77,23 @@ def _recurrent() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def _encoder() -> onnx.ModelProto:
+    return build(
+        """g (int64[N,5] i) => (float[N,5,64] y, float[1,5,256] h) {
+            x = Gather(E, i)
+            a = MatMul(x, A)
+            m = ReduceMean<axes=[1], keepdims=0>(x)
+            b = Gemm(m, A, c)
+            s = Unsqueeze(b, one)
+            y = Add(a, s)
+            l, h = LSTM<hidden_size=256>(x, W, R) }""",
+        opset=13,
+        E=normal(1, 1024, 64), A=normal(2, 64, 64) / 8, c=normal(3, 64), one=np.array([1]),
+        W=normal(4, 1, 1024, 64) / 8, R=normal(5, 1, 1024, 256) / 16,
+    )  # fmt: skip
+
+
+_IDS = [[np.arange(10).reshape(2, 5) * 97]]
 _CONVOLUTIONS = [[normal(seed, 2, 3, 6, 6)] for seed in range(3)]
 _PRODUCTS = [[normal(seed, 8, 5), np.array(True)] for seed in range(3)]
 _RECURRENT = [[normal(seed, 5, 2, 4)] for seed in range(3)]
@@ -120,6 +137,12 @@ def _call(
     result = amct_onnx.quantize(model, _feeds(model, batches), target=target, effort=effort, **more)  # type: ignore[arg-type]
     files = [file for file in result.save(folder / "q", inspect=False).files if file.endswith(".onnx")]
     return {Path(file).name: _computed(file, batches[0]) for file in files}
+
+
+def _dynamic(model: onnx.ModelProto, batches: Sequence[Inputs], folder: Path) -> Written:
+    """The file of `quantize` without data."""
+    (file,) = amct_onnx.quantize(model, None, dynamic=True).save(folder / "q", inspect=False).files
+    return {Path(file).name: _computed(file, batches[0])}
 
 
 def _functions(
@@ -181,6 +204,7 @@ _DOORS: dict[str, tuple[Door, Callable[[], onnx.ModelProto], Sequence[Inputs]]] 
     "sensitivity": (_measured, _products, _PRODUCTS),
     "sensitivity of convolutions": (_measured, _convolutions, _CONVOLUTIONS),
     "weights only": (partial(_call, target="onnxruntime", weight_only=4, block_size=16), _products, _PRODUCTS),
+    "dynamic": (_dynamic, _encoder, _IDS),
     "AMCT's functions": (_functions, _convolutions, _CONVOLUTIONS),
     "AMCT's functions, balanced": (partial(_functions, balanced=True), _products, _PRODUCTS),
     "AMCT's functions, learned": (partial(_functions, learned=True), _convolutions, _CONVOLUTIONS),

@@ -73,7 +73,7 @@ def add_quantize_options(command: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"where the model will run: {', '.join(TARGET_NAMES)}; several with commas, from one calibration",
     )
-    add_options(command, QuantizeOptions, (*_SHARED, "effort", "full_int8", "weight_only", "block_size"))
+    add_options(command, QuantizeOptions, (*_SHARED, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
     command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
     mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
@@ -102,7 +102,8 @@ def read_quantize_options(namespace: argparse.Namespace, command: argparse.Argum
     """What a parsed command line asks for. A wrong one ends in `command.error`."""
     model = _model(namespace, command)
     _check_weight_only(namespace, command)
-    without_data = namespace.weight_only is not None and namespace.data is None
+    _check_dynamic(namespace, command)
+    without_data = namespace.dynamic or (namespace.weight_only is not None and namespace.data is None)
     if not without_data and (namespace.data is None) == (namespace.statistics is None):
         command.error("give either --data or --statistics")
     if namespace.statistics is not None and namespace.save_statistics is not None:
@@ -152,6 +153,22 @@ def _check_weight_only(namespace: argparse.Namespace, command: argparse.Argument
     size = namespace.block_size
     if size is not None and (size < _LEAST_BLOCK or size & (size - 1)):
         command.error(f"--block_size {size} is no power of two from {_LEAST_BLOCK} on")
+
+
+def _check_dynamic(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    if not namespace.dynamic:
+        return
+    useless = [name for name in ("data", "statistics", "save_statistics") if getattr(namespace, name) is not None]
+    if useless:
+        command.error(f"--dynamic quantizes activations as they come: delete --{useless[0]}")
+    if namespace.weight_only is not None:
+        command.error("--weight_only leaves activations in float, and --dynamic quantizes them: give one of them")
+    if namespace.algorithm is not None:
+        command.error("--dynamic has no ranges of activations to find: delete --algorithm")
+    if namespace.target != TARGET_NAMES[0]:
+        command.error(f"--dynamic needs --target {TARGET_NAMES[0]}")
+    if any(getattr(namespace, name) is not None for name in _GOALS):
+        command.error("--dynamic does not search for mixed precision: delete the target of accuracy")
 
 
 def read_sensitivity_options(namespace: argparse.Namespace, command: argparse.ArgumentParser) -> SensitivityCommand:

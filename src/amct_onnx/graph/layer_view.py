@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -117,6 +118,15 @@ def as_layer(node: ir.Node | None) -> Layer | None:
     if node is None or node.op_type not in WEIGHT_OPS or not is_standard(node):
         return None
     return None if constant_tensor(optional_input(node, 1)) is None else Layer(node)
+
+
+def first_readers(layers: Iterable[Layer]) -> dict[str, str]:
+    """For each layer the first one that has the same weight and reads it in the same way, by name."""
+    first, found = dict[object, str](), {}
+    for layer in layers:
+        alpha = layer.node.attributes.get_float("alpha", 1.0)
+        found[layer.name] = first.setdefault((input_of(layer.node, 1), layer.weight_is_turned, alpha), layer.name)
+    return found
 
 
 def constant_input(node: ir.Node, index: int) -> ir.TensorProtocol:

@@ -87,6 +87,13 @@ class QuantizeOptions:
         "weights that share a scale with weight_only: a power of two from 16 on, 32 if not given",
         flag=Flag(metavar="N", read=positive_number),
     )
+    dynamic: bool = option(
+        False,
+        "no data: weights become int8, and activations are quantized as they come, for each run anew",
+        "`data` is None then, the target is onnxruntime, and `effort` has nothing to do. MatMul, Gemm and LSTM are "
+        "quantized where that is faster than float; `decisions` tell what is not, and why.",
+        flag=Flag(switch=True),
+    )
     evaluator: Evaluator | None = option(
         None,
         "a function evaluate(session) that returns a number, higher is better",

@@ -24,6 +24,7 @@ from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
+from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
 from amct_onnx.ptq.mixed.effects import SAMPLES
 from amct_onnx.ptq.mixed.search import Goal, search_mixed
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
@@ -53,6 +54,7 @@ def quantize(
     full_int8: bool = False,
     weight_only: int | None = None,
     block_size: int = 32,
+    dynamic: bool = False,
     images: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -89,7 +91,9 @@ def quantize(
     search = _wants_search(evaluator, max_drop, target_accuracy, min_sqnr)
     found, told = target_of(target), progress or silent
     effort = check_effort(effort)
-    if weight_only is not None:
+    if dynamic:
+        check_dynamic(data, found, search=search, weight_only=weight_only, algorithm=algorithm)
+    elif weight_only is not None:
         check_weight_only(weight_only, block_size, found, data, search=search)
     if search and isinstance(data, Statistics):
         raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
@@ -98,6 +102,8 @@ def quantize(
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
     request = replace(request, full_int8=bool(full_int8))
     found.check(source, request)
+    if dynamic:
+        return quantize_dynamic(source, request=request, target=found)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
     inputs, network = model_inputs(source.model), FloatNetwork(source.model)

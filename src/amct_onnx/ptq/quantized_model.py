@@ -171,3 +171,12 @@ class WeightOnlyModel(QuantizedModel):
     def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
         """Raises ArgumentError."""
         raise ArgumentError("A model of weight_only has no other target: call quantize without weight_only.")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DynamicModel(QuantizedModel):
+    """A model that quantizes its activations as they come, for which there is one target."""
+
+    def to(self, *args: Any, **kwargs: Any) -> QuantizedModel:
+        """Raises ArgumentError."""
+        raise ArgumentError("A dynamic model has no other target: call quantize with data, and without dynamic.")

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.open_data import DataSource
 from amct_onnx.errors import AmctError, ArgumentError, DataError, ModelError
-from amct_onnx.graph.access import input_of, name_of
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.layer_view import first_readers
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.numerics.arrays import Feed
@@ -103,7 +103,8 @@ def quantize_weights(
         division = hold_out(kept, rule)
         if division.judge:
             learning = settings or AdaRound()
-            twins = _twins(source.model, layers)
+            source_index = index_graph(source.model)
+            twins = first_readers(source_index.layer(name) for name in layers)
             rounded = learn_blocks(
                 model, layers, twins, division, solve, methods=methods, settings=learning, progress=progress
             )
@@ -186,18 +187,6 @@ def _reason(traits: LayerTraits) -> str:
     if traits.reason is not None:
         return traits.reason
     return "" if traits.weight_rank == 2 else f"its weight has {traits.weight_rank} dimensions, and 2 are supported"
-
-
-def _twins(model: ir.Model, layers: Sequence[str]) -> dict[str, str]:
-    """For each layer the first one that has the same weight and reads it in the same way."""
-    first, index = dict[object, str](), index_graph(model)
-    found = {}
-    for name in layers:
-        layer = index.layer(name)
-        alpha = layer.node.attributes.get_float("alpha", 1.0)
-        key = name_of(input_of(layer.node, 1)), layer.weight_is_turned, alpha
-        found[name] = first.setdefault(key, name)
-    return found
 
 
 def _kept(feeds: Iterable[Feed], rule: BatchRule) -> tuple[list[Feed], int]:

@@ -94,6 +94,7 @@ class QdqFamily(Target):
     def __init__(self, table: QdqTarget) -> None:
         self.table, self.name = table, table.name
         self.runs_here, self.packs_weights, self.prices = table.runs_here, table.packs_weights, table.prices
+        self.dynamic = table.dynamic
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         off = request.off()

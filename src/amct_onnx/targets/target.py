@@ -95,7 +95,8 @@ class Target(ABC):
 
     name: what users call it. adds_bias: a layer without a bias may get one. runs_here: ONNX Runtime runs its files on
     this machine as it will elsewhere, so they are measured. packs_weights: it has products whose weights alone are in
-    few bits. prices: what layers cost in float and in int8, None where nobody has measured that.
+    few bits. dynamic: it has products that quantize activations as they come. prices: what layers cost in float and in
+    int8, None where nobody has measured that.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Target(ABC):
     runs_here = False
     packs_weights = False
     prices: Prices | None = None
+    dynamic = False
 
     @abstractmethod
     def check(self, source: FusedModel, request: Request) -> None:

@@ -50,8 +50,8 @@ class QdqTarget:
     integers; tied_tables: a layer that multiplies with the same table, turned, is in integers even where it reads
     those. own_weights: no two layers may read one initializer of int8 weights, which the file has once all the same;
     the other targets take a weight from an initializer only. runs_here: the runtime that measures models on this
-    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. prices: what
-    layers cost there, where that was measured.
+    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. dynamic: it
+    quantizes activations as they come. prices: what layers cost there, where that was measured.
     """
 
     name: str
@@ -73,6 +73,7 @@ class QdqTarget:
     runs_here: bool = False
     packs_weights: bool = False
     prices: Prices | None = None
+    dynamic: bool = False
 
 
 # The files have float32 scales, which are bounded by nothing else.
@@ -116,6 +117,7 @@ ONNXRUNTIME = QdqTarget(
     runs_here=True,
     packs_weights=True,
     prices=ONNXRUNTIME_PRICES,
+    dynamic=True,
 )
 
 # What runs in u8 in OpenVINO's CPU plugin (tests/e2e/test_openvino.py). It reads Q/DQ as FakeQuantize, fuses clamps
