@@ -12,7 +12,7 @@ ALL ?= $(filter true,$(CI))
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers qat prices clean
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers dynamic qat prices clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +73,9 @@ adaround: $(STAMP)
 
 transformers: $(STAMP)
 	$(BIN)/python benchmarks/transformer_models.py $(ARGS)
+
+dynamic: $(STAMP)
+	$(BIN)/python benchmarks/dynamic.py $(ARGS)
 
 rounding: $(STAMP)
 	$(BIN)/python benchmarks/rounding.py $(ARGS)
