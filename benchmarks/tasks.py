@@ -178,19 +178,20 @@ class Classification(Task):
 class Keywords(Task):
     """Spectrograms: there is one set, of which every sixth is for calibration."""
 
-    def _part(self, *, test: bool) -> tuple[Array, Array]:
+    def part(self, *, test: bool) -> tuple[Array, Array]:
+        """The spectrograms and their labels."""
         with np.load(DATA / "images/kws/kws01.npz") as stored:
             samples, labels = stored["x_nchw"], stored["label"]
         chosen = (np.arange(len(labels)) % 6 != 0) == test
         return samples[chosen], labels[chosen]
 
     def write_calibration(self, path: Path, count: int) -> int:
-        samples, _ = self._part(test=False)
+        samples, _ = self.part(test=False)
         np.save(path, samples[:count])
         return min(count, len(samples))
 
     def test(self, most: int | None) -> Iterator[tuple[Feed, int]]:
-        for sample, label in _capped(list(zip(*self._part(test=True), strict=True)), most):
+        for sample, label in _capped(list(zip(*self.part(test=True), strict=True)), most):
             yield {"input": sample[None]}, int(label)
 
 

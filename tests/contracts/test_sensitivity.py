@@ -14,7 +14,9 @@ from qdq_cases import Case
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.measure.rounded_network import RoundedNetwork
+from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.ptq.mixed.effects import measure
+from amct_onnx.ptq.mixed.order import Order
 from amct_onnx.values.roundings import Roundings
 
 # Sums in another order, relative to the largest output. A value that lies between two steps could go the other way and
@@ -65,15 +67,39 @@ def test_no_rounding_makes_no_noise(case: Case) -> None:
     assert not any(probe.noise(clean, Roundings()))
 
 
-def test_every_layer_belongs_to_one_unit(case: Case) -> None:
+def test_every_node_that_rounds_is_a_unit_of_its_own(case: Case) -> None:
     units = case.result.lowered.units().units
     nodes = [node for unit in units for node in unit.nodes]
     assert len(set(nodes)) == len(nodes)
-    assert set(nodes) <= set(case.result.lowered.plan.layers)
+    assert all(len(unit.nodes) <= 1 for unit in units)
+    outside = case.result.lowered
+    types = {node.name: node.op_type for node in outside.prepared.graph}
+    rules = outside.table.rules
+    assert {node for node in outside.plan.layers if rules[types[node]].output != "same"} <= set(nodes)
+    assert set(nodes) <= set(outside.plan.layers)
     names = {unit.name for unit in units}
     assert all({*unit.holders, *unit.reads} <= names for unit in units)
     rounded = [tensor for unit in units for tensor in (*unit.tensors.tensors, *unit.tensors.reads)]
     assert len(set(rounded)) == len(rounded)
+
+
+def test_units_say_what_goes_to_float_with_one_of_them(case: Case) -> None:
+    """A plan without a unit has lost those that follow it, and a tensor is on its grid while somebody holds it."""
+    outside = case.result.lowered
+    units = {unit.name: unit for unit in outside.units().units}
+    holders = {name: frozenset(("float", holder) for holder in unit.holders) for name, unit in units.items()}
+    follows = {name: [holders[read] for read in unit.reads] for name, unit in units.items() if unit.follows}
+    order = Order(parts=[], prices={}, follows=follows)
+    before, rules = set(outside.plan.layers), outside.table.rules
+    types = {node.name: node.op_type for node in outside.prepared.graph}
+    for name in [name for name, unit in units.items() if unit.nodes][:8]:
+        gone = {unit for _, unit in order.closed(frozenset([("float", name)]))}
+        off = outside.calibration.request.off()
+        plan = plan_qdq(outside.prepared, outside.table, off=off | {node for one in gone for node in units[one].nodes})
+        lost = {node for one in gone for node in units[one].nodes}
+        more = {node for node in before - set(plan.layers) if node in units} - lost
+        assert lost.isdisjoint(plan.layers)
+        assert {rules[types[node]].output for node in more} <= {"float", "same"}  # they cost next to nothing
 
 
 @pytest.mark.parametrize("samples", [1, 2])

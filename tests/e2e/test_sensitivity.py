@@ -24,6 +24,7 @@ from amct_onnx.errors import ArgumentError, ModelError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.observe import histograms as collect
+from amct_onnx.ptq.mixed.effects import measure
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.run.session import open_session
 
@@ -31,7 +32,7 @@ TestData = Callable[..., Path]
 
 # Errors of a layer's input, weight and output are added up as if they were independent. On a handful of samples of a
 # small network they are not quite.
-CLOSE_DB = 1.0
+CLOSE_DB = 1.5
 
 MODEL = """<ir_version: 8, opset_import: ["": 13]> g (float[N,8,8,8] x) => (float[N,10] y)
     {
@@ -86,14 +87,18 @@ def decibel(effect: float) -> float:
 def test_a_layer_alone_costs_what_it_costs_in_a_model_where_it_is_quantized_alone(
     model: ir.Model, images: np.ndarray, target: str
 ) -> None:
+    """Alone, it reads what other units have rounded as well."""
     found = amct_onnx.sensitivity(model, images, target=target, samples=len(images))
-    layers = {layer.layer: layer for layer in found.layers}
     result = amct_onnx.quantize(model, images, target=target, effort="fast")
+    effects = measure(result, [{"x": image[None]} for image in images])
+    number = {unit.name: index for index, unit in enumerate(effects.units)}
     nodes = {decision.layer for decision in result.decisions if decision.quantized}
     for name in LAYERS:
         # What moves elements or pools stays in float here, since its operands do.
-        alone = result.to(skip_layers=sorted(nodes - set(layers[name].nodes)))
-        assert layers[name].sqnr == pytest.approx(decibel(effect_of(alone, model, images)), abs=CLOSE_DB)
+        alone = result.to(skip_layers=sorted(nodes - {name}))
+        parts = [number[unit] for unit in (name, *effects.units[number[name]].reads)]
+        expected = effects.noise[:, parts].sum() / effects.signal.sum()
+        assert decibel(expected) == pytest.approx(decibel(effect_of(alone, model, images)), abs=CLOSE_DB)
     assert found.sqnr == pytest.approx(decibel(effect_of(result, model, images)), abs=0.5)
     effects = [layer.effect for layer in found.layers]
     assert effects == sorted(effects, reverse=True)
@@ -132,6 +137,79 @@ def test_one_calibration_and_none_for_a_quantized_model(
     assert runs == []
     assert {layer.layer for layer in again.layers} == {layer.layer for layer in found.layers}
     assert amct_onnx.sensitivity(result).samples == 1
+
+
+# A convolution, a node that takes its first channel far out of the range of the others, and a layer that
+# hardly reads this channel: the rounding behind that node is all that costs something.
+SPREADING = {
+    "Mul": "Mul(c, many)",
+    "Mul, turned": "Mul(many, c)",
+    "Add": "Add(c, far)",
+    "Add, turned": "Add(far, c)",
+}
+
+
+def spread_model(kind: str, rank: int) -> ir.Model:
+    rng = np.random.default_rng(0)
+    space = ", ".join(["6"] * (rank - 2))
+    pads = ", ".join(["1"] * 2 * (rank - 2))
+    text = f"""<ir_version: 8, opset_import: ["": 15]> g (float[N,8,{space}] x) => (float[N,10,{space}] y) {{
+        [first] c = Conv<pads = [{pads}]>(x, w0)
+        [spread] s = {SPREADING[kind]}
+        [last] y = Conv(s, w1) }}"""
+    model = onnx.parser.parse_model(text)
+    ones = (1,) * (rank - 2)
+    arrays = {"w0": rng.normal(size=(16, 8, *[3] * (rank - 2))) / 9, "w1": rng.normal(size=(10, 16, *ones))}
+    arrays["w1"][:, 0] *= 1e-6
+    for name, value in (("many", 1e3), ("far", 80.0)):
+        arrays[name] = np.zeros((1, 16, *ones)) if name == "far" else np.ones((1, 16, *ones))
+        arrays[name][0, 0] = value
+    for name, array in arrays.items():
+        if name in text:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return ir.from_proto(model)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("rank", [3, 4, 5])
+@pytest.mark.parametrize("kind", SPREADING)
+def test_the_loss_goes_to_the_node_that_makes_it(kind: str, rank: int, target: str) -> None:
+    data = np.random.default_rng(1).normal(size=(16, 8, *[6] * (rank - 2))).astype(np.float32)
+    model = spread_model(kind, rank)
+    found = amct_onnx.sensitivity(model, data, target=target)
+    rows = {layer.layer: layer.sqnr for layer in found.layers}
+    assert found.samples == 16
+    if "spread" not in rows:  # a target may leave it in float, and then its result is the reader's
+        assert found.layers[0].layer == "last"
+        return
+    assert found.layers[0].layer == "spread"
+    assert min(sqnr for name, sqnr in rows.items() if name != "spread") > rows["spread"] + 12
+    mixed = amct_onnx.quantize(model, data, target=target, effort="fast", min_sqnr=25, reduce_range=True)
+    assert mixed.precision is not None
+    assert mixed.precision.met
+    assert "first" not in mixed.precision.result.float_layers
+
+
+def test_values_that_are_not_finite_are_no_noise() -> None:
+    """As a mask that is added to scores: -inf in both models."""
+    text = """<ir_version: 8, opset_import: ["": 15]> g (float[N,6] x) => (float[N,6] y)
+        <float[6] mask = {0, 0, 0, 0, 0, 0}> { [layer] s = MatMul(x, w) [masked] y = Add(s, mask) }"""
+    model = onnx.parser.parse_model(text)
+    mask = np.array([0, 0, -np.inf, 0, 0, 0], np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(mask, "mask"))
+    weight = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    data = np.random.default_rng(1).normal(size=(32, 6)).astype(np.float32)
+    found = amct_onnx.sensitivity(ir.from_proto(model), data)
+    assert 20 < found.sqnr < 60
+
+
+def test_a_wild_sample_does_not_hide_the_others(model: ir.Model, images: np.ndarray) -> None:
+    """One sample of 32 is so large that the others have few steps left, and that pooled figures are its own."""
+    images[7] *= 200
+    found = amct_onnx.sensitivity(model, images, samples=32, algorithm="min_max")
+    assert found.median_sqnr < found.sqnr - 10
+    assert "median" in str(found).splitlines()[0]
 
 
 def test_it_is_the_same_in_every_run(model: ir.Model, images: np.ndarray) -> None:

@@ -55,7 +55,7 @@ def add_sensitivity_options(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     add_options(command, QuantizeOptions, ["target"])
     command.add_argument(
-        "--samples", type=positive_number, metavar="N", help="samples that effects are measured with (4)"
+        "--samples", type=positive_number, metavar="N", help="samples that effects are measured with (16, or as cheap)"
     )
     add_options(command, QuantizeOptions, _SHARED)
     _add_data(command.add_argument_group("data"))

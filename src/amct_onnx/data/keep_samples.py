@@ -10,20 +10,24 @@ from amct_onnx.data.open_data import DataSource
 from amct_onnx.numerics.arrays import Feed
 
 _SHARE = 4  # one sample of so many is held out at most
+_LEAST, _MOST_BYTES = 16, 1 << 26  # so many are kept and held out in any case, and more within so many bytes
 
 
 class SampleKeeper:
-    """The feeds of `source`, of which up to `most` samples are kept. When iteration has ended, they are in `kept`.
+    """The feeds of `source`, of which samples are kept. When iteration has ended, up to `most` of those that calibrate
+    are in `kept`, and up to `hold_out` others in `held_out`.
 
-    They are spread over the data if its length is known. With `hold_out`, the samples that are kept are not among the
-    feeds, and they are at most a quarter of all. Of fewer than four samples none is held out, and the first one is kept
-    nevertheless. `rule` of the source says what a sample is: a feed of one row, or a whole feed.
+    They are spread over the data if its length is known. The samples that are held out are not among the feeds, and
+    they are at most a quarter of all. Of fewer than four samples none is held out, and the first one stands for them
+    nevertheless. Large samples are kept up to 64 MiB. `rule` of the source says what a sample is: a feed of one row, or
+    a whole feed.
     """
 
-    def __init__(self, source: DataSource, *, most: int, hold_out: bool) -> None:
+    def __init__(self, source: DataSource, *, most: int, hold_out: int = 0) -> None:
         self._source, self._most, self._hold_out = source, most, hold_out
         self._rule = source.rule
         self.kept: list[Feed] = []
+        self.held_out: list[Feed] = []
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -37,23 +41,30 @@ class SampleKeeper:
         for number, feed in enumerate(self._source, 1):
             rows = self._rule.count(feed)
             seen += rows
-            total = self._source.total
-            due = (number * self._most // total if total else self._most) - len(self.kept)
-            due = min(due, self._most - len(self.kept), rows if total else 1)
-            if self._hold_out:
-                due = min(due, seen // _SHARE - len(self.kept))
-                first = first or self._rule.sample(feed, 0)
-            due = max(due, 0)
-            self.kept += [self._rule.sample(feed, index) for index in range(due)]
-            if not self._hold_out or due == 0:
+            if first is None:
+                first = self._rule.sample(feed, 0)
+                cheap = max(_LEAST, _MOST_BYTES // max(1, sum(array.nbytes for array in first.values())))
+                self._most, self._hold_out = min(self._most, cheap), min(self._hold_out, cheap)
+            out = self._due(number, self._hold_out, len(self.held_out), rows)
+            out = max(min(out, seen // _SHARE - len(self.held_out)), 0)
+            self.held_out += [self._rule.sample(feed, index) for index in range(out)]
+            keep = self._due(number, self._most, len(self.kept), rows - out)
+            self.kept += [self._rule.sample(feed, index) for index in range(out, out + keep)]
+            if out == 0:
                 yield feed
-            elif due < rows:
-                yield self._rule.cut(feed, due, rows)
-        if self._hold_out and self.kept:
-            self.notes = (f"{len(self.kept)} of {seen} samples judge, and do not calibrate",)
-        elif first is not None and not self.kept:
-            self.kept.append(first)
+            elif out < rows:
+                yield self._rule.cut(feed, out, rows)
+        if self._hold_out and self.held_out:
+            self.notes = (f"{len(self.held_out)} of {seen} samples judge, and do not calibrate",)
+        elif self._hold_out and first is not None:
+            self.held_out.append(first)
             self.notes = ("there are too few samples to hold some out, so one of them judges its own calibration",)
+
+    def _due(self, number: int, most: int, taken: int, rows: int) -> int:
+        """How many samples of a feed are taken, so that `most` of them are spread over feeds of a known number."""
+        total = self._source.total
+        due = number * most // total if total else most
+        return max(min(due - taken, rows if total else min(1, rows)), 0)
 
     def spread(self, count: int) -> list[Feed]:
         """Up to `count` of the samples that were kept, at equal distances."""

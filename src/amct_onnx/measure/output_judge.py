@@ -18,9 +18,8 @@ import onnxruntime as ort
 
 from amct_onnx.errors import AmctError
 from amct_onnx.graph.instrument.shown_inputs import show_inputs
-from amct_onnx.measure.output_noise import finite
 from amct_onnx.measure.output_parts import OutputPart, output_parts
-from amct_onnx.measure.rounded_network import FLOAT_TYPES, distance, power
+from amct_onnx.measure.rounded_network import FLOAT_TYPES, distance, finite, power
 from amct_onnx.numerics.arrays import Array, Doubles, Feed
 from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.targets.target import Lowered

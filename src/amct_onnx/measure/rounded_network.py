@@ -88,14 +88,14 @@ class RoundedNetwork:
         return {name: array for name, array in tensors.items() if name in kept}
 
     def noise(self, clean: Feed, change: Roundings) -> list[float]:
-        """Sum of squared differences of each of `outputs` to the clean ones."""
+        """Sum of squared differences of each of `outputs` to the clean ones; what is not finite counts as 0."""
         found = self.changed(clean, change)
-        return [distance(found[name], clean[name]) if name in found else 0.0 for name in self.outputs]
+        return [distance(finite(found[name]), finite(clean[name])) if name in found else 0.0 for name in self.outputs]
 
     def noise_at(self, clean: Feed, change: Roundings, tensor: str) -> float:
         """The same of one tensor where one segment gives it to another."""
         found = self.changed(clean, change, until=tensor)
-        return distance(found[tensor], clean[tensor]) if tensor in found else 0.0
+        return distance(finite(found[tensor]), finite(clean[tensor])) if tensor in found else 0.0
 
     def _step(self, number: int, clean: Feed, tensors: Feed, change: Roundings) -> dict[str, Array]:
         """The outputs of a segment where they differ from the clean ones."""
@@ -172,6 +172,12 @@ def _learn_types(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
         value.type = ir.TensorType(_TYPES[match[1]])
         value.shape = ir.Shape([None] * found[name].ndim)
     return {name: array.shape for name, array in {**feed, **found}.items()}
+
+
+def finite(array: Array) -> Array:
+    """An array with 0 where it is NaN or infinite, as a masked score is: two such places are no noise."""
+    found = np.isfinite(array)
+    return array if found.all() else np.where(found, array, array.dtype.type(0))
 
 
 def power(array: Array) -> float:

@@ -100,7 +100,8 @@ class QuantizeOptions:
         "The session is an onnxruntime.InferenceSession with default options, as yours will have, so that the int8 "
         "kernels of this CPU are judged as well. For target ascend it comes from `deployed_session`. The float model "
         "is evaluated first. Let the number be finer than `max_drop`: top-1 of 250 images has steps of 0.4 points, and "
-        "one image on the edge can then take many layers to float. What the function raises passes through.",
+        "proves little about other images. An array of one number for each sample tells best how far their mean may be "
+        "off. What the function raises passes through.",
         flag=Flag(metavar="FILE", help="a Python script with evaluate(session), a number; higher is better"),
     )
     max_drop: float | None = option(
@@ -114,6 +115,6 @@ class QuantizeOptions:
     min_sqnr: float | None = option(
         None,
         "the least signal-to-noise ratio of the outputs in dB, on samples held out",
-        "It needs no evaluator. Up to 32 samples, at most a quarter of all, are held out of the calibration for it.",
+        "It needs no evaluator. Up to 64 samples, at most a quarter of all, are held out of the calibration for it.",
         flag=Flag(metavar="DB", read=float),
     )

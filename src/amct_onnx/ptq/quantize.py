@@ -25,8 +25,8 @@ from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
-from amct_onnx.ptq.mixed.effects import SAMPLES
-from amct_onnx.ptq.mixed.search import Goal, search_mixed
+from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
+from amct_onnx.ptq.mixed.search import search_mixed
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
@@ -37,7 +37,8 @@ from amct_onnx.values.findings import Effort, check_effort
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
-_JUDGES = 32  # samples that judge a model where there is no evaluator
+_SEARCHED = 64  # samples that a search may run, and as many that check what it finds; see SampleKeeper
+_LOOKED = 24  # of them judge every model, where there is no evaluator
 
 
 @documented(QuantizeOptions, DataOptions)
@@ -128,18 +129,18 @@ def quantize(
         run = calibrated(feeds, feeds.total)
         _warn_of_noise(run)
         return replace(run, assumptions=feeds.assumptions)
-    most, hold_out = (SAMPLES, False) if min_sqnr is None else (_JUDGES, True)
-    samples = SampleKeeper(feeds, most=most, hold_out=hold_out)
+    samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=0 if min_sqnr is None else _SEARCHED)
     run = calibrated(samples, feeds.total)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():
         notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
     quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
+    goal: Goal
     if evaluator is not None:
-        goal = Goal.of_evaluator(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
+        goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
     else:
-        goal = Goal.of_sqnr(quantized, samples.kept, min_sqnr or 0.0)
-    return search_mixed(quantized, goal, samples.spread(SAMPLES), told)
+        goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=min_sqnr or 0.0)
+    return search_mixed(quantized, goal, samples.kept, told)
 
 
 def _warn_of_noise(result: QuantizedModel) -> None:

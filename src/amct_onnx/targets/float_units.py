@@ -1,7 +1,7 @@
 """A quantized model as a float model and its roundings, in units that can be left in float.
 
-A unit is a layer with what its kernel, or those that only go on with its result, round: its constants and the tensors
-that it makes. What comes from elsewhere (the model's inputs, a float node) and is quantized is a unit of its own.
+A unit is a node with what its kernel rounds: its constants and the tensors that it makes, perhaps behind operators that
+only move elements. What comes from elsewhere (the model's inputs, a float node) and is quantized is a unit of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Unit:
     """`nodes` go to float together, the first one gives the name and type; none for a tensor from elsewhere.
 
     constants, tensors: the two kinds of its roundings. last: the tensor behind all of them that others read, "" where
-    there is nothing but constants. holders: the units that want `tensors` quantized, this one included. reads: the
-    units whose tensors it reads.
+    there is nothing but constants. holders: the units that want `tensors` quantized: these are in float where all of
+    them are. reads: the units whose tensors it reads. follows: it goes to float as soon as one of these tensors does.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Unit:
     last: str
     holders: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

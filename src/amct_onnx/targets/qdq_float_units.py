@@ -38,7 +38,7 @@ class QdqUnits:
         index = index_graph(model)
         self._nodes, self._order, self._values = index.nodes, index.positions, index.values
         self._elsewhere: dict[str, str] = {}  # the units of tensors that no unit makes
-        self._unit_of: dict[str, str] = {}  # of quantized nodes that compute, and those behind them that only move
+        self._unit_of: dict[str, str] = {}  # of quantized nodes that round, and those behind them that only move
         self._members: dict[str, list[str]] = {}
 
     def found(self) -> Units:
@@ -62,8 +62,9 @@ class QdqUnits:
                     constants=Roundings(constants=frozenset(node for node in members if node in constants)),
                     tensors=self._rounding(made),
                     last=made[-1] if members and made else "",
-                    holders=tuple(dict.fromkeys([*([name] if members else []), *self._readers(made)])),
+                    holders=self._holders(members, made),
                     reads=self._reads(members, name),
+                    follows=bool(members) and self._follows(members[0]),
                 )
             )
         units.sort(key=lambda unit: self._order.get(unit.name, -1))
@@ -83,23 +84,16 @@ class QdqUnits:
         return found
 
     def _assign(self, node: ir.Node, rounds: bool) -> None:
-        """The unit of a quantized node: its own, or the one that all its operands are from."""
+        """A node that rounds is a unit of its own; one that moves elements belongs to who makes all of them."""
         name, rule = name_of(node), self._target.rules[node.op_type]
-        values = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
-        sources = {self._source(value) for value in values[:1] if rule.inputs == "first"} or {
-            self._source(value) for value in values
-        }
-        only = next(iter(sources)) if len(sources) == 1 else ""
-        if rule.output == "same" and not rounds:
-            if only:
-                self._unit_of[name] = only
-            return
-        if rule.leads or not only:
+        if rule.output != "same" or rounds:
             self._unit_of[name] = name
             self._members[name] = [name]
-        else:
-            self._unit_of[name] = only
-            self._members[only].append(name)
+            return
+        values = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
+        sources = {self._source(value) for value in (values[:1] if rule.inputs == "first" else values)}
+        if len(sources) == 1:
+            self._unit_of[name] = sources.pop()
 
     def _source(self, value: ir.Value) -> str:
         """The unit that makes a tensor, "" if none does."""
@@ -135,16 +129,31 @@ class QdqUnits:
                         reads[name_of(use.node), use.idx] = self._grids[name]
         return Roundings(tensors=integer, reads=reads)
 
-    def _readers(self, tensors: Sequence[str]) -> Iterator[str]:
-        """The units that read tensors in integers, perhaps behind operators that move elements."""
+    def _follows(self, node: str) -> bool:
+        """Whether a quantized node stays in float as soon as one of the tensors that it reads does."""
+        rule = self._target.rules[self._nodes[node].op_type]
+        return not rule.leads and rule.inputs != "branch" and rule.output == "required"
+
+    def _holders(self, members: Sequence[str], made: Sequence[str]) -> tuple[str, ...]:
+        """The units of which each alone keeps tensors on their grid: who makes them, where its kernel has to give
+        integers, and who reads them, unless it only follows."""
+        rules = {self._target.rules[self._nodes[member].op_type].output for member in members}
+        readers = dict.fromkeys(self._readers(made))
+        if not readers or rules & {"required", "same"}:  # without a reader, the model itself gives them in integers
+            readers = dict.fromkeys([*members, *readers])
+        return tuple(readers) or tuple(dict.fromkeys(self._readers(made, all_of_them=True)))
+
+    def _readers(self, tensors: Sequence[str], *, all_of_them: bool = False) -> Iterator[str]:
+        """The units that want tensors in integers, perhaps behind operators that move elements; or that read them."""
         seen, waiting = set(tensors), list(reversed(tensors))
         while waiting:
             for use in self._values[waiting.pop()].uses():
                 reader = name_of(use.node)
                 if reader not in self._layers:
                     continue
-                if reader in self._members.get(self._unit_of.get(reader, ""), ()):
-                    yield self._unit_of[reader]
+                if self._target.rules[use.node.op_type].output != "same":
+                    if all_of_them or not self._follows(reader):
+                        yield self._unit_of[reader]
                 else:
                     made = [name_of(value) for value in use.node.outputs if value.name not in seen]
                     seen.update(made)

@@ -26,6 +26,17 @@ def to_number(value: Any, giver: str = "it") -> float:
     return number
 
 
+def to_scores(value: Any) -> tuple[float, ...]:
+    """The numbers of an array, tensor, list or tuple of several, one for each sample; of anything else `to_number`.
+
+    Raises what `to_number` raises.
+    """
+    several = value.tolist() if len(getattr(value, "shape", ())) == 1 else value
+    if isinstance(several, list | tuple) and len(several) > 1:
+        return tuple(to_number(one) for one in several)
+    return (to_number(value),)
+
+
 def to_truth(value: Any) -> bool:
     """Whether `value` is true: a bool, a number, or an array or a tensor that holds one of these.
 

@@ -16,52 +16,63 @@ def inputs(batch: int | None = None) -> tuple[ModelInput, ...]:
 
 
 def passed(
-    count: int, *, size: int, most: int, hold_out: bool, batch: int | None = None
-) -> tuple[list[int], list[int]]:
-    """The samples that come out, and those that are kept; sample k holds the number k."""
+    count: int, *, size: int, most: int = 0, hold_out: int = 0, batch: int | None = None
+) -> tuple[list[int], list[int], list[int]]:
+    """The samples that come out, those that are kept of them and those held out; sample k holds the number k."""
     data = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
     found = inputs(batch)
     samples = SampleKeeper(open_data(data, found, DataOptions(batch_size=size)), most=most, hold_out=hold_out)
     feeds = [int(row[0]) for feed in samples for row in feed["x"]]
-    return feeds, [int(row[0]) for feed in samples.kept for row in feed["x"]]
+    kept, out = ([int(row[0]) for feed in some for row in feed["x"]] for some in (samples.kept, samples.held_out))
+    return feeds, kept, out
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 40])
 def test_what_is_held_out_does_not_calibrate(size: int) -> None:
-    feeds, kept = passed(40, size=size, most=8, hold_out=True)
-    assert sorted([*feeds, *kept]) == list(range(40))
-    assert 0 < len(kept) <= 8
+    feeds, kept, out = passed(40, size=size, most=6, hold_out=8)
+    assert sorted([*feeds, *out]) == list(range(40))
+    assert 0 < len(out) <= 8
+    assert 0 < len(kept) <= 6
+    assert set(kept) <= set(feeds)
     if size < 8:
-        assert max(kept) - min(kept) >= 20  # spread over the data
+        assert min(max(some) - min(some) for some in (kept, out)) >= 20  # spread over the data
 
 
 def test_at_most_a_quarter_is_held_out() -> None:
-    assert len(passed(12, size=4, most=32, hold_out=True)[1]) == 3
+    assert len(passed(12, size=4, hold_out=32)[2]) == 3
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_is_kept_may_calibrate_too(size: int) -> None:
-    feeds, kept = passed(16, size=size, most=4, hold_out=False)
+    feeds, kept, out = passed(16, size=size, most=4)
     assert feeds == list(range(16))
-    assert len(kept) == 4
+    assert (len(kept), out) == (4, [])
 
 
 def test_a_batch_that_the_model_fixes_is_one_sample() -> None:
-    feeds, kept = passed(16, size=2, most=2, hold_out=True, batch=2)
-    assert sorted([*feeds, *kept]) == list(range(16))
-    assert len(kept) == 4
+    feeds, _, out = passed(16, size=2, hold_out=2, batch=2)
+    assert sorted([*feeds, *out]) == list(range(16))
+    assert len(out) == 4
 
 
 def test_too_few_samples_judge_themselves() -> None:
-    feeds, kept = passed(2, size=2, most=4, hold_out=True)
-    assert (feeds, kept) == ([0, 1], [0])
+    feeds, _, out = passed(2, size=2, hold_out=4)
+    assert (feeds, out) == ([0, 1], [0])
 
 
 def test_samples_of_unknown_length() -> None:
     found = inputs()
     data = (np.full((1, 2), number, np.float32) for number in range(30))
-    samples = SampleKeeper(open_data(data, found, DataOptions()), most=5, hold_out=True)
+    samples = SampleKeeper(open_data(data, found, DataOptions()), most=3, hold_out=5)
     with pytest.raises(TypeError):
         len(samples)
     seen = [feed["x"][0, 0] for feed in samples]
-    assert (len(seen), len(samples.kept)) == (25, 5)
+    assert (len(seen), len(samples.kept), len(samples.held_out)) == (25, 3, 5)
+
+
+def test_large_samples_are_kept_within_a_bound_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amct_onnx.data.keep_samples._MOST_BYTES", 20 * 8)  # a sample has 8 bytes
+    _, kept, out = passed(400, size=4, most=64, hold_out=64)
+    assert (len(kept), len(out)) == (20, 20)
+    monkeypatch.setattr("amct_onnx.data.keep_samples._MOST_BYTES", 1)
+    assert len(passed(400, size=4, most=64)[1]) == 16

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,9 +16,11 @@ from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
-from amct_onnx.measure.rounded_network import RoundedNetwork, power, side_by_side
+from amct_onnx.measure.rounded_network import RoundedNetwork, finite, power, side_by_side
 from amct_onnx.numerics.arrays import Doubles, Feed
+from amct_onnx.numerics.sample_noise import is_wild, medians, pooled, typical
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
@@ -35,7 +36,9 @@ from amct_onnx.targets.table import target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 
-SAMPLES = 4
+SAMPLES = 16
+# Fewer where networks are large, but no fewer than so many: multiplications of all roundings and samples together.
+_LEAST_SAMPLES, _MOST_OPERATIONS = 4, 3 * 10**11
 
 
 @documented(QuantizeOptions, DataOptions)
@@ -54,20 +57,21 @@ def sensitivity(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """The effect of each quantized layer alone, and of all together, on the output of `model`.
 
-    `model` and `data` are those of `quantize`. The model is calibrated with the data. Then `samples` of them run
-    through the float model once for each layer, from that layer on. A `QuantizedModel` in the place of `model` is taken
-    as it is, with its target and settings: nothing is calibrated, and `data` only give the samples. Without data, the
-    sample is the one that the model keeps. Errors of several tensors are added up by their powers, as if they had
-    nothing to do with each other.
+    `model` and `data` are those of `quantize`. The model is calibrated with the data. Then `samples` of them (None: 16,
+    or as many as a large network runs in short) run through the float model once for each quantized node, from that
+    node on. A `QuantizedModel` in the place of `model` is taken as it is, with its target and settings: nothing is
+    calibrated, and `data` only give the samples. Without data, the sample is the one that the model keeps. Errors of
+    several tensors are added up by their powers, as if they had nothing to do with each other.
 
     Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
     """
-    if samples < 1:
+    most, cheap = samples or SAMPLES, samples is None
+    if samples is not None and samples < 1:
         raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
     if isinstance(model, QuantizedModel) and data is None:
         if model.sample is None:
@@ -78,17 +82,17 @@ def sensitivity(
     data_options = DataOptions(
         images=images,
         batch_size=batch_size,
-        limit=limit if calibrated is None else min(limit or samples, samples),
+        limit=limit if calibrated is None else min(limit or most, most),
         shapes=shapes,
         dtypes=dtypes,
         names=names,
     )
     opened = open_data(data, model_inputs(source.model), data_options, FloatNetwork(source.model))
-    kept = SampleKeeper(opened, most=samples, hold_out=False)
+    kept = SampleKeeper(opened, most=most)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted
             pass
-        return measure(calibrated, kept.kept, progress=progress).sensitivity()
+        return measure(calibrated, kept.kept, cheap=cheap, progress=progress).sensitivity()
     found = target_of(target)
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
@@ -103,144 +107,167 @@ def sensitivity(
         rule=opened.rule,
         progress=progress or silent,
     )
-    return measure(quantized, kept.kept, progress=progress).sensitivity()
+    return measure(quantized, kept.kept, cheap=cheap, progress=progress).sensitivity()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Effects:
-    """Noise over signal of each unit and float output.
+    """Noise of each unit and sample, float64[samples, units, outputs]; `together` that of all at once, and `signal`
+    those of the outputs, float64[samples, outputs].
 
-    constants, tensors: from the two kinds of its roundings, float64[units, outputs]. together: all at once,
-    float64[outputs]. operations: what each unit costs, in multiplications. whole: units of which the two kinds are not
-    told apart, and stand with the constants.
+    from_constants: the share of the noise of each unit that comes from its constants, float64[units]; NaN where it is
+    not known. operations: what each unit costs, in multiplications.
     """
 
     target: str
     units: tuple[Unit, ...]
     outputs: tuple[str, ...]
-    constants: Doubles
-    tensors: Doubles
+    noise: Doubles
     together: Doubles
+    signal: Doubles
+    from_constants: Doubles
     operations: tuple[int, ...]
-    samples: int
-    whole: frozenset[str] = frozenset()
+
+    @cached_property
+    def wild(self) -> bool:
+        """Whether a few samples own all noise, or all signal."""
+        return is_wild(self.together, self.signal)
+
+    def typical(self) -> Doubles:
+        """Noise over signal of each unit, float64[units]: pooled, or of the median sample where samples are wild."""
+        found = [typical(self.noise[:, unit], self.signal, wild=self.wild) for unit in range(len(self.units))]
+        return np.array(found, np.float64)
 
     def sensitivity(self) -> Sensitivity:
-        """The effects by layer."""
+        """The effects by node. What a node reads counts for it where no other quantized node makes it."""
         number = {unit.name: index for index, unit in enumerate(self.units)}
         layers = []
         for index, unit in enumerate(self.units):
             if not unit.nodes:
                 continue
-            read = sum((self.tensors[number[name]] for name in unit.reads), np.zeros(len(self.outputs)))
-            alone = self.constants[index] + self.tensors[index] + read
-            effect = float(alone.mean())
-            share = float(self.constants[index].mean() / effect) if effect > 0 else 0.0
-            share = math.nan if unit.name in self.whole else share
+            read = [number[name] for name in unit.reads if not self.units[number[name]].nodes]
+            noise = self.noise[:, [index, *read]].sum(axis=1)
+            alone = pooled(noise, self.signal)
+            own, whole = float(pooled(self.noise[:, index], self.signal).mean()), float(alone.mean())
             layers.append(
                 LayerEffect(
                     layer=unit.name,
                     op_type=unit.op_type,
                     nodes=unit.nodes,
-                    effect=effect,
+                    effect=whole,
                     outputs=self._by_output(alone),
-                    from_weight=share,
+                    median=float(medians(noise, self.signal).mean()),
+                    from_weight=float(self.from_constants[index]) * (own / whole if whole > 0 else 1.0),
                 )
             )
+        together = pooled(self.together, self.signal)
         return Sensitivity(
             target=self.target,
             layers=tuple(sorted(layers, key=lambda layer: -layer.effect)),
-            together=float(self.together.mean()),
-            outputs=self._by_output(self.together),
-            samples=self.samples,
+            together=float(together.mean()),
+            outputs=self._by_output(together),
+            median=float(medians(self.together, self.signal).mean()),
+            samples=len(self.signal),
         )
 
     def _by_output(self, effects: Doubles) -> Mapping[str, float]:
         return MappingProxyType(dict(zip(self.outputs, effects.tolist(), strict=True)))
 
 
-def measure(quantized: QuantizedModel, samples: Sequence[Feed], *, progress: Progress | None = None) -> Effects:
+def measure(
+    quantized: QuantizedModel, samples: Sequence[Feed], *, cheap: bool = False, progress: Progress | None = None
+) -> Effects:
     """Run `samples` through the float model, with the roundings of each unit in turn and with all of them.
 
-    Raises ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that
-    it cannot run.
+    cheap: only some of the samples where all of them would take long. Raises ModelError for a model without float
+    outputs or of which nothing is quantized, and DataError for samples that it cannot run.
     """
     layers, name = layers_inside(quantized), quantized.calibration.source.name
-    inside = measure_inside(quantized, layers, samples) if layers else None
     found = quantized.lowered.units()
+    effects = None
     if any(unit.nodes for unit in found.units):
-        effects = _measure_units(quantized, found, samples, progress or silent)
-        return effects if inside is None else _joined(effects, inside)
-    if inside is None:
+        effects = _measure_units(quantized, found, samples, cheap, progress or silent)
+        samples = samples[: len(effects.signal)]
+    inside = measure_inside(quantized, layers, samples) if layers else None
+    if inside is not None:
+        return _of_bodies(quantized, inside) if effects is None else _joined(effects, inside)
+    if effects is None:
         raise ModelError(f"{name} has no layer that is quantized for target {quantized.target}.")
-    if not inside.outputs:
-        raise _no_output(name)
-    nothing = np.zeros((0, len(inside.outputs)))
-    none = Effects(
-        target=quantized.target,
-        units=(),
-        outputs=inside.outputs,
-        constants=nothing,
-        tensors=nothing,
-        together=inside.together,
-        operations=(),
-        samples=len(samples),
-    )
-    return _joined(none, inside)
+    return effects
 
 
 def _no_output(name: str) -> ModelError:
     return ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
 
 
-def _joined(effects: Effects, inside: InsideEffects) -> Effects:
-    """The effects of units of the main graph, and those inside of bodies; together as the quantized model has them."""
-    places = [inside.outputs.index(output) for output in effects.outputs]
-    more = inside.effects[:, places]
-    return replace(
-        effects,
-        units=(*effects.units, *inside.units),
-        constants=np.concatenate([effects.constants, more]),
-        tensors=np.concatenate([effects.tensors, np.zeros_like(more)]),
-        together=inside.together[places],
-        operations=(*effects.operations, *inside.operations),
-        whole=frozenset(unit.name for unit in inside.units),
+def _of_bodies(quantized: QuantizedModel, inside: InsideEffects) -> Effects:
+    if not inside.outputs:
+        raise _no_output(quantized.calibration.source.name)
+    return Effects(
+        target=quantized.target,
+        units=inside.units,
+        outputs=inside.outputs,
+        noise=inside.noise,
+        together=inside.together,
+        signal=inside.signal,
+        from_constants=np.full(len(inside.units), np.nan),
+        operations=inside.operations,
     )
 
 
-def _measure_units(quantized: QuantizedModel, found: Units, samples: Sequence[Feed], progress: Progress) -> Effects:
+def _joined(effects: Effects, inside: InsideEffects) -> Effects:
+    """The effects of units of the main graph, and those inside of bodies; together as the quantized model has them."""
+    places = [inside.outputs.index(output) for output in effects.outputs]
+    return replace(
+        effects,
+        units=(*effects.units, *inside.units),
+        noise=np.concatenate([effects.noise, inside.noise[..., places]], axis=1),
+        together=inside.together[:, places],
+        from_constants=np.concatenate([effects.from_constants, np.full(len(inside.units), np.nan)]),
+        operations=(*effects.operations, *inside.operations),
+    )
+
+
+def _measure_units(
+    quantized: QuantizedModel, found: Units, samples: Sequence[Feed], cheap: bool, progress: Progress
+) -> Effects:
     units, probe = found.units, _open(found, samples)
     if not probe.outputs:
         raise _no_output(quantized.calibration.source.name)
-    signal, elements = np.zeros(len(probe.outputs)), 0
-    noise, shares = np.zeros((len(units) + 1, len(probe.outputs))), np.zeros((len(units), 2))
+    if cheap:
+        samples = samples[: _cheap_count(found, probe)]
+    signal, noise, shares, elements = [], [], np.zeros((len(units), 2)), 0
     changes = [Roundings.union([unit.constants, unit.tensors]) for unit in units]
     changes.append(Roundings.union(changes))
     for number, sample in enumerate(samples):
         clean = probe.clean(sample)
-        signal += [power(clean[name]) for name in probe.outputs]
+        signal.append([power(finite(clean[name])) for name in probe.outputs])
         elements += sum(clean[name].size for name in probe.outputs)
-        noise += side_by_side(partial(probe.noise, clean), changes)
+        noise.append(side_by_side(partial(probe.noise, clean), changes))
         shares += side_by_side(partial(_local, probe, clean), units)
         progress("sensitivity", (number + 1) / len(samples))
     if not elements:
         raise DataError(
             "No effect can be seen, the outputs of the model are empty for all of the samples: give others."
         )
-    if not np.isfinite(noise).all() or not np.isfinite(signal).all():
-        raise DataError("The outputs of the model for the samples hold NaN or Inf, so that effects cannot be compared.")
-    relative = noise / np.where(signal > 0, signal, 1.0)
-    of_constants = np.divide(shares[:, 0], shares.sum(axis=1), out=np.zeros(len(units)), where=shares.any(axis=1))
+    measured = np.array(noise, np.float64)
     return Effects(
         target=quantized.target,
         units=units,
         outputs=probe.outputs,
-        constants=relative[:-1] * of_constants[:, None],
-        tensors=relative[:-1] * (1 - of_constants[:, None]),
-        together=relative[-1],
+        noise=measured[:, :-1],
+        together=measured[:, -1],
+        signal=np.array(signal, np.float64),
+        from_constants=np.divide(shares[:, 0], shares.sum(axis=1), out=np.zeros(len(units)), where=shares.any(axis=1)),
         operations=tuple(operations(found.model, unit.nodes, probe.shapes) for unit in units),
-        samples=len(samples),
     )
+
+
+def _cheap_count(units: Units, probe: RoundedNetwork) -> int:
+    """How many samples are run where nobody says how many: each rounding runs half of the network, on average."""
+    nodes = [name_of(node) for node in units.model.graph]
+    work = operations(units.model, nodes, probe.shapes) * (len(units.units) / 2 + 1)
+    return max(_LEAST_SAMPLES, min(SAMPLES, int(_MOST_OPERATIONS / max(work, 1))))
 
 
 def _open(units: Units, samples: Sequence[Feed]) -> RoundedNetwork:

@@ -23,13 +23,14 @@ from amct_onnx.values.roundings import Roundings
 
 @dataclass(frozen=True, kw_only=True)
 class InsideEffects:
-    """Noise over signal of the `units` of bodies, float64[units, outputs], and of the whole quantized model,
-    float64[outputs]. operations: what each unit costs in a sample, in multiplications."""
+    """Noise of the `units` of bodies, float64[samples, units, outputs], of the whole quantized model and the signal,
+    float64[samples, outputs]. operations: what each unit costs in a sample, in multiplications."""
 
     units: tuple[Unit, ...]
     outputs: tuple[str, ...]
-    effects: Doubles
+    noise: Doubles
     together: Doubles
+    signal: Doubles
     operations: tuple[int, ...]
 
 
@@ -50,7 +51,7 @@ def measure_inside(quantized: QuantizedModel, layers: Sequence[Layer], samples: 
     for layer in layers:
         skipped = tuple(dict.fromkeys([*calibration.request.skip_layers, *sorted(leading - {layer.name})]))
         alone = quantized.solved(replace(calibration, request=replace(calibration.request, skip_layers=skipped)))
-        effects.append(noise.by_output(alone.lowered.exact_session()))
+        effects.append(noise.by_sample(alone.lowered.exact_session()))
     return InsideEffects(
         units=tuple(
             Unit(
@@ -64,8 +65,9 @@ def measure_inside(quantized: QuantizedModel, layers: Sequence[Layer], samples: 
             for layer in layers
         ),
         outputs=noise.outputs,
-        effects=np.array(effects),
-        together=noise.by_output(quantized.lowered.exact_session()),
+        noise=np.stack(effects, axis=1),
+        together=noise.by_sample(quantized.lowered.exact_session()),
+        signal=noise.signal,
         operations=tuple(_operations(quantized, layer) for layer in layers),
     )
 

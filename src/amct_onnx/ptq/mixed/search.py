@@ -1,8 +1,8 @@
 """Mixed precision by measurement: the layers that a target of accuracy needs in float, or with int16 activations.
 
-Effects are measured once (`ptq.mixed.effects`); they order the layers by what each buys for its cost. Along that order
-the accuracy rises, so bisection finds the first set of layers that is enough. Each set is lowered and evaluated as it
-will run: the answer is proven by its own evaluation.
+Effects are measured once (`ptq.mixed.effects`); they order the nodes by what each buys for its cost. Along that order
+the accuracy rises, so bisection finds the first set that is enough; then cheaper sets of as little noise are tried.
+Each set is lowered and judged as it will run (`ptq.mixed.goals`): the answer is proven by its own evaluation.
 """
 
 from __future__ import annotations
@@ -11,73 +11,24 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from amct_onnx.errors import AmctError, ArgumentTypeError
-from amct_onnx.measure.output_noise import OutputNoise
+from amct_onnx.errors import AmctError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress
-from amct_onnx.ptq.mixed.effects import Effects, measure
-from amct_onnx.ptq.mixed.order import Part, Wish, cost, greedy_path
-from amct_onnx.ptq.options import Evaluator
+from amct_onnx.ptq.mixed.effects import SAMPLES, Effects, measure
+from amct_onnx.ptq.mixed.goals import Goal, Judgement
+from amct_onnx.ptq.mixed.order import NONE, Order, Part, Wish, Wishes
+from amct_onnx.ptq.mixed.same_function import same_function
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.session import open_session
 from amct_onnx.targets.table import TARGETS
-from amct_onnx.values.answers import to_number
 from amct_onnx.values.mixed_precision import Evaluation, MixedPrecision
-from amct_onnx.values.request import Request
-from amct_onnx.values.sensitivity import decibel
 
 MOST_EVALUATIONS = 10  # of lowered models; the float model is one more
+_REFINED = 3  # of them are for cheaper sets than the one that bisection finds
 # What a multiplication costs beyond int8, in those of int8: by the bytes of an activation.
 _PRICES: Mapping[str, float] = {"float": 3.0, "int16": 1.0}
 _log = logging.getLogger("amct_onnx.Search")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What a lowered model is measured by, and the least that is asked for. `reference` is the float model's value."""
-
-    measure: str
-    evaluate: Evaluator
-    reference: float
-    required: float
-
-    def is_met_by(self, value: float) -> bool:
-        """Whether a value is enough; 82.8 - 0.1 is not 82.7 in floating point, and counts as it."""
-        return value >= self.required or math.isclose(value, self.required, rel_tol=1e-9)
-
-    @classmethod
-    def of_evaluator(
-        cls,
-        evaluator: Evaluator,
-        quantized: QuantizedModel,
-        *,
-        max_drop: float | None,
-        target_accuracy: float | None,
-    ) -> Goal:
-        """A value of the user's own measure; the float model is evaluated for it. Raises ArgumentTypeError."""
-        reference = _number(evaluator(open_session(quantized.calibration.source.source.model.clone())))
-        required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
-        return cls(measure="evaluator", evaluate=evaluator, reference=reference, required=required)
-
-    @classmethod
-    def of_sqnr(cls, quantized: QuantizedModel, samples: Sequence[Feed], least: float) -> Goal:
-        """The signal-to-noise ratio of the outputs for `samples`, in dB."""
-        judge = OutputNoise(quantized.calibration.source.source.model.clone(), samples)
-
-        def sqnr(candidate: Any) -> float:
-            return decibel(judge.noise_of(candidate))
-
-        return cls(measure="SQNR in dB", evaluate=sqnr, reference=math.inf, required=least)
-
-
-def _number(value: Any) -> float:
-    try:
-        return to_number(value)
-    except (TypeError, ValueError) as error:
-        text = f"evaluator must return a number, higher is better; it returned {value!r:.200}"
-        raise ArgumentTypeError(text) from error
 
 
 def search_mixed(
@@ -89,43 +40,53 @@ def search_mixed(
     """`quantized` with as few and as cheap layers in more than int8 as `goal` allows.
 
     The result has the search in `precision`. Where the goal is missed it is the best model that was evaluated, and a
-    warning is logged. `samples`: a few, for the effects of layers.
+    warning is logged. `samples`: those that calibrated it, some of them; for the effects of layers, and to calibrate
+    it again where steps of the recipe have changed the function of the float network (`same_function`).
     """
     search = _Search(quantized, goal, progress)
-    enough = search.try_wishes(frozenset(), 0.0)
+    enough = search.try_wishes(NONE)
     if not enough and any(decision.quantized for decision in quantized.decisions):
         try:
-            effects = measure(quantized, samples, progress=progress)
+            enough = search.keep_function(samples)
+            if not enough:
+                search.look_for(measure(search.quantized, _spread(samples), cheap=True, progress=progress))
         except AmctError as error:  # e.g. outputs that are empty for all samples
             _log.warning("Which layers are to blame could not be measured: %s", error)
-        else:
-            search.nodes = {unit.name: unit.nodes for unit in effects.units}
-            search.bisect(*_path(quantized, effects))
     result = search.result()
     if result.precision is not None and not result.precision.met:
         _log.warning("%s", result.precision)
     return result
 
 
-def _path(quantized: QuantizedModel, effects: Effects) -> tuple[list[frozenset[Wish]], dict[Wish, float]]:
-    """The sets of wishes to choose from, each of which has all of the one before it; and the price of each wish."""
+def _spread(samples: Sequence[Feed]) -> list[Feed]:
+    count = min(SAMPLES, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def order_of(quantized: QuantizedModel, effects: Effects) -> Order:
+    """The parts of the noise, what takes each away, and at what price."""
     wide = TARGETS[quantized.target].wide_layers(quantized.calibration)
     parts: list[Part] = []
     prices: dict[Wish, float] = {}
-    for unit, operations, constants, tensors in zip(
-        effects.units, effects.operations, effects.constants, effects.tensors, strict=True
+    holders = {unit.name: _in_float(unit.holders) for unit in effects.units}
+    for unit, operations, noise, share in zip(
+        effects.units, effects.operations, effects.typical(), effects.from_constants, strict=True
     ):
+        of_constants = 1.0 if math.isnan(share) else float(share)
         if unit.nodes:
             prices["float", unit.name] = _PRICES["float"] * operations
-            parts.append(Part(noise=float(constants.mean()), cures=(frozenset([("float", unit.name)]),)))
-        cures: list[frozenset[Wish]] = []
-        if unit.holders:
-            cures.append(frozenset(("float", holder) for holder in unit.holders))
+            parts.append(Part(noise=noise * of_constants, cures=(_in_float([unit.name]),)))
+        cures = [holders[unit.name]] if unit.holders else []
         if unit.name in wide:
             prices["int16", unit.name] = _PRICES["int16"] * operations
             cures.append(frozenset([("int16", unit.name)]))
-        parts.append(Part(noise=float(tensors.mean()), cures=tuple(cures)))
-    return greedy_path(parts, prices)[1:], prices
+        parts.append(Part(noise=noise * (1 - of_constants), cures=tuple(cures)))
+    follows = {unit.name: [holders[name] for name in unit.reads] for unit in effects.units if unit.follows}
+    return Order(parts=parts, prices=prices, follows=follows)
+
+
+def _in_float(units: Sequence[str]) -> Wishes:
+    return frozenset(("float", unit) for unit in units)
 
 
 @dataclass
@@ -134,45 +95,85 @@ class _Search:
     goal: Goal
     progress: Progress
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    order: Order | None = None
+    found: list[QuantizedModel] = field(default_factory=list)  # without what they were lowered to
     evaluations: list[Evaluation] = field(default_factory=list)
-    known: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    known: dict[tuple[object, ...], int] = field(default_factory=dict)
+    most: int = MOST_EVALUATIONS
+    notes: tuple[str, ...] = ()
 
-    def bisect(self, path: Sequence[frozenset[Wish]], prices: Mapping[Wish, float]) -> None:
-        """Find the first set of the path that is enough, as far as the accuracy rises along it."""
-        whole = cost(frozenset(wish for wish in prices if wish[0] == "float"), prices)
-        low, high = -1, len(path)
-        while high - low > 1 and len(self.evaluations) < MOST_EVALUATIONS:
+    def keep_function(self, samples: Sequence[Feed]) -> bool:
+        """Go on without the steps that changed the float function, where that is in the way; whether it is enough."""
+        plain = same_function(self.quantized, samples)
+        if plain is None:
+            return False
+        changed = open_session(self.quantized.calibration.source.model.clone())
+        self.most -= 1
+        hinders = not self.goal.leaves_room(changed)
+        with_it, before = self.quantized, self.evaluations[0].value
+        self.quantized = plain
+        enough = self.try_wishes(NONE)
+        if not hinders and self.evaluations[-1].value <= before:
+            self.quantized = with_it
+        else:
+            self.notes = ("Equalization behind a Clip is undone: layers in float would have kept what it changed.",)
+        return enough
+
+    def look_for(self, effects: Effects) -> None:
+        """Find sets of the order that are enough, as far as the accuracy rises along it."""
+        self.nodes = {unit.name: unit.nodes for unit in effects.units}
+        self.order = order = order_of(self.quantized, effects)
+        path = order.path()
+        low, high = 0, len(path)
+        while high - low > 1 and len(self.evaluations) < self.most:
             middle = (low + high) // 2
-            if self.try_wishes(path[middle], cost(path[middle], prices) / max(whole, 1e-30)):
+            if self.try_wishes(path[middle]):
                 high = middle
             else:
                 low = middle
+        if high == len(path):
+            return
+        best, tried = path[high], 0
+        noise = order.noise(path[high]), order.noise(path[low])
+        for limit in ((noise[0] + noise[1]) / 2, noise[0]):
+            cheaper = order.cheapest(limit, [best], path[low])
+            if tried < _REFINED and len(self.evaluations) < self.most and order.cost(cheaper) < order.cost(best):
+                tried += 1
+                best = cheaper if self.try_wishes(cheaper) else best
 
-    def try_wishes(self, wishes: frozenset[Wish], share: float) -> bool:
+    def try_wishes(self, wishes: Wishes) -> bool:
         """Lower and evaluate the model with these wishes; whether it is good enough. All in float is."""
         model = self._model(wishes)
         if model is None:
             return True
         request = model.calibration.request
-        key = (model.decisions, request.wide)
+        key = (id(self.quantized), model.decisions, request.wide)
         if key not in self.known:
-            value = _number(self.goal.evaluate(model.lowered.session()))
-            self.known[key] = met = self.goal.is_met_by(value)
-            self.requests.append(request)  # and not the model, which holds its weights
-            self.evaluations.append(
-                Evaluation(
-                    float_layers=_lost(self.quantized, model),
-                    wide_layers=request.wide,
-                    value=value,
-                    cost=share,
-                    met=met,
-                )
-            )
+            judgement = self.goal.judge(model.lowered.session())
+            self.known[key] = len(self.evaluations)
+            self.found.append(replace(self.quantized, calibration=model.calibration))
+            self.evaluations.append(self._evaluation(model, judgement, self._share(wishes)))
             self.progress("evaluation", len(self.evaluations) / MOST_EVALUATIONS)
-        return self.known[key]
+        return self.evaluations[self.known[key]].enough
 
-    def _model(self, wishes: frozenset[Wish]) -> QuantizedModel | None:
+    def _share(self, wishes: Wishes) -> float:
+        if self.order is None or not wishes:
+            return 0.0
+        whole = self.order.cost(frozenset(wish for wish in self.order.prices if wish[0] == "float"))
+        return self.order.cost(wishes) / max(whole, 1e-30)
+
+    def _evaluation(self, model: QuantizedModel, judgement: Judgement, share: float) -> Evaluation:
+        return Evaluation(
+            float_layers=_lost(self.quantized, model),
+            wide_layers=model.calibration.request.wide,
+            value=judgement.value,
+            checked=judgement.checked,
+            cost=share,
+            met=judgement.met,
+            enough=judgement.enough,
+        )
+
+    def _model(self, wishes: Wishes) -> QuantizedModel | None:
         """The quantized model with these wishes, None where no layer is left in integers."""
         if not wishes:
             return self.quantized
@@ -184,31 +185,31 @@ class _Search:
         if layers <= set(off):
             return None
         skipped = tuple(dict.fromkeys([*request.skip_layers, *off]))
-        model = self._solved(replace(request, skip_layers=skipped, wide=tuple(wide)))
+        calibration = replace(
+            self.quantized.calibration, request=replace(request, skip_layers=skipped, wide=tuple(wide))
+        )
+        model = self.quantized.solved(calibration)
         return model if any(decision.quantized for decision in model.decisions) else None
 
     def result(self) -> QuantizedModel:
-        """The cheapest model that is good enough, or the best one."""
-        found = range(len(self.evaluations))
-        good = [number for number in found if self.evaluations[number].met]
-        if good:
-            chosen = min(good, key=lambda number: (self.evaluations[number].cost, -self.evaluations[number].value))
-        else:
-            chosen = max(found, key=lambda number: self.evaluations[number].value)
+        """The cheapest model that is surely good enough, else the cheapest that seems so, else the best one."""
+        chosen = max(range(len(self.evaluations)), key=lambda number: _rank(self.evaluations[number]))
         precision = MixedPrecision(
             measure=self.goal.measure,
             reference=self.goal.reference,
             required=self.goal.required,
             evaluations=tuple(self.evaluations),
             chosen=chosen,
+            notes=self.notes if self.found[chosen].calibration.source is self.quantized.calibration.source else (),
         )
-        return replace(self._solved(self.requests[chosen]), precision=precision)
+        model = self.found[chosen]
+        same = model.calibration is self.quantized.calibration
+        return replace(self.quantized if same else model.solved(model.calibration), precision=precision)
 
-    def _solved(self, request: Request) -> QuantizedModel:
-        """The quantized model with another request, from the same calibration."""
-        if request == self.quantized.calibration.request:
-            return self.quantized
-        return self.quantized.solved(replace(self.quantized.calibration, request=request))
+
+def _rank(evaluation: Evaluation) -> tuple[bool, bool, float, float, float]:
+    cheap = evaluation.met or evaluation.enough
+    return evaluation.met, evaluation.enough, -evaluation.cost if cheap else 0.0, evaluation.value, -evaluation.cost
 
 
 def _lost(whole: QuantizedModel, model: QuantizedModel) -> tuple[str, ...]:

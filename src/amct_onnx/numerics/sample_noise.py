@@ -1,0 +1,94 @@
+"""How much noise a network has over its signal, from the noise of each of some samples, and what that says of others.
+
+Noise and signal are sums of squares, float64[samples, outputs]. Most networks are judged by pooled noise over pooled
+signal, the mean over outputs. Where a few wild samples own either of the two sums, they would decide alone: there the
+median of the samples takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from amct_onnx.numerics.arrays import Doubles
+
+_FEW, _OWNED, _LEAST = 0.1, 0.75, 16  # so few samples, of so many at least, own more than this share
+_LEAST_LEVEL = 1e-30  # of noise over signal, and of noise that is divided by
+_Z = 1.645  # of a normal distribution, 95 % lie below
+_MEDIAN = 1.2533 * 1.4826  # the standard error of a median, from the median distance to it, times sqrt(n)
+
+
+def relative(noise: Doubles, signal: Doubles) -> Doubles:
+    """Noise over signal; an output that is zero throughout counts as 1."""
+    found: Doubles = noise / np.where(signal > 0, signal, 1.0)
+    return found
+
+
+def pooled(noise: Doubles, signal: Doubles) -> Doubles:
+    """Noise over signal of all samples together, float64[outputs]."""
+    return relative(noise.sum(axis=0), signal.sum(axis=0))
+
+
+def medians(noise: Doubles, signal: Doubles) -> Doubles:
+    """The median over samples of their noise over signal, float64[outputs]."""
+    found: Doubles = np.median(relative(noise, signal), axis=0)
+    return found
+
+
+def few_own(amounts: Doubles) -> bool:
+    """Whether a tenth of the samples makes three quarters of the sum of one of the outputs; of few samples it is not
+    asked."""
+    if len(amounts) < _LEAST:
+        return False
+    largest = np.sort(amounts, axis=0)[-math.ceil(_FEW * len(amounts)) :]
+    return bool((largest.sum(axis=0) > _OWNED * amounts.sum(axis=0)).any())
+
+
+def is_wild(noise: Doubles, signal: Doubles) -> bool:
+    """Whether a few samples own the pooled noise or the pooled signal."""
+    return few_own(noise) or few_own(signal)
+
+
+def typical(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
+    """One number for all outputs: the mean of the pooled figures, or that of the medians where samples are wild."""
+    return float((medians if wild else pooled)(noise, signal).mean())
+
+
+def decibel(level: float) -> float:
+    """Signal over noise in dB, from noise over signal; infinite without noise."""
+    return -10 * math.log10(level) if level > 0 else math.inf
+
+
+def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
+    """The dB of `typical` that as many other samples of the same kind reach as well, in 19 of 20 cases.
+
+    It is below the estimate by the standard error of a difference of two estimates times the quantile of Student's t.
+    The estimate has the worst sample twice, since errors have long tails, of which few samples show little. One sample
+    says nothing: -inf.
+    """
+    count = len(noise)
+    if count < 2:
+        return -math.inf
+    if not noise.any():
+        return math.inf
+    each = relative(noise, signal).mean(axis=1)
+    if wild:
+        decibels = -10 * np.log10(np.maximum(each, _LEAST_LEVEL))
+        estimate = decibel(typical(noise, signal, wild=True))
+        error = _MEDIAN * float(np.median(np.abs(decibels - np.median(decibels)))) / math.sqrt(count)
+    else:
+        worst = int((noise / np.maximum(noise.sum(axis=0), _LEAST_LEVEL)).mean(axis=1).argmax())
+        estimate = decibel(typical(noise + noise[worst] / count, signal + signal[worst] / count, wild=False))
+        left = relative(noise.sum(axis=0) - noise, signal.sum(axis=0) - signal).mean(axis=1)
+        without = -10 * np.log10(np.maximum(left, _LEAST_LEVEL))
+        error = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))  # jackknife
+    return estimate - one_sided(count - 1) * math.sqrt(2) * error
+
+
+def one_sided(freedom: int) -> float:
+    """Of Student's t with so many degrees of freedom, 95 % lie below it (Cornish-Fisher)."""
+    z, n = _Z, float(freedom)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
