@@ -38,7 +38,7 @@ from amct_onnx.values.findings import Effort, check_effort
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _SEARCHED = 64  # samples that a search may run, and as many that check what it finds; see SampleKeeper
-_LOOKED = 24  # of them judge every model, where there is no evaluator
+_LOOKED = 40  # of them judge every model, where there is no evaluator
 
 
 @documented(QuantizeOptions, DataOptions)
