@@ -15,6 +15,7 @@ from amct_onnx.numerics.arrays import Doubles
 
 _FEW, _OWNED, _LEAST = 0.1, 0.75, 16  # so few samples, of so many at least, own more than this share
 _LEAST_LEVEL = 1e-30  # of noise over signal, and of noise that is divided by
+_DECIBELS = 10 / math.log(10)  # of a natural logarithm
 _Z = 1.645  # of a normal distribution, 95 % lie below
 _MEDIAN = 1.2533 * 1.4826  # the standard error of a median, from the median distance to it, times sqrt(n)
 
@@ -61,29 +62,31 @@ def decibel(level: float) -> float:
 
 
 def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
-    """The dB of `typical` that as many other samples of the same kind reach as well, in 19 of 20 cases.
+    """The dB of `typical` that as many other samples of the same kind reach as well, in about 19 of 20 cases.
 
     It is below the estimate by the standard error of a difference of two estimates times the quantile of Student's t.
-    The estimate has the worst sample twice, since errors have long tails, of which few samples show little. One sample
-    says nothing: -inf.
+    Errors have long tails, of which few samples show little: so the pooled figure is also bounded as the mean of a
+    log-normal distribution (Cox's method, in Zhou and Gao, "Confidence intervals for the log-normal mean", 1997). One
+    sample says nothing: -inf.
     """
     count = len(noise)
     if count < 2:
         return -math.inf
     if not noise.any():
         return math.inf
-    each = relative(noise, signal).mean(axis=1)
+    estimate = decibel(typical(noise, signal, wild=wild))
+    quantile = one_sided(count - 1)
+    levels = np.log(np.maximum(relative(noise, signal).mean(axis=1), _LEAST_LEVEL))
     if wild:
-        decibels = -10 * np.log10(np.maximum(each, _LEAST_LEVEL))
-        estimate = decibel(typical(noise, signal, wild=True))
-        error = _MEDIAN * float(np.median(np.abs(decibels - np.median(decibels)))) / math.sqrt(count)
-    else:
-        worst = int((noise / np.maximum(noise.sum(axis=0), _LEAST_LEVEL)).mean(axis=1).argmax())
-        estimate = decibel(typical(noise + noise[worst] / count, signal + signal[worst] / count, wild=False))
-        left = relative(noise.sum(axis=0) - noise, signal.sum(axis=0) - signal).mean(axis=1)
-        without = -10 * np.log10(np.maximum(left, _LEAST_LEVEL))
-        error = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))  # jackknife
-    return estimate - one_sided(count - 1) * math.sqrt(2) * error
+        distance = float(np.median(np.abs(levels - np.median(levels))))
+        return estimate - quantile * math.sqrt(2 / count) * _MEDIAN * distance * _DECIBELS
+    left = relative(noise.sum(axis=0) - noise, signal.sum(axis=0) - signal).mean(axis=1)
+    without = np.log(np.maximum(left, _LEAST_LEVEL))
+    jackknife = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
+    spread = float(levels.var(ddof=1))
+    error = math.sqrt(2 * (spread / count + spread**2 / (2 * (count - 1))))
+    mean = float(levels.mean()) + spread / 2
+    return min(estimate - quantile * jackknife * _DECIBELS, -(mean + quantile * error) * _DECIBELS)
 
 
 def one_sided(freedom: int) -> float:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layer_view import WEIGHT_OPS
+from amct_onnx.graph.layer_view import WEIGHT_OPS, as_layer
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array
+from amct_onnx.values.prices import Price, Prices, Work
 from amct_onnx.values.roundings import Roundings
 
 # Multiplications in the time of writing one element and reading it again: bandwidth bounds what is no product.
@@ -51,21 +52,47 @@ class Units:
     constants: Mapping[str, Mapping[int, Array]]
 
 
+def float_price(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple[int, ...]], prices: Prices) -> float:
+    """What `nodes` take longer in float than in int8, in nanoseconds, where somebody has measured it; what they give is
+    quantized again behind them, at the most."""
+    total = 0.0
+    for node in model.graph:
+        if node.name in nodes:
+            outputs = math.prod(_shape(node.outputs[0], shapes))
+            price = _price(node, outputs, shapes, prices)
+            total += max(price.in_float - price.in_int8, 0.0) + prices.cut * outputs
+    return total
+
+
+def _price(node: ir.Node, outputs: int, shapes: Mapping[str, tuple[int, ...]], prices: Prices) -> Price:
+    if node.op_type not in WEIGHT_OPS:
+        each = prices.elementwise.get(node.op_type) or Price(in_float=prices.moved, in_int8=prices.moved)
+        return Price(in_float=outputs * each.in_float, in_int8=outputs * each.in_int8)
+    layer, weight = as_layer(node), _shape(node.inputs[1], shapes)
+    products = _operations(node, shapes) - _PER_ELEMENT * outputs
+    groups = layer.groups if layer is not None else 1
+    channels = layer.output_channels if layer is not None else weight[-1]
+    inputs = layer.input_channels // groups if layer is not None else weight[-2]
+    terms = max(1, products // max(1, outputs))
+    return prices.of(Work(outputs=outputs, terms=terms, channels=channels, inputs=max(1, inputs), groups=groups))
+
+
 def operations(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """What `nodes` of a model cost, in multiplications, where its tensors have these shapes."""
     return sum(_operations(node, shapes) for node in model.graph if node.name in nodes)
 
 
-def _operations(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    def shape(value: ir.Value | None) -> tuple[int, ...]:
-        tensor = constant_tensor(value)
-        return shapes.get((value and value.name) or "", ()) if tensor is None else shape_of(tensor)
+def _shape(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    tensor = constant_tensor(value)
+    return shapes.get((value and value.name) or "", ()) if tensor is None else shape_of(tensor)
 
-    result = math.prod(shape(node.outputs[0]))
+
+def _operations(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    result = math.prod(_shape(node.outputs[0], shapes))
     written = _PER_ELEMENT * result
     if node.op_type not in WEIGHT_OPS:
         return written
-    weight = shape(node.inputs[1])
+    weight = _shape(node.inputs[1], shapes)
     if node.op_type == "ConvTranspose":
-        return written + math.prod(shape(node.inputs[0])) * math.prod(weight[1:])
+        return written + math.prod(_shape(node.inputs[0], shapes)) * math.prod(weight[1:])
     return written + result * (math.prod(weight[1:]) if node.op_type == "Conv" else weight[-2])

@@ -31,12 +31,13 @@ from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.run.float_network import FloatNetwork
-from amct_onnx.targets.float_units import Unit, Units, operations
-from amct_onnx.targets.table import target_of
+from amct_onnx.targets.float_units import Unit, Units, float_price, operations
+from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 
 SAMPLES = 16
+FLOAT_PRICE = 3.0  # of a multiplication beyond int8, in those of int8: by the bytes of an activation
 # Fewer where networks are large, but no fewer than so many: multiplications of all roundings and samples together.
 _LEAST_SAMPLES, _MOST_OPERATIONS = 4, 3 * 10**11
 
@@ -116,7 +117,7 @@ class Effects:
     those of the outputs, float64[samples, outputs].
 
     from_constants: the share of the noise of each unit that comes from its constants, float64[units]; NaN where it is
-    not known. operations: what each unit costs, in multiplications.
+    not known. prices: what each unit costs more in float than in int8: in nanoseconds, or in int8 multiplications.
     """
 
     target: str
@@ -126,7 +127,7 @@ class Effects:
     together: Doubles
     signal: Doubles
     from_constants: Doubles
-    operations: tuple[int, ...]
+    prices: tuple[float, ...]
 
     @cached_property
     def wild(self) -> bool:
@@ -190,7 +191,7 @@ def measure(
         samples = samples[: len(effects.signal)]
     inside = measure_inside(quantized, layers, samples) if layers else None
     if inside is not None:
-        return _of_bodies(quantized, inside) if effects is None else _joined(effects, inside)
+        return _of_bodies(quantized, inside) if effects is None else _joined(quantized, effects, inside)
     if effects is None:
         raise ModelError(f"{name} has no layer that is quantized for target {quantized.target}.")
     return effects
@@ -198,6 +199,14 @@ def measure(
 
 def _no_output(name: str) -> ModelError:
     return ModelError(f"{name} has no float output that the effect of a layer could be seen in.")
+
+
+def _inside_prices(quantized: QuantizedModel, inside: InsideEffects) -> tuple[float, ...]:
+    """Multiplications, in nanoseconds where other prices are: a body is priced by its layers' weights alone."""
+    known = TARGETS[quantized.target].prices
+    widest = None if known is None else (max(known.float_rates.values()), max(known.int8_rates.values()))
+    each = FLOAT_PRICE if widest is None else 1 / widest[0] - 1 / widest[1]
+    return tuple(each * count for count in inside.operations)
 
 
 def _of_bodies(quantized: QuantizedModel, inside: InsideEffects) -> Effects:
@@ -211,11 +220,11 @@ def _of_bodies(quantized: QuantizedModel, inside: InsideEffects) -> Effects:
         together=inside.together,
         signal=inside.signal,
         from_constants=np.full(len(inside.units), np.nan),
-        operations=inside.operations,
+        prices=_inside_prices(quantized, inside),
     )
 
 
-def _joined(effects: Effects, inside: InsideEffects) -> Effects:
+def _joined(quantized: QuantizedModel, effects: Effects, inside: InsideEffects) -> Effects:
     """The effects of units of the main graph, and those inside of bodies; together as the quantized model has them."""
     places = [inside.outputs.index(output) for output in effects.outputs]
     return replace(
@@ -224,7 +233,7 @@ def _joined(effects: Effects, inside: InsideEffects) -> Effects:
         noise=np.concatenate([effects.noise, inside.noise[..., places]], axis=1),
         together=inside.together[:, places],
         from_constants=np.concatenate([effects.from_constants, np.full(len(inside.units), np.nan)]),
-        operations=(*effects.operations, *inside.operations),
+        prices=(*effects.prices, *_inside_prices(quantized, inside)),
     )
 
 
@@ -259,8 +268,15 @@ def _measure_units(
         together=measured[:, -1],
         signal=np.array(signal, np.float64),
         from_constants=np.divide(shares[:, 0], shares.sum(axis=1), out=np.zeros(len(units)), where=shares.any(axis=1)),
-        operations=tuple(operations(found.model, unit.nodes, probe.shapes) for unit in units),
+        prices=tuple(_price(quantized.target, found, unit, probe) for unit in units),
     )
+
+
+def _price(target: str, found: Units, unit: Unit, probe: RoundedNetwork) -> float:
+    known = TARGETS[target].prices
+    if known is not None:
+        return float_price(found.model, unit.nodes, probe.shapes, known)
+    return FLOAT_PRICE * operations(found.model, unit.nodes, probe.shapes)
 
 
 def _cheap_count(units: Units, probe: RoundedNetwork) -> int:

@@ -80,13 +80,13 @@ class SqnrGoal:
         model = self.quantized.calibration.source.source.model
         self._look = OutputNoise(model.clone(), self.samples)
         self._check = OutputNoise(model.clone(), self.held_out)
-        self._signal = np.concatenate([self._look.signal, self._check.signal])
 
     def judge(self, session: Any) -> Judgement:
         seen, others = self._look.by_sample(session), None
         if self._wild is None:
             others = self._check.by_sample(session)
-            self._wild = is_wild(np.concatenate([seen, others]), self._signal)
+            signal = np.concatenate([self._look.signal, self._check.signal])
+            self._wild = is_wild(np.concatenate([seen, others]), signal)
             if self._wild:
                 self.measure = "SQNR of the median sample in dB (a few samples own most of the noise or signal)"
         value = self._decibel(seen, self._look)
@@ -95,8 +95,8 @@ class SqnrGoal:
         others = self._check.by_sample(session) if others is None else others
         checked = self._decibel(others, self._check)
         plain, some = is_enough(checked, self.required), len(self.held_out) >= _FEWEST
-        # Of how far samples differ, all of them tell.
-        least = least_decibels(np.concatenate([seen, others]), self._signal, wild=self._wild)
+        # Ranges fit the samples that calibrate better than others: only those held out tell what others reach.
+        least = least_decibels(others, self._check.signal, wild=self._wild)
         met = plain and some and is_enough(least, self.required)
         return Judgement(value=value, checked=checked, met=met, enough=met or (plain and not some))
 

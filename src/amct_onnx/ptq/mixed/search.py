@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from amct_onnx.errors import AmctError
@@ -26,8 +26,7 @@ from amct_onnx.values.mixed_precision import Evaluation, MixedPrecision
 
 MOST_EVALUATIONS = 10  # of lowered models; the float model is one more
 _REFINED = 3  # of them are for cheaper sets than the one that bisection finds
-# What a multiplication costs beyond int8, in those of int8: by the bytes of an activation.
-_PRICES: Mapping[str, float] = {"float": 3.0, "int16": 1.0}
+_WIDE = 1 / 3  # of the price of float: what int16 activations cost beyond int8, by their bytes
 _log = logging.getLogger("amct_onnx.Search")
 
 
@@ -69,16 +68,16 @@ def order_of(quantized: QuantizedModel, effects: Effects) -> Order:
     parts: list[Part] = []
     prices: dict[Wish, float] = {}
     holders = {unit.name: _in_float(unit.holders) for unit in effects.units}
-    for unit, operations, noise, share in zip(
-        effects.units, effects.operations, effects.typical(), effects.from_constants, strict=True
+    for unit, price, noise, share in zip(
+        effects.units, effects.prices, effects.typical(), effects.from_constants, strict=True
     ):
         of_constants = 1.0 if math.isnan(share) else float(share)
         if unit.nodes:
-            prices["float", unit.name] = _PRICES["float"] * operations
+            prices["float", unit.name] = price
             parts.append(Part(noise=noise * of_constants, cures=(_in_float([unit.name]),)))
         cures = [holders[unit.name]] if unit.holders else []
         if unit.name in wide:
-            prices["int16", unit.name] = _PRICES["int16"] * operations
+            prices["int16", unit.name] = _WIDE * price
             cures.append(frozenset([("int16", unit.name)]))
         parts.append(Part(noise=noise * (1 - of_constants), cures=tuple(cures)))
     follows = {unit.name: [holders[name] for name in unit.reads] for unit in effects.units if unit.follows}
