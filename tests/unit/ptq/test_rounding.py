@@ -65,7 +65,7 @@ def test_worse_on_weights_better_on_outputs_and_the_mean_is_kept(
     kind: Kind, bits: int, method: Method, blocks: bool, corrected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks:
-        monkeypatch.setattr(second_order, "_LONGEST", 5)
+        monkeypatch.setattr(second_order, "_LONGEST", {"gptq": 5, "adaround": 5})
     monkeypatch.setattr(grams, "_LEAST_COLUMNS", 1 << 12)  # all of them, as the outputs below
     proto, _, weight = model_of(kind)
     model, feeds = ir.from_proto(proto), feeds_of(kind)

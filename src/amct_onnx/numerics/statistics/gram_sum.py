@@ -14,7 +14,7 @@ from amct_onnx.numerics.arrays import Doubles, Floats
 from amct_onnx.numerics.statistics.moments import SecondMoments
 
 _PART = 1024  # columns multiplied at a time: longer sums in float32 are less precise
-WAITING = 4096  # columns
+WAITING = _PART  # columns
 _OVERFLOWS = np.errstate(over="ignore", invalid="ignore")  # a product that leaves float32 is infinite
 
 

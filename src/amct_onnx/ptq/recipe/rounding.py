@@ -35,8 +35,9 @@ from amct_onnx.values.findings import WeightGrid
 
 Method = Literal["gptq", "adaround"]
 
-# Longer rows are rounded in blocks: the time to round a block grows with its cube, and 256 channels of 3x3 fit.
-_LONGEST = 2304
+# Longer rows are rounded in blocks: the time to round a block grows with its cube. GPTQ loses nothing by blocks of half
+# this length.
+_LONGEST: Mapping[Method, int] = {"gptq": 576, "adaround": 2304}
 
 
 def round_weights(
@@ -67,7 +68,7 @@ def round_weights(
 
     def jobs() -> Iterator[RoundingJob[dict[str, WeightGrid]]]:
         seen = _Readers({})
-        for name, moments in collect_moments(copy, order, feeds, longest=_LONGEST):
+        for name, moments in collect_moments(copy, order, feeds, longest=_LONGEST[method]):
             if seen.means and name not in sharing[next(iter(seen.means))]:
                 yield job(seen)
                 seen = _Readers({})
