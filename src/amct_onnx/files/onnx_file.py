@@ -22,6 +22,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from amct_onnx.errors import FileMissingError, ModelError, ModelFileError, OutputError, one_line
+from amct_onnx.files.detached_weights import detach_weights
 from amct_onnx.files.well_formed import check_connections, from_proto, is_sorted, tidy
 from amct_onnx.files.whole_files import FILE_MODE, make_folder
 from amct_onnx.graph.access import all_nodes
@@ -50,7 +51,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if "\0" in str(source) or not source.exists():
         raise FileMissingError(f"The model file {printable(source)} does not exist: check the path.")
     try:
-        proto = onnx.load(source, load_external_data=False)
+        proto, weights = detach_weights(onnx.load(source, load_external_data=False))
     except (DecodeError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{source} is not an ONNX model, or it is truncated: export or copy it again.") from error
     except OSError as error:
@@ -58,6 +59,8 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelFileError(f"{source} is not a valid ONNX model: {one_line(error)}.") from error
     model = from_proto(proto, str(source))
+    for name, tensor in weights.items():
+        model.graph.initializers[name].const_value = tensor
     if not model.ir_version or (not model.graph.num_nodes() and not model.graph.outputs):
         raise ModelFileError(f"{source} is not an ONNX model, or it is empty: export or copy it again.")
     ir.external_data.set_base_dir(model.graph, os.path.dirname(source))

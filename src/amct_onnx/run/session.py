@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import onnxruntime as ort
 from amct_onnx.errors import AmctError, DataError, ModelError, OutputError, one_line
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.passes.share_weights import copy_shared_weights
-from amct_onnx.graph.tensors import shape_of
+from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.temporary_files import temporary_folder
 
-# The runtime copies weights that are in memory; a larger model goes through a file, which is mapped.
+# The runtime copies weights that are in a serialized model; a larger model goes through a file, which is mapped.
 MAX_INLINE_BYTES = 1 << 27
+_MOST_COMPUTED = 4  # times as many bytes of weights that are lent may be computed first
 # Where in its sources ONNX Runtime has found the fault, and in which function.
 _SOURCE = re.compile(r"/?\S*onnxruntime\S*:\d+ [^()]*\([^()]*\)( const)? ")
 _LONGEST = 280  # characters of its reason
@@ -73,11 +74,9 @@ def open_session(
 
     if not isinstance(model, ir.Model):
         return session(model)
-    if model_bytes(model) <= MAX_INLINE_BYTES:
-        inline: ir.Model = ir.external_data.load_to_model(model)
-        lent: dict[str, ort.OrtValue] = {}
-        if own_options or options is None:
-            inline, lent = _lend(inline)
+    lendable = _lendable(model) if own_options or options is None else {}
+    if _fits(model, lendable):
+        inline, lent = _lend(model, lendable)
         if lent:
             chosen.add_external_initializers(list(lent), list(lent.values()))
         opened = session(ir.to_proto(inline).SerializeToString())
@@ -122,20 +121,44 @@ def run_feed(
     return outputs
 
 
-def _lend(model: ir.Model) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
-    """A copy of `model` without its large initializers, and those: the runtime takes them from where they are, and not
-    from a serialized model that would be written and parsed first."""
-    copy = model.clone()
-    lent: dict[str, ort.OrtValue] = {}
-    for name, value in copy.graph.initializers.items():
+def _lendable(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The large initializers that the runtime takes from where they are."""
+    found = {}
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _LENT_TYPES or tensor.nbytes < LEAST_LENT:
             continue
-        if not value.uses() or any(use.node.graph is not copy.graph for use in value.uses()):
+        if not value.uses() or any(use.node.graph is not model.graph for use in value.uses()):
             continue  # the runtime does not look for it in branches, and has forgotten what nobody reads
-        lent[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
-        shape = ir.Shape(shape_of(tensor))
-        value.const_value = ir.ExternalTensor("lent", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+        found[name] = tensor
+    return found
+
+
+def _fits(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether what is not lent goes into a serialized model, and what is computed to be lent goes into memory."""
+    sizes = {name: tensor.nbytes for name, tensor in lendable.items()}
+    computed = sum(sizes[name] for name, tensor in lendable.items() if isinstance(tensor, ir.LazyTensor))
+    rest = model_bytes(model) - sum(sizes.values())
+    return rest <= MAX_INLINE_BYTES and computed <= _MOST_COMPUTED * MAX_INLINE_BYTES
+
+
+def _lend(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
+    """A copy of `model` without these initializers, and their values: the runtime takes them from where they are, and
+    not from a serialized model that would be written and parsed first."""
+    copy = model.clone()
+    lent: dict[str, ort.OrtValue] = {}
+    for graph in copy.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if graph is copy.graph and name in lendable:
+                array = np.require(array_of(lendable[name]), requirements=["C", "ALIGNED"])
+                lent[name] = ort.OrtValue.ortvalue_from_numpy(array)
+                place = ir.ExternalTensor(
+                    "lent", 0, array.nbytes, lendable[name].dtype, shape=ir.Shape(array.shape), name=name
+                )
+                value.const_value = place
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(array_of(tensor).copy(), tensor.dtype, name=tensor.name)
     return copy, lent
 
 

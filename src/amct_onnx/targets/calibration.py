@@ -14,6 +14,7 @@ from amct_onnx.errors import CalibrationError, listed
 from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import Layer
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -37,26 +38,51 @@ _KEEPS_FIRST = frozenset(
 )
 
 
+class SolvedWeights:
+    """Grids of weights that have been solved. They are known by the bytes of the weights; and of each tensor that was
+    read once, which must stay as it is, so are its bytes, so that a weight that many solutions share is read once."""
+
+    def __init__(self) -> None:
+        self.grids: dict[bytes, QParams] = {}
+        self._read: dict[Hashable, tuple[ir.TensorProtocol, tuple[bytes, float]]] = {}
+
+    def told(self, layer: Layer, rows: Callable[[], Floats]) -> tuple[bytes, float]:
+        """The digest of the rows of a layer's weight, and the largest magnitude in it."""
+        tensor = layer.weight
+        key = id(tensor), layer.op_type, layer.groups
+        if key not in self._read:
+            array = rows()
+            largest = float(max(array.max(initial=0.0), -array.min(initial=0.0)))
+            self._read[key] = tensor, (digest_of(array), largest)  # with the tensor, whose id is no other's meanwhile
+        return self._read[key][1]
+
+
+def digest_of(rows: Floats) -> bytes:
+    """What tells a weight from others: equal bytes of another shape are another weight."""
+    digest = hashlib.blake2b(str(rows.shape).encode())
+    digest.update(np.ascontiguousarray(rows).data)
+    return digest.digest()
+
+
 class SolvedGrids:
     """Grids that have been solved, so that the same arithmetic on the same numbers is done once.
 
-    A memory, and no part of any result: with an empty one the results are the same, later. `weights` are known by their
-    bytes, `activations` by the names of their tensors and by their settings: they are those of one calibration.
+    A memory, and no part of any result: with an empty one the results are the same, later. `activations` are known by
+    the names of their tensors and by their settings: they are those of one calibration.
     """
 
-    def __init__(self, weights: dict[bytes, QParams] | None = None) -> None:
-        self.weights: dict[bytes, QParams] = {} if weights is None else weights
+    def __init__(self, weights: SolvedWeights | None = None) -> None:
+        self.weights = SolvedWeights() if weights is None else weights
         self.activations: dict[Hashable, QParams] = {}
 
-    def weight(self, solve: Callable[[Floats, QSpec], QParams], rows: Floats, spec: QSpec) -> QParams:
-        """`solve` of the rows of a weight."""
-        joined = np.ascontiguousarray(rows)
-        digest = hashlib.blake2b(f"{solve.__name__} {rows.shape} {spec}".encode())  # equal bytes may be another weight
-        digest.update(joined.data)
-        key = digest.digest()
-        if key not in self.weights:
-            self.weights[key] = solve(joined, spec)
-        return self.weights[key]
+    def weight(
+        self, solve: Callable[[Floats, QSpec], QParams], rows: Callable[[], Floats], digest: bytes, spec: QSpec
+    ) -> QParams:
+        """`solve` of the rows of a weight, of which `digest` is that of `digest_of`."""
+        key, known = f"{solve.__name__} {spec} ".encode() + digest, self.weights.grids
+        if key not in known:
+            known[key] = solve(np.ascontiguousarray(rows()), spec)
+        return known[key]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

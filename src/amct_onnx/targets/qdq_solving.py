@@ -229,15 +229,20 @@ def _solve_weight(layer: Layer, table: QdqTarget, data: QParams, least: Floats, 
     data: the grid of what the layer reads. least: float32[C], the least scales of the rows. Raises ValueError where
     there is none.
     """
-    rows, request = kernel_rows(layer.array(), layer.node), calibration.request
+    solved, request = calibration.solved, calibration.request
+
+    def rows() -> Floats:
+        return kernel_rows(layer.array(), layer.node)
+
+    digest, largest = solved.weights.told(layer, rows)
     settings = request.layer((layer.name,))
     bits = table.weight.bits if settings is None else settings.weight.num_bits
-    spec = _weight_spec(rows, replace(table.weight, bits=bits, channel_axis=0))
+    spec = _weight_spec(largest, replace(table.weight, bits=bits, channel_axis=0))
     if request.reduce_range and bits > _SAFE_BITS:
-        params, integers = solve_pairs(rows, spec, least)
+        params, integers = solve_pairs(rows(), spec, least)
         grid = WeightGrid(params=params, integers=integers)
     else:
-        params = calibration.solved.weight(solve_weight_mse if settings is None else solve_arq, rows, spec)
+        params = solved.weight(solve_weight_mse if settings is None else solve_arq, rows, digest, spec)
         params = QParams(scale=np.maximum(params.scale, least), zero_point=params.zero_point, spec=spec)
         grid = calibration.tuning.weight(layer.name, params, rows) or WeightGrid(params=params)
     steps = data.scale.astype(np.float64) * params.scale.astype(np.float64)
@@ -246,9 +251,9 @@ def _solve_weight(layer: Layer, table: QdqTarget, data: QParams, least: Floats, 
     return grid
 
 
-def _weight_spec(rows: Floats, widest: QSpec) -> QSpec:
-    """The grid of a weight of such rows. Raises ValueError where none of them has one."""
-    largest = float(max(rows.max(initial=0.0), -rows.min(initial=0.0))) / widest.qmax
+def _weight_spec(most: float, widest: QSpec) -> QSpec:
+    """The grid of a weight of such magnitudes. Raises ValueError where there is none."""
+    largest = most / widest.qmax
     if 0 < largest < widest.least_scale:
         raise ValueError(f"every weight would round to zero: the largest is {largest * widest.qmax:.3g}")
     return replace(widest, least_scale=max(widest.least_scale, min(FLT_EPSILON, _NOTHING * largest)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,11 +84,11 @@ class Tuning:
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
     in_float: Mapping[str, str] = field(default_factory=dict)
 
-    def weight(self, layer: str, params: QParams, rows: Floats | None = None) -> WeightGrid | None:
+    def weight(self, layer: str, params: QParams, rows: Callable[[], Floats] | None = None) -> WeightGrid | None:
         """The weight of a layer, if it was rounded on this grid.
 
-        rows: the weight, float32[C, n] in the order of its integers; then those of its channels whose scales are others
-        are rounded to nearest.
+        rows: gives the weight, float32[C, n] in the order of its integers; then those of its channels whose scales are
+        others are rounded to nearest.
         """
         found = self.weights.get(layer)
         if found is None or found.params.spec != params.spec or found.params.scale.shape != params.scale.shape:
@@ -96,9 +96,9 @@ class Tuning:
         same = found.params.scale == params.scale
         if same.all() or found.integers is None:
             return found if same.all() else None
-        if rows is None or same.size != len(rows) or not same.any():
+        if rows is None or same.size != len(found.integers) or not same.any():
             return None
-        integers = np.where(same[:, None], found.integers, quantize(rows, params, np.int8))
+        integers = np.where(same[:, None], found.integers, quantize(rows(), params, np.int8))
         correction = None if found.correction is None else np.where(same, found.correction, 0.0)
         return WeightGrid(params=params, integers=integers, correction=correction)
 

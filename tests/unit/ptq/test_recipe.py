@@ -22,7 +22,7 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
-from amct_onnx.targets.calibration import SolvedGrids
+from amct_onnx.targets.calibration import SolvedGrids, digest_of
 from amct_onnx.values.findings import EFFORTS, Tuning, WeightGrid
 
 NETWORK = """g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
@@ -232,7 +232,8 @@ def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
     spec, solved = QSpec(channel_axis=0), SolvedGrids()
     rows = np.arange(1, 7, dtype=np.float32)
     for shape in ((2, 3), (3, 2), (1, 6)):
-        found = solved.weight(solve_weight_mse, rows.reshape(shape), spec)
+        weight = rows.reshape(shape)
+        found = solved.weight(solve_weight_mse, weight.copy, digest_of(weight), spec)
         assert found.scale.tolist() == solve_weight_mse(rows.reshape(shape), spec).scale.tolist()
 
 
@@ -290,13 +291,13 @@ def test_channels_on_another_grid_are_rounded_to_nearest() -> None:
     )
     tuning = Tuning(weights={"layer": found})
     other = QParams(scale=np.array([1, 2, 2], np.float32), zero_point=zeros, spec=spec)
-    mixed = tuning.weight("layer", other, rows)
+    mixed = tuning.weight("layer", other, rows.copy)
     assert mixed is not None
     assert mixed.integers.tolist() == [[2, 3], [1, 2], [1, 1]]
     assert mixed.correction.tolist() == [0.5, 0.0, 0.125]
     assert tuning.weight("layer", other) is None
     assert tuning.weight("layer", found.params) is found
-    assert tuning.weight("other", found.params, rows) is None
+    assert tuning.weight("other", found.params, rows.copy) is None
 
 
 def test_integers_count_as_what_they_stand_for() -> None:

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-
 import numpy.typing as npt
 
 from amct_onnx.numerics.arrays import Bools, Doubles, Floats, Int8s, Reals, Uint8s
@@ -85,9 +84,7 @@ def solve_gptq_blocks(
     for part in row_parts(count, length, _CHUNK):
         scale, zero_point = (array[part].T[solver.order[0]][None] for array in (scales, zero_points))
 
-        def to_grid(
-            k: int | slice, values: Reals, scale: Doubles = scale, zero_point: Doubles = zero_point
-        ) -> Reals:
+        def to_grid(k: int | slice, values: Reals, scale: Doubles = scale, zero_point: Doubles = zero_point) -> Reals:
             zero = zero_point[:, k]
             steps: Reals = np.clip(np.rint(values / scale[:, k]), -zero, grid.qmax - zero)
             return steps * scale[:, k]
@@ -118,9 +115,7 @@ def _check(rows: Floats, gram: Doubles, scale: Floats, spec: QSpec) -> None:
 class _Solver:
     """Rounds rows of some groups. `order` [G, n]: the columns of each group in the order in which they are rounded."""
 
-    def __init__(
-        self, gram: Doubles, damping: float, block: int, dtype: npt.DTypeLike, *, by_diagonal: bool
-    ) -> None:
+    def __init__(self, gram: Doubles, damping: float, block: int, dtype: npt.DTypeLike, *, by_diagonal: bool) -> None:
         diagonal = np.diagonal(gram, axis1=1, axis2=2)
         mean = diagonal.mean(axis=1)
         alive = mean > 0

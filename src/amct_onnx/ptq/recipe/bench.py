@@ -11,14 +11,13 @@ import onnx_ir as ir
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
 from amct_onnx.numerics.arrays import Feed
-from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
-from amct_onnx.targets.calibration import Calibration, SolvedGrids
+from amct_onnx.targets.calibration import Calibration, SolvedGrids, SolvedWeights
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning
@@ -68,7 +67,7 @@ class Bench:
         self.steps: list[Step] = []
         self.source, self.target, self.request = source, target, request
         self.samples, self.plan, self.progress = samples, samples.plan, progress
-        self.solved_weights: dict[bytes, QParams] = {}  # the grids of weights, which all trials share
+        self.solved_weights = SolvedWeights()  # which all trials share
         self.is_first = True  # trials are of a first quantization
         self._scores: Scores | None = None  # of the best
         self._fit: list[Feed] = []
