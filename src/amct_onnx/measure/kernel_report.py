@@ -89,23 +89,28 @@ def inspect_model(
     *,
     threads: int = 0,
     budget: float = 0.4,
+    opened: ir.Model | None = None,
 ) -> RuntimeReport:
     """Open both models in ONNX Runtime on the CPU, and report what it makes of the quantized one.
 
     The float model may also be given as bytes, without external data. With `feed`, an array for each input, latencies
     are measured within about `budget` seconds. `threads` is the number of threads in both sessions, 0 leaves it to the
-    runtime. A copy of the quantized weights is in a temporary folder meanwhile.
+    runtime. A copy of the quantized weights is in a temporary folder meanwhile. opened: the float model of the file
+    `float_model`, where it is in memory already.
 
     Raises FileMissingError or ModelFileError for a file that cannot be read, ModelError for a model that ONNX Runtime
     cannot open, DataError if it cannot run one with `feed`, and OutputError if no disk has room.
     """
-    before_bytes = len(float_model) if isinstance(float_model, bytes) else _size_and_nodes(float_model)[0]
+    if isinstance(float_model, bytes):
+        before_bytes = len(float_model)
+    else:
+        before_bytes = file_bytes(load_model(float_model) if opened is None else opened, float_model)
     after_bytes, source = _size_and_nodes(quantized_model)
     with _optimised(quantized_model, after_bytes, threads) as (session, graph):
         kernels = read_kernels(graph, source)
     latency = None
     if feed is not None:
-        before = _open(float_model, _options(threads), "float")
+        before = _open(float_model if opened is None else opened, _options(threads), "float")
         latency = measure_latency(before, session, feed, budget=budget)
     return RuntimeReport(
         version=ort.__version__,
@@ -146,8 +151,8 @@ def _optimised(
         yield session, ir.load(file)
 
 
-def _open(source: Source, options: ort.SessionOptions, which: str) -> ort.InferenceSession:
-    if isinstance(source, bytes):
+def _open(source: Source | ir.Model, options: ort.SessionOptions, which: str) -> ort.InferenceSession:
+    if isinstance(source, bytes | ir.Model):
         return open_session(source, options, cannot=f"open the {which} model")
     path = os.fspath(source)
     return open_session(path, options, cannot=f"open the {which} model {path}")

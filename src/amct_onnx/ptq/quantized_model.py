@@ -145,7 +145,9 @@ class QuantizedModel:
         report: RuntimeReport | None = None
         for feed in (self.sample, None):
             try:
-                report = inspect_model(self._float_file(), file, feed, budget=_LATENCY_SECONDS)
+                source = self._float_file()
+                opened = None if isinstance(source, bytes) else self.calibration.source.source.model
+                report = inspect_model(source, file, feed, budget=_LATENCY_SECONDS, opened=opened)
                 break
             except Exception as error:
                 failed = failed or one_line(error)

@@ -16,6 +16,7 @@ from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.passes.share_weights import copy_shared_weights
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.run.memory import give_back
 from amct_onnx.run.temporary_files import temporary_folder
 
 # The runtime copies weights that are in a serialized model; a larger model goes through a file, which is mapped.
@@ -25,6 +26,7 @@ _MOST_COMPUTED = 4  # times as many bytes of weights that are lent may be comput
 _SOURCE = re.compile(r"/?\S*onnxruntime\S*:\d+ [^()]*\([^()]*\)( const)? ")
 _LONGEST = 280  # characters of its reason
 LEAST_LENT = 1 << 12  # bytes of an initializer
+_LARGE = 1 << 24  # bytes of weights, of a model for which memory is given back first
 _LENT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -74,6 +76,8 @@ def open_session(
 
     if not isinstance(model, ir.Model):
         return session(model)
+    if model_bytes(model) > _LARGE:
+        give_back()
     lendable = _lendable(model) if own_options or options is None else {}
     if _fits(model, lendable):
         inline, lent = _lend(model, lendable)
