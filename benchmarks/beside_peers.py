@@ -55,9 +55,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Seconds and MiB of one process, the model that it wrote, or why there is none; `kept`: of an earlier run."""
+    """Seconds, those of all processors together, and MiB of one process, the model that it wrote, or why there is none;
+    `kept`: of an earlier run."""
 
     seconds: float = math.nan
+    processor: float = math.nan
     peak: float | None = None
     model: Path | None = None
     problem: str | None = None
@@ -108,8 +110,9 @@ class Bench:
         found = sorted(folder.glob("*.onnx"))
         if entry.side is not FLOOR and len(found) != 1:
             return Run(problem=f"wrote {len(found)} models")
-        peak = json.loads(result.read_text(encoding="utf-8"))["peak"]
-        return Run(seconds=outcome.seconds, peak=peak, model=found[0] if found else None)
+        told = json.loads(result.read_text(encoding="utf-8"))
+        model = found[0] if found else None
+        return Run(seconds=outcome.seconds, processor=told["processor"], peak=told["peak"], model=model)
 
     def say(self, text: str) -> None:
         """A line of progress, where somebody may see it."""

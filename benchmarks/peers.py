@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,7 +339,8 @@ def main() -> int:
     os.chdir(args.folder)  # some tools leave files where they are started
     job = Job(model=args.model, images=args.images, folder=args.folder, most=args.most)
     find_scheme(args.side, args.scheme).run(job)
-    args.result.write_text(json.dumps({"peak": peak_mebibytes()}), encoding="utf-8")
+    found = {"peak": peak_mebibytes(), "processor": time.process_time()}
+    args.result.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 
