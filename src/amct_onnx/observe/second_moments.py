@@ -35,7 +35,7 @@ from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import one_blas_thread, processors
 
-MEMORY = 256 << 20
+MEMORY = 160 << 20
 # Columns that a layer of n inputs takes of all feeds.
 _COLUMNS_OF_AN_INPUT, _LEAST_COLUMNS = 4, 256
 
@@ -93,7 +93,7 @@ class _Job:
     def memory(self) -> int:
         """Bytes of the matrices and of the columns that wait to be multiplied."""
         waiting = min(WAITING, _wanted(self.task.block))
-        return self.units * self.task.block * (8 * self.task.block + 4 * waiting)
+        return self.units * self.task.block * 4 * (self.task.block + waiting)
 
 
 def _wanted(width: int) -> int:

@@ -2,6 +2,7 @@
 
 Columns wait until there are enough for a product that is worth its time. It is BLAS's in float32, of what is left of
 the columns behind the means of the first of them: so the covariances of columns that hardly vary are precise as well.
+Sums are float32 too, which takes half of the memory.
 The result depends on the order and on the cuts between arrays, by rounding; for one that does not depend on the number
 of threads, BLAS must be given one.
 """
@@ -13,8 +14,7 @@ import numpy as np
 from amct_onnx.numerics.arrays import Doubles, Floats
 from amct_onnx.numerics.statistics.moments import SecondMoments
 
-_PART = 1024  # columns multiplied at a time: longer sums in float32 are less precise
-WAITING = _PART  # columns
+WAITING = 256  # columns multiplied at a time: longer sums in float32 are less precise
 _OVERFLOWS = np.errstate(over="ignore", invalid="ignore")  # a product that leaves float32 is infinite
 
 
@@ -22,7 +22,7 @@ class GramSum:
     """Sums columns float32[U, B, n] and their products, for U blocks of B entries."""
 
     def __init__(self, units: int, width: int) -> None:
-        self._gram: Doubles = np.zeros((units, width, width))
+        self._gram: Floats = np.zeros((units, width, width), np.float32)
         self._sum: Doubles = np.zeros((units, width))
         self._origin: Floats = np.zeros((units, width), np.float32)
         self._count = 0
@@ -56,8 +56,8 @@ class GramSum:
             self._origin = columns.mean(axis=2)
         self._count += self._columns
         self._columns = 0
-        for start in range(0, columns.shape[2], _PART):
-            part = columns[..., start : start + _PART] - self._origin[..., None]
+        for start in range(0, columns.shape[2], WAITING):
+            part = columns[..., start : start + WAITING] - self._origin[..., None]
             self._gram += part @ part.transpose(0, 2, 1)
             self._sum += part.sum(axis=2, dtype=np.float64)
 
@@ -69,6 +69,8 @@ class GramSum:
             raise ValueError("no column was seen: the tensor is empty")
         origin, shift = self._origin.astype(np.float64), self._sum / self._count
         mean = origin + shift
-        self._gram /= self._count
-        self._gram += mean[..., None] * mean[:, None] - shift[..., None] * shift[:, None]
-        return SecondMoments(columns=self._count, mean=mean, gram=self._gram)
+        gram = self._gram.astype(np.float64)
+        gram /= self._count
+        gram += mean[..., None] * mean[:, None]
+        gram -= shift[..., None] * shift[:, None]
+        return SecondMoments(columns=self._count, mean=mean, gram=gram)

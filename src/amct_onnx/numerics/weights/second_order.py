@@ -59,7 +59,8 @@ def round_block_rows(
 
 def covariances(moments: SecondMoments) -> SecondMoments:
     """The moments of columns without their means: what counts where a bias makes up for the mean of the error."""
-    gram = moments.gram - moments.mean[:, :, None] * moments.mean[:, None, :]
+    gram = moments.mean[:, :, None] * -moments.mean[:, None, :]
+    gram += moments.gram
     # What is left of columns that do not vary is noise: it must not make the matrix indefinite.
     index = np.arange(gram.shape[1])
     gram[:, index, index] += _NOISE * np.einsum("ukk->uk", moments.gram).mean(axis=1, keepdims=True)
