@@ -34,7 +34,7 @@ from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
 from amct_onnx.targets.ascend_weights import quantize_weights
-from amct_onnx.targets.calibration import Calibration, digest_of
+from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Unit, Units
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
 from amct_onnx.targets.target import Lowered, Target, all_in_float
@@ -212,7 +212,7 @@ def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) 
 
 def _better_weight(calibration: Calibration, layer: str, rows: Floats, spec: QSpec) -> WeightGrid:
     """The grid of least squared error, with the integers that were found for it."""
-    params = calibration.solved.weight(solve_weight_mse, lambda: rows, digest_of(rows), spec)
+    params = calibration.solved.weight(solve_weight_mse, rows, spec)
     tuned = calibration.tuning.weight(layer, params)
     return WeightGrid(params=params) if tuned is None or tuned.integers is None else tuned
 

@@ -53,11 +53,11 @@ class SolvedWeights:
         if key not in self._read:
             array = rows()
             largest = float(max(array.max(initial=0.0), -array.min(initial=0.0)))
-            self._read[key] = tensor, (digest_of(array), largest)  # with the tensor, whose id is no other's meanwhile
+            self._read[key] = tensor, (_digest(array), largest)  # with the tensor, whose id is no other's meanwhile
         return self._read[key][1]
 
 
-def digest_of(rows: Floats) -> bytes:
+def _digest(rows: Floats) -> bytes:
     """What tells a weight from others: equal bytes of another shape are another weight."""
     digest = hashlib.blake2b(str(rows.shape).encode())
     digest.update(np.ascontiguousarray(rows).data)
@@ -75,10 +75,14 @@ class SolvedGrids:
         self.weights = SolvedWeights() if weights is None else weights
         self.activations: dict[Hashable, QParams] = {}
 
-    def weight(
+    def weight(self, solve: Callable[[Floats, QSpec], QParams], rows: Floats, spec: QSpec) -> QParams:
+        """`solve` of the rows of a weight."""
+        return self.weight_by_digest(solve, lambda: rows, _digest(rows), spec)
+
+    def weight_by_digest(
         self, solve: Callable[[Floats, QSpec], QParams], rows: Callable[[], Floats], digest: bytes, spec: QSpec
     ) -> QParams:
-        """`solve` of the rows of a weight, of which `digest` is that of `digest_of`."""
+        """The same of rows that are read only where they are needed; `digest` is what `SolvedWeights.told` says."""
         key, known = f"{solve.__name__} {spec} ".encode() + digest, self.weights.grids
         if key not in known:
             known[key] = solve(np.ascontiguousarray(rows()), spec)

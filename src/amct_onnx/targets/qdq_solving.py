@@ -242,7 +242,7 @@ def _solve_weight(layer: Layer, table: QdqTarget, data: QParams, least: Floats, 
         params, integers = solve_pairs(rows(), spec, least)
         grid = WeightGrid(params=params, integers=integers)
     else:
-        params = solved.weight(solve_weight_mse if settings is None else solve_arq, rows, digest, spec)
+        params = solved.weight_by_digest(solve_weight_mse if settings is None else solve_arq, rows, digest, spec)
         params = QParams(scale=np.maximum(params.scale, least), zero_point=params.zero_point, spec=spec)
         grid = calibration.tuning.weight(layer.name, params, rows) or WeightGrid(params=params)
     steps = data.scale.astype(np.float64) * params.scale.astype(np.float64)
