@@ -15,7 +15,7 @@ from amct_onnx.options import add_options, given_options, positive_number
 from amct_onnx.ptq.options import TARGET_NAMES, QuantizeOptions
 
 _LEAST_BLOCK = 16
-_GOALS = ("min_sqnr", "max_drop", "target_accuracy")
+_GOALS = ("min_sqnr", "max_drop", "target_accuracy", "max_slowdown")
 _SHARED = ("settings", "algorithm", "skip_layers", "reduce_range")  # options of both commands
 
 
@@ -132,7 +132,7 @@ def _check_goal(namespace: argparse.Namespace, command: argparse.ArgumentParser,
     if len(goals) > 1:
         command.error(f"{' and '.join(f'--{name}' for name in goals)} are different targets, give one of them")
     if (goals in (["max_drop"], ["target_accuracy"])) != (namespace.evaluator is not None):
-        command.error("--max_drop and --target_accuracy go with --evaluator; --min_sqnr needs none")
+        command.error("--max_drop and --target_accuracy go with --evaluator; --min_sqnr and --max_slowdown need none")
     if goals and len(targets) > 1:
         command.error(f"--{goals[0]} searches for one target, give one")
     if goals and namespace.statistics is not None:

@@ -112,6 +112,14 @@ class QuantizeOptions:
     target_accuracy: float | None = option(
         None, "the least value that the evaluator may give, in place of max_drop", flag=Flag(metavar="X", read=float)
     )
+    max_slowdown: float | None = option(
+        None,
+        "how many times as long as the int8 model it may take, as 1.05; nodes that make most of the noise go to float",
+        "The times are those of a table, measured once for each type of layer of target onnxruntime. For other targets "
+        "they are multiplications: one in float counts as four of int8, and one with int16 activations as two. "
+        "Up to 64 samples, at most a quarter of all, are held out of the calibration to judge it.",
+        flag=Flag(metavar="X", read=float),
+    )
     min_sqnr: float | None = option(
         None,
         "the least signal-to-noise ratio of the outputs in dB, on samples held out",

@@ -27,6 +27,7 @@ from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
 from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
 from amct_onnx.ptq.mixed.search import search_mixed
+from amct_onnx.ptq.mixed.slowdown import spend_time
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
@@ -67,6 +68,7 @@ def quantize(
     max_drop: float | None = None,
     target_accuracy: float | None = None,
     min_sqnr: float | None = None,
+    max_slowdown: float | None = None,
 ) -> QuantizedModel:
     """Calibrate `model` with `data` in one pass and quantize it.
 
@@ -83,13 +85,22 @@ def quantize(
     With one of `max_drop`, `target_accuracy` and `min_sqnr`, the precision is mixed: the layers that this target of
     accuracy takes stay in float, or get int16 activations for target ascend. They are as few and cheap ones as can be
     found with about ten evaluations. `precision` of the result tells what was tried, and whether the target is met.
+    With `max_slowdown`, the nodes that make most of the noise do, as far as that time goes; the last of `steps` tells.
 
     Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
     data_options = DataOptions(
         images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names
     )
-    search = _wants_search(evaluator, max_drop, target_accuracy, min_sqnr)
+    goals = {
+        "max_drop": max_drop,
+        "target_accuracy": target_accuracy,
+        "min_sqnr": min_sqnr,
+        "max_slowdown": max_slowdown,
+    }
+    search = _wants_search(evaluator, goals)
+    if full_int8 and max_slowdown is not None:
+        raise ArgumentError("full_int8 leaves nothing in float, and max_slowdown does: give one of them.")
     found, told = target_of(target), progress or silent
     effort = check_effort(effort)
     if dynamic:
@@ -129,12 +140,21 @@ def quantize(
         run = calibrated(feeds, feeds.total)
         _warn_of_noise(run)
         return replace(run, assumptions=feeds.assumptions)
-    samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=0 if min_sqnr is None else _SEARCHED)
+    samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if evaluator is None else 0)
     run = calibrated(samples, feeds.total)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():
         notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
     quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
+    if max_slowdown is not None:
+        return spend_time(
+            quantized,
+            max_slowdown,
+            model=source.model,
+            samples=samples.kept,
+            held_out=samples.held_out,
+            progress=told,
+        )
     goal: Goal
     if evaluator is not None:
         goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
@@ -155,11 +175,8 @@ def _warn_of_noise(result: QuantizedModel) -> None:
         _log.warning(text, reached, _NOISY)
 
 
-def _wants_search(
-    evaluator: Evaluator | None, max_drop: float | None, target_accuracy: float | None, min_sqnr: float | None
-) -> bool:
+def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:
     """Whether a search is asked for. Raises ArgumentError or ArgumentTypeError where that is not clear."""
-    goals = {"max_drop": max_drop, "target_accuracy": target_accuracy, "min_sqnr": min_sqnr}
     given = [name for name, value in goals.items() if value is not None]
     for name in given:
         if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
@@ -170,10 +187,14 @@ def _wants_search(
         raise ArgumentError(f"{' and '.join(given)} are different targets: give one of them.")
     if evaluator is not None and not callable(evaluator):
         raise ArgumentTypeError(f"evaluator must be a function of a session, got {type(evaluator).__name__}")
-    if evaluator is None and given and given[0] != "min_sqnr":
+    judged = given[:1] in (["max_drop"], ["target_accuracy"])
+    if evaluator is None and judged:
         raise ArgumentError(f"{given[0]} needs an evaluator, a function of a session; min_sqnr needs none.")
-    if evaluator is not None and (not given or given == ["min_sqnr"]):
+    if evaluator is not None and not judged:
         raise ArgumentError("An evaluator goes with max_drop or target_accuracy: give one of them.")
-    if max_drop is not None and max_drop < 0:
-        raise ArgumentError(f"max_drop={max_drop} would be a gain: give 0 or more.")
+    if (goals["max_drop"] or 0) < 0:
+        raise ArgumentError(f"max_drop={goals['max_drop']} would be a gain: give 0 or more.")
+    slowdown = goals["max_slowdown"]
+    if slowdown is not None and slowdown < 1:
+        raise ArgumentError(f"max_slowdown={slowdown} would be faster than int8: give 1 or more, as 1.05.")
     return bool(given)

@@ -148,7 +148,8 @@ assert not heavy, heavy
         (
             "quantize",
             "save_path target settings algorithm skip_layers reduce_range effort full_int8 weight_only block_size "
-            "dynamic no_report min_sqnr max_drop target_accuracy evaluator data images batch_size limit input_shape "
+            "dynamic no_report min_sqnr max_drop target_accuracy max_slowdown evaluator data images batch_size limit "
+            "input_shape "
             "data_types names statistics save_statistics",
         ),
         (

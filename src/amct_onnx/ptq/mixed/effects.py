@@ -31,7 +31,7 @@ from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.run.float_network import FloatNetwork
-from amct_onnx.targets.float_units import Unit, Units, float_price, operations
+from amct_onnx.targets.float_units import Unit, Units, float_price, operations, whole_price
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
@@ -117,7 +117,8 @@ class Effects:
     those of the outputs, float64[samples, outputs].
 
     from_constants: the share of the noise of each unit that comes from its constants, float64[units]; NaN where it is
-    not known. prices: what each unit costs more in float than in int8: in nanoseconds, or in int8 multiplications.
+    not known. prices: what each unit costs more in float than in int8: in nanoseconds, or in int8 multiplications;
+    `whole` is what all costs as it is.
     """
 
     target: str
@@ -128,6 +129,7 @@ class Effects:
     signal: Doubles
     from_constants: Doubles
     prices: tuple[float, ...]
+    whole: float = 0.0
 
     @cached_property
     def wild(self) -> bool:
@@ -269,6 +271,7 @@ def _measure_units(
         signal=np.array(signal, np.float64),
         from_constants=np.divide(shares[:, 0], shares.sum(axis=1), out=np.zeros(len(units)), where=shares.any(axis=1)),
         prices=tuple(_price(quantized.target, found, unit, probe) for unit in units),
+        whole=_whole_price(quantized.target, found, probe),
     )
 
 
@@ -277,6 +280,13 @@ def _price(target: str, found: Units, unit: Unit, probe: RoundedNetwork) -> floa
     if known is not None:
         return float_price(found.model, unit.nodes, probe.shapes, known)
     return FLOAT_PRICE * operations(found.model, unit.nodes, probe.shapes)
+
+
+def _whole_price(target: str, found: Units, probe: RoundedNetwork) -> float:
+    known, nodes = TARGETS[target].prices, [node for unit in found.units for node in unit.nodes]
+    if known is not None:
+        return whole_price(found.model, frozenset(nodes), probe.shapes, known)
+    return float(operations(found.model, nodes, probe.shapes))
 
 
 def _cheap_count(units: Units, probe: RoundedNetwork) -> int:

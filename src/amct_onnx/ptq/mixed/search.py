@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from amct_onnx.errors import AmctError
@@ -48,7 +48,7 @@ def search_mixed(
         try:
             enough = search.keep_function(samples)
             if not enough:
-                search.look_for(measure(search.quantized, _spread(samples), cheap=True, progress=progress))
+                search.look_for(measure(search.quantized, spread(samples), cheap=True, progress=progress))
         except AmctError as error:  # e.g. outputs that are empty for all samples
             _log.warning("Which layers are to blame could not be measured: %s", error)
     result = search.result()
@@ -57,7 +57,7 @@ def search_mixed(
     return result
 
 
-def _spread(samples: Sequence[Feed]) -> list[Feed]:
+def spread(samples: Sequence[Feed]) -> list[Feed]:
     count = min(SAMPLES, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
 
@@ -82,6 +82,21 @@ def order_of(quantized: QuantizedModel, effects: Effects) -> Order:
         parts.append(Part(noise=noise * (1 - of_constants), cures=tuple(cures)))
     follows = {unit.name: [holders[name] for name in unit.reads] for unit in effects.units if unit.follows}
     return Order(parts=parts, prices=prices, follows=follows)
+
+
+def with_wishes(quantized: QuantizedModel, wishes: Wishes, nodes: Mapping[str, Sequence[str]]) -> QuantizedModel | None:
+    """`quantized` with these wishes, None where no layer is left in integers. nodes: those of each unit."""
+    units = {unit for kind, unit in wishes if kind == "float"}
+    off = [node for name, own in nodes.items() if name in units for node in own]
+    wide = [name for name in nodes if ("int16", name) in wishes and name not in units]
+    request = quantized.calibration.request
+    if {decision.layer for decision in quantized.decisions if decision.quantized} <= set(off):
+        return None
+    skipped = tuple(dict.fromkeys([*request.skip_layers, *off]))
+    model = quantized.solved(
+        replace(quantized.calibration, request=replace(request, skip_layers=skipped, wide=tuple(wide)))
+    )
+    return model if any(decision.quantized for decision in model.decisions) else None
 
 
 def _in_float(units: Sequence[str]) -> Wishes:
@@ -174,21 +189,7 @@ class _Search:
 
     def _model(self, wishes: Wishes) -> QuantizedModel | None:
         """The quantized model with these wishes, None where no layer is left in integers."""
-        if not wishes:
-            return self.quantized
-        units = {unit for kind, unit in wishes if kind == "float"}
-        off = [node for name, nodes in self.nodes.items() if name in units for node in nodes]
-        wide = [name for name in self.nodes if ("int16", name) in wishes and name not in units]
-        request = self.quantized.calibration.request
-        layers = {decision.layer for decision in self.quantized.decisions if decision.quantized}
-        if layers <= set(off):
-            return None
-        skipped = tuple(dict.fromkeys([*request.skip_layers, *off]))
-        calibration = replace(
-            self.quantized.calibration, request=replace(request, skip_layers=skipped, wide=tuple(wide))
-        )
-        model = self.quantized.solved(calibration)
-        return model if any(decision.quantized for decision in model.decisions) else None
+        return with_wishes(self.quantized, wishes, self.nodes) if wishes else self.quantized
 
     def result(self) -> QuantizedModel:
         """The cheapest model that is surely good enough, else the cheapest that seems so, else the best one."""
