@@ -122,6 +122,12 @@ class OutputJudge:
             if part.kind == "Sigmoid" and self._exact[0][part.output].ndim > 2
         )
 
+    def highest(self, parts: Sequence[int]) -> float:
+        """The highest score of parts that a Sigmoid makes, over all samples, as the float network gives it."""
+        names = {self._shown[node] for number in parts for node in self.parts[number].squash if node in self._shown}
+        top = max((float(exact[name].max(initial=-np.inf)) for exact in self._exact for name in names), default=0.0)
+        return float(1 / (1 + np.exp(-top)))
+
     def scores(self, lowered: Lowered) -> Scores:
         """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError."""
         model = lowered.model().clone()

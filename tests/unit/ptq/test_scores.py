@@ -74,6 +74,22 @@ def test_tensors_are_near_by_the_layers_between_them_and_the_scores(
         assert (low, high) == (min(0.0, seen.minimum), max(0.0, seen.maximum))
 
 
+def test_data_in_which_nothing_is_found_are_told_of(
+    detector: ir.Model, pictures: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    amct_onnx.quantize(detector, pictures)
+    assert "something to find" not in caplog.text
+    faint = detector.clone()
+    bias = ir.Value(name="low", const_value=ir.tensor(np.full(2, -9, np.float32)))
+    faint.graph.register_initializer(bias)
+    (raw,) = (node for node in faint.graph if node.outputs[0].name == "raw")
+    faint.graph.append(score := ir.node("Conv", [*raw.inputs, bias], outputs=[ir.val("low_raw")], name="low"))
+    faint.graph.sort()
+    raw.outputs[0].replace_all_uses_with(score.outputs[0])
+    amct_onnx.quantize(faint, 0.01 * pictures)
+    assert "No score of the network is above 0.2" in caplog.text
+
+
 def test_scores_of_whole_samples_are_not_dense() -> None:
     text = "g (float[n,8] x) => (float[n,4] y) { m = MatMul(x, w) y = Sigmoid(m) }"
     model = ir.from_proto(build(text, w=np.ones((8, 4), np.float32)))

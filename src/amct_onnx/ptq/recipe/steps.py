@@ -24,6 +24,7 @@ whether its last trial was kept.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,6 +55,8 @@ _LEAST_SHARE = 0.1  # of the noise, which weights make: without it, half a decib
 # dB of a first quantization: behind fewer, the calibrated model is measured as well, which may have some dB less.
 _SURE = 20.0
 _NEAR = (1, 3)  # layers in front of scores
+_OBJECT = 0.2  # a score that stands for something
+_log = logging.getLogger("amct_onnx.Quantize")
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
 
@@ -156,6 +159,12 @@ class Recipe:
         if start is None or judge is None or not self._plan.samples:
             return
         model, dense = start.calibration.source.model, judge.dense_scores()
+        if dense and judge.highest(dense) < _OBJECT:
+            _log.warning(
+                "No score of the network is above %.1f for the samples that judge: calibrate with samples that have "
+                "something to find.",
+                _OBJECT,
+            )
         for layers in _NEAR if dense else ():
             ranges = extremes_near(model, [judge.parts[number] for number in dense], start.lowered, layers)
             if ranges:
