@@ -8,7 +8,7 @@ raise RuntimeError where they are missing after all, which is a mistake of this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
 import onnx_ir as ir
@@ -93,6 +93,19 @@ def values_read(node: ir.Node) -> Iterator[ir.Value]:
     for graph in graphs:
         values = [*graph.outputs, *(value for inner in graph for value in inner.inputs)]
         yield from (value for value in values if value is not None and value.graph not in graphs)
+
+
+def read_on_the_way_to(nodes: Iterable[ir.Node]) -> set[ir.Value]:
+    """The tensors that these nodes read, and all from which something leads to them."""
+    found: set[ir.Value] = set()
+    waiting = list(nodes)
+    while waiting:
+        for value in values_read(waiting.pop()):
+            if value not in found:
+                found.add(value)
+                if (maker := value.producer()) is not None:
+                    waiting.append(maker)
+    return found
 
 
 def _described(item: ir.Node | ir.Value) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import bodies_of, is_op, name_of, optional_input, values_read
+from amct_onnx.graph.access import bodies_of, is_op, name_of, optional_input, read_on_the_way_to
 from amct_onnx.graph.constants import constant_tensor, is_constant, is_overridable
 from amct_onnx.graph.layers import CONSTANT
 from amct_onnx.values.qdq_tables import QdqTarget
@@ -34,7 +34,7 @@ def find_lookups(
     tables = [node for node in graph if _is_lookup(node)]
     if not tables:
         return {}
-    used = _in_front_of(graph, layers)
+    used = read_on_the_way_to([node for node in graph if node.name in layers or any(True for _ in bodies_of(node))])
     return {name_of(node): off.get(name_of(node)) or _reason(node, target, used, constants) for node in tables}
 
 
@@ -62,16 +62,3 @@ def _reason(
 
 def _is_mixed(node: ir.Node) -> bool:
     return any(not is_constant(value) for value in node.inputs)
-
-
-def _in_front_of(graph: ir.Graph, layers: Collection[str]) -> set[ir.Value]:
-    """The tensors from which something leads to one of `layers`, or to the bodies of a node."""
-    found: set[ir.Value] = set()
-    waiting = [node for node in graph if node.name in layers or any(True for _ in bodies_of(node))]
-    while waiting:
-        for value in values_read(waiting.pop()):
-            if value not in found:
-                found.add(value)
-                if (maker := value.producer()) is not None:
-                    waiting.append(maker)
-    return found

@@ -6,7 +6,7 @@ one calibration serves every target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, LayerError, ModelError
 from amct_onnx.files.config_json import default_settings
-from amct_onnx.graph.access import input_of, is_standard, name_of
+from amct_onnx.graph.access import input_of, is_op, is_standard, name_of, read_on_the_way_to
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.share_weights import share_weights
@@ -27,6 +28,7 @@ from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QSpec
 from amct_onnx.numerics.settings import Mse, Settings
+from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.observe.collectors import activation_factors
 from amct_onnx.plan.ascend_layers import check_tensors, layer_decisions, plan_ascend, refuse_fused_tensors
@@ -45,6 +47,8 @@ from amct_onnx.values.layers import Decision, GraphFacts, ObservedTensor, Quanti
 from amct_onnx.values.request import Request
 from amct_onnx.values.roundings import Roundings
 
+_CHOICES = ("Softmax", "LogSoftmax", "ArgMax", "TopK", "Hardmax")
+_PASSED = ("Add", "Sub", "Mul", "Div", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
 _RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
 
 
@@ -152,7 +156,7 @@ class AscendTarget(Target):
         refuse_fused_tensors(model, settings)
         normalize_layers(model, frozenset(decision.layer for decision in decisions if decision.quantized))
         floats, plan = model.clone(), plan_ascend(model, decisions, settings)
-        better = partial(_better_weight, calibration) if request.allows_recipe else None
+        better = partial(_better_weight, calibration, _heads(model)) if request.allows_recipe else None
         weights = quantize_weights(model, plan, facts, better)
         records = dict(weights.records)
         nodes = index_graph(model).nodes
@@ -210,9 +214,37 @@ def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) 
     return replace(settings, layers=MappingProxyType(layers))
 
 
-def _better_weight(calibration: Calibration, layer: str, rows: Floats, spec: QSpec) -> WeightGrid:
-    """The grid of least squared error, with the integers that were found for it."""
-    params = calibration.solved.weight(solve_weight_mse, rows, spec)
+def _heads(model: ir.Model) -> frozenset[str]:
+    """The layers behind which no other layer with a weight is, and those whose outputs a Softmax compares."""
+    layers = [node for node in model.graph if as_layer(node) is not None or is_op(node, *RECURRENT_OPS)]
+    used = read_on_the_way_to(layers)
+    return frozenset(name_of(node) for node in layers if used.isdisjoint(node.outputs) or _is_compared(node))
+
+
+def _is_compared(layer: ir.Node) -> bool:
+    """Whether the outputs of a layer, perhaps moved or with something added, are the scores of a choice."""
+    waiting, seen = list(layer.outputs), set(layer.outputs)
+    while waiting:
+        for node in waiting.pop().consumers():
+            if is_op(node, *_CHOICES):
+                return True
+            new = [value for value in node.outputs if value not in seen] if is_op(node, *_PASSED) else []
+            seen.update(new)
+            waiting += new
+    return False
+
+
+def _better_weight(
+    calibration: Calibration, heads: Collection[str], layer: str, rows: Floats, spec: QSpec
+) -> WeightGrid:
+    """The grid of least squared error, with the integers that were found for it.
+
+    A head with one scale for all classes keeps that of its extremes, as AMCT has it. Least squares clips the largest
+    weights, which belong to few classes or features. Inputs are large along the weights of their class, so just there
+    the output is wrong by much more than the error of the weights says; and nothing behind a head makes up for it.
+    """
+    one_scale = spec.channel_axis is None
+    params = calibration.solved.weight(solve_arq if one_scale and layer in heads else solve_weight_mse, rows, spec)
     tuned = calibration.tuning.weight(layer, params)
     return WeightGrid(params=params) if tuned is None or tuned.integers is None else tuned
 
