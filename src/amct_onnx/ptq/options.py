@@ -91,7 +91,8 @@ class QuantizeOptions:
         False,
         "no data: weights become int8, and activations are quantized as they come, for each run anew",
         "`data` is None then, the target is onnxruntime, and `effort` has nothing to do. MatMul, Gemm and LSTM are "
-        "quantized where that is faster than float; `decisions` tell what is not, and why.",
+        "quantized where that is faster than float, or however small they are with `full_int8`, and tables of "
+        "embeddings are stored in int8; `decisions` tell what is not, and why.",
         flag=Flag(switch=True),
     )
     evaluator: Evaluator | None = option(

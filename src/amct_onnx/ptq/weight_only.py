@@ -18,6 +18,7 @@ from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.layer_view import first_readers
 from amct_onnx.graph.layers import candidates
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
+from amct_onnx.measure.output_judge import OutputJudge, gain
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.settings import AdaRound
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -25,9 +26,10 @@ from amct_onnx.numerics.weights.block_grid import solve_block_grid
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.block_rounding import RoundedBlocks, chosen_blocks, learn_blocks, nearest_blocks
-from amct_onnx.ptq.held_out import Division, PairedJudge, hold_out, is_proved, spread_samples
+from amct_onnx.ptq.held_out import Division, hold_out, spread_samples
 from amct_onnx.ptq.quantized_model import WeightOnlyModel
 from amct_onnx.ptq.recipe.rounding import Method
+from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import Target, all_in_float
@@ -35,7 +37,6 @@ from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights, lower_nbits
 from amct_onnx.values.findings import Effort, Step
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.request import Request
-from amct_onnx.values.sensitivity import decibel
 from amct_onnx.values.used_data import UsedData
 
 METHODS: Mapping[Effort, tuple[Method, ...]] = {"fast": (), "default": ("gptq",), "best": ("gptq", "adaround")}
@@ -158,12 +159,13 @@ def _proved(
         name += f" of {len(learned)} of {len(nearest)} weights"
     chosen = nearest | learned
     try:
-        judge = PairedJudge(model, samples)
-        before, after = (judge.noise(_packed(model, blocks)) for blocks in (nearest, chosen))
+        judge = OutputJudge(model, samples)
+        before, after = (judge.scores_of(open_exact_session(_packed(model, blocks))) for blocks in (nearest, chosen))
     except AmctError as error:
         return nearest, Step(name=name, before=float("inf"), after=None, kept=False, reason=str(error))
-    kept = any(found.helps for found in rounded.values()) and is_proved(before, after)
-    step = Step(name=name, before=decibel(float(before.mean())), after=decibel(float(after.mean())), kept=kept)
+    more, least = gain(before, after)
+    kept = any(found.helps for found in rounded.values()) and more > least
+    step = Step(name=name, before=before.decibels, after=after.decibels, kept=kept, error=least)
     return (chosen if kept else nearest), step
 
 

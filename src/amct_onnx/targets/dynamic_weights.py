@@ -1,9 +1,8 @@
 """Weights in int8 without any data: which nodes get them, and on which grids; activations are quantized as they come.
 
-What is decided rests on measurements with ONNX Runtime 1.32 on x86 with VNNI, one thread, 1 to 256 rows. A product of
-64 x 64 takes 0.97 to 1.3 times as long as in float, of 128 x 128 0.6 to 1.3 times, of 384 x 384 0.3 to 1.1 times; one
-with 16 outputs or fewer is never faster. An LSTM of 128 units takes 0.7 to 1.2 times, of 256 units 0.8 times or less. A
-ConvInteger takes 1.1 to 15 times as long as a Conv.
+What is decided rests on `make dynamic ARGS=--kernels` (ONNX Runtime 1.32, x86 with VNNI, one thread): a product of
+64 x 64 is as fast as in float for 256 rows, one of 384 x 384 for a single one; with 16 outputs or fewer none is. An
+LSTM is faster from 192 units on, whatever its batch, and an integer convolution never.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def solve_dynamic(source: FusedModel, request: Request, target: str) -> DynamicW
     Raises ConfigError for settings that it does not have.
     """
     request.refuse_for(f"{target} with dynamic", integers=True)
-    decisions = {decision.layer: decision for decision in _decisions(source.model, request.off())}
+    decisions = {decision.layer: decision for decision in _decisions(source.model, request)}
     chosen = [name for name, decision in decisions.items() if decision.quantized]
     model = source.model.clone()
     normalize_layers(model, frozenset(chosen))
@@ -102,17 +101,18 @@ def solve_dynamic(source: FusedModel, request: Request, target: str) -> DynamicW
     )
 
 
-def _decisions(model: ir.Model, off: frozenset[str]) -> Iterable[Decision]:
+def _decisions(model: ir.Model, request: Request) -> Iterable[Decision]:
+    off, small = request.off(), request.full_int8
     nodes = {node.name: node for node in model.graph}
     for traits in candidates(model):
         if traits.op_type == "AveragePool":  # it has no weight
             continue
-        reason = "it is switched off by the settings" if traits.name in off else _reason(traits, nodes)
+        reason = "it is switched off by the settings" if traits.name in off else _reason(traits, nodes, small=small)
         yield Decision(layer=traits.name, quantized=not reason, reason=reason)
     for node in model.graph:
         if (size := _table_size(node)) > 0:
             reason = "it is switched off by the settings" if node.name in off else ""
-            if size < _LEAST_TABLE:
+            if size < _LEAST_TABLE and not small:
                 reason = reason or f"its table of {size:,} values is too small to be worth it"
             yield Decision(layer=name_of(node), quantized=not reason, reason=reason)
 
@@ -125,12 +125,12 @@ def _table_size(node: ir.Node) -> int:
     return int(table.size) if node.attributes.get_int("axis", 0) == 0 else 0
 
 
-def _reason(traits: LayerTraits, nodes: Mapping[str | None, ir.Node]) -> str:
-    """Why a node stays in float, "" for one that does not."""
+def _reason(traits: LayerTraits, nodes: Mapping[str | None, ir.Node], *, small: bool) -> str:
+    """Why a node stays in float, "" for one that does not. small: not since it gains no time."""
     if traits.op_type in _REFUSED:
         return _REFUSED[traits.op_type]
     if traits.op_type == "LSTM":
-        return _recurrent_reason(nodes[traits.name]) if traits.name in nodes else INSIDE
+        return _recurrent_reason(nodes[traits.name], small=small) if traits.name in nodes else INSIDE
     if traits.two_operands:
         return "it multiplies two activations"
     if traits.reason is not None:
@@ -141,12 +141,14 @@ def _reason(traits: LayerTraits, nodes: Mapping[str | None, ir.Node]) -> str:
         return f"its weight has {traits.weight_rank} dimensions, and 2 are supported"
     layer = as_layer(nodes[traits.name])
     assert layer is not None
+    if small:
+        return ""
     if layer.output_channels < _LEAST_OUTPUTS or prod(layer.shape) < _LEAST_WEIGHTS:
         return f"its weight of {' x '.join(map(str, layer.shape))} is too small to be faster in integers"
     return ""
 
 
-def _recurrent_reason(node: ir.Node) -> str:
+def _recurrent_reason(node: ir.Node, *, small: bool) -> str:
     """Why an LSTM stays in float: ONNX Runtime's kernel takes all attributes but the layout."""
     size = 0
     for place in (WEIGHT, RECURRENCE):
@@ -161,7 +163,7 @@ def _recurrent_reason(node: ir.Node) -> str:
         size += prod(shape[1:])
     if node.attributes.get_int("layout", 0):
         return "its layout is not 0"
-    return "" if size >= _LEAST_RECURRENT else f"its {size:,} weights are too few to be faster in integers"
+    return "" if small or size >= _LEAST_RECURRENT else f"its {size:,} weights are too few to be faster in integers"
 
 
 def _weights(node: ir.Node) -> Iterator[tuple[int, Floats]]:

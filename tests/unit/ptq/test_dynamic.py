@@ -245,6 +245,7 @@ def test_a_model_with_nothing_to_quantize_says_why() -> None:
     model = build("g (float[N,8] x) => (float[N,8] y) { y = MatMul(x, W) }", W=normal(1, 8, 8))
     with pytest.raises(ModelError, match="its weight of 8 x 8 is too small to be faster in integers"):
         amct_onnx.quantize(model, None, dynamic=True)
+    assert amct_onnx.quantize(model, None, dynamic=True, full_int8=True).decisions[0].quantized
 
 
 @pytest.mark.parametrize(

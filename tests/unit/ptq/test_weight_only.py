@@ -49,14 +49,14 @@ def run(model: Any, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 
 def test_second_order_rounding_beats_the_nearest_on_other_data(tmp_path: Path) -> None:
-    test = [{"x": correlated(seed)} for seed in range(50, 54)]
+    feeds, test = ([{"x": correlated(seed)} for seed in numbers] for numbers in (range(100, 132, 2), range(50, 54)))
     exact = run(MODEL, test)
     source = FloatModel.open(MODEL).prepared()
     learned = AdaRound(num_iteration=2000)
     found = {}
     for methods in ((), ("gptq",), ("adaround",)):
         result = quantize_weights(
-            source, FEEDS, request=Request(), target=TARGETS["onnxruntime"], methods=methods, settings=learned
+            source, feeds, request=Request(), target=TARGETS["onnxruntime"], methods=methods, settings=learned
         )
         file = result.save(tmp_path / "-".join(["m", *methods]), inspect=False).files[0]
         found[methods] = sqnr(exact, run(file, test))
