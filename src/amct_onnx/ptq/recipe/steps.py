@@ -35,7 +35,7 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.measure.output_judge import Scores
-from amct_onnx.numerics.arrays import Floats
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.observe.channel_maxima import channel_maxima
 from amct_onnx.plan.float_model import FusedModel
@@ -105,7 +105,7 @@ class Recipe:
         groups = channel_groups(start.model) if self._plan.strengths else ()
         if not groups:
             return
-        maxima = channel_maxima(start.model, [name for group in groups for name in group.measured], self.bench.feeds())
+        maxima = channel_maxima(start.model, [name for group in groups for name in group.measured], self._feeds())
         placed = () if self.bench.best is None else self.bench.best.calibration.tuning.in_float
         tries, left_out = [], {}
         for name, chosen, strength in self._equalizations(groups):
@@ -223,13 +223,17 @@ class Recipe:
         weights = round_weights(
             start.calibration.source.model,
             list(params),
-            self.bench.feeds(),
+            self._feeds(),
             params,
             method=method,
             corrected=corrected,
             progress=self.bench.progress,
         )
         return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
+
+    def _feeds(self) -> list[Feed]:
+        """Twice the samples of a first quantization: a few thousand positions of a layer show what it reads."""
+        return self.bench.feeds(2 * self._plan.quick)
 
     def _measure(self) -> Trials:
         now = self.bench.scores()
