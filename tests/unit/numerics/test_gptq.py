@@ -211,3 +211,19 @@ def test_blocks_must_fit() -> None:
         solve_gptq_blocks(rows[:3], gram, grid)
     with pytest.raises(ValueError, match="NaN"):
         solve_gptq_blocks(rows * np.float32(np.nan), gram, grid)
+
+
+def test_what_float32_cannot_factorize_is_factorized_in_float64() -> None:
+    columns = np.random.default_rng(0).standard_normal((24, 3))
+    gram = (columns @ columns.T)[None]  # of rank 3
+    gram += 1e-12 * np.eye(24)
+    damped = (gram / np.diagonal(gram, axis1=1, axis2=2).mean())[0] + 1e-9 * np.eye(24)
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(damped[::-1, ::-1].astype(np.float32))
+    rows = np.random.default_rng(1).standard_normal((1, 5, 24)).astype(np.float32)
+    scale = np.full((1, 5), 0.02, np.float32)
+    found = solve_gptq_groups(rows, gram, scale, QSpec(channel_axis=0), damping=1e-9)
+    error, nearest = (rows / scale[..., None] - integers for integers in (found, np.rint(rows / scale[..., None])))
+    loss, other = (np.einsum("gri,gij,grj->r", array, gram, array) for array in (error, nearest))
+    assert (loss <= other * 1.001).all()
+    assert loss.sum() < 0.5 * other.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,9 @@ from flow import build
 import amct_onnx
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ArgumentError, CalibrationError, StatisticsError
+from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.measure.output_judge import OutputJudge
 from amct_onnx.measure.output_noise import OutputNoise
@@ -22,7 +25,7 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
-from amct_onnx.targets.calibration import SolvedGrids
+from amct_onnx.targets.calibration import SolvedGrids, SolvedWeights
 from amct_onnx.values.findings import EFFORTS, Tuning, WeightGrid
 
 NETWORK = """g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
@@ -234,6 +237,26 @@ def test_weights_of_equal_bytes_are_not_taken_for_each_other() -> None:
     for shape in ((2, 3), (3, 2), (1, 6)):
         found = solved.weight(solve_weight_mse, rows.reshape(shape), spec)
         assert found.scale.tolist() == solve_weight_mse(rows.reshape(shape), spec).scale.tolist()
+
+
+def test_a_weight_that_trials_share_is_read_once(model: ir.Model) -> None:
+    memory, read = SolvedWeights(), []
+
+    def rows(layer: Layer) -> np.ndarray:
+        read.append(layer.name)
+        return layer.array().reshape(layer.shape[0], -1)
+
+    told = []
+    for some in (model, model.clone(), model.clone()):
+        layers = [layer for node in some.graph if (layer := as_layer(node)) is not None]
+        told.append([memory.told(layer, partial(rows, layer)) for layer in layers])
+    assert told[0] == told[1] == told[2]
+    assert len(read) == len(set(read)) == len(told[0]) > 0
+    other = as_layer(next(node for node in model.clone().graph if as_layer(node) is not None))
+    other.replace_weight(other.array() * 2, names=ValueNames(model))
+    digest, largest = memory.told(other, partial(rows, other))
+    assert digest != told[0][0][0]
+    assert largest == 2 * told[0][0][1]
 
 
 def test_a_range_counts_for_the_same_tensors_only(model: ir.Model, images: np.ndarray) -> None:

@@ -62,3 +62,13 @@ def test_options_of_others_stay_theirs() -> None:
         assert not session.lent
         session.run(None, feed)
     ort.InferenceSession(two_convs().SerializeToString(), options, providers=CPU).run(None, feed)
+
+
+def test_a_large_model_whose_weights_are_lent_takes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(opening, "temporary_folder", None)
+    feed = {"x": normal(0, 2, 3, 5, 5)}
+    session = open_session(ir.from_proto(two_convs()))
+    expected = ort.InferenceSession(two_convs().SerializeToString(), providers=CPU).run(None, feed)
+    for got, wanted in zip(session.run(None, feed), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)

@@ -120,15 +120,21 @@ class _Solver:
         mean = diagonal.mean(axis=1)
         alive = mean > 0
         # In units of their mean, so that all matrices of the stack are of the same size.
-        scaled = (gram / np.where(alive, mean, 1.0)[:, None, None]).astype(dtype, copy=False)
+        scaled = gram / np.where(alive, mean, 1.0)[:, None, None]
         if by_diagonal:
             self.order = np.argsort(-diagonal, axis=1, kind="stable")
             scaled = np.take_along_axis(scaled, self.order[:, None, :], axis=2)
             scaled = np.take_along_axis(scaled, self.order[:, :, None], axis=1)
         else:
             self.order = np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
-        self._by_diagonal, self._block, self._gram = by_diagonal, block, scaled
-        self._factor = _unit_factor(_damped(scaled, alive, damping))
+        self._by_diagonal, self._block, self._gram = by_diagonal, block, scaled.astype(dtype, copy=False)
+        try:
+            self._factor = _unit_factor(_damped(self._gram, alive, damping))
+        except np.linalg.LinAlgError:
+            try:
+                self._factor = _unit_factor(_damped(scaled, alive, damping)).astype(dtype)
+            except np.linalg.LinAlgError as error:
+                raise ValueError("the Gram matrix is not positive definite: use more damping") from error
 
     def solve(self, columns: Reals, to_grid: _ToGrid) -> Reals:
         """Columns [G, n, R] of rows, rounded to the grid."""
@@ -154,21 +160,10 @@ def _damped(gram: Reals, alive: Bools, damping: float) -> Reals:
 
 
 def _unit_factor(matrix: Reals) -> Reals:
-    """The transpose of R in matrix = R D R^T: unit diagonal, zeros above it; of the dtype of `matrix`."""
-    turned = _cholesky(matrix[:, ::-1, ::-1])  # of the reversed matrix, so R is this reversed
+    """The transpose of R in matrix = R D R^T: unit diagonal, zeros above it. Raises LinAlgError where there is none."""
+    turned = np.linalg.cholesky(matrix[:, ::-1, ::-1])  # of the reversed matrix, so R is this reversed
     turned /= np.diagonal(turned, axis1=1, axis2=2)[:, None]
-    return np.ascontiguousarray(turned[:, ::-1, ::-1].swapaxes(1, 2), matrix.dtype)
-
-
-def _cholesky(matrix: Reals) -> Reals:
-    """The lower Cholesky factor, in float64 where `matrix` has none in its own dtype."""
-    try:
-        factor: Reals = np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError as error:
-        if matrix.dtype == np.float64:
-            raise ValueError("the Gram matrix is not positive definite: use more damping") from error
-        factor = _cholesky(matrix.astype(np.float64))
-    return factor
+    return np.ascontiguousarray(turned[:, ::-1, ::-1].swapaxes(1, 2))
 
 
 def _feed_forward(columns: Reals, factor: Reals, to_grid: _ToGrid, block: int) -> Reals:
