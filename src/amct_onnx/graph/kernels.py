@@ -7,6 +7,7 @@ whether a node is an integer kernel is decided by the types that it reads and wr
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,6 +242,18 @@ def wrong_kernel(node: ir.Node) -> str | None:
     if any(size != 1 for size in attributes.get_ints("dilations", ())):
         return "ONNX Runtime has no integer kernel for its dilations"
     return None
+
+
+def slow_kernel(node: ir.Node) -> str | None:
+    """Why the integer kernel of ONNX Runtime takes longer than the one of floats, with the conversions around that.
+
+    None for one that does not. Measured with `benchmarks/patterns.py`: 2 to 9 times, where windows are small.
+    """
+    window = math.prod(node.attributes.get_ints("kernel_shape", ())) if is_op(node, "AveragePool") else _LARGE
+    return "ONNX Runtime takes longer for small windows of integers than of floats" if window < _LARGE else None
+
+
+_LARGE = 25
 
 
 # --- reasons

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from amct_onnx.graph.access import is_op, name_of
 from amct_onnx.graph.constants import constant_branches, constant_tensor
-from amct_onnx.graph.kernels import wrong_kernel
+from amct_onnx.graph.kernels import slow_kernel, wrong_kernel
 from amct_onnx.graph.layer_view import WEIGHT_OPS, layer_of
 from amct_onnx.graph.layers import CONSTANT, LAYER_OPS, candidates
 from amct_onnx.graph.layout import fixed_layouts
@@ -112,6 +112,8 @@ class Candidates:
             return f"{self.target.name} has no integer kernel for interpolation"
         if (mistake := wrong_kernel(node)) is not None:
             return mistake
+        if self.target.runs_here and (slow := slow_kernel(node)) is not None:
+            return slow
         if node.op_type == "Pad" and not commutes(node):
             return "it pads with something else than zeros"
         return None

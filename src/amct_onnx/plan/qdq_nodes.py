@@ -27,6 +27,9 @@ from amct_onnx.values.qdq_tables import QdqTarget
 _OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
 _FOR_FLOATS = "what reads it computes in floats"
+_NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution has put the channels last"
+# What channels that are last, as ONNX Runtime puts them for a convolution, do not get through.
+_TURNS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
 _PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -64,6 +67,8 @@ class _Planner:
         self.integer: dict[str, Candidate] = {}
         self.made: dict[ir.Value, Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
+        self.last: set[ir.Value] = set()  # tensors of integers with the channels last
+        self.slow: dict[str, str] = {}  # nodes that do not join for that reason
         self.picked: dict[ir.Value, tuple[ir.Value, ...]] = {}  # what `_picked` has found, once all has joined
 
     def join_all(self) -> None:
@@ -109,6 +114,10 @@ class _Planner:
         if candidate.rule.leads:
             return True
         values = [value for _, value in candidate.data]
+        if self.target.runs_here and is_op(candidate.node, "MaxPool"):
+            if all(value in self.tensors for value in values) and not self.last.issuperset(values):
+                self.slow[candidate.name] = _NOT_LAST
+            return self.last.issuperset(values)
         if candidate.rule.output == "same":
             return all(v in self.tensors for v in values) or any(v in self.tensors for v in candidate.results)
         if candidate.rule.inputs == "branch":
@@ -127,6 +136,9 @@ class _Planner:
         self.reads.update((candidate.name, index) for index in candidate.constants)
         if candidate.rule.output in ("required", "same"):
             self.tensors.update(dict.fromkeys(candidate.results))
+        kind, data = candidate.node.op_type, [value for _, value in candidate.data]
+        if kind == "Conv" or (kind not in _TURNS and data and self.last.issuperset(data)):
+            self.last.update(candidate.results)
         if candidate.rule.output != "float":
             self.made.update(dict.fromkeys(candidate.results, candidate))
 
@@ -181,7 +193,7 @@ class _Planner:
         return find_lookups(found.graph, self.target, layers=layers, constants=found.constant, off=found.off)
 
     def _decisions(self, lookups: Mapping[str, str | None]) -> Iterator[Decision]:
-        refused = self.refused
+        refused = {**self.slow, **self.refused}
         found = {c.name: c.reason or refused.get(c.name, _ALONE) for c in self.found.all}
         found |= {name: reason for name, reason in lookups.items() if reason is not None}
         others = {name: layer for name, layer in self.found.layers.items() if name not in found}

@@ -239,6 +239,8 @@ class _Lowering:
             return False
         if not is_op(node, *self.target.rounds_floats) and wrong_kernel(node) is None:
             return False
+        if is_op(node, "MaxPool"):  # the QuantizeLinear would be moved in front of it
+            return True
         source = input_of(node, 0)
         while (maker := source.producer()) is not None:
             if maker.op_type == "DequantizeLinear" or source.name in self.plan.integer:

@@ -43,11 +43,11 @@ class QdqTarget:
     QuantizeLinear stands behind both; `drops_clamps`: they are left out, since the grid has their effect. int32_bias:
     biases are int32 behind a DequantizeLinear, also what an Add gives the columns of a MatMul, else float32.
     minimum_opset, maximum_opset: versions of the default domain whose QuantizeLinear and DequantizeLinear the target
-    has. beyond: the domain of those in later models, "" for none. rounds_floats: operators whose float weight the
-    target rounds by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it; those
-    that are to stay in float are set apart from the latter. splits_readers: it gives each reader of a DequantizeLinear
-    one of its own, and fuses no nodes that read several of these. tables: nodes may look up rows in a table of
-    integers; tied_tables: a layer that multiplies with the same table, turned, is in integers even where it reads
+    has. beyond: the domain of those in later models, "" for none. rounds_floats: operators that the target
+    computes in integers by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it,
+    with a rounded weight or a slow kernel; those that are to stay in float are set apart from the latter.
+    splits_readers: it gives each reader of a DequantizeLinear one of its own, and fuses no nodes that read several of
+    these. tables: nodes may look up rows in a table of integers; tied_tables: a layer that multiplies with the same table, turned, is in integers even where it reads
     those. own_weights: no two layers may read one initializer of int8 weights, which the file has once all the same;
     the other targets take a weight from an initializer only. runs_here: the runtime that measures models on this
     machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. dynamic: it
@@ -109,7 +109,7 @@ ONNXRUNTIME = QdqTarget(
     drops_clamps=True,
     beyond="com.microsoft",
     int32_bias=True,
-    rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm")),
+    rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool")),
     splits_readers=True,
     tables=True,
     tied_tables=True,

@@ -122,7 +122,23 @@ def test_float16_stays_out(target) -> None:
 
 def sources(body: str, tensor: str, *, more: str = "") -> set[str]:
     model = build(body, constants=", ".join(part for part in (W, more) if part))
-    return set(next(g.sources for g in plan_qdq(model, ONNXRUNTIME).groups if tensor in g.tensors))
+    return set(next(g.sources for g in plan_qdq(model, OPENVINO).groups if tensor in g.tensors))
+
+
+def test_a_pool_is_on_integers_for_onnxruntime_where_a_convolution_has_put_the_channels_last() -> None:
+    body = f"""p = {POOL}(x) a = Conv(p, w) b = {POOL}(a) c = Sigmoid(b) d = {POOL}(c) e = Add(x, a) f = {POOL}(e)
+        z = Add(d, f) y = Conv(f, w)"""
+    model = build(body, outputs="float[] y, float[] z")
+    for target, left_out in ((ONNXRUNTIME, ["MaxPool_0", "Add_5", "MaxPool_6"]), (OPENVINO, [])):
+        in_float = [d.layer for d in plan_qdq(model, target).decisions if not d.quantized]
+        assert [name for name in in_float if name != "Add_7"] == left_out
+
+
+@pytest.mark.parametrize(("size", "quantized"), [(2, False), (3, False), (7, True)])
+def test_small_windows_are_averaged_in_float_for_onnxruntime(size: int, quantized: bool) -> None:
+    body = f"a = Conv(x, w) b = AveragePool<kernel_shape = [{size}, {size}]>(a) y = Conv(b, w)"
+    assert plan_qdq(build(body), ONNXRUNTIME).decisions[1].quantized == quantized
+    assert plan_qdq(build(body), OPENVINO).decisions[1].quantized
 
 
 POOL = "MaxPool<kernel_shape = [1, 1]>"
