@@ -1,4 +1,4 @@
-"""`make patterns`: whether two or three operators in a row are slower in int8 than in float in ONNX Runtime on this CPU.
+"""`make patterns`: whether two or three operators in a row are slower in int8 than in float in ONNX Runtime.
 
 Each pattern is quantized as users do it, and timed beside its float model: one thread, runs that take turns. The ratio
 is that of the fastest runs, which other work on the machine disturbs least; what seems slow is timed again, longer.
