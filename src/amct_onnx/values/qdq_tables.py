@@ -47,11 +47,12 @@ class QdqTarget:
     computes in integers by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it,
     with a rounded weight or a slow kernel; those that are to stay in float are set apart from the latter.
     splits_readers: it gives each reader of a DequantizeLinear one of its own, and fuses no nodes that read several of
-    these. tables: nodes may look up rows in a table of integers; tied_tables: a layer that multiplies with the same table, turned, is in integers even where it reads
-    those. own_weights: no two layers may read one initializer of int8 weights, which the file has once all the same;
-    the other targets take a weight from an initializer only. runs_here: the runtime that measures models on this
-    machine is the target itself. packs_weights: it multiplies by weights that alone are in few bits. dynamic: it
-    quantizes activations as they come. prices: what layers cost there, where that was measured.
+    these. tables: nodes may look up rows in a table of integers; tied_tables: a layer that multiplies with the same
+    table, turned, is in integers even where it reads those. own_weights: no two layers may read one initializer of int8
+    weights, which the file has once all the same; the other targets take a weight from an initializer only. runs_here:
+    the runtime that measures models on this machine is the target itself. packs_weights: it multiplies by weights that
+    alone are in few bits. dynamic: it quantizes activations as they come. prices: what layers cost there, where that
+    was measured.
     """
 
     name: str
