@@ -12,7 +12,7 @@ ALL ?= $(filter true,$(CI))
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers dynamic qat patterns prices clean
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +85,9 @@ prices: $(STAMP)
 
 qat: $(STAMP)
 	$(BIN)/python benchmarks/qat.py
+
+encoder: $(STAMP)
+	$(BIN)/python benchmarks/encoder.py $(ARGS)
 
 patterns: $(STAMP)
 	$(BIN)/python benchmarks/patterns.py $(ARGS)

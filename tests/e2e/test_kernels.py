@@ -30,7 +30,7 @@ CASES = {
     "mul": (f"{CONV} b = Sigmoid(a) y = Mul(a, b)", {"QLinearConv": 1, "QLinearSigmoid": 1, "QLinearMul": 1}),
     "leaky relu": (f"{CONV} y = LeakyRelu<alpha = 0.1>(a)", {"QLinearConv": 1, "QLinearLeakyRelu": 1}),
     "average pool": (
-        f"{CONV} y = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(a)",
+        f"{CONV} y = AveragePool<kernel_shape = [5, 5], strides = [3, 3]>(a)",
         {"QLinearConv": 1, "QLinearAveragePool": 1},
     ),
     "global average pool": (f"{CONV} y = GlobalAveragePool(a)", {"QLinearConv": 1, "QLinearGlobalAveragePool": 1}),
