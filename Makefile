@@ -12,7 +12,7 @@ ALL ?= $(filter true,$(CI))
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices clean
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ effort: $(STAMP)
 
 accuracy: $(STAMP)
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+hard: $(STAMP)
+	$(BIN)/python benchmarks/hard.py $(ARGS)
 
 agreement: $(STAMP)
 	$(BIN)/python benchmarks/agreement.py

@@ -27,7 +27,7 @@ from accuracy_report import LIKENESS, Row, report
 from beside_peers import Bench, Entry, Run, choose, find_sides
 from coverage import Coverage, read_coverage
 from kept import Kept, digest
-from measures import RESAMPLES, Array
+from measures import RESAMPLES, Array, Figure
 from peers import ASCEND, FLOOR, OURS, PEERS
 from processes import machine
 from tasks import SQNR, TASKS, Feed, Tally, Task
@@ -96,7 +96,11 @@ class Test:
 
     def tally(self, path: Path, *, ascend: bool = False) -> Tally:
         """What the outputs of this model add up to."""
-        session, tally = open_exact(path, ascend=ascend), self.task.tally()
+        return self.of_session(open_exact(path, ascend=ascend))
+
+    def of_session(self, session: ort.InferenceSession) -> Tally:
+        """The same of a session."""
+        tally = self.task.tally()
         names = [value.name for value in session.get_inputs()]
         for (feed, truth), output in zip(self.items, self.exact, strict=True):
             # Some tools rename inputs; their order stays.
@@ -123,6 +127,12 @@ def evaluate(test: Test, runs: Mapping[Entry, Run], kept: Kept | None) -> dict[E
 
 def measure(bench: Bench, task: Task, entries: Mapping[Entry, str]) -> None:
     """Print the table of one model; `entries` has the version of each."""
+    reference, rows = measured_rows(bench, task, entries)
+    report(reference, rows, bench.args.resamples)
+
+
+def measured_rows(bench: Bench, task: Task, entries: Mapping[Entry, str]) -> tuple[Mapping[str, Figure], Sequence[Row]]:
+    """Quantize and test one model by all entries, and print what with: the figures of the float model, and the rows."""
     args = bench.args
     images = bench.folder / f"{task.name}_calibration{task.suffix}"
     count = task.write_calibration(images, args.calibration)
@@ -154,7 +164,7 @@ def measure(bench: Bench, task: Task, entries: Mapping[Entry, str]) -> None:
             run.model.unlink()
     reference = test.float_tally().figures()
     print(f"\n{task.name}: {count} calibration samples, {len(reference[SQNR].items[0])} test items")
-    report(reference, rows, args.resamples)
+    return reference, rows
 
 
 def _limits(entry: Entry, task: Task) -> list[int]:

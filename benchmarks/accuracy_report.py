@@ -9,7 +9,7 @@ from beside_peers import Entry, print_table
 from coverage import Coverage
 from measures import Figure, paired_difference
 from peers import ASCEND, OURS
-from tasks import SQNR
+from tasks import RELATIVE, SQNR
 
 FLOAT = "float"
 # Intervals against float are shown for these; all figures have them beside the peers.
@@ -32,8 +32,8 @@ class Row:
     problem: str | None = None
 
 
-def report(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int) -> None:
-    """Print the figures of all models, then what they say."""
+def print_rows(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int) -> None:
+    """Print the figures of all models."""
     names = list(reference)
     shown = [name for name in names[:1] if name in DROPS and resamples]
     header = [cell for name in names for cell in ((name, "drop") if name in shown else (name,))]
@@ -47,10 +47,15 @@ def report(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int)
         for name in names:
             cells.append(f"{row.figures[name].value:.2f}")
             if name in shown:
-                cells.append(_difference(reference[name], row.figures[name], resamples)[0])
+                cells.append(difference(reference[name], row.figures[name], resamples)[0])
         shares = ("" if share is None else f"{share:.0f}" for share in (row.coverage.layers, row.coverage.kernels))
         lines.append((row.label, [*cells, *shares, f"{row.seconds:.1f}{'*' if row.kept else ' '}"]))
     print_table(["", *header, "layers %", "int8 %", "s "], lines)
+
+
+def report(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int) -> None:
+    """Print the figures of all models, then what they say."""
+    print_rows(reference, rows, resamples)
     sound = [row for row in rows if row.problem is None]
     for row in sound:
         if row.entry.side is OURS:
@@ -59,12 +64,12 @@ def report(reference: Mapping[str, Figure], rows: Sequence[Row], resamples: int)
     *ascend, recipe = [row for row in rows if row.entry.side is ASCEND]
     for row in ascend:
         if row.problem is None and recipe.problem is None:
-            text, verdict = _difference(row.figures[SQNR], recipe.figures[SQNR], resamples)
+            text, verdict = difference(row.figures[SQNR], recipe.figures[SQNR], resamples)
             print(f"{row.label} - {recipe.entry.scheme.name}: {SQNR} {text} {verdict}")
 
 
 def _of_float(name: str, reference: Mapping[str, Figure]) -> str:
-    return "" if name in (SQNR, "agree") else f"{reference[name].value:.2f}"
+    return "" if name in RELATIVE else f"{reference[name].value:.2f}"
 
 
 def beside_peers(row: Row, peers: Sequence[Row], reference: Mapping[str, Figure], resamples: int) -> Iterator[str]:
@@ -76,7 +81,7 @@ def beside_peers(row: Row, peers: Sequence[Row], reference: Mapping[str, Figure]
         drop = paired_difference(reference["top-1"], row.figures["top-1"], resamples=resamples)
         yes = "no" if drop.low <= ALLOWED else "YES"
         yield f"{row.label}: top-1 drops by more than {ALLOWED} beyond the interval: {yes}"
-    alike = [peer for peer in peers if _covers(peer.coverage, row.coverage)]
+    alike = [peer for peer in peers if covers(peer.coverage, row.coverage)]
     main = "agree" if "agree" in reference else next(iter(reference))
     for name in (SQNR, main):
         told = None
@@ -84,18 +89,18 @@ def beside_peers(row: Row, peers: Sequence[Row], reference: Mapping[str, Figure]
             if rivals:
                 best = max(rivals, key=lambda peer: peer.figures[name].value)
                 if best is not told:
-                    text, verdict = _difference(row.figures[name], best.figures[name], resamples)
+                    text, verdict = difference(row.figures[name], best.figures[name], resamples)
                     yield f"{row.label} - {group}, {best.label}: {name} {text} {verdict}"
                 told = best
 
 
-def _covers(theirs: Coverage, own: Coverage) -> bool:
+def covers(theirs: Coverage, own: Coverage) -> bool:
     """Whether a peer quantizes about as much or more, in its file or in what ONNX Runtime makes of it."""
     kernels = (theirs.kernels or 0) >= (own.kernels or 0) - LIKENESS
     return kernels or (theirs.layers or 0) >= (own.layers or 0) > 0
 
 
-def _difference(first: Figure, second: Figure, resamples: int) -> tuple[str, str]:
+def difference(first: Figure, second: Figure, resamples: int) -> tuple[str, str]:
     """`first - second` with its interval, where it has one, and what to make of it."""
     if not (first.resampled and second.resampled and resamples):
         return f"{first.value - second.value:+.2f}", "(no interval)"

@@ -105,7 +105,7 @@ def _class_precision(found: Sequence[Boxes], truth: Sequence[Boxes], kind: int) 
         table = overlaps(mine.corners[chosen], theirs.corners[theirs.classes == kind])
         total += table.shape[1]
         scores.append(mine.scores[chosen])
-        hits.append(np.stack([_matches(table, least) for least in IOUS], axis=1))
+        hits.append(np.stack([matches(table, least) for least in IOUS], axis=1))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     right = np.cumsum(np.concatenate(hits)[order], axis=0)
     if not len(right):
@@ -121,7 +121,7 @@ def _class_precision(found: Sequence[Boxes], truth: Sequence[Boxes], kind: int) 
     return float(np.mean(values))
 
 
-def _matches(table: Array, least: float) -> Array:
+def matches(table: Array, least: float) -> Array:
     """Which boxes (rows, best first) find a free true box (columns) with an IoU of at least `least`."""
     free = np.ones(table.shape[1], bool)
     hits = np.zeros(len(table), bool)

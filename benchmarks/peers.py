@@ -89,13 +89,17 @@ def _ascend(**options: Any) -> Callable[[Job], None]:
     return run
 
 
-def _amct_recipe(job: Job) -> None:
+def _amct_recipe(quantize: Callable[..., Callable[[Job], None]]) -> Callable[[Job], None]:
     """Settings of AMCT are obeyed as they are; those that it writes by default are IFMR and ARQ."""
-    import amct_onnx
 
-    settings = job.scratch("config.json")
-    amct_onnx.create_quant_config(str(settings), str(job.model))
-    _ascend(settings=str(settings))(job)
+    def run(job: Job) -> None:
+        import amct_onnx
+
+        settings = job.scratch("config.json")
+        amct_onnx.create_quant_config(str(settings), str(job.model))
+        quantize(settings=str(settings))(job)
+
+    return run
 
 
 # --- peers
@@ -237,8 +241,15 @@ ASCEND = Side(
         Scheme(name="fast", run=_ascend(effort="fast"), plain=False),
         Scheme(name="default", run=_ascend()),
         Scheme(name="best", run=_ascend(effort="best"), plain=False),
-        Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_amct_recipe),
+        Scheme(name="AMCT's recipe (IFMR + ARQ)", run=_amct_recipe(_ascend)),
     ),
+)
+# The same recipe in a model for ONNX Runtime: for `make hard`.
+RECIPE = Side(
+    name="AMCT's recipe",
+    module="amct_onnx",
+    distribution="amct-onnx",
+    schemes=(Scheme(name="IFMR + ARQ", run=_amct_recipe(_amct_onnx)),),
 )
 PEERS = (
     Side(
@@ -315,18 +326,19 @@ PEERS = (
     ),
 )
 SIDES = {side.name: side for side in (FLOOR, OURS, *PEERS)}
+_ALL = SIDES | {side.name: side for side in (ASCEND, RECIPE)}
 
 
 def find_scheme(side: str, scheme: str) -> Scheme:
     """The scheme with that name."""
-    return next(candidate for candidate in (SIDES | {ASCEND.name: ASCEND})[side].schemes if candidate.name == scheme)
+    return next(candidate for candidate in _ALL[side].schemes if candidate.name == scheme)
 
 
 def main() -> int:
     """`--installed` prints the versions of the sides of this interpreter; otherwise one scheme runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--installed", action="store_true")
-    parser.add_argument("--side", choices=[*SIDES, ASCEND.name])
+    parser.add_argument("--side", choices=_ALL)
     parser.add_argument("--scheme")
     for name in ("model", "images", "folder", "result"):
         parser.add_argument(f"--{name}", type=Path)

@@ -19,6 +19,9 @@ from shared_data import DATA, MODELS, Labelled, letterbox, load, luminance, read
 Feed = dict[str, Array]
 T = TypeVar("T")
 SQNR = "dB"
+JUDGE = "judge"  # of `make hard`
+# Figures that compare with the float model, so that it has none itself.
+RELATIVE = frozenset({SQNR, "agree", JUDGE, "kept", "boxes", "scores"})
 COCO_CALIBRATION = 28
 _SR_SCALE, _SR_SIZE, _SR_BORDER = 3, 224, 8
 _YOLOX_SIZE = 416
