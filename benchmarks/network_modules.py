@@ -267,14 +267,14 @@ class Transformer(nn.Module):
 
     def __init__(self, classes: int, *, size: int = 32, patch: int = 4, width: int = 64, depth: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.patches = nn.Conv2d(1, width, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.places = nn.Parameter(torch.randn(1, (size // patch) ** 2 + 1, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(1, (size // patch) ** 2 + 1, width) * 0.5)
         self.layers = nn.Sequential(*(Encoder(width, 4) for _ in range(depth)), nn.LayerNorm(width))
         self.classify = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.patches((x - 0.5) / 0.25).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
         return cast(Tensor, self.classify(self.layers(x)[:, 0]))
 

@@ -179,7 +179,7 @@ TRAININGS = {
         samples=_placed,
         change=lit,
         steps=1600,
-        rate=1.5e-3,
+        rate=1e-3,
         opset=17,
         free=False,
     ),
