@@ -23,7 +23,7 @@ from tasks import JUDGE
 
 import amct_onnx
 from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.recipe.steps import Candidate, Recipe
+from amct_onnx.ptq.recipe.bench import Bench, Candidate
 from amct_onnx.values.findings import Effort, Step
 
 Figures = dict[str, Figure]
@@ -32,19 +32,19 @@ _SLOT = "_watched_best"
 
 @contextmanager
 def watched(seen: Callable[[Candidate], None]) -> Iterator[None]:
-    """Tell `seen` of each candidate that a recipe takes for the best so far."""
+    """Tell `seen` of each candidate that a bench of trials takes for the best so far."""
 
-    def take(recipe: Recipe, value: Candidate | None) -> None:
-        recipe.__dict__[_SLOT] = value
+    def take(bench: Bench, value: Candidate | None) -> None:
+        bench.__dict__[_SLOT] = value
         if value is not None:
             seen(value)
 
-    recipe: Any = Recipe
-    recipe.best = property(lambda self: self.__dict__.get(_SLOT), take)
+    bench: Any = Bench
+    bench.best = property(lambda self: self.__dict__.get(_SLOT), take)
     try:
         yield
     finally:
-        del recipe.best
+        del bench.best
 
 
 def quantized(task: Hard, test: Test, effort: Effort, count: int) -> tuple[QuantizedModel, Figures, list[Figures]]:
