@@ -23,14 +23,14 @@ from tasks import JUDGE, Classes, Feed, Tally, Task
 NETWORKS = Path(__file__).resolve().parent / "networks"
 SCORES = NETWORKS / "scores.json"
 DETECTED: dict[str, Any] = {"size": 80, "sides": (16, 20, 24, 28, 34), "most": 4, "colour": True}
-SEGMENTED: dict[str, Any] = {"size": 64, "sides": (16, 20, 24, 28), "most": 4, "colour": False}
+SEGMENTED: dict[str, Any] = {"size": 48, "sides": (16, 20, 24), "most": 3, "colour": False}
 PLACED: dict[str, Any] = {"size": 32, "sides": (26, 30), "most": 1, "colour": False}
 _CALIBRATION, _TEST = 1000, 2000  # seeds; those of training are others
 _CEILING = 80.0  # dB of a sample that is as good as exact
 _CERTAIN = 0.25  # the score from which a detection is one that users see
 _LEAST_SCORE = 0.02
 _SAME = 0.7  # intersection over union of two boxes of one detection
-_UNLIKELY = 1e-3  # of a probability: what is less makes no difference
+_UNLIKELY = 1e-3  # a probability: what is less makes no difference
 
 
 def sample_decibels(reference: Array, got: Array) -> float:
@@ -70,7 +70,7 @@ class Strings(Logits):
         self._hits: list[tuple[bool, bool]] = []
 
     def logits(self, output: Array) -> Array:
-        return np.log(np.maximum(output, _UNLIKELY))
+        return np.log(np.maximum(output, _UNLIKELY) / _UNLIKELY)
 
     def judge(self, reference: Array, got: Array, truth: list[int]) -> None:
         text = read(got[0])

@@ -42,6 +42,11 @@ def classes_loss(network: nn.Module, *batch: Tensor) -> Tensor:
     return functional.cross_entropy(network(*batch[:-1]), batch[-1], label_smoothing=0.05)
 
 
+def pixels_loss(network: nn.Module, pixels: Tensor, mask: Tensor) -> Tensor:
+    """Cross entropy of each pixel; the background, which most are, counts less."""
+    return functional.cross_entropy(network(pixels), mask, weight=torch.tensor([0.2] + [1.0] * data.CLASSES))
+
+
 def strings_loss(network: nn.Module, lines: Tensor, texts: Tensor, lengths: Tensor) -> Tensor:
     """Connectionist temporal classification; class 0 is the blank."""
     steps = network.logits(lines).log_softmax(2).transpose(0, 1)
@@ -192,7 +197,13 @@ TRAININGS = {
         opset=13,
     ),
     "unet": Training(
-        build=lambda: Segmenter(1 + data.CLASSES), samples=_masks, change=lit, steps=900, batch=16, opset=11
+        build=lambda: Segmenter(1 + data.CLASSES),
+        samples=_masks,
+        loss=pixels_loss,
+        change=lit,
+        steps=1200,
+        batch=16,
+        opset=11,
     ),
     "graph": Training(
         build=lambda: GraphNetwork(data.CLASSES),
