@@ -57,7 +57,7 @@ def compare(network: str, reference: Mapping[str, Figure], rows: Sequence[Row], 
         if base.entry.side not in (OURS, ASCEND) or base.entry.scheme.name != "default":
             continue
         others = [row for row in sound if row is not base and (row.entry.side is ASCEND) == ascend]
-        names = [JUDGE, *list(reference)[:2]]
+        names = [JUDGE, next(iter(reference)), *(name for name in ("agree", "kept") if name in reference)]
         lines: list[tuple[str, Sequence[str] | str]] = []
         for row in others:
             alike = ascend or row.entry.side in (OURS, RECIPE) or covers(row.coverage, base.coverage)
