@@ -49,7 +49,7 @@ def same_function(quantized: QuantizedModel, samples: Sequence[Feed]) -> Quantiz
             calibration,
             source=source,
             statistics=statistics,
-            tuning=Tuning(weights=weights),
+            tuning=Tuning(weights=weights, in_float=calibration.tuning.in_float),
             solved=SolvedGrids(calibration.solved.weights),
         )
     )
