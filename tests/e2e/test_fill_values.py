@@ -141,10 +141,13 @@ def test_a_fill_in_front_of_a_maximum_takes_no_part_in_a_range(
 @pytest.mark.parametrize("fill", [-65504.0, -1e9, -np.inf])
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("effort", ["fast", "default"])
-def test_a_maximum_behind_a_border_is_computed_in_int8(tmp_path: Path, fill: float, target: str, effort: Any) -> None:
+def test_a_maximum_behind_a_border_leaves_layers_in_int8(tmp_path: Path, fill: float, target: str, effort: Any) -> None:
+    """It is in int8 itself, but for ONNX Runtime, whose kernel is slow behind floats."""
     model, feeds = model_of(MAXIMA["pad"], fill), feeds_of(MAXIMA["pad"], 16)
-    result = amct_onnx.quantize(model, feeds, target=target, effort=effort)
-    assert {"first", "last", "MaxPool_3"} <= {decision.layer for decision in result.decisions if decision.quantized}
+    result = amct_onnx.quantize(model, feeds, target=target, effort=effort, full_int8=True)
+    quantized = {decision.layer for decision in result.decisions if decision.quantized}
+    assert {"first", "last"} <= quantized
+    assert ("MaxPool_3" in quantized) == (target == "openvino")
     assert sqnr_of(model, result, feeds[:3], tmp_path) > 30
 
 

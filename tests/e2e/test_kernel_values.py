@@ -79,6 +79,9 @@ def _pools(rank: int) -> Iterator[str]:
             yield f"AveragePool<{attributes}, count_include_pad={counted}>(a)"
 
 
+_SMALL = "small windows"  # why a right kernel is not used: it is slower than the one of floats
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "opset"), [(1, 19), (2, 11), (2, 17), (2, 22), (3, 19)])
 def test_pools(rank: int, opset: int) -> None:
@@ -86,7 +89,7 @@ def test_pools(rank: int, opset: int) -> None:
         said = _check(_between(node, opset=opset, rank=rank), _images(rank, 7), "onnxruntime")
         wrong = "ceil_mode=1" in node and "count_include_pad=1" in node
         if "AveragePool" in node:
-            assert (said["node"] is True) != wrong, node
+            assert (said["node"] is True or _SMALL in str(said["node"])) != wrong, node
 
 
 @pytest.mark.parametrize("target", QDQ_TARGETS)
@@ -104,7 +107,7 @@ def test_a_pool_whose_integer_kernel_is_wrong_is_in_float_between_integers(behin
 
 
 @pytest.mark.parametrize("target", QDQ_TARGETS)
-@pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)", "GlobalAveragePool(a)"])
+@pytest.mark.parametrize("pool", ["AveragePool<kernel_shape=[5,5], strides=[2,2]>(a)", "GlobalAveragePool(a)"])
 @pytest.mark.parametrize("opset", [20, 21, newest_opset()])
 def test_a_pool_between_integers_loads_at_every_opset(opset: int, pool: str, target: str) -> None:
     """From opset 21 on QuantizeLinear says its type by an attribute, which the runtime's kernel of a pool ignores."""
@@ -116,7 +119,8 @@ def test_a_pool_between_integers_loads_at_every_opset(opset: int, pool: str, tar
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_dilations_of_an_average_pool(dilation: int, target: str) -> None:
     """ONNX Runtime's integer kernel does not know the attribute, not even where it says nothing."""
-    node = f"AveragePool<kernel_shape=[2,2], dilations=[{dilation},{dilation}]>(a)"
+    size = 5 if dilation == 1 else 2
+    node = f"AveragePool<kernel_shape=[{size},{size}], dilations=[{dilation},{dilation}]>(a)"
     said = _check(_between(node, opset=19), _images(2, 7), target)
     assert said["node"] == (True if dilation == 1 else "ONNX Runtime has no integer kernel for its dilations")
 

@@ -94,7 +94,7 @@ def test_it_runs_in_integers(case: str, opset: int, tmp_path: Path) -> None:
     )
     model.graph.outputs[0].shape = None
     x = np.random.default_rng(0).normal(size=(8, 4, 8, 8)).astype(np.float32)
-    result = amct_onnx.quantize(model, x, algorithm="min_max")
+    result = amct_onnx.quantize(model, x, algorithm="min_max", full_int8=True)
     saved = result.save(tmp_path / "m", inspect=False)
     found = kernels(saved.files[0], tmp_path)
     assert {name: count for name, count in found.items() if name not in BORDER} == expected
