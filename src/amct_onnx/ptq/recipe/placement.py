@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 from amct_onnx.errors import StatisticsError
 from amct_onnx.graph.access import input_of
@@ -57,7 +58,8 @@ def _prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> Ite
     whole = sum(price.in_int8 for price in cost.values())
     extra = 0.0
     names: list[str] = []
-    for layer in layers[: min(_LONG, len(layers) // 2)]:
+    first = takewhile(lambda layer: layer.op_type == "Conv", layers)  # products gain time from the first one on
+    for layer in islice(first, min(_LONG, len(layers) // 2)):
         work = work_of(layer, calibration)
         names.append(layer.name)
         extra += cost[layer.name].in_float - cost[layer.name].in_int8
