@@ -9,8 +9,9 @@ Jackknife Estimate of Variance", 1981).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.targets.target import Lowered
 
 _NOTHING = 1e-12  # of the signal: less noise than this is that of float32
+NONE: Mapping[str, str] = MappingProxyType({})
 _FEW = 0.84  # close to the ratio of the quantiles of Student's and the normal distribution at one standard error
 _FAINT = 1e-3  # of the mean signal of samples: one that has less, as a picture without objects, is judged by this
 
@@ -55,6 +57,11 @@ class Scores:
             inner_noise=self.inner_noise[:, chosen],
             inner_signal=self.inner_signal[:, chosen],
         )
+
+    def first(self, samples: int) -> Scores:
+        """Of the first samples alone."""
+        rows = [array[:samples] for array in (self.noise, self.signal, self.inner_noise, self.inner_signal)]
+        return Scores(noise=rows[0], signal=rows[1], inner_noise=rows[2], inner_signal=rows[3])
 
     def without_each(self) -> Doubles:
         """`decibels` without one sample, float64[samples]."""
@@ -134,18 +141,22 @@ class OutputJudge:
         shown = show_inputs(model, list(self._shown))
         return self.scores_of(lowered.exact_session(model), shown)
 
-    def scores_of(self, session: ort.InferenceSession, shown: dict[str, str] | None = None) -> Scores:
-        """The same of a session. shown: the outputs that hold what a node reads, by the node's name."""
+    def scores_of(
+        self, session: ort.InferenceSession, shown: Mapping[str, str] = NONE, most: int | None = None
+    ) -> Scores:
+        """The same of a session, for all samples or the first of them. shown: the outputs that hold what a node reads,
+        by the node's name."""
+        samples = self._samples[:most]
         rows = [
-            [self._part(part, feed, exact, found, shown or {}) for part in self.parts]
-            for feed, exact in zip(self._samples, self._exact, strict=True)
+            [self._part(part, feed, exact, found, shown) for part in self.parts]
+            for feed, exact in zip(samples, self._exact, strict=False)
             for found in [_run(session, feed)]
         ]
-        table = np.array(rows, np.float64).reshape(len(self._samples), len(self.parts), 4)
+        table = np.array(rows, np.float64).reshape(len(samples), len(self.parts), 4)
         return Scores(noise=table[..., 0], signal=table[..., 1], inner_noise=table[..., 2], inner_signal=table[..., 3])
 
     def _part(
-        self, part: OutputPart, feed: Feed, exact: Feed, found: Feed, shown: dict[str, str]
+        self, part: OutputPart, feed: Feed, exact: Feed, found: Feed, shown: Mapping[str, str]
     ) -> tuple[float, float, float, float]:
         """Noise and signal of a part, behind and in front of a Sigmoid or Softmax."""
         one, two = exact[part.output], found[part.output]

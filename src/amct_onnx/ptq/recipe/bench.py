@@ -24,6 +24,7 @@ from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
 
 _LEAST_SAMPLES = 4  # two to fit, two to judge
+_SHARE_SAMPLES = 6
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
 
 
@@ -92,24 +93,27 @@ class Bench:
             return
         try:
             for trial in trials:
-                if trial.make is None:
-                    self._leave_out(trial.name, trial.reason, measured=trial.measured)
-                    continue
-                best = self.first()
-                try:
-                    before, made = self.judged(best), trial.make(best)
-                    candidate = Candidate(calibration=made, lowered=self.target.solve(made))
-                    after = self.judge.scores(candidate.lowered)
-                except _REASONS as reason:
-                    self._leave_out(trial.name, str(reason))
-                    continue
-                better, error = gain(before, after)
-                kept = better > error if not trial.outputs else better > -error and _gains(before, after, trial.outputs)
-                self.note(trial.name, before, after, kept=kept, error=error)
-                if kept:
-                    self.best, self._scores = candidate, after
+                self._try(trial, self.judge)
         except _REASONS as reason:
             self._leave_out(step, str(reason))
+
+    def _try(self, trial: Trial, judge: OutputJudge) -> None:
+        if trial.make is None:
+            self._leave_out(trial.name, trial.reason, measured=trial.measured)
+            return
+        best = self.first()
+        try:
+            before, made = self.judged(best), trial.make(best)
+            candidate = Candidate(calibration=made, lowered=self.target.solve(made))
+            after = judge.scores(candidate.lowered)
+        except _REASONS as reason:
+            self._leave_out(trial.name, str(reason))
+            return
+        better, error = gain(before, after)
+        kept = better > error if not trial.outputs else better > -error and _gains(before, after, trial.outputs)
+        self.note(trial.name, before, after, kept=kept, error=error)
+        if kept:
+            self.best, self._scores = candidate, after
 
     def first(self) -> Candidate:
         """The best so far; in the beginning a first quantization."""
@@ -167,9 +171,13 @@ class Bench:
         self.best = self._scores = None
         return tuning
 
-    def decibels_of(self, model: ir.Model) -> float:
-        """The judgement of a model of standard operators."""
-        return math.inf if self.judge is None else self.judge.scores_of(open_exact_session(model)).decibels
+    def share_of(self, model: ir.Model, best: Candidate) -> float:
+        """The noise of a model of standard operators as a share of that of `best`; a few samples are enough for it."""
+        if self.judge is None:
+            return 0.0
+        alone = self.judge.scores_of(open_exact_session(model), most=_SHARE_SAMPLES)
+        together = self.judged(best).first(_SHARE_SAMPLES)
+        return min(1.0, float(10 ** ((together.decibels - alone.decibels) / 10)))
 
 
 def _gains(before: Scores, after: Scores, outputs: Sequence[int]) -> bool:

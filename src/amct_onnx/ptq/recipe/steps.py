@@ -214,8 +214,7 @@ class Recipe:
 
     def _weights_share(self, start: Candidate) -> float:
         """What nearest weights do to the outputs, as a share of the noise: all that rounding can take away."""
-        alone = self.bench.decibels_of(with_rounded_weights(start.calibration.source.model, start.lowered.rows))
-        return min(1.0, 10 ** ((self.bench.judged(start).decibels - alone) / 10))
+        return self.bench.share_of(with_rounded_weights(start.calibration.source.model, start.lowered.rows), start)
 
     def _rounded(self, method: Method, corrected: frozenset[str], start: Candidate) -> Calibration:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""
