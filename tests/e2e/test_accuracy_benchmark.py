@@ -238,4 +238,4 @@ def test_both_efforts_are_timed(test_data: Callable[..., Path], capsys: pytest.C
     test_data("models", "kws_dscnn_mlperftiny.onnx")
     assert effort.main(["--models", "kws", "--calibration", "6", "--rounds", "1", "--targets", "ascend"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"\nkws +\d+\.\d +\d+\.\d +\d+\.\d\d +\d+\.\d\d-\d+\.\d\d\n", printed), printed
+    assert re.search(r"\nkws( +\d+\.\d){3} +\d+\.\d\d +\d+\.\d\d-\d+\.\d\d +\d+\.\d\d +\d+\.\d\d\n", printed), printed

@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, LayerError, ModelError
@@ -215,10 +216,19 @@ def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) 
 
 
 def _heads(model: ir.Model) -> frozenset[str]:
-    """The layers behind which no other layer with a weight is, and those whose outputs a Softmax compares."""
+    """The layers behind which no other layer with a weight is, those whose outputs a Softmax compares, and those that
+    have the same weight as one of these: the file has it once."""
     layers = [node for node in model.graph if as_layer(node) is not None or is_op(node, *RECURRENT_OPS)]
     used = read_on_the_way_to(layers)
-    return frozenset(name_of(node) for node in layers if used.isdisjoint(node.outputs) or _is_compared(node))
+    heads = [node for node in layers if used.isdisjoint(node.outputs) or _is_compared(node)]
+    return frozenset(name_of(node) for node in layers if node in heads or any(_same_weight(node, h) for h in heads))
+
+
+def _same_weight(one: ir.Node, two: ir.Node) -> bool:
+    first, second = as_layer(one), as_layer(two)
+    if first is None or second is None or first.shape != second.shape:
+        return False
+    return first.weight is second.weight or np.array_equal(first.array(), second.array())
 
 
 def _is_compared(layer: ir.Node) -> bool:

@@ -110,7 +110,7 @@ def test_the_model_may_be_an_option() -> None:
         (("--data", "x", "--names", "a"), "--names: 'a' is not NAME=VALUE"),
         (("--data", "x", "--input_shape", "a"), "--input_shape: Invalid input_shape. In 'a'"),
         (("--data", "x", "--data_types", "a:float31"), "Did you mean float32"),
-        (("--data", "x", "--max_drop", "1"), "--min_sqnr needs none"),
+        (("--data", "x", "--max_drop", "1"), "--min_sqnr and --max_slowdown need none"),
         (("--data", "x", "--evaluator", "e.py"), "go with --evaluator"),
         (("--data", "x", "--min_sqnr", "9", "--max_drop", "1", "--evaluator", "e.py"), "give one of them"),
         (("--data", "x", "--min_sqnr", "9", "--target", "ascend,onnxruntime"), "searches for one target"),
