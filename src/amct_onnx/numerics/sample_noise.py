@@ -14,6 +14,7 @@ import numpy as np
 from amct_onnx.numerics.arrays import Doubles
 
 _FEW, _OWNED, _LEAST = 0.1, 0.75, 16  # so few samples, of so many at least, own more than this share
+_TAIL = 6  # samples from which the tail of a distribution can be known
 _LEAST_LEVEL = 1e-30  # of noise over signal, and of noise that is divided by
 _DECIBELS = 10 / math.log(10)  # of a natural logarithm
 _Z = 1.645  # of a normal distribution, 95 % lie below
@@ -65,9 +66,9 @@ def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
     """The dB of `typical` that as many other samples of the same kind reach as well, in about 19 of 20 cases.
 
     It is below the estimate by the standard error of a difference of two estimates times the quantile of Student's t.
-    Errors have long tails, of which few samples show little: so the pooled figure is also bounded as the mean of a
-    log-normal distribution (Cox's method, in Zhou and Gao, "Confidence intervals for the log-normal mean", 1997). One
-    sample says nothing: -inf.
+    Errors have long tails, of which few samples show little: so from six samples on the pooled figure is also bounded
+    as the mean of a log-normal distribution (Cox's method, in Zhou and Gao, "Confidence intervals for the log-normal
+    mean", 1997). One sample says nothing: -inf.
     """
     count = len(noise)
     if count < 2:
@@ -83,6 +84,8 @@ def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
     left = relative(noise.sum(axis=0) - noise, signal.sum(axis=0) - signal).mean(axis=1)
     without = np.log(np.maximum(left, _LEAST_LEVEL))
     jackknife = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
+    if count < _TAIL:
+        return estimate - quantile * jackknife * _DECIBELS
     spread = float(levels.var(ddof=1))
     error = math.sqrt(2 * (spread / count + spread**2 / (2 * (count - 1))))
     mean = float(levels.mean()) + spread / 2

@@ -23,7 +23,7 @@ from amct_onnx.values.answers import to_scores
 
 _ROOM = 6.0  # dB below the noise that is allowed, a change of the float function is in nobody's way
 _TURNS = 2.0  # samples whose answer changes, for each that is lost on balance, at least
-_FEWEST = 6  # samples that can tell how far they may be off
+_FEWEST = 2  # samples that can tell how far they may be off
 _ROUNDING, _FINE = 1e-6, 1e-5  # of the largest value: what float32 leaves of a zero; steps that are none
 
 
