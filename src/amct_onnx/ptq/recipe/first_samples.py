@@ -18,7 +18,7 @@ _MORE, _MORE_QUICK = 2, 4  # so many times as many of them are kept, and serve f
 _SHARE, _ENOUGH = 3, 16  # one sample of three judges, and as many as that if half of all are
 _TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
 # Rare outliers decide the factors of SmoothQuant: more samples than those that are run for anything else.
-_CHANNEL_SAMPLES = 64
+_CHANNEL_SAMPLES = 32
 _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
 
 
