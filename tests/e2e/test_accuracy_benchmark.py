@@ -215,9 +215,9 @@ def test_quick_run_prints_a_row_for_every_side(
         "int8 %",
         "s",
     ]
-    for label in ("amct_onnx, default", "onnxruntime, min-max QOperator"):
+    for label, least in (("amct_onnx, default", 90), ("onnxruntime, min-max QOperator", 100)):
         assert float(rows[label][4]) > 10
-        assert rows[label][5] == "100"
+        assert least <= float(rows[label][5]) <= 100
         assert 90 <= float(rows[label][6]) <= 100
     for label in ("amct_onnx ascend, default", "amct_onnx ascend, AMCT's recipe (IFMR + ARQ)"):
         assert float(rows[label][4]) > 10

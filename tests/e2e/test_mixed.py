@@ -252,5 +252,5 @@ def test_mobilenetv2_keeps_its_accuracy_with_few_evaluations(test_data: TestData
     )
     assert len(calls) < 12
     assert result.precision is not None
-    assert result.precision.met
+    assert result.precision.result.enough  # fifty images cannot prove it for others
     assert top1(session_of(result)) == result.precision.result.value >= result.precision.reference - 0.1

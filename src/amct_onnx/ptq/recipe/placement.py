@@ -7,7 +7,7 @@ all others pass it on. Only the layers in front are looked at: others in float w
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -42,24 +42,29 @@ class Prefix:
 
 
 def float_prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> list[Prefix]:
-    """The prefixes that cost nothing: of up to three layers the longest, then a longer one if there is one.
+    """The prefixes that cost nothing: the longest one of up to three layers, one of up to twelve, and one of up to a
+    quarter of all, as far as there are such.
 
-    Behind them comes the next shorter one, for networks that the others do harm.
+    The first of them comes again at the end without its last layer, for networks that the others do harm.
     """
-    free = {len(p.layers): p for p in _prefixes(calibration, lowered, prices) if p.slowdown <= _FREE}
-    short = [length for length in range(_SHORT, 0, -1) if length in free]
-    longer = [length for length in range(_LONG, _SHORT, -1) if length in free]
-    return [free[length] for length in (*short[:1], *longer[:1], *short[1:2])]
-
-
-def _prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> Iterator[Prefix]:
     layers = quantized_layers(calibration, lowered.rows)
+    free = {len(p.layers): p for p in _prefixes(layers, calibration, prices) if p.slowdown <= _FREE}
+    found: list[int] = []
+    for most in (_SHORT, _LONG, len(layers) // 4):
+        longest = max((length for length in free if length <= most), default=0)
+        if longest > max(found, default=0):
+            found.append(longest)
+    shorter = [length for length in range(found[0] - 1, 0, -1) if length in free] if found else []
+    return [free[length] for length in (*found, *shorter[:1])]
+
+
+def _prefixes(layers: Sequence[Layer], calibration: Calibration, prices: Prices) -> Iterator[Prefix]:
     cost = {layer.name: priced(layer, calibration, prices) for layer in layers}
     whole = sum(price.in_int8 for price in cost.values())
     extra = 0.0
     names: list[str] = []
     first = takewhile(lambda layer: layer.op_type == "Conv", layers)  # products gain time from the first one on
-    for layer in islice(first, min(_LONG, len(layers) // 2)):
+    for layer in islice(first, max(min(_LONG, len(layers) // 2), len(layers) // 4)):
         work = work_of(layer, calibration)
         names.append(layer.name)
         extra += cost[layer.name].in_float - cost[layer.name].in_int8
