@@ -116,7 +116,7 @@ class OutputJudge:
         joined = dict.fromkeys(part.output for part in found if part.tensors != (part.output,))
         self._labels = {name: _Labels(model, [p for p in found if p.output == name]) for name in joined}
         self._samples = samples
-        session = open_session(copy, quiet())
+        session = open_session(copy, quiet(), own_model=True)
         kinds = {output.name: output.type for output in session.get_outputs()}
         self.parts = tuple(part for part in found if kinds[part.output] in FLOAT_TYPES)
         self._exact = [_run(session, feed) for feed in samples]

@@ -70,7 +70,9 @@ def run_showing(
     """
     options, cannot = quiet(session_options(), threads=max(1, processors() // workers)), "run the model for calibration"
     with shown_tensors.showing(readers) as numbers:
-        session = open_session(show_tensors(model, numbers), options, cannot=cannot, error=CalibrationError)
+        session = open_session(
+            show_tensors(model, numbers), options, cannot=cannot, error=CalibrationError, own_model=True
+        )
         with closing(run_side_by_side(partial(run, session), items, workers)) as runs:
             for item, running in runs:
                 yield item, running.result()

@@ -60,5 +60,6 @@ def open_deployed(
         providers=providers,
         disabled_optimizers=_INEXACT_OPTIMIZERS,
         own_options=False,
+        own_model=True,
         path=path,
     )

@@ -50,12 +50,13 @@ def open_session(
     providers: Sequence[Any] | None = None,
     disabled_optimizers: Sequence[str] = (),
     own_options: bool = True,
+    own_model: bool = False,
     path: Path | None = None,
 ) -> ort.InferenceSession:
     """A session that runs `model`: one in memory, the bytes of one, or a file. Without providers it is on the CPU.
 
-    own_options: whether `options` are for this session alone, and may be changed. path: where a model in memory came
-    from.
+    own_options, own_model: whether `options` and a model in memory are for this session alone, and may be changed.
+    path: where a model in memory came from.
 
     A large model in memory goes through a temporary file as long as the session opens, in the folder of `path` if the
     system's has no room. Raises `error` with the text "ONNX Runtime cannot <cannot>: <its reason>", or OutputError if
@@ -80,7 +81,8 @@ def open_session(
         give_back()
     lendable = _lendable(model) if own_options or options is None else {}
     if _fits(model, lendable):
-        inline, lent = _lend(model, lendable)
+        inline = model if own_model else model.clone()
+        lent = _lend(inline, lendable)
         if lent:
             chosen.add_external_initializers(list(lent), list(lent.values()))
         opened = session(ir.to_proto(inline).SerializeToString())
@@ -97,13 +99,16 @@ def open_session(
         return session(str(file))
 
 
-def open_exact_session(model: ir.Model) -> ort.InferenceSession:
-    """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do."""
+def open_exact_session(model: ir.Model, *, own_model: bool = False) -> ort.InferenceSession:
+    """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do.
+
+    own_model: whether the model is for this session alone, and may be changed.
+    """
     options = quiet()
     options.add_session_config_entry("session.x64quantprecision", "1")
-    apart = model.clone()
+    apart = model if own_model else model.clone()
     copy_shared_weights(apart)
-    return open_session(apart, options)
+    return open_session(apart, options, own_model=True)
 
 
 def run_feed(
@@ -146,15 +151,14 @@ def _fits(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> bool:
     return rest <= MAX_INLINE_BYTES and computed <= _MOST_COMPUTED * MAX_INLINE_BYTES
 
 
-def _lend(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> tuple[ir.Model, dict[str, ort.OrtValue]]:
-    """A copy of `model` without these initializers, and their values: the runtime takes them from where they are, and
-    not from a serialized model that would be written and parsed first."""
-    copy = model.clone()
+def _lend(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> dict[str, ort.OrtValue]:
+    """Take these initializers out of `model`; their values: the runtime takes them from where they are, and not from a
+    serialized model that would be written and parsed first."""
     lent: dict[str, ort.OrtValue] = {}
-    for graph in copy.graphs():
+    for graph in model.graphs():
         for name, value in graph.initializers.items():
             tensor = value.const_value
-            if graph is copy.graph and name in lendable:
+            if graph is model.graph and name in lendable:
                 array = np.require(array_of(lendable[name]), requirements=["C", "ALIGNED"])
                 lent[name] = ort.OrtValue.ortvalue_from_numpy(array)
                 place = ir.ExternalTensor(
@@ -163,7 +167,7 @@ def _lend(model: ir.Model, lendable: Mapping[str, ir.TensorProtocol]) -> tuple[i
                 value.const_value = place
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(array_of(tensor).copy(), tensor.dtype, name=tensor.name)
-    return copy, lent
+    return lent
 
 
 def _one_line(reason: Exception) -> str:

@@ -83,7 +83,7 @@ class Lowered(ABC):
 
         model: a copy of `model()` that shows more outputs, which is used up.
         """
-        return open_exact_session(self.model() if model is None else model)
+        return open_exact_session(self.model() if model is None else model, own_model=model is not None)
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         """The tensors whose ranges may be chosen; none where the target leaves no choice."""

@@ -133,7 +133,7 @@ class EvaluatorGoal:
         target_accuracy: float | None,
     ) -> EvaluatorGoal:
         """The float model is evaluated for it. Raises ArgumentTypeError."""
-        exact = _scores(evaluator(open_session(quantized.calibration.source.source.model.clone())))
+        exact = _scores(evaluator(open_session(quantized.calibration.source.source.model.clone(), own_model=True)))
         reference = _mean(exact)
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
         return cls(evaluator=evaluator, reference=reference, required=required, _exact=exact, _values=[reference])

@@ -121,7 +121,7 @@ class _Search:
         plain = same_function(self.quantized, samples)
         if plain is None:
             return False
-        changed = open_session(self.quantized.calibration.source.model.clone())
+        changed = open_session(self.quantized.calibration.source.model.clone(), own_model=True)
         self.most -= 1
         hinders = not self.goal.leaves_room(changed)
         with_it, before = self.quantized, self.evaluations[0].value

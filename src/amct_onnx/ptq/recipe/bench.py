@@ -172,10 +172,11 @@ class Bench:
         return tuning
 
     def share_of(self, model: ir.Model, best: Candidate) -> float:
-        """The noise of a model of standard operators as a share of that of `best`; a few samples are enough for it."""
+        """The noise of a model of standard operators, which is used up, as a share of that of `best`; a few samples are
+        enough for it."""
         if self.judge is None:
             return 0.0
-        alone = self.judge.scores_of(open_exact_session(model), most=_SHARE_SAMPLES)
+        alone = self.judge.scores_of(open_exact_session(model, own_model=True), most=_SHARE_SAMPLES)
         together = self.judged(best).first(_SHARE_SAMPLES)
         return min(1.0, float(10 ** ((together.decibels - alone.decibels) / 10)))
 
