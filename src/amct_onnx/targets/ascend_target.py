@@ -28,7 +28,7 @@ from amct_onnx.graph.recurrent import RECURRENT_OPS
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QSpec
-from amct_onnx.numerics.settings import Mse, Settings
+from amct_onnx.numerics.settings import Ifmr, Mse, Settings
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.observe.collectors import activation_factors
@@ -104,6 +104,7 @@ class AscendTarget(Target):
     """Ascend chips, by `ASCEND`, their table."""
 
     name = ASCEND.name
+    usual = Ifmr()
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         decisions = layer_decisions(source.facts, _settings(source.facts, request, {}))
@@ -264,7 +265,8 @@ def _activation(
 ) -> dict[str, Any]:
     """The fields of a record for a tensor whose factors come from what `values` held."""
     request = calibration.request
-    solver = request.algorithm or (Mse() if request.settings is None else tensor.activation.solver)
+    found = calibration.tuning.algorithm or Mse()
+    solver = request.algorithm or (found if request.settings is None else tensor.activation.solver)
     settings = replace(tensor.activation, solver=solver)
     key, known = (tuple(value.name for value in values), settings), calibration.solved.activations
     try:

@@ -187,7 +187,9 @@ class PlanSolver:
         request, symmetric = self._calibration.request, self._table.activation.symmetric
         layer = request.layer(readers)
         if layer is None:
-            return ActivationSettings(asymmetric=not symmetric, solver=request.algorithm or Mse())
+            return ActivationSettings(
+                asymmetric=not symmetric, solver=request.algorithm or self._calibration.tuning.algorithm or Mse()
+            )
         solver = request.algorithm or layer.activation.solver
         return ActivationSettings(asymmetric=layer.activation.asymmetric and not symmetric, solver=solver)
 

@@ -19,6 +19,7 @@ from amct_onnx.files.onnx_file import save_model_file
 from amct_onnx.graph.access import all_nodes, is_op
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.numerics.grid import QParams
+from amct_onnx.numerics.settings import ActivationSolver
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.session import open_exact_session, open_session
 from amct_onnx.targets.calibration import Calibration
@@ -96,7 +97,7 @@ class Target(ABC):
     name: what users call it. adds_bias: a layer without a bias may get one. runs_here: ONNX Runtime runs its files on
     this machine as it will elsewhere, so they are measured. packs_weights: it has products whose weights alone are in
     few bits. dynamic: it has products that quantize activations as they come. prices: what layers cost in float and in
-    int8, None where nobody has measured that.
+    int8, None where nobody has measured that. usual: how its own tool finds ranges, which the recipe tries as well.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Target(ABC):
     runs_here = False
     packs_weights = False
     prices: Prices | None = None
+    usual: ActivationSolver | None = None
     dynamic = False
 
     @abstractmethod

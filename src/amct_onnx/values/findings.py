@@ -12,6 +12,7 @@ from amct_onnx.errors import ArgumentError
 from amct_onnx.numerics.arrays import Doubles, Floats, Int8s
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import quantize
+from amct_onnx.numerics.settings import ActivationSolver
 
 Effort = Literal["fast", "default", "best"]
 EFFORTS: tuple[Effort, ...] = ("fast", "default", "best")
@@ -74,7 +75,8 @@ class Step:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuning:
     """Ranges (low, high) of tensors and weights of layers that take the place of those that statistics give, and the
-    layers that stay in float, with the reason as a clause.
+    layers that stay in float, with the reason as a clause. `algorithm` finds the ranges of all other tensors, if there
+    is one and the user has named none.
 
     A range counts for a group of just those tensors, which it names; a weight only for channels whose scales are the
     same: other targets, settings and ranges may want others.
@@ -83,6 +85,7 @@ class Tuning:
     ranges: Mapping[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
     in_float: Mapping[str, str] = field(default_factory=dict)
+    algorithm: ActivationSolver | None = None
 
     def weight(self, layer: str, params: QParams, rows: Callable[[], Floats] | None = None) -> WeightGrid | None:
         """The weight of a layer, if it was rounded on this grid.

@@ -109,11 +109,11 @@ def test_where_a_first_quantization_is_noisy_the_last_number_is_that_of_the_resu
     data = images * np.where(np.arange(len(images)) < 24, 1, 8).astype(np.float32)[:, None, None, None]
     judges = data[::3]
     monkeypatch.setattr("amct_onnx.ptq.recipe.steps._LEAST_SHARE", 0.0)
-    step = amct_onnx.quantize(model, data, target=target).steps[-1]
+    step = amct_onnx.quantize(model, data, target=target, algorithm="mse").steps[-1]
     assert step.first
     assert " dB in a first quantization, +" in str(step)
     monkeypatch.setattr("amct_onnx.ptq.recipe.steps._SURE", step.after + 0.01)
-    result = amct_onnx.quantize(model, data, target=target)
+    result = amct_onnx.quantize(model, data, target=target, algorithm="mse")
     step = result.steps[-1]
     assert not step.first
     assert step.name == "calibration with all data"
@@ -178,6 +178,18 @@ def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
     amct_onnx.quantize(model, images)
     assert f"only {reached:.1f} dB above the noise of int8" in caplog.text
     assert "min_sqnr=60" in caplog.text
+
+
+def test_a_target_with_a_tool_of_its_own_tries_its_ranges(model: ir.Model, images: np.ndarray) -> None:
+    result = amct_onnx.quantize(model, images, target="ascend")
+    (step,) = (step for step in result.steps if step.name == "ranges by ifmr")
+    assert step.kept == (step.after - step.before > step.error)
+    assert (result.calibration.tuning.algorithm is not None) == step.kept
+    named = amct_onnx.quantize(model, images, target="ascend", algorithm="mse")
+    assert not [step for step in named.steps if step.name == "ranges by ifmr"]
+    elsewhere = amct_onnx.quantize(model, images)
+    assert not [step for step in elsewhere.steps if step.name == "ranges by ifmr"]
+    assert result.to("openvino").calibration.tuning.algorithm is None
 
 
 def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:

@@ -9,8 +9,9 @@ the standard error of that gain. `PLANS` says what each effort tries.
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
    channels in front of matrix products (`graph.passes.smooth`), where the target has use for it. They are tried on a
    first quantization, calibrated with some of the samples alone.
-3. Scores on a grid, as a detector's: the extremes of the tensors in front of them as their ranges, once all data have
-   been seen. "best" only: ranges of activations that cost the outputs less (`ptq.recipe.ranges`).
+3. Once all data have been seen: ranges as the target's own tool finds them, where it has one; in front of scores on a
+   grid, as a detector's, the extremes of tensors as their ranges; "best" only: ranges of activations that cost the
+   outputs less (`ptq.recipe.ranges`).
 4. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
    if there was one.
@@ -83,6 +84,7 @@ class Recipe:
         """The calibrated model with those of the later steps that help."""
         bench = self.bench
         bench.best, bench.is_first = calibrated, False
+        bench.run("usual ranges", self._find_otherwise())
         bench.run("extremes of scores", self._widen())
         if self._reached is None:
             bench.run("ranges by what they cost the outputs", self._choose_ranges())
@@ -153,6 +155,13 @@ class Recipe:
                 yield Trial(name=name, make=partial(divided, factors))
                 if self.bench.found() is not start and not self._plan.thorough:
                     return
+
+    def _find_otherwise(self) -> Trials:
+        start, solver = self.bench.best, self.bench.target.usual
+        if start is None or solver is None or self.bench.request.algorithm is not None:
+            return
+        made = replace(start.calibration, tuning=replace(start.calibration.tuning, algorithm=solver))
+        yield Trial(name=f"ranges by {type(solver).__name__.lower()}", make=partial(_given, made))
 
     def _widen(self) -> Trials:
         start, judge = self.bench.best, self.bench.judge
