@@ -79,6 +79,7 @@ class QdqLowered(Lowered):
                     key=group.sources,
                     low=seen.minimum,
                     high=seen.maximum,
+                    span=_span(self.activations[group.tensors[0]]),
                     now=change(group, self.activations[group.tensors[0]]),
                     within=partial(within, group),
                 )
@@ -160,6 +161,12 @@ class QdqFamily(Target):
             rows={name: grid.params for name, grid in solved.weights.items() if name not in tied},
             notes=tuple(note for part in everything for note in part.notes),
         )
+
+
+def _span(grid: QParams) -> tuple[float, float]:
+    """The lowest and the highest value of the grid of a tensor."""
+    scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
+    return scale * (grid.spec.qmin - zero), scale * (grid.spec.qmax - zero)
 
 
 def _known(

@@ -9,9 +9,9 @@ the standard error of that gain. `PLANS` says what each effort tries.
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
    channels in front of matrix products (`graph.passes.smooth`), where the target has use for it. They are tried on a
    first quantization, calibrated with some of the samples alone.
-3. Once all data have been seen: ranges as the target's own tool finds them, where it has one; in front of scores on a
-   grid, as a detector's, the extremes of tensors as their ranges; "best" only: ranges of activations that cost the
-   outputs less (`ptq.recipe.ranges`).
+3. Once all data have been seen: the ranges of a first quantization, where rare values have made them worse; ranges as
+   the target's own tool finds them, where it has one; in front of scores on a grid, as a detector's, the extremes of
+   tensors as their ranges; "best" only: ranges of activations that cost the outputs less (`ptq.recipe.ranges`).
 4. Rounding of weights by GPTQ from the moments of their inputs, with biases that make up for what it does to the mean
    of a layer's outputs; "best" tries it without them, and AdaRound, as well. A first quantization serves to judge it,
    if there was one.
@@ -35,7 +35,7 @@ import numpy as np
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
-from amct_onnx.measure.output_judge import Scores
+from amct_onnx.measure.output_judge import Scores, gain
 from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.channel_factors import smooth_factors
 from amct_onnx.observe.channel_maxima import channel_maxima
@@ -54,7 +54,7 @@ from amct_onnx.values.findings import Tuning
 _PROMISE = 2.5
 _LEAST_SHARE = 0.1  # of the noise, which weights make: without it, half a decibel is gained
 # dB of a first quantization: behind fewer, the calibrated model is measured as well, which may have some dB less.
-_SURE = 20.0
+_SURE = 30.0
 _NEAR = (1, 3)  # layers in front of scores
 _OBJECT = 0.2  # a score that stands for something
 _log = logging.getLogger("amct_onnx.Quantize")
@@ -67,6 +67,7 @@ class Recipe:
     def __init__(self, bench: Bench) -> None:
         self.bench, self._plan = bench, bench.plan
         self._reached: Scores | None = None  # of a first quantization on which all was tried
+        self._ranges: dict[tuple[str, ...], tuple[float, float]] = {}  # of its tensors
 
     def prepare(self) -> tuple[FusedModel, Tuning]:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
@@ -78,6 +79,8 @@ class Recipe:
         if bench.best is not None and not self._plan.ranges:
             bench.run("rounding", self._round())
             self._reached = bench.scores()
+            if self._reached is not None and self._reached.decibels < _SURE:
+                self._ranges = {choice.key: choice.span for choice in bench.best.lowered.range_choices()}
         return bench.found(), bench.let_go()
 
     def tune(self, calibrated: Candidate) -> Candidate:
@@ -244,10 +247,14 @@ class Recipe:
         return self.bench.feeds(2 * self._plan.quick)
 
     def _measure(self) -> Trials:
-        now = self.bench.scores()
-        if self._reached is not None and now is not None:
-            self.bench.note("calibration with all data", self._reached, now, kept=True)
-        yield from ()
+        start, now = self.bench.best, self.bench.scores()
+        if start is None or now is None or self._reached is None:
+            return
+        self.bench.note("calibration with all data", self._reached, now, kept=True)
+        better, error = gain(now, self._reached)
+        if self._ranges and better > error:  # rare values, which more data show, cost all others
+            made = replace(start.calibration, tuning=replace(start.calibration.tuning, ranges=self._ranges))
+            yield Trial(name="ranges of the first samples", make=partial(_given, made))
 
 
 def _placed(prefix: Prefix, best: Candidate) -> Calibration:
