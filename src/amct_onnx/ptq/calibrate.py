@@ -24,6 +24,7 @@ from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
 
+_LATER = 24  # samples
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -53,14 +54,14 @@ def calibrate(
     prepared, tuning = recipe.prepare()
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
-    watched = _Watched(samples, total, rule, progress)
+    watched = _Watched(samples, total, rule, progress, samples.plan.memory if recipe.asks_later_data else 0)
     tensors = collect_statistics(source.model, observed, watched)
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
     solved = SolvedGrids(bench.solved_weights)
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
-    best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)))
+    best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), watched.later)
     tell(best.lowered.notes)
     used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
@@ -94,11 +95,19 @@ def tell(notes: Iterable[str]) -> None:
 
 
 class _Watched:
-    """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress."""
+    """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress.
 
-    def __init__(self, feeds: Iterable[Feed], total: int | None, rule: BatchRule, progress: Progress) -> None:
-        self._feeds, self._total, self._rule, self._progress = feeds, total, rule, progress
+    later: samples at equal distances among those behind the first ones, 24 at most and of `memory` bytes together; none
+    where that is 0.
+    """
+
+    def __init__(
+        self, front: FirstSamples, total: int | None, rule: BatchRule, progress: Progress, memory: int
+    ) -> None:
+        self._feeds, self._total, self._rule, self._progress = front, total, rule, progress
+        self._memory, self._place, self._distance = memory, -len(front.samples), 1
         self.first: Feed | None = None
+        self.later: list[Feed] = []
         self.samples = self.feeds = 0
 
     def __iter__(self) -> Iterator[Feed]:
@@ -106,7 +115,18 @@ class _Watched:
         for feed in self._feeds:
             if self.first is None:
                 self.first = self._rule.sample(feed, 0)
+            if self._memory:
+                self._keep(feed)
             yield feed
             self.samples += self._rule.rows(feed)
             self.feeds += 1
             self._progress("calibration", self.feeds / total if total else 0.0)
+
+    def _keep(self, feed: Feed) -> None:
+        for index in range(self._rule.count(feed)):
+            if self._place >= 0 and self._place % self._distance == 0:
+                self.later.append(self._rule.sample(feed, index))
+                size = sum(array.nbytes for sample in self.later for array in sample.values())
+                if len(self.later) > _LATER or size > self._memory:
+                    self.later, self._distance = self.later[::2], 2 * self._distance
+            self._place += 1

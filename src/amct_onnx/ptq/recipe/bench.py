@@ -41,7 +41,7 @@ class Trial:
     """What `make` makes of the best calibration so far; or, without it, why it is not tried.
 
     measured: the reason came from a measurement of the best so far. outputs: those parts of the outputs, by their
-    number, that have to gain; all have to where it is empty.
+    number, that have to gain; all have to where it is empty. also: other samples, on which it has to gain as well.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Trial:
     reason: str = ""
     measured: bool = False
     outputs: tuple[int, ...] = ()
+    also: Sequence[Feed] = ()
 
 
 Trials = Iterator[Trial]
@@ -111,7 +112,14 @@ class Bench:
             return
         better, error = gain(before, after)
         kept = better > error if not trial.outputs else better > -error and _gains(before, after, trial.outputs)
-        self.note(trial.name, before, after, kept=kept, error=error)
+        shown = before, after, error
+        if kept and trial.also:
+            others = OutputJudge(self.source.model, trial.also)
+            first, second = others.scores(best.lowered), others.scores(candidate.lowered)
+            better, error = gain(first, second)
+            kept = better > error
+            shown = shown if kept else (first, second, error)
+        self.note(trial.name, *shown[:2], kept=kept, error=shown[2])
         if kept:
             self.best, self._scores = candidate, after
 

@@ -83,17 +83,22 @@ class Recipe:
                 self._ranges = {choice.key: choice.span for choice in bench.best.lowered.range_choices()}
         return bench.found(), bench.let_go()
 
-    def tune(self, calibrated: Candidate) -> Candidate:
-        """The calibrated model with those of the later steps that help."""
+    @property
+    def asks_later_data(self) -> bool:
+        """Whether `tune` has use for samples behind the first ones."""
+        return bool(self._ranges)
+
+    def tune(self, calibrated: Candidate, later: Sequence[Feed] = ()) -> Candidate:
+        """The calibrated model with those of the later steps that help. later: samples behind the first ones."""
         bench = self.bench
         bench.best, bench.is_first = calibrated, False
+        if self._reached is not None and self._reached.decibels < _SURE:
+            bench.run("calibration with all data", self._measure(later))
         bench.run("usual ranges", self._find_otherwise())
         bench.run("extremes of scores", self._widen())
         if self._reached is None:
             bench.run("ranges by what they cost the outputs", self._choose_ranges())
             bench.run("rounding", self._round())
-        elif self._reached.decibels < _SURE:
-            bench.run("calibration with all data", self._measure())
         return bench.best
 
     def _place(self) -> Trials:
@@ -246,15 +251,15 @@ class Recipe:
         """Twice the samples of a first quantization: a few thousand positions of a layer show what it reads."""
         return self.bench.feeds(2 * self._plan.quick)
 
-    def _measure(self) -> Trials:
+    def _measure(self, later: Sequence[Feed]) -> Trials:
         start, now = self.bench.best, self.bench.scores()
         if start is None or now is None or self._reached is None:
             return
         self.bench.note("calibration with all data", self._reached, now, kept=True)
         better, error = gain(now, self._reached)
-        if self._ranges and better > error:  # rare values, which more data show, cost all others
+        if self._ranges and better > error:  # rare values cost all others, or the first samples are not like the rest
             made = replace(start.calibration, tuning=replace(start.calibration.tuning, ranges=self._ranges))
-            yield Trial(name="ranges of the first samples", make=partial(_given, made))
+            yield Trial(name="ranges of the first samples", make=partial(_given, made), also=later)
 
 
 def _placed(prefix: Prefix, best: Candidate) -> Calibration:
