@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.graph.constants import constant_tensor
-from amct_onnx.graph.layer_view import WEIGHT_OPS, as_layer
+from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, as_layer
 from amct_onnx.graph.tensors import shape_of
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.values.prices import Price, Prices, Work
@@ -80,13 +80,24 @@ def _price(node: ir.Node, outputs: int, shapes: Mapping[str, tuple[int, ...]], p
     if node.op_type not in WEIGHT_OPS:
         each = prices.elementwise.get(node.op_type) or Price(in_float=prices.moved, in_int8=prices.moved)
         return Price(in_float=outputs * each.in_float, in_int8=outputs * each.in_int8)
-    layer, weight = as_layer(node), _shape(node.inputs[1], shapes)
-    products = _operations(node, shapes) - _PER_ELEMENT * outputs
-    groups = layer.groups if layer is not None else 1
-    channels = layer.output_channels if layer is not None else weight[-1]
-    inputs = layer.input_channels // groups if layer is not None else weight[-2]
+    layer = as_layer(node)
+    if layer is not None:
+        return prices.of(work_of(layer, outputs))
+    products, weight = _operations(node, shapes) - _PER_ELEMENT * outputs, _shape(node.inputs[1], shapes)
     terms = max(1, products // max(1, outputs))
-    return prices.of(Work(outputs=outputs, terms=terms, channels=channels, inputs=max(1, inputs), groups=groups))
+    return prices.of(Work(outputs=outputs, terms=terms, channels=weight[-1], inputs=max(1, weight[-2])))
+
+
+def work_of(layer: Layer, outputs: float) -> Work:
+    """What a layer does to make so many elements."""
+    channels, groups = layer.output_channels, layer.groups
+    return Work(
+        outputs=outputs,
+        terms=math.prod(layer.shape) // max(1, channels),
+        channels=channels,
+        inputs=max(1, layer.input_channels // groups),
+        groups=groups,
+    )
 
 
 def operations(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -23,6 +23,7 @@ from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
+from amct_onnx.ptq.calibrate import _Watched
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.targets.calibration import SolvedGrids, SolvedWeights
@@ -184,8 +185,8 @@ def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
 def test_ranges_of_the_first_samples_stay_where_rare_values_would_cost_all_others(
     model: ir.Model, images: np.ndarray
 ) -> None:
-    many = np.concatenate([images, images, images])
-    many[120, :, 3, 3] = 400.0
+    many = np.concatenate([images] * 10)
+    many[301, :, 3, 3] = 400.0
     result = amct_onnx.quantize(model, many)
     steps = [step for step in result.steps if step.name == "ranges of the first samples"]
     assert [step.kept for step in steps] == [True]
@@ -193,6 +194,42 @@ def test_ranges_of_the_first_samples_stay_where_rare_values_would_cost_all_other
     plain = amct_onnx.quantize(model, many, effort="fast")
     assert judged(model, result, unseen) > judged(model, plain, unseen) + 10
     assert not [step for step in amct_onnx.quantize(model, images).steps if step.name == "ranges of the first samples"]
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_ranges_of_the_first_samples_do_not_stay_where_later_ones_are_larger(
+    model: ir.Model, images: np.ndarray, factor: int
+) -> None:
+    """All samples that the recipe keeps are faint ones; those behind them would be clipped."""
+    data = np.concatenate([images, images, factor * images])
+    result = amct_onnx.quantize(model, data)
+    (step,) = (step for step in result.steps if step.name == "ranges of the first samples")
+    assert not step.kept
+    assert step.after < step.before  # as the later samples see it
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    assert judged(model, result, factor * unseen) > 20
+
+
+def test_later_samples_are_those_behind_the_first_at_equal_distances(model: ir.Model) -> None:
+    rule = BatchRule.of(model_inputs(model))
+    found = []
+    for size in (1, 7, 100):
+        numbers = np.arange(700, dtype=np.float32).reshape(-1, 1, 1, 1)
+        feeds = (
+            {"x": np.broadcast_to(numbers[start : start + size], (len(numbers[start : start + size]), 3, 8, 8))}
+            for start in range(0, 700, size)
+        )
+        front = FirstSamples(feeds, rule, PLANS["default"])
+        watched = _Watched(front, None, rule, lambda *_: None, 1 << 30)
+        for _ in watched:
+            pass
+        found.append([int(sample["x"][0, 0, 0, 0]) for sample in watched.later])
+    assert found[0] == found[1] == found[2]
+    distances = np.diff(found[0])
+    assert found[0][0] == 96
+    assert (distances == distances[0]).all()
+    assert 12 <= len(found[0]) <= 24
+    assert found[0][-1] + distances[0] >= 700
 
 
 def test_a_target_with_a_tool_of_its_own_tries_its_ranges(model: ir.Model, images: np.ndarray) -> None:

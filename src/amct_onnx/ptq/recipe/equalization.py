@@ -13,7 +13,7 @@ from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.equalize import ChannelGroup
 from amct_onnx.numerics.arrays import Floats, Reals
 from amct_onnx.numerics.channel_factors import equalizing_factors, rounding_noise
-from amct_onnx.values.sensitivity import decibel
+from amct_onnx.numerics.sample_noise import decibel
 
 
 def group_factors(

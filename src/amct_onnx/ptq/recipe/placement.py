@@ -15,8 +15,9 @@ from amct_onnx.errors import StatisticsError
 from amct_onnx.graph.access import input_of
 from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.float_units import work_of
 from amct_onnx.targets.target import Lowered
-from amct_onnx.values.prices import Price, Prices, Work
+from amct_onnx.values.prices import Price, Prices
 
 _FREE = 0.005  # of the time of all layers in int8: what a prefix may cost more
 _SHORT, _LONG = 3, 12  # layers
@@ -65,10 +66,11 @@ def _prefixes(layers: Sequence[Layer], calibration: Calibration, prices: Prices)
     names: list[str] = []
     first = takewhile(lambda layer: layer.op_type == "Conv", layers)  # products gain time from the first one on
     for layer in islice(first, max(min(_LONG, len(layers) // 2), len(layers) // 4)):
-        work = work_of(layer, calibration)
         names.append(layer.name)
         extra += cost[layer.name].in_float - cost[layer.name].in_int8
-        yield Prefix(layers=tuple(names), slowdown=(extra + prices.cut * work.outputs) / max(whole, 1e-9))
+        yield Prefix(
+            layers=tuple(names), slowdown=(extra + prices.cut * _outputs(layer, calibration)) / max(whole, 1e-9)
+        )
 
 
 def quantized_layers(calibration: Calibration, rows: Collection[str]) -> list[Layer]:
@@ -80,7 +82,7 @@ def quantized_layers(calibration: Calibration, rows: Collection[str]) -> list[La
 
 def priced(layer: Layer, calibration: Calibration, prices: Prices) -> Price:
     """What a layer costs for one sample, with the operator that follows it."""
-    work = work_of(layer, calibration)
+    work = work_of(layer, _outputs(layer, calibration))
     price = prices.of(work)
     following = [prices.elementwise[op] for op in _behind(layer) if op in prices.elementwise]
     return Price(
@@ -95,21 +97,13 @@ def _behind(layer: Layer) -> Iterator[str]:
         yield use.node.op_type
 
 
-def work_of(layer: Layer, calibration: Calibration) -> Work:
-    """What a layer does for a sample, from the number of elements that it has read."""
+def _outputs(layer: Layer, calibration: Calibration) -> float:
+    """How many elements a layer makes of a sample, from the number of those that it has read."""
     samples = max(1, calibration.statistics.samples)
     try:
         elements = calibration.statistic([input_of(layer.node, 0)]).total
     except StatisticsError:  # nothing is known of its input
         elements = samples * layer.input_channels
-    positions = elements / samples / max(1, layer.input_channels)
-    steps = math.prod(layer.node.attributes.get_ints("strides", ()))
-    positions = positions * steps if layer.op_type == "ConvTranspose" else positions / steps
-    channels, groups = layer.output_channels, layer.groups
-    return Work(
-        outputs=positions * channels,
-        terms=math.prod(layer.shape) // max(1, channels),
-        channels=channels,
-        inputs=max(1, layer.input_channels // groups),
-        groups=groups,
-    )
+    positions, steps = elements / samples / max(1, layer.input_channels), layer.node.attributes.get_ints("strides", ())
+    turned = layer.op_type == "ConvTranspose"
+    return positions * layer.output_channels * math.prod(steps) ** (1 if turned else -1)
