@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import amct_onnx
+from amct_onnx.cli.calibration_options import CalibrationCommand
 from amct_onnx.cli.evaluator import calibrate, evaluator_script
-from amct_onnx.cli.options import CalibrationCommand
 from amct_onnx.data.raw_folders import BatchFiles, check_signature, find_batches
 from amct_onnx.errors import AmctError, DataError
 from amct_onnx.files.config_message import read_batch_num

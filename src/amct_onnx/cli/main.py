@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from amct_onnx._compat.log import start_log
-from amct_onnx.cli.options import ConvertCommand, parse
-from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
+from amct_onnx.cli.commands import parse
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     AMCT_LOG_FILE_LEVEL=DEBUG the file of the log.
     """
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        asked = parse(sys.argv[1:] if argv is None else argv)
     finally:
         _flush_output()
     try:
@@ -38,22 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     try:
         with _tidy_termination():
-            if isinstance(command, ConvertCommand):
-                import amct_onnx
-
-                amct_onnx.convert_qat_model(command.model, command.save_path)
-            elif isinstance(command, QuantizeCommand):
-                from amct_onnx.cli.quantize import run_quantize
-
-                run_quantize(command)
-            elif isinstance(command, SensitivityCommand):
-                from amct_onnx.cli.quantize import run_sensitivity
-
-                run_sensitivity(command)
-            else:
-                from amct_onnx.cli.calibration import run_calibration
-
-                run_calibration(command)
+            asked.run()
     except KeyboardInterrupt as signalled:
         terminated = isinstance(signalled, _Terminated)
         _log.error("Terminated." if terminated else "Interrupted.")

@@ -1,4 +1,4 @@
-"""Runs the commands `amct_onnx quantize` (one calibration, files for each target) and `amct_onnx sensitivity`."""
+"""Runs `amct_onnx quantize`: one calibration, files for each target, and a summary of what came of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
-from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
+from amct_onnx.cli.output import Output
+from amct_onnx.cli.quantize_options import QuantizeCommand
 from amct_onnx.errors import AmctError, listed
 from amct_onnx.progress import show_on_terminal
 from amct_onnx.ptq.quantized_model import QuantizedModel
@@ -17,7 +18,7 @@ _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of the
 _log = logging.getLogger("amct_onnx.Quantize")
 
 
-def run_quantize(command: QuantizeCommand) -> None:
+def run_quantize(command: QuantizeCommand, output: Output) -> None:
     """Quantize `command.model` and write the results. Raises AmctError, of one target after the others are written."""
     data = amct_onnx.load_statistics(command.statistics) if command.statistics is not None else command.data
     first = command.targets[0]
@@ -57,11 +58,6 @@ def _write(result: QuantizedModel, command: QuantizeCommand) -> None:
         _log.info("The file is saved in %s", file)
     for line in saved.report.lines() if saved.report is not None else ():
         _log.info("%s", line)
-
-
-def run_sensitivity(command: SensitivityCommand) -> None:
-    """Print the table of `sensitivity`. Raises AmctError."""
-    print(amct_onnx.sensitivity(command.model, command.data, progress=show_on_terminal, **command.arguments))
 
 
 def decision_lines(target: str, decisions: Sequence[Decision]) -> list[str]:

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 import amct_onnx
-from amct_onnx.cli.options import CalibrationCommand, ConvertCommand, parse
+from amct_onnx.cli.calibration_options import CalibrationCommand
+from amct_onnx.cli.commands import parse
+from amct_onnx.cli.convert_options import ConvertCommand
 from amct_onnx.data.input_texts import InputFolder
 
 BASE = ["calibration", "--model", "m.onnx", "--save_path", "out/m"]
@@ -16,7 +18,7 @@ DATA = ["--input_shape", "x:1,3", "--data_dir", "d/", "--data_types", "float32"]
 
 
 def calibration(*words: str) -> CalibrationCommand:
-    options = parse([*BASE, *words])
+    options = parse([*BASE, *words]).value
     assert isinstance(options, CalibrationCommand)
     return options
 
@@ -52,7 +54,7 @@ def test_data_options_become_inputs_in_order() -> None:
 def test_name_and_value_may_be_one_word_and_names_may_be_short() -> None:
     short = parse(
         ["calibration", "--m=m.onnx", "--s=out/m", "--i=x:1,3", "--data_d=d/", "--data_type=float32", "--b=3", "--c=q"]
-    )
+    ).value
     assert short == calibration(*DATA, "--batch_num", "3", "--calibration_config", "q")
 
 
@@ -67,7 +69,7 @@ def test_an_evaluator_needs_no_data() -> None:
 
 def test_convert() -> None:
     expected = ConvertCommand(model="q.onnx", save_path="out/")
-    assert parse(["convert", "--model", "q.onnx", "--save_path=out/"]) == expected
+    assert parse(["convert", "--model", "q.onnx", "--save_path=out/"]).value == expected
 
 
 @pytest.mark.parametrize(

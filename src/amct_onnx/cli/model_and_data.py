@@ -1,0 +1,50 @@
+"""The options that every command about a model and data has: the model, `--data`, and how data are read."""
+
+from __future__ import annotations
+
+import argparse
+
+from amct_onnx.cli.command import Parser
+from amct_onnx.data.options import DataOptions
+from amct_onnx.options import add_options
+
+SOLVING = ("settings", "algorithm", "skip_layers", "reduce_range")  # fields of QuantizeOptions that say how to solve
+
+
+def add_model(command: Parser) -> None:
+    """Declare the model, as a word of its own or as an option."""
+    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
+    command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def add_data(data: argparse._ArgumentGroup) -> None:
+    """Declare `--data` and the fields of DataOptions."""
+    data.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
+    )
+    add_options(data, DataOptions)
+
+
+def read_model(namespace: argparse.Namespace, command: Parser) -> str:
+    """The path of the model. Ends in `command.error` where there is none, or two."""
+    if (namespace.model is None) == (namespace.model_option is None):
+        command.error(f"give one model: {command.prog} model.onnx ...")
+    return str(namespace.model or namespace.model_option)
+
+
+def read_data(words: list[str], command: Parser) -> str | dict[str, str]:
+    """A path, or one for each input, from the words behind each `--data`. Ends in `command.error`."""
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0]
+    paths = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not name or not path:
+            command.error(f"--data {word!r}: several inputs are given as NAME=PATH, each with a --data of its own")
+        if name in paths:
+            command.error(f"--data: the input {name!r} is given twice")
+        paths[name] = path
+    return paths
