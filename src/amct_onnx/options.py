@@ -26,12 +26,13 @@ _WIDTH = 116  # of docstrings without their indentation
 class Flag:
     """How a command line gives the value of a field.
 
-    name: of the option, if it is not that of the field. help: what the option takes, if that is not what the field
+    name: of the option, if it is not that of the field. also: another name of the option. help: what the option takes, if that is not what the field
     means. example: a text that the option takes, which `--help` shows. read: makes the value of the text, and raises an
     AmctError or one of argparse's errors. switch: the option takes no text and makes the field True.
     """
 
     name: str = ""
+    also: str = ""
     help: str = ""
     metavar: str | None = None
     example: str = ""
@@ -62,7 +63,8 @@ def add_options(parser: argparse._ActionsContainer, kind: type, names: Sequence[
         how: dict[str, Any] = {"metavar": flag.metavar, "choices": flag.choices, "type": reader(flag.read)}
         if flag.switch:
             how = {"action": "store_true"}
-        parser.add_argument(flag.name or f"--{field.name}", dest=field.name, default=None, help=text, **how)
+        names_of_it = [flag.name or f"--{field.name}", *([flag.also] if flag.also else [])]
+        parser.add_argument(*names_of_it, dest=field.name, default=None, help=text, **how)
 
 
 def given_options(kind: type, namespace: argparse.Namespace) -> dict[str, Any]:

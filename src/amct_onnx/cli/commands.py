@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from amct_onnx.cli.convert_options import CONVERT
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QUANTIZE
 from amct_onnx.cli.sensitivity_options import SENSITIVITY
+from amct_onnx.words import of_the_command_line
 
 COMMANDS: Mapping[str, Command] = {command.name: command for command in (QUANTIZE, SENSITIVITY, CALIBRATION, CONVERT)}
 
@@ -29,7 +31,8 @@ class Asked:
 
     def run(self) -> None:
         """Do it. Raises AmctError."""
-        self.command.run(self.value, self.output)
+        with of_the_command_line() if self.command.shows else nullcontext():  # AMCT's commands have names of their own
+            self.command.run(self.value, self.output)
 
 
 def parse(argv: Sequence[str]) -> Asked:
@@ -41,9 +44,10 @@ def parse(argv: Sequence[str]) -> Asked:
     if words and not words[0].startswith("-"):
         _check_command(parser, words[0])
         _check_names(parsers[words[0]], words[1:])
-    namespace = parser.parse_args(words)
-    command, own = COMMANDS[namespace.command], parsers[namespace.command]
-    value = command.read(namespace, own)
+    with of_the_command_line():
+        namespace = parser.parse_args(words)
+        command, own = COMMANDS[namespace.command], parsers[namespace.command]
+        value = command.read(namespace, own)
     return Asked(command=command, value=value, output=_output(namespace, own))
 
 

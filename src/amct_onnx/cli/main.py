@@ -38,19 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _tidy_termination():
             asked.run()
+        _flush_output()
     except KeyboardInterrupt as signalled:
         terminated = isinstance(signalled, _Terminated)
         _log.error("Terminated." if terminated else "Interrupted.")
         return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
         _log.error("%s", _explain(error))
+        asked.output.document({"command": asked.command.name, "error": _explain(error)})
         _log.debug("The error came from:", exc_info=error)
         return FAILED
     return OK
 
 
 def _flush_output() -> None:
-    """Write help now. If it goes to a pipe that nobody reads any more, Python would complain when it ends."""
+    """Write what was said now. If it goes to a pipe that nobody reads any more, Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from amct_onnx.cli.command import Parser
+from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.options import DataOptions
-from amct_onnx.options import add_options
+from amct_onnx.data.preprocess_file import images_named
+from amct_onnx.errors import AmctError
+from amct_onnx.options import add_options, given_options
+from amct_onnx.words import given, of_images
 
 SOLVING = ("settings", "algorithm", "skip_layers", "reduce_range")  # fields of QuantizeOptions that say how to solve
 
@@ -26,6 +31,24 @@ def add_data(data: argparse._ArgumentGroup) -> None:
         help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
     )
     add_options(data, DataOptions)
+    add_options(data, ImageOptions)
+
+
+def read_data_options(namespace: argparse.Namespace, command: Parser) -> dict[str, Any]:
+    """The fields of DataOptions that were given; fields of ImageOptions change a preset or the file of one.
+
+    Ends in `command.error`.
+    """
+    arguments, changes = given_options(DataOptions, namespace), given_options(ImageOptions, namespace)
+    name = arguments.get("images")
+    if changes and name is None:
+        command.error(f"{of_images(next(iter(changes)))} changes a preset: name it, as {given('images', 'torch')}")
+    try:
+        if name is not None and (changes or name not in PRESETS):
+            arguments["images"] = images_named(name, **changes)
+    except AmctError as reason:
+        command.error(str(reason))
+    return arguments
 
 
 def read_model(namespace: argparse.Namespace, command: Parser) -> str:

@@ -6,8 +6,10 @@ The log has its own ways, stderr and a file. rich is imported when something is 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,22 +35,34 @@ class Output:
     def say(self, text: str = "") -> None:
         """Write a line of plain text for people, which wraps at the width of the terminal."""
         if self.is_text:
-            self._console().print(text, markup=False, highlight=False)
+            with _pipe_may_be_gone():
+                self._console().print(text, markup=False, highlight=False)
 
     def show(self, renderable: Any) -> None:
         """Write a table or another thing of rich for people."""
         if self.is_text:
-            self._console().print(renderable)
+            with _pipe_may_be_gone():
+                self._console().print(renderable)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Write the JSON document of `--json`; numbers that JSON does not have (NaN, infinity) are null."""
         if self.json:
-            print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False), file=sys.stdout)
+            with _pipe_may_be_gone():
+                print(json.dumps(_plain(document), indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
     def _console(self) -> Console:
         from rich.console import Console
 
         return Console(file=sys.stdout, soft_wrap=False)
+
+
+@contextmanager
+def _pipe_may_be_gone() -> Iterator[None]:
+    """Whoever read stdout may have enough of it, as `head`: the work goes on."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 import amct_onnx
@@ -10,8 +11,11 @@ from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QuantizeCommand
 from amct_onnx.errors import AmctError, listed
+from amct_onnx.files.whole_files import check_writable
 from amct_onnx.progress import show_on_terminal
-from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.quantized_model import QuantizedModel, check_results
+from amct_onnx.targets.table import TARGETS
+from amct_onnx.targets.target import without_suffix
 from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
@@ -20,6 +24,7 @@ _log = logging.getLogger("amct_onnx.Quantize")
 
 def run_quantize(command: QuantizeCommand, output: Output) -> None:
     """Quantize `command.model` and write the results. Raises AmctError, of one target after the others are written."""
+    _check_paths(command)
     data = amct_onnx.load_statistics(command.statistics) if command.statistics is not None else command.data
     first = command.targets[0]
     arguments = {**command.arguments, "target": first, "progress": show_on_terminal}
@@ -49,11 +54,24 @@ def run_quantize(command: QuantizeCommand, output: Output) -> None:
         raise failed[0]
 
 
+def _prefix(command: QuantizeCommand) -> str:
+    """The prefix of results; several targets cannot all have the name of one file."""
+    return command.save_path if len(command.targets) == 1 else without_suffix(command.save_path)
+
+
+def _check_paths(command: QuantizeCommand) -> None:
+    """Raise OutputError for what could not be written in the end."""
+    for target in command.targets:
+        check_results(TARGETS[target].files(_prefix(command)), command.model if os.path.exists(command.model) else None)
+    if command.save_statistics is not None:
+        check_writable(command.save_statistics)
+
+
 def _write(result: QuantizedModel, command: QuantizeCommand) -> None:
     """Write the files of one target, and tell what they are."""
     for line in decision_lines(result.target, result.decisions):
         _log.info("%s", line)
-    saved = result.save(command.save_path, inspect=command.report)
+    saved = result.save(_prefix(command), inspect=command.report)
     for file in saved.files:
         _log.info("The file is saved in %s", file)
     for line in saved.report.lines() if saved.report is not None else ():

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
-from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_model
+from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_data_options, read_model
 from amct_onnx.cli.output import Output
-from amct_onnx.data.options import DataOptions
 from amct_onnx.options import add_options, given_options
 from amct_onnx.ptq.options import TARGET_NAMES, QuantizeOptions
 
@@ -75,7 +74,7 @@ def _read(namespace: argparse.Namespace, command: Parser) -> QuantizeCommand:
         if target not in TARGET_NAMES:
             command.error(f"--target: {target!r} is unknown, use {', '.join(TARGET_NAMES)}")
     _check_goal(namespace, command, targets)
-    arguments = given_options(QuantizeOptions, namespace) | given_options(DataOptions, namespace)
+    arguments = given_options(QuantizeOptions, namespace) | read_data_options(namespace, command)
     return QuantizeCommand(
         model=model,
         save_path=namespace.save_path,

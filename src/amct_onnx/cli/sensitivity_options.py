@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
-from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_model
+from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_data_options, read_model
 from amct_onnx.cli.output import Output
-from amct_onnx.data.options import DataOptions
 from amct_onnx.options import add_options, given_options, positive_number
 from amct_onnx.ptq.options import QuantizeOptions
 
@@ -44,7 +43,7 @@ def _read(namespace: argparse.Namespace, command: Parser) -> SensitivityCommand:
     return SensitivityCommand(
         model=model,
         data=read_data(namespace.data, command),
-        arguments=given_options(QuantizeOptions, namespace) | given_options(DataOptions, namespace) | samples,
+        arguments=given_options(QuantizeOptions, namespace) | read_data_options(namespace, command) | samples,
     )
 
 

@@ -30,6 +30,7 @@ from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.words import given, named
 
 _AHEAD = 2  # batches of images that are decoded before somebody asks for them
 _MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
@@ -103,12 +104,14 @@ def open_data(
         if not array.shape[0]:
             raise DataError(f"{array.where}: is empty, its shape is {list(array.shape)}; give at least one sample")
     if options.images is not None and not any(isinstance(array, ImageArray) for array in opened.arrays.values()):
-        raise ArgumentError("images= is for folders of images, and the data are of another kind; leave it out")
+        raise ArgumentError(
+            f"{named('images')} is for folders of images, and the data are of another kind; leave it out"
+        )
     if options.dtypes and not any(parts.raw for parts in opened.parts.values()):
-        raise ArgumentError("dtypes= is for .bin files, and the data are of another kind; leave it out")
+        raise ArgumentError(f"{named('dtypes')} is for .bin files, and the data are of another kind; leave it out")
     rule = BatchRule.of(opener.inputs)
     if rule.fixed is not None and options.batch_size not in (None, rule.fixed):
-        opener.note(f"the model fixes the batch at {rule.fixed}, a batch_size of {options.batch_size} is not used")
+        opener.note(f"the model fixes the batch at {rule.fixed}, {given('batch_size', options.batch_size)} is not used")
     work = _Work(opener=opener, declared=rule, network=network, notes=notes)
     try:
         return (
@@ -149,7 +152,7 @@ def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
     fixed = value.shape[missing:] if missing in (0, 1) else None
     if fixed is None or any(-1 != dim != known for dim, known in zip(shape, fixed, strict=True) if known is not None):
         text = ["?" if dim is None else dim for dim in value.shape]
-        raise ArgumentError(f"shapes: {value.name!r} has the shape {list(shape)}, the model takes {text}")
+        raise ArgumentError(f"{named('shapes')}: {value.name!r} has the shape {list(shape)}, the model takes {text}")
     merged = tuple(known if known is not None or dim == -1 else dim for dim, known in zip(shape, fixed, strict=True))
     head = value.shape[:1]  # a batch that the model leaves open stays open: "1,3,320,320" is about the size
     return replace(value, shape=(*head, *merged[1 - missing :]))
@@ -191,7 +194,7 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
         cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
         chunks, total = iter([Chunk(where=where, arrays=whole)]), 1
         if work.declared.batched and not cut:
-            opener.note("the array is one feed, and batch_size= would cut it into several")
+            opener.note(f"the array is one feed, and {named('batch_size')} would cut it into several")
         if cut:
             rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
             size = size or _usual(cut)

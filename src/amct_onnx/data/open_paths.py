@@ -34,6 +34,7 @@ from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array
+from amct_onnx.words import either, given_for, named
 
 _RAW = ".bin"  # numbers without a header
 _KINDS = (".npy", ".npz", _RAW)
@@ -80,7 +81,9 @@ class DataOpener:
         wanted = fed_by_position(self.inputs)
         if len(wanted) > 1:
             text = ", ".join(repr(value.name) for value in wanted)
-            raise DataError(f"{what} is for a model of one input, this one takes {text}; give a dict of data by input")
+            several = " ".join(f"--data {value.name}=PATH" for value in wanted)
+            advice = either("give a dict of data by input", f"give {several}, or one .npz file")
+            raise DataError(f"{what} is for a model of one input, this one takes {text}; {advice}")
         return wanted[0]
 
     def check_complete(self, given: Iterable[str]) -> None:
@@ -174,7 +177,8 @@ class DataOpener:
     def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
         kind, arrays = _array_files(place)
         if kind == ".npz":
-            raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
+            how = either("as the data of the model", "as --data without a name")
+            raise DataError(f"{place}: a folder of .npz files holds all inputs, give it {how}")
         if kind is not None:
             if kind == ".npy" and len(arrays) == 1:  # all samples rather than one batch, which may be too large
                 return open_npy(arrays[0], scalar=value.shape == ())
@@ -240,7 +244,7 @@ class DataOpener:
     def _raw_type(self, value: ModelInput) -> str:
         dtype = (self.options.dtypes or {}).get(value.name, value.dtype)
         if not dtype:
-            raise ArgumentError(f"input {value.name!r}: the model does not say its type, give it in dtypes=")
+            raise ArgumentError(f"input {value.name!r}: the model does not say its type, give it in {named('dtypes')}")
         check_data_type(dtype)
         return dtype
 
@@ -251,7 +255,9 @@ class DataOpener:
             shape = [-1, *shape[1:]]  # a file may hold several of the model's batches
         if list(shape).count(-1) > 1:
             what = f"the model leaves more than one dimension open, {_RAW} files do not say them"
-            raise DataError(f"input {value.name!r}: {what}; give them in shapes={{{value.name!r}: ...}}, one may be -1")
+            raise DataError(
+                f"input {value.name!r}: {what}; give them in {given_for('shapes', value.name)}, one may be -1"
+            )
         return tuple(shape)
 
 
@@ -292,7 +298,7 @@ def _existing(path: object) -> Path:
             return place
     except (OSError, ValueError):  # too long; a NUL byte
         pass
-    raise DataError(f"{place}: the data do not exist, check the path")
+    raise DataError(f"{place}: the data do not exist, check the path{either('', ' of --data')}")
 
 
 def _array_files(folder: Path) -> tuple[str | None, list[Path]]:

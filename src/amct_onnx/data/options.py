@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.input_texts import parse_shapes, parse_types, split_pairs
 from amct_onnx.errors import ArgumentError, did_you_mean
 from amct_onnx.options import Flag, option, positive_number
+from amct_onnx.words import given, named
 
 if TYPE_CHECKING:
-    from amct_onnx.data.images import ImageOptions
     from amct_onnx.graph.inputs import ModelInput
 
-# The names of `images.PRESETS`, which is too heavy to be imported for `--help`; a test holds the two together.
-PRESET_NAMES = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
+PRESET_NAMES = tuple(PRESETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class DataOptions:
 
     images: ImageOptions | str | None = option(
         None,
-        f"how images are prepared: {', '.join(PRESET_NAMES)}",
-        "These are names of presets; an `ImageOptions` says everything itself. None guesses from the input of the "
-        "model, and `assumptions` of the result tell what was guessed.",
-        flag=Flag(metavar="PRESET", choices=PRESET_NAMES),
+        f"how images are prepared: {', '.join(PRESET_NAMES)}, or a file that says it",
+        "The file is a preprocess.toml or JSON with fields of `ImageOptions`, or a preprocessor_config.json of Hugging "
+        "Face; an `ImageOptions` says everything itself. None guesses for classifiers from the input of the model, and "
+        "`assumptions` of the result tell what was guessed.",
+        flag=Flag(name="--preset", also="--images", metavar="NAME"),
     )
     batch_size: int | None = option(
         None,
@@ -62,7 +63,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         for name, number in (("batch_size", self.batch_size), ("limit", self.limit)):
             if number is not None and number < 1:
-                raise ArgumentError(f"{name}={number} is no number of samples, give 1 or more")
+                raise ArgumentError(f"{given(name, number)} is no number of samples, give 1 or more")
 
     def check_names(self, inputs: Sequence[ModelInput]) -> None:
         """Raise ArgumentError for an option about an input that is not among `inputs`."""
@@ -71,7 +72,7 @@ class DataOptions:
             for key in getattr(self, option_name) or ():
                 if key not in known:
                     hint = did_you_mean(key, known, f"it has {', '.join(map(repr, known))}")
-                    raise ArgumentError(f"{option_name}: the model has no input {key!r}, {hint}")
+                    raise ArgumentError(f"{named(option_name)}: the model has no input {key!r}, {hint}")
 
     def key(self, name: str) -> str:
         """The name that the input `name` of the model has in the data."""

@@ -20,6 +20,7 @@ from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.run.session import open_session, quiet
 from amct_onnx.run.temporary_files import temporary_folder
+from amct_onnx.words import given
 
 Source = bytes | str | os.PathLike[str]
 
@@ -32,8 +33,7 @@ _SHOWN_LETTERS = 40
 # Below this the fixed cost of a kernel, about a microsecond or two, weighs as much as what it computes.
 _SMALL_MODEL = 1e-3
 _SATURATION = (
-    "This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow: pass reduce_range=True or deploy on "
-    "a CPU with VNNI."
+    "This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow: {} avoids it, or a CPU with VNNI."
 )
 
 
@@ -78,7 +78,7 @@ class RuntimeReport:
             lines.append("The quantized model is slower than the float one on this machine. Likely reasons:")
             lines += [f"  {reason}" for reason in self.slow_because[:_SHOWN_SLOW]]
         if self.saturates:
-            lines.append(_SATURATION)
+            lines.append(_SATURATION.format(given("reduce_range", True)))
         return lines
 
 

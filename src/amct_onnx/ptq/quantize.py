@@ -11,7 +11,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
@@ -35,6 +35,7 @@ from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weigh
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
+from amct_onnx.words import either, given, named
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
@@ -100,7 +101,9 @@ def quantize(
     }
     search = _wants_search(evaluator, goals)
     if full_int8 and max_slowdown is not None:
-        raise ArgumentError("full_int8 leaves nothing in float, and max_slowdown does: give one of them.")
+        raise ArgumentError(
+            f"{named('full_int8')} leaves nothing in float, and {named('max_slowdown')} does: give one of them."
+        )
     found, told = target_of(target), progress or silent
     effort = check_effort(effort)
     if dynamic:
@@ -108,7 +111,9 @@ def quantize(
     elif weight_only is not None:
         check_weight_only(weight_only, block_size, found, data, search=search)
     if search and isinstance(data, Statistics):
-        raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
+        raise ArgumentError(
+            f"A search for mixed precision runs samples: give {either('data', '--data')}, and not their statistics."
+        )
     source = FloatModel.open(model).prepared()
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
@@ -144,7 +149,10 @@ def quantize(
     run = calibrated(samples, feeds.total)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():
-        notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
+        notes.append(
+            "int8 kernels saturate on this CPU, and the search counts that; "
+            f"{given('reduce_range', True)} keeps it away"
+        )
     quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
     if max_slowdown is not None:
         return spend_time(
@@ -177,24 +185,27 @@ def _warn_of_noise(result: QuantizedModel) -> None:
 
 def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:
     """Whether a search is asked for. Raises ArgumentError or ArgumentTypeError where that is not clear."""
-    given = [name for name, value in goals.items() if value is not None]
-    for name in given:
+    asked = [name for name, value in goals.items() if value is not None]
+    for name in asked:
         if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
-            raise ArgumentTypeError(f"{name} must be a number, got {type(goals[name]).__name__}")
+            raise ArgumentTypeError(f"{named(name)} must be a number, got {type(goals[name]).__name__}")
         if goals[name] != goals[name]:
-            raise ArgumentError(f"{name} is NaN: give a number.")
-    if len(given) > 1:
-        raise ArgumentError(f"{' and '.join(given)} are different targets: give one of them.")
+            raise ArgumentError(f"{named(name)} is NaN: give a number.")
+    if len(asked) > 1:
+        raise ArgumentError(f"{' and '.join(map(named, asked))} are different targets: give one of them.")
     if evaluator is not None and not callable(evaluator):
         raise ArgumentTypeError(f"evaluator must be a function of a session, got {type(evaluator).__name__}")
-    judged = given[:1] in (["max_drop"], ["target_accuracy"])
+    judged = asked[:1] in (["max_drop"], ["target_accuracy"])
     if evaluator is None and judged:
-        raise ArgumentError(f"{given[0]} needs an evaluator, a function of a session; min_sqnr needs none.")
+        kind = either("a function of a session", "a script behind --evaluator")
+        raise ArgumentError(f"{named(asked[0])} needs an evaluator, {kind}; {named('min_sqnr')} needs none.")
     if evaluator is not None and not judged:
-        raise ArgumentError("An evaluator goes with max_drop or target_accuracy: give one of them.")
+        raise ArgumentError(
+            f"An evaluator goes with {named('max_drop')} or {named('target_accuracy')}: give one of them."
+        )
     if (goals["max_drop"] or 0) < 0:
-        raise ArgumentError(f"max_drop={goals['max_drop']} would be a gain: give 0 or more.")
+        raise ArgumentError(f"{given('max_drop', goals['max_drop'])} would be a gain: give 0 or more.")
     slowdown = goals["max_slowdown"]
     if slowdown is not None and slowdown < 1:
-        raise ArgumentError(f"max_slowdown={slowdown} would be faster than int8: give 1 or more, as 1.05.")
-    return bool(given)
+        raise ArgumentError(f"{given('max_slowdown', slowdown)} would be faster than int8: give 1 or more, as 1.05.")
+    return bool(asked)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ArgumentError, one_line
+from amct_onnx.errors import ArgumentError, OutputError, one_line
+from amct_onnx.files.whole_files import check_writable
 from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.grid import QParams
@@ -30,6 +31,14 @@ _LATENCY_SECONDS = 0.15  # a dozen runs each of a MobileNetV2; more would be fel
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _KEEP: Any = object()  # the default of an argument of `to`: as it was
+
+
+def check_results(files: Iterable[str], model: str | os.PathLike[str] | None) -> None:
+    """Raise OutputError for files that cannot be written, and for one that is the float `model` itself."""
+    for file in files:
+        check_writable(file)
+        if model is not None and os.path.exists(file) and os.path.samefile(file, model):
+            raise OutputError(f"{file}: is the float model itself, which would be lost; give another path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +140,13 @@ class QuantizedModel:
     def save(self, prefix: str | os.PathLike[str], *, inspect: bool = True) -> SavedModel:
         """Write the files of the target: `<prefix>_<target>.onnx`, or those of AMCT's save_model for ascend.
 
+        A prefix that ends in .onnx is the file itself; for ascend the suffix is left out.
+
         For target onnxruntime the model is then opened as the runtime optimises it, and measured beside the float model
-        on this machine, unless `inspect` is False. What goes wrong there is a warning. Raises OutputError; each file is
-        written whole or not at all.
+        on this machine, unless `inspect` is False. What goes wrong there is a warning. Raises OutputError, before the
+        work where it can be known, and where a file is that of the float model; each is written whole or not at all.
         """
+        check_results(TARGETS[self.target].files(os.fspath(prefix)), self.calibration.source.source.path)
         files = self.lowered.save(os.fspath(prefix))
         report = self._inspect(files[0]) if inspect and TARGETS[self.target].runs_here else None
         return SavedModel(files=files, report=report)

@@ -38,6 +38,7 @@ from amct_onnx.values.findings import Effort, Step
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
+from amct_onnx.words import either, given, named
 
 METHODS: Mapping[Effort, tuple[Method, ...]] = {"fast": (), "default": ("gptq",), "best": ("gptq", "adaround")}
 
@@ -52,16 +53,23 @@ _NAMES: Mapping[Method, str] = {"gptq": "GPTQ", "adaround": "AdaRound"}
 def check_weight_only(bits: Any, block_size: Any, target: Target, data: object, *, search: bool) -> None:
     """Raise ArgumentError for what a target does not have, for statistics instead of data, and for a search."""
     if search:
-        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
+        raise ArgumentError(
+            f"{named('weight_only')} does not search for mixed precision: leave out the target of accuracy."
+        )
     if not target.packs_weights:
         able = " or ".join(name for name, other in TARGETS.items() if other.packs_weights)
-        raise ArgumentError(f"weight_only needs target {able}, got {target.name}: leave one of them out.")
+        raise ArgumentError(
+            f"{named('weight_only')} needs {named('target')} {able}, got {target.name}: leave one of them out."
+        )
     if bits not in _BITS:
-        raise ArgumentError(f"weight_only={bits!r} bits: use 4 or 8.")
+        raise ArgumentError(f"{given('weight_only', bits)} bits: use 4 or 8.")
     if not isinstance(block_size, int) or block_size < _LEAST_BLOCK or block_size & (block_size - 1):
-        raise ArgumentError(f"block_size={block_size!r} is no power of two from {_LEAST_BLOCK} on, such as 32.")
+        raise ArgumentError(f"{given('block_size', block_size)} is no power of two from {_LEAST_BLOCK} on, such as 32.")
     if isinstance(data, Statistics):
-        raise ArgumentError("weight_only cannot use statistics of activations: give data, or None.")
+        raise ArgumentError(
+            f"{named('weight_only')} cannot use statistics of activations: "
+            + either("give data, or None.", "give --data, or none.")
+        )
 
 
 def quantize_weights(

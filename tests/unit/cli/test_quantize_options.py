@@ -7,8 +7,6 @@ import pytest
 from amct_onnx.cli.commands import parse
 from amct_onnx.cli.quantize_options import QuantizeCommand
 from amct_onnx.cli.sensitivity_options import SensitivityCommand
-from amct_onnx.data.images import PRESETS
-from amct_onnx.data.options import PRESET_NAMES
 from amct_onnx.ptq.options import ALGORITHM_NAMES, EFFORT_NAMES, TARGET_NAMES
 from amct_onnx.ptq.request import ALGORITHMS
 from amct_onnx.targets.table import TARGETS
@@ -26,7 +24,6 @@ def options(*words: str) -> QuantizeCommand:
 def test_the_names_are_those_of_the_layers_that_know_them() -> None:
     assert set(TARGET_NAMES) == set(TARGETS)
     assert set(ALGORITHM_NAMES) == set(ALGORITHMS)
-    assert set(PRESET_NAMES) == set(PRESETS)
     assert EFFORT_NAMES == EFFORTS
 
 

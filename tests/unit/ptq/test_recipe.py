@@ -245,7 +245,7 @@ def test_a_target_with_a_tool_of_its_own_tries_its_ranges(model: ir.Model, image
 
 
 def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:
-    with pytest.raises(ArgumentError, match="'high' is unknown, use one of fast, default, best"):
+    with pytest.raises(ArgumentError, match="'high' is unknown: use one of fast, default, best"):
         amct_onnx.quantize(model, images, effort="high")
 
 
@@ -350,7 +350,7 @@ def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) 
     text = """g (float[n,3,8,8] x) => (float[n,3,8,4] y) { y = MatMul(x, w) }"""
     model = filled(text, w=np.random.default_rng(0).standard_normal((8, 4)))
     (step,) = amct_onnx.quantize(model, images).steps
-    assert str(step) == 'rounding by gptq: not tried, no layer has a bias to correct; effort="best" tries it'
+    assert str(step) == "rounding by gptq: not tried, no layer has a bias to correct; effort='best' tries it"
     best = [step for step in amct_onnx.quantize(model, images, effort="best").steps if step.after is not None]
     assert "rounding by gptq" in {step.name for step in best}
 

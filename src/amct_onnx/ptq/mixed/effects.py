@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
@@ -35,6 +35,7 @@ from amct_onnx.targets.float_units import Unit, Units, float_price, operations, 
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
+from amct_onnx.words import given
 
 SAMPLES = 16
 FLOAT_PRICE = 3.0  # of a multiplication beyond int8, in those of int8: by the bytes of an activation
@@ -73,10 +74,12 @@ def sensitivity(
     """
     most, cheap = samples or SAMPLES, samples is None
     if samples is not None and samples < 1:
-        raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
+        raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     if isinstance(model, QuantizedModel) and data is None:
         if model.sample is None:
-            raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
+            raise ArgumentError(
+                "The model was quantized from statistics and has no sample: give {either('data', '--data')}."
+            )
         return measure(model, [model.sample], progress=progress).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).prepared()

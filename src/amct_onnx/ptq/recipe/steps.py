@@ -49,6 +49,7 @@ from amct_onnx.ptq.recipe.scores import extremes_near
 from amct_onnx.ptq.recipe.smoothing import outlier_inputs
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.values.findings import Tuning
+from amct_onnx.words import given, named
 
 # Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
 _PROMISE = 2.5
@@ -211,7 +212,7 @@ class Recipe:
         if start is None or not self._plan.rounding:
             return
         if self.bench.request.reduce_range:
-            yield Trial(name="rounding", reason="reduce_range chooses the integers of weights")
+            yield Trial(name="rounding", reason=f"{named('reduce_range')} chooses the integers of weights")
             return
         grids, biased = start.lowered.rows, _with_bias(start, adds_bias=self.bench.target.adds_bias)
         if grids and biased and not self._plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
@@ -222,7 +223,7 @@ class Recipe:
             if self._plan.thorough:
                 tries.append((f"rounding by {method}", frozenset()))
             if not tries:
-                reason = 'no layer has a bias to correct; effort="best" tries it'
+                reason = f"no layer has a bias to correct; {given('effort', 'best')} tries it"
                 yield Trial(name=f"rounding by {method}", reason=reason)
             before = self.bench.best
             for name, corrected in tries:
