@@ -26,9 +26,10 @@ _WIDTH = 116  # of docstrings without their indentation
 class Flag:
     """How a command line gives the value of a field.
 
-    name: of the option, if it is not that of the field. also: another name of the option. help: what the option takes, if that is not what the field
-    means. example: a text that the option takes, which `--help` shows. read: makes the value of the text, and raises an
-    AmctError or one of argparse's errors. switch: the option takes no text and makes the field True.
+    name: of the option, if it is not that of the field. also: another name of the option. help: what the option takes,
+    if that is not what the field means. example: a text that the option takes, which `--help` shows. read: makes the
+    value of the text, and raises an AmctError or one of argparse's errors. switch: the option takes no text and makes
+    the field True.
     """
 
     name: str = ""

@@ -17,6 +17,10 @@ from amct_onnx.cli.output import Output
 _EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
 
 
+class AlreadyTold(Exception):  # noqa: N818 (it ends the command, and is no news)
+    """Something failed, which the log has; other work of the command was done."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose `error` says how to get help."""
 

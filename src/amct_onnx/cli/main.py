@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from amct_onnx._compat.log import start_log
-from amct_onnx.cli.commands import parse
+from amct_onnx.cli.command import AlreadyTold
+from amct_onnx.cli.commands import Asked, parse
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         _flush_output()
     try:
-        start_log()
+        start_log(_level(asked))
     except AmctError as error:
         print(f"ERROR - [AMCT]:[Command]: {error}", file=sys.stderr)
         return FAILED
@@ -43,12 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminated = isinstance(signalled, _Terminated)
         _log.error("Terminated." if terminated else "Interrupted.")
         return TERMINATED if terminated else INTERRUPTED
+    except AlreadyTold:
+        return FAILED
     except Exception as error:
         _log.error("%s", _explain(error))
         asked.output.document({"command": asked.command.name, "error": _explain(error)})
         _log.debug("The error came from:", exc_info=error)
         return FAILED
     return OK
+
+
+def _level(asked: Asked) -> str:
+    """What stderr shows of the log: all of it, but for people who read a summary on the terminal, and for --quiet."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "WARNING" if asked.output.quiet or (asked.command.shows and is_terminal) else "INFO"
 
 
 def _flush_output() -> None:

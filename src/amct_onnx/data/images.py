@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +16,31 @@ from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.preprocess_file import images_named
 from amct_onnx.errors import ArgumentError, DataError, one_line
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array, Uint8s
 from amct_onnx.words import given, of_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = logging.getLogger("amct_onnx.Data")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _MARGIN = 256 / 224  # of the short side of an image to that of the crop, as torchvision and TensorFlow evaluate
 _SMALL = 64  # pixels; images for inputs up to that size (CIFAR) have just the size of the input, so nothing is cut off
 _USUAL_SIZE, _USUAL_BOX = 224, 416  # pixels, if the model leaves the size open; the second with a letterbox
 
 
-def image_options(value: ModelInput, images: ImageOptions | str | None, note: Callable[[str], None]) -> ImageOptions:
+def image_options(
+    value: ModelInput,
+    images: ImageOptions | str | None,
+    note: Callable[[str], None],
+    purpose: Purpose | None = None,
+) -> ImageOptions:
     """`images` with the size and layout of the input, where they leave these open.
 
-    `note` is told what was assumed. Raises ArgumentError for options that do not fit the input, and DataError for an
-    input that takes no images.
+    `note` is told what was assumed, and a warning says so where no preset is named. `purpose`: what the network is
+    likely to be, which then tells the preset. Raises ArgumentError for options that do not fit the input, and DataError
+    for an input that takes no images.
     """
     where, shape = f"input {value.name!r}", value.shape
     if shape is None or len(shape) != 4:
@@ -48,9 +57,10 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     elif images is not None:
         options, origin = images_named(images), f" (preset {images!r})"
     else:
-        of_colors = "torch" if value.dtype.startswith("float") or not value.dtype else "raw"
-        name = "luminance" if channels == 1 else of_colors
+        name, reason = _guess(value, channels, purpose)
         options, origin = PRESETS[name], f" (preset {name!r}, since no other was asked for)"
+        text = "No preset is named for the images: %s is assumed, since %s. Name it, or another one of %s."
+        _log.warning(text, given("images", name), reason, ", ".join(PRESETS))
     if channels not in (None, options.channels):
         preset = given("images", "luminance" if channels == 1 else "torch")
         hint = f"use {preset}, or {of_images('color')} L" if channels == 1 else f"use {preset}, or another one of three"
@@ -69,6 +79,28 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     options = replace(options, crop=(sizes[0], sizes[1]), layout=layout)
     note(f"input {value.name!r}: {describe(options)}, {layout}{origin}")
     return options
+
+
+def _guess(value: ModelInput, channels: int | None, purpose: Purpose | None) -> tuple[str, str]:
+    """The preset for images of which the user has said nothing, and why, as a clause.
+
+    Raises ArgumentError for a detector of nobody knows whom: a wrong guess would make it useless.
+    """
+    if not (value.dtype.startswith("float") or not value.dtype):
+        return "raw", f"the input takes {value.dtype}"
+    if channels == 1:
+        return "luminance", "the input has one channel"
+    if purpose is None:
+        return "torch", "it is the most usual one"
+    if purpose.preset:
+        return purpose.preset, purpose.reason
+    if purpose.kind == "detector":
+        raise ArgumentError(
+            f"input {value.name!r}: the model may be a detector, since {purpose.reason}, and how it takes images is "
+            f"not said: give {given('images', 'ultralytics')}, {given('images', 'yolox')} or another one of "
+            f"{', '.join(PRESETS)}, or a file that says it"
+        )
+    return "torch", f"it is the most usual one, though {purpose.reason}"
 
 
 def pixel_values(options: ImageOptions, dtype: np.dtype[Any]) -> Array:
@@ -135,6 +167,15 @@ def find_images(folder: Path) -> list[Path]:
     except OSError as reason:
         raise DataError(f"{reason.filename}: the folder cannot be read ({reason.strerror})") from None
     return sorted(found, key=lambda file: file.parts)
+
+
+def classes_of(files: Sequence[Path]) -> list[str]:
+    """What classes images seem to be of: those of one have a folder of their own, or names up to a last number.
+
+    One class where there are as many as images, or nearly: then these are no classes.
+    """
+    found = [str(file.parent / file.stem.rstrip("0123456789")) for file in files]
+    return found if len(set(found)) <= len(found) // 2 else [""] * len(found)
 
 
 def is_image(file: Path) -> bool:

@@ -5,6 +5,7 @@ A path may be a file, a folder of files, or a folder of one folder for each inpu
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,15 @@ from amct_onnx.data.arrays import (
     to_array,
 )
 from amct_onnx.data.batches import Note, fed_by_position
-from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
+from amct_onnx.data.images import (
+    IMAGE_SUFFIXES,
+    ImageArray,
+    classes_of,
+    find_images,
+    image_options,
+    is_image,
+    open_images,
+)
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
@@ -33,9 +42,11 @@ from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array
-from amct_onnx.words import either, given_for, named
+from amct_onnx.words import either, given, given_for, named
 
+_log = logging.getLogger("amct_onnx.Data")
 _RAW = ".bin"  # numbers without a header
 _KINDS = (".npy", ".npz", _RAW)
 _READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}"
@@ -75,6 +86,7 @@ class DataOpener:
     inputs: tuple[ModelInput, ...]
     options: DataOptions
     note: Note
+    purpose: Purpose | None = None
 
     def only(self, what: str) -> ModelInput:
         """The input that data without names belong to. `what` names the data in the error of a model with several."""
@@ -224,10 +236,14 @@ class DataOpener:
         if limit is None or limit >= len(files):
             return files
         self.note(f"{limit} of {len(files)} images are used, at equal distances in the order of their paths")
-        return [files[index * len(files) // limit] for index in range(limit)]
+        chosen = [files[index * len(files) // limit] for index in range(limit)]
+        known, used = set(classes_of(files)), dict(zip(files, classes_of(files), strict=True))
+        if len(known) > len(seen := {used[file] for file in chosen}):
+            _log.warning("Images of %d of %d classes are used: raise %s.", len(seen), len(known), given("limit", limit))
+        return chosen
 
     def _images(self, value: ModelInput, files: Sequence[Path], where: str) -> ImageArray:
-        options = image_options(value, self.options.images, self.note)
+        options = image_options(value, self.options.images, self.note, self.purpose)
         return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:

@@ -9,7 +9,7 @@ Jackknife Estimate of Variance", 1981).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,6 +26,7 @@ from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.targets.target import Lowered
 
 _NOTHING = 1e-12  # of the signal: less noise than this is that of float32
+Look = Callable[[Feed, Feed], None]
 NONE: Mapping[str, str] = MappingProxyType({})
 _FEW = 0.84  # close to the ratio of the quantiles of Student's and the normal distribution at one standard error
 _FAINT = 1e-3  # of the mean signal of samples: one that has less, as a picture without objects, is judged by this
@@ -135,23 +136,31 @@ class OutputJudge:
         top = max((float(exact[name].max(initial=-np.inf)) for exact in self._exact for name in names), default=0.0)
         return float(1 / (1 + np.exp(-top)))
 
-    def scores(self, lowered: Lowered) -> Scores:
-        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError."""
+    def scores(self, lowered: Lowered, look: Look | None = None) -> Scores:
+        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError.
+
+        look: is shown the outputs of the float network and of the model, for each sample.
+        """
         model = lowered.model().clone()
         shown = show_inputs(model, list(self._shown))
-        return self.scores_of(lowered.exact_session(model), shown)
+        return self.scores_of(lowered.exact_session(model), shown, look=look)
 
     def scores_of(
-        self, session: ort.InferenceSession, shown: Mapping[str, str] = NONE, most: int | None = None
+        self,
+        session: ort.InferenceSession,
+        shown: Mapping[str, str] = NONE,
+        most: int | None = None,
+        look: Look | None = None,
     ) -> Scores:
         """The same of a session, for all samples or the first of them. shown: the outputs that hold what a node reads,
         by the node's name."""
         samples = self._samples[:most]
-        rows = [
-            [self._part(part, feed, exact, found, shown) for part in self.parts]
-            for feed, exact in zip(samples, self._exact, strict=False)
-            for found in [_run(session, feed)]
-        ]
+        rows = []
+        for feed, exact in zip(samples, self._exact, strict=False):
+            found = _run(session, feed)
+            rows.append([self._part(part, feed, exact, found, shown) for part in self.parts])
+            if look is not None:
+                look(exact, found)
         table = np.array(rows, np.float64).reshape(len(samples), len(self.parts), 4)
         return Scores(noise=table[..., 0], signal=table[..., 1], inner_noise=table[..., 2], inner_signal=table[..., 3])
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
+from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
@@ -25,6 +28,8 @@ from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
 
 _LATER = 24  # samples
+_MEMORY = 16 << 20  # bytes of them, where nothing else judges what comes of the calibration
+_JUDGES = 16  # samples
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -54,8 +59,10 @@ def calibrate(
     prepared, tuning = recipe.prepare()
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
-    watched = _Watched(samples, total, rule, progress, samples.plan.memory if recipe.asks_later_data else 0)
+    memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
+    watched = _Watched(samples, total, rule, progress, memory)
     tensors = collect_statistics(source.model, observed, watched)
+    progress("calibration", 1.0)  # whose end nobody knew, perhaps
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
@@ -63,6 +70,7 @@ def calibrate(
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), watched.later)
     tell(best.lowered.notes)
+    judges = bench.judges() or watched.kept()
     used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
     if not any(decision.quantized for decision in best.lowered.decisions):
@@ -73,7 +81,12 @@ def calibrate(
         lowered=best.lowered,
         data=used,
         sample=watched.first,
+        judges=tuple(judges),
+        judges_held_out=bench.judge is not None,
         steps=tuple(bench.steps),
+        accuracy=measure_accuracy(
+            source.model, best.lowered, judges, held_out=bench.judge is not None, judge=bench.judge
+        ),
     )
 
 
@@ -121,6 +134,11 @@ class _Watched:
             self.samples += self._rule.rows(feed)
             self.feeds += 1
             self._progress("calibration", self.feeds / total if total else 0.0)
+
+    def kept(self) -> list[Feed]:
+        """Some of `later`, at equal distances, to judge the result with; the first sample where there are none."""
+        places = np.linspace(0, len(self.later), min(_JUDGES, len(self.later)), endpoint=False).astype(int)
+        return [self.later[place] for place in places] or ([] if self.first is None else [self.first])
 
     def _keep(self, feed: Feed) -> None:
         for index in range(self._rule.count(feed)):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.data.open_data import DataSource
+from amct_onnx.data.data_source import DataSource
 from amct_onnx.errors import AmctError, ArgumentError, DataError, ModelError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
@@ -27,7 +27,7 @@ from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.block_rounding import RoundedBlocks, chosen_blocks, learn_blocks, nearest_blocks
 from amct_onnx.ptq.held_out import Division, hold_out, spread_samples
-from amct_onnx.ptq.quantized_model import WeightOnlyModel
+from amct_onnx.ptq.quantized_model import QuantizedModel, WeightOnlyModel
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration
@@ -83,7 +83,7 @@ def quantize_weights(
     methods: Sequence[Method] = ("gptq",),
     settings: AdaRound | None = None,
     progress: Progress = silent,
-) -> WeightOnlyModel:
+) -> QuantizedModel:
     """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
 
     feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. methods: what is
@@ -125,6 +125,7 @@ def quantize_weights(
             blocks[name] = nearest_blocks(index.layer(name), solve)
             progress("rounding", done / len(layers))
     steps: tuple[Step, ...] = ()
+    judges: list[Feed] = []
     if sample is not None:
         judges = spread_samples(division.judge, rule)
         blocks, step = _proved(source.model, blocks, rounded, judges, methods)
@@ -143,7 +144,9 @@ def quantize_weights(
         data=used,
         sample=sample,
         steps=steps,
-    )
+        judges=tuple(judges),
+        judges_held_out=True,
+    ).measured()
 
 
 def _proved(

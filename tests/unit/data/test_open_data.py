@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
-from amct_onnx.data.open_data import DataSource, open_data
+from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import AmctError, ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput, model_inputs

@@ -18,6 +18,7 @@ from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.measure.rounded_network import RoundedNetwork, finite, power, side_by_side
 from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.sample_noise import is_wild, medians, pooled, typical
@@ -35,7 +36,7 @@ from amct_onnx.targets.float_units import Unit, Units, float_price, operations, 
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
-from amct_onnx.words import given
+from amct_onnx.words import either, given
 
 SAMPLES = 16
 FLOAT_PRICE = 3.0  # of a multiplication beyond int8, in those of int8: by the bytes of an activation
@@ -78,7 +79,7 @@ def sensitivity(
     if isinstance(model, QuantizedModel) and data is None:
         if model.sample is None:
             raise ArgumentError(
-                "The model was quantized from statistics and has no sample: give {either('data', '--data')}."
+                f"The model was quantized from statistics and has no sample: give {either('data', '--data')}."
             )
         return measure(model, [model.sample], progress=progress).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
@@ -91,7 +92,9 @@ def sensitivity(
         dtypes=dtypes,
         names=names,
     )
-    opened = open_data(data, model_inputs(source.model), data_options, FloatNetwork(source.model))
+    opened = open_data(
+        data, model_inputs(source.model), data_options, FloatNetwork(source.model), purpose_of(source.model)
+    )
     kept = SampleKeeper(opened, most=most)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted

@@ -92,11 +92,13 @@ class Bench:
             self._leave_out(step, self._problem)
         if self.judge is None:
             return
+        self.progress(step, 0.0)
         try:
             for trial in trials:
                 self._try(trial, self.judge)
         except _REASONS as reason:
             self._leave_out(step, str(reason))
+        self.progress(step, 1.0)
 
     def _try(self, trial: Trial, judge: OutputJudge) -> None:
         if trial.make is None:
@@ -141,6 +143,10 @@ class Bench:
         if self._scores is None:
             raise RuntimeError("nothing judges: no trial is made then")
         return self._scores
+
+    def judges(self) -> list[Feed]:
+        """The samples that judge; none where nothing does."""
+        return [] if self.judge is None else [self.samples.samples[index] for index in self.samples.judges()]
 
     def note(self, name: str, before: Scores, after: Scores, *, kept: bool, error: float = 0.0) -> None:
         one, two = before.decibels, after.decibels
