@@ -110,6 +110,7 @@ CALIBRATION = Command(
     name="calibration",
     summary="quantize a float model with calibration data",
     about="Quantize a float model with calibration data.",
+    usage="--model FILE --save_path PREFIX",
     declare=_declare,
     read=_read,
     run=_run,

@@ -7,6 +7,7 @@ Only what is light is imported there: `--help` must not wait for numpy or ONNX R
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,27 @@ from typing import Any, NoReturn
 
 from amct_onnx.cli.output import Output
 
-_EXIT_CODES = "exit code: 0 done, 1 an error (one ERROR line says what), 2 a wrong command line, 130 interrupted"
+_EXIT_CODES = "exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted"
+_LEFT, _WIDEST = 27, 100  # columns
 
 
 class AlreadyTold(Exception):  # noqa: N818 (it ends the command, and is no news)
     """Something failed, which the log has; other work of the command was done."""
+
+
+class _Help(argparse.HelpFormatter):
+    """One line for an option where that is enough, under one of its names, and paragraphs that keep their lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=_LEFT, width=min(shutil.get_terminal_size().columns, _WIDEST) - 1)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {action.metavar or '{' + ','.join(map(str, action.choices or ())) + '}'}"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(_Help, self)._fill_text(line, width, indent) for line in text.split("\n"))
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,15 +50,16 @@ class Parser(argparse.ArgumentParser):
 class Command:
     """One command of the command line.
 
-    summary: a line in `amct_onnx --help`. about: the first line of its own help. declare: adds its options to a parser.
-    read: makes a value of what was given, and ends in `parser.error` where that is wrong. run: does the work of the
-    value, and says on the output what came of it; raises AmctError. shows: it has a summary for people, so that it
-    takes `--quiet` and `--json`.
+    summary: a line in `amct_onnx --help`. about: the first line of its own help. usage: what has to be given. declare:
+    adds its options to a parser. read: makes a value of what was given, and ends in `parser.error` where that is wrong.
+    run: does the work of the value, and says on the output what came of it; raises AmctError. shows: it has a summary
+    for people, so that it takes `--quiet` and `--json`.
     """
 
     name: str
     summary: str
     about: str
+    usage: str
     declare: Callable[[Parser], None]
     read: Callable[[argparse.Namespace, Parser], Any]
     run: Callable[[Any, Output], None]
@@ -49,12 +67,18 @@ class Command:
 
     def add_to(self, commands: argparse._SubParsersAction[Parser]) -> Parser:
         """Its parser, made among the others."""
-        epilog = f"{_EXIT_CODES}. Options can be given as --name value or --name=value; names can be shortened."
-        parser = commands.add_parser(self.name, help=self.summary, description=self.about, epilog=epilog)
+        parser = commands.add_parser(
+            self.name,
+            help=self.summary,
+            description=self.about,
+            usage=f"amct_onnx {self.name} {self.usage} [options]",
+            epilog=f"{_EXIT_CODES}\noptions: --name value or --name=value; names can be shortened",
+            formatter_class=_Help,
+        )
         self.declare(parser)
         if self.shows:
-            parser.add_argument("--json", action="store_true", help="one JSON document on stdout in place of the text")
-            parser.add_argument("--quiet", action="store_true", help="no summary and no progress; warnings stay")
+            parser.add_argument("--json", action="store_true", help="a JSON document on stdout in place of text")
+            parser.add_argument("--quiet", action="store_true", help="no summary, no progress; warnings stay")
         return parser
 
 

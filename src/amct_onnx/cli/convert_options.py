@@ -38,6 +38,7 @@ CONVERT = Command(
     name="convert",
     summary="convert a model with QuantizeLinear and DequantizeLinear nodes",
     about="Convert a model of quantization-aware training, with QuantizeLinear and DequantizeLinear nodes.",
+    usage="--model FILE --save_path PREFIX",
     declare=_declare,
     read=_read,
     run=_run,

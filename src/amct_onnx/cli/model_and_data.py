@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
 
 from amct_onnx.cli.command import Parser
@@ -10,7 +11,7 @@ from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.preprocess_file import images_named
 from amct_onnx.errors import AmctError
-from amct_onnx.options import add_options, given_options
+from amct_onnx.options import add_options, given_options, listed_options
 from amct_onnx.words import given, of_images
 
 SOLVING = ("settings", "algorithm", "skip_layers", "reduce_range")  # fields of QuantizeOptions that say how to solve
@@ -18,7 +19,7 @@ SOLVING = ("settings", "algorithm", "skip_layers", "reduce_range")  # fields of 
 
 def add_model(command: Parser) -> None:
     """Declare the model, as a word of its own or as an option."""
-    command.add_argument("model", metavar="MODEL", nargs="?", help="the float model, an .onnx file")
+    command.add_argument("model", metavar="MODEL", nargs="?", help=argparse.SUPPRESS)
     command.add_argument("--model", dest="model_option", metavar="FILE", help=argparse.SUPPRESS)
 
 
@@ -28,10 +29,18 @@ def add_data(data: argparse._ArgumentGroup) -> None:
         "--data",
         metavar="PATH",
         action="append",
-        help="a folder of images, .npy or .bin files, a .npy or a .npz file; NAME=PATH, repeated, for several inputs",
+        help="images, .npy, .npz or .bin; NAME=PATH for each input",
     )
     add_options(data, DataOptions)
-    add_options(data, ImageOptions)
+    add_options(data, ImageOptions, hidden=True)
+
+
+def image_epilog() -> str:
+    """The options that change a preset, in a few lines."""
+    lines = textwrap.wrap("  ".join(listed_options(ImageOptions)).replace(" ", "\0").replace("\0\0", "  "), 78)
+    return "\n".join(["options that change the preset of the images:", *(f" {line}" for line in lines)]).replace(
+        "\0", " "
+    )
 
 
 def read_data_options(namespace: argparse.Namespace, command: Parser) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
-from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_data_options, read_model
+from amct_onnx.cli.model_and_data import (
+    SOLVING,
+    add_data,
+    add_model,
+    image_epilog,
+    read_data,
+    read_data_options,
+    read_model,
+)
 from amct_onnx.cli.output import Output
 from amct_onnx.options import add_options, given_options
 from amct_onnx.ptq.options import TARGET_NAMES, QuantizeOptions
@@ -41,22 +49,22 @@ def _declare(command: Parser) -> None:
     """Declare the options of the command `quantize`."""
     add_model(command)
     command.add_argument(
-        "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results: ./results/resnet101"
+        "--save_path", required=True, metavar="PREFIX", help="folder and prefix of the results, or one .onnx file"
     )
     command.add_argument(
         "--target",
         default=TARGET_NAMES[0],
         metavar="NAMES",
-        help=f"where the model will run: {', '.join(TARGET_NAMES)}; several with commas, from one calibration",
+        help=f"{', '.join(TARGET_NAMES)}; or several",
     )
     add_options(command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
-    command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
-    mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
+    command.add_argument("--no_report", action="store_true", help="measure neither accuracy again nor latency")
+    mixed = command.add_argument_group("mixed precision", None)
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
-    data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")
+    data = command.add_argument_group("data", image_epilog())
     add_data(data)
-    data.add_argument("--statistics", metavar="FILE", help="statistics that --save_statistics wrote; no data is run")
-    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration, as .npz")
+    data.add_argument("--statistics", metavar="FILE", help="what --save_statistics wrote; no data is run")
+    data.add_argument("--save_statistics", metavar="FILE", help="write the statistics of the calibration (.npz)")
 
 
 def _read(namespace: argparse.Namespace, command: Parser) -> QuantizeCommand:
@@ -141,7 +149,8 @@ def _run(command: Any, output: Output) -> None:
 QUANTIZE = Command(
     name="quantize",
     summary="quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
-    about="Quantize a model in one call: amct_onnx quantize model.onnx --data images/ --save_path out/m",
+    about="Quantize a model: amct_onnx quantize model.onnx --data photos/ --save_path out/m",
+    usage="MODEL --data PATH --save_path PREFIX",
     declare=_declare,
     read=_read,
     run=_run,

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
-from amct_onnx.cli.model_and_data import SOLVING, add_data, add_model, read_data, read_data_options, read_model
+from amct_onnx.cli.model_and_data import (
+    SOLVING,
+    add_data,
+    add_model,
+    image_epilog,
+    read_data,
+    read_data_options,
+    read_model,
+)
 from amct_onnx.cli.output import Output
 from amct_onnx.options import add_options, given_options, positive_number
 from amct_onnx.ptq.options import QuantizeOptions
@@ -32,7 +40,7 @@ def _declare(command: Parser) -> None:
         "--samples", type=positive_number, metavar="N", help="samples that effects are measured with (16, or as cheap)"
     )
     add_options(command, QuantizeOptions, SOLVING)
-    add_data(command.add_argument_group("data"))
+    add_data(command.add_argument_group("data", image_epilog()))
 
 
 def _read(namespace: argparse.Namespace, command: Parser) -> SensitivityCommand:
@@ -57,6 +65,7 @@ SENSITIVITY = Command(
     name="sensitivity",
     summary="what quantizing each layer does to the output of a model",
     about="Which layers cost accuracy: amct_onnx sensitivity model.onnx --data images/",
+    usage="MODEL --data PATH",
     declare=_declare,
     read=_read,
     run=_run,

@@ -28,7 +28,12 @@ class DataOptions:
         "The file is a preprocess.toml or JSON with fields of `ImageOptions`, or a preprocessor_config.json of Hugging "
         "Face; an `ImageOptions` says everything itself. None guesses for classifiers from the input of the model, and "
         "`assumptions` of the result tell what was guessed.",
-        flag=Flag(name="--preset", also="--images", metavar="NAME"),
+        flag=Flag(
+            help=f"how images are prepared: {', '.join(PRESET_NAMES)}, or a file",
+            name="--preset",
+            also="--images",
+            metavar="NAME",
+        ),
     )
     batch_size: int | None = option(
         None,
@@ -47,17 +52,29 @@ class DataOptions:
         None,
         "by input, the sizes that the model leaves open, and the shape of a .bin file",
         "A size of -1 stays open.",
-        flag=Flag(name="--input_shape", metavar="SHAPES", example='"name1:n1,c1,h1,w1;name2:..."', read=parse_shapes),
+        flag=Flag(
+            help="open sizes of inputs",
+            name="--input_shape",
+            metavar="SHAPES",
+            example="a:1,3,8,8;b:...",
+            read=parse_shapes,
+        ),
     )
     dtypes: Mapping[str, str] | None = option(
         None,
         "by input, the type of .bin files where it is not that of the model",
-        flag=Flag(name="--data_types", metavar="TYPES", example='"name1:float32;name2:int64"', read=parse_types),
+        flag=Flag(
+            help="types of .bin files",
+            name="--data_types",
+            metavar="TYPES",
+            example="a:float32;b:int64",
+            read=parse_types,
+        ),
     )
     names: Mapping[str, str] | None = option(
         None,
         "by input, the name that it has in the data where it is not that of the model",
-        flag=Flag(metavar="NAMES", example='"input_ids=ids_a;attention_mask=mask_a"', read=split_pairs),
+        flag=Flag(help="the names of inputs in the data", metavar="NAMES", example="input_ids=ids", read=split_pairs),
     )
 
     def __post_init__(self) -> None:
