@@ -52,10 +52,12 @@ def calibrate(
     bench = Bench(source, target, request, samples, progress)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
+    counted = None if bench.look is None or prepared is not source else bench.look.counted
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
-    watched = _Watched(samples, total, rule, progress, samples.plan.memory if recipe.asks_later_data else 0)
-    tensors = collect_statistics(source.model, observed, watched)
+    memory = samples.plan.memory if recipe.asks_later_data else 0
+    watched = _Watched(samples, total, rule, progress, memory, behind=counted is not None)
+    tensors = collect_statistics(source.model, observed, watched, counted=counted or {}, before=watched.feeds)
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
@@ -97,22 +99,30 @@ def tell(notes: Iterable[str]) -> None:
 class _Watched:
     """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress.
 
-    later: samples at equal distances among those behind the first ones, 24 at most and of `memory` bytes together; none
-    where that is 0.
+    behind: the first samples are counted, and do not come again. later: samples at equal distances among those behind
+    the first ones, 24 at most and of `memory` bytes together; none where that is 0.
     """
 
     def __init__(
-        self, front: FirstSamples, total: int | None, rule: BatchRule, progress: Progress, memory: int
+        self,
+        front: FirstSamples,
+        total: int | None,
+        rule: BatchRule,
+        progress: Progress,
+        memory: int,
+        *,
+        behind: bool = False,
     ) -> None:
         self._feeds, self._total, self._rule, self._progress = front, total, rule, progress
-        self._memory, self._place, self._distance = memory, -len(front.samples), 1
-        self.first: Feed | None = None
+        self._memory, self._distance, self._behind = memory, 1, behind
+        self.first: Feed | None = front.samples[0] if behind else None
         self.later: list[Feed] = []
-        self.samples = self.feeds = 0
+        self._place = 0 if behind else -len(front.samples)
+        self.samples, self.feeds = (front.count(), front.whole) if behind else (0, 0)
 
     def __iter__(self) -> Iterator[Feed]:
         total = self._total
-        for feed in self._feeds:
+        for feed in self._feeds.others() if self._behind else self._feeds.all():
             if self.first is None:
                 self.first = self._rule.sample(feed, 0)
             if self._memory:

@@ -29,6 +29,7 @@ from amct_onnx.numerics.weights.bias import bias_correction
 from amct_onnx.numerics.weights.second_order import Advance, covariances, round_rows
 from amct_onnx.observe.second_moments import collect_moments
 from amct_onnx.progress import Progress, silent
+from amct_onnx.run.memory import give_back
 from amct_onnx.run.round_layers import RoundingJob, round_layers
 from amct_onnx.run.threads import processors
 from amct_onnx.values.findings import WeightGrid
@@ -82,6 +83,7 @@ def round_weights(
         return RoundingJob(layer=first, solve=solve, size=len(sharing[first]))
 
     found = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+    give_back()
     return {name: grid for grids_of in found.values() for name, grid in grids_of.items()}
 
 
