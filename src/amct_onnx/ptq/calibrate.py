@@ -57,11 +57,12 @@ def calibrate(
     bench = Bench(source, target, request, samples, progress)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
+    counted = None if bench.look is None or prepared is not source else bench.look.counted
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
     memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
-    watched = _Watched(samples, total, rule, progress, memory)
-    tensors = collect_statistics(source.model, observed, watched)
+    watched = _Watched(samples, total, rule, progress, memory, behind=counted is not None)
+    tensors = collect_statistics(source.model, observed, watched, counted=counted or {}, before=watched.feeds)
     progress("calibration", 1.0)  # whose end nobody knew, perhaps
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
@@ -110,22 +111,30 @@ def tell(notes: Iterable[str]) -> None:
 class _Watched:
     """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress.
 
-    later: samples at equal distances among those behind the first ones, 24 at most and of `memory` bytes together; none
-    where that is 0.
+    behind: the first samples are counted, and do not come again. later: samples at equal distances among those behind
+    the first ones, 24 at most and of `memory` bytes together; none where that is 0.
     """
 
     def __init__(
-        self, front: FirstSamples, total: int | None, rule: BatchRule, progress: Progress, memory: int
+        self,
+        front: FirstSamples,
+        total: int | None,
+        rule: BatchRule,
+        progress: Progress,
+        memory: int,
+        *,
+        behind: bool = False,
     ) -> None:
         self._feeds, self._total, self._rule, self._progress = front, total, rule, progress
-        self._memory, self._place, self._distance = memory, -len(front.samples), 1
-        self.first: Feed | None = None
+        self._memory, self._distance, self._behind = memory, 1, behind
+        self.first: Feed | None = front.samples[0] if behind else None
         self.later: list[Feed] = []
-        self.samples = self.feeds = 0
+        self._place = 0 if behind else -len(front.samples)
+        self.samples, self.feeds = (front.count(), front.whole) if behind else (0, 0)
 
     def __iter__(self) -> Iterator[Feed]:
         total = self._total
-        for feed in self._feeds:
+        for feed in self._feeds.others() if self._behind else self._feeds.all():
             if self.first is None:
                 self.first = self._rule.sample(feed, 0)
             if self._memory:
@@ -136,9 +145,10 @@ class _Watched:
             self._progress("calibration", self.feeds / total if total else 0.0)
 
     def kept(self) -> list[Feed]:
-        """Some of `later`, at equal distances, to judge the result with; the first sample where there are none."""
-        places = np.linspace(0, len(self.later), min(_JUDGES, len(self.later)), endpoint=False).astype(int)
-        return [self.later[place] for place in places] or ([] if self.first is None else [self.first])
+        """Some of the first and of the later samples, at equal distances, to judge the result with."""
+        pool = [*self._feeds.samples, *self.later]
+        places = np.linspace(0, len(pool), min(_JUDGES, len(pool)), endpoint=False).astype(int)
+        return [pool[place] for place in places]
 
     def _keep(self, feed: Feed) -> None:
         for index in range(self._rule.count(feed)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -162,11 +162,9 @@ def test_help_names_every_option_and_fits_a_screen(
 
 
 def test_help_starts_at_once() -> None:
-    """Within 0.3 s on a machine that does nothing else; here one of three runs shows it."""
+    """Within 0.3 s of a processor: other work on the machine would count in the time of the clock."""
     words = [sys.executable, "-m", "amct_onnx", "quantize", "--help"]
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(words, capture_output=True, check=True, timeout=60)
-        took.append(time.perf_counter() - start)
-    assert min(took) < 0.3
+    before = os.times()
+    subprocess.run(words, capture_output=True, check=True, timeout=60)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3
