@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from amct_onnx.cli.output import Output
+from amct_onnx.errors import did_you_mean
 
 _EXIT_CODES = "exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted"
 _LEFT, _WIDEST = 27, 100  # columns
@@ -39,7 +40,14 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose `error` says how to get help."""
+    """A parser whose `error` says how to get help, and which name is like a wrong one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and isinstance(value, str):
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(value, known, f"use one of {', '.join(known)}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}, {hint}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
