@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from amct_onnx.cli.output import Output
+from amct_onnx.cli.output import Output, pipe_may_be_gone
 from amct_onnx.errors import did_you_mean
 
 _EXIT_CODES = "exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted"
@@ -94,4 +94,23 @@ def main_parser(version: str) -> Parser:
     """The parser of the command line without its commands."""
     parser = Parser(prog="amct_onnx", description="amct_onnx command line tools.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"amct_onnx {version}")
+    parser.add_argument(
+        "--completion", action=_Completion, metavar="SHELL", help="print what completes commands in a shell, as bash"
+    )
     return parser
+
+
+class _Completion(argparse.Action):
+    """Prints what makes a shell complete commands and options, and ends; shtab, an extra, writes it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
+        shell = arguments[1]
+        try:
+            import shtab
+        except ImportError:
+            parser.error('--completion needs the package shtab: pip install "amct-onnx[completion]"')
+        if shell not in shtab.SUPPORTED_SHELLS:
+            parser.error(f"--completion: {shell!r} is unknown, use one of {', '.join(shtab.SUPPORTED_SHELLS)}")
+        with pipe_may_be_gone():
+            print(shtab.complete(parser, shell), flush=True)
+        parser.exit()
