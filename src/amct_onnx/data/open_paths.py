@@ -112,7 +112,7 @@ class DataOpener:
         place = _existing(path)
         if place.suffix.lower() == ".npz" and place.is_file():
             return self.by_input(self._archive(place))
-        if place.suffix.lower() == TEXT_SUFFIX and place.is_file():
+        if place.suffix.lower() == TEXT_SUFFIX and place.is_file() and self._takes_texts():
             return self._texts(place)
         if not place.is_dir():
             return self.by_input({self.only(os.fspath(path)).name: place})
@@ -127,6 +127,9 @@ class DataOpener:
             keys_of_all = {self.options.key(value.name) for value in self.inputs}
             return OpenedData(items=_archives(files, keys_of_all), count=len(files))
         return self.by_input({self.only(os.fspath(path)).name: place})
+
+    def _takes_texts(self) -> bool:
+        return self.options.tokenizer is not None or all(value.dtype.startswith("int") for value in self.inputs)
 
     def _texts(self, place: Path) -> OpenedData:
         if self.options.tokenizer is None:

@@ -29,9 +29,10 @@ def measure_accuracy(
     classes, same = class_output(model), list[bool]()
 
     def look(exact: Feed, found: Feed) -> None:
-        if classes is not None and exact[classes].shape == found[classes].shape:
-            wanted, got = (outputs[classes].reshape(len(outputs[classes]), -1) for outputs in (exact, found))
-            same.extend((wanted.argmax(axis=1) == got.argmax(axis=1)).tolist() if wanted.size else ())
+        if classes is None or exact[classes].shape != found[classes].shape or not exact[classes].size:
+            return
+        wanted, got = (outputs[classes].reshape(len(outputs[classes]), -1) for outputs in (exact, found))
+        same.extend((wanted.argmax(axis=1) == got.argmax(axis=1)).tolist())
 
     try:
         known = judge or (OutputJudge(model, samples) if samples else None)
