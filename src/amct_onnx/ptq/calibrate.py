@@ -25,6 +25,7 @@ from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
 
 _LATER = 24  # samples
+_SPREAD, _SPREAD_BYTES = 8, 1 << 23  # samples to look at the result with
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -73,7 +74,9 @@ def calibrate(
         lowered=best.lowered,
         data=used,
         sample=watched.first,
+        samples=tuple(watched.spread),
         steps=tuple(bench.steps),
+        effort=effort,
     )
 
 
@@ -108,6 +111,8 @@ class _Watched:
         self._memory, self._place, self._distance = memory, -len(front.samples), 1
         self.first: Feed | None = None
         self.later: list[Feed] = []
+        self.spread: list[Feed] = []
+        self._counted, self._spread_distance = 0, 1
         self.samples = self.feeds = 0
 
     def __iter__(self) -> Iterator[Feed]:
@@ -117,10 +122,21 @@ class _Watched:
                 self.first = self._rule.sample(feed, 0)
             if self._memory:
                 self._keep(feed)
+            self._spread_out(feed)
             yield feed
             self.samples += self._rule.rows(feed)
             self.feeds += 1
             self._progress("calibration", self.feeds / total if total else 0.0)
+
+    def _spread_out(self, feed: Feed) -> None:
+        """Keep each sample in the beginning, later every second one, and so on: a few from all over the data."""
+        for index in range(self._rule.count(feed)):
+            if self._counted % self._spread_distance == 0:
+                self.spread.append(self._rule.sample(feed, index))
+                size = sum(array.nbytes for sample in self.spread for array in sample.values())
+                if len(self.spread) > 1 and (len(self.spread) > _SPREAD or size > _SPREAD_BYTES):
+                    self.spread, self._spread_distance = self.spread[::2], 2 * self._spread_distance
+            self._counted += 1
 
     def _keep(self, feed: Feed) -> None:
         for index in range(self._rule.count(feed)):

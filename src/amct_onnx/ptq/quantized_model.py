@@ -46,8 +46,9 @@ class QuantizedModel:
 
     `calibration`: what it was made from. `lowered`: what the target has made of it, all grids solved. `assumptions`:
     what was assumed of the calibration data. `data`: how much of it there was, and what was taken for a sample.
-    `sample`: one of these, to measure with. Both are None where there was no data. `precision`: the search that chose
-    which layers are quantized, None if there was none. `steps`: what a recipe tried.
+    `sample`: one of these, to measure with; both are None where there was no data. `samples`: a few from all over the
+    data. `precision`: the search that chose which layers are quantized, None if there was none. `steps`: what a recipe
+    tried. `effort`: what was spent on accuracy, "" where that is not known.
     """
 
     target: str
@@ -56,8 +57,10 @@ class QuantizedModel:
     assumptions: tuple[str, ...] = ()
     data: UsedData | None = None
     sample: Feed | None = None
+    samples: tuple[Feed, ...] = ()
     precision: MixedPrecision | None = None
     steps: tuple[Step, ...] = ()
+    effort: str = ""
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)

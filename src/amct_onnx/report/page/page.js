@@ -1,0 +1,105 @@
+// The rest of the page: summary, advice, recipe, details, and two runs side by side.
+const level = (x) => (x >= 30 ? ["good", "very close to float"] : x >= 20 ? ["good", "close to float"] : x >= 12 ? ["fair", "noisy: check your task"] : ["bad", "far from float: most tasks suffer"]);
+
+function drawSummary() {
+  const one = run(), accuracy = one.accuracy, runtime = one.runtime, worst = one.worst[0], quantized = one.layers.filter((l) => l.quantized).length;
+  fill("subtitle", [`${one.model.name} for ${one.target}`, one.data && `calibrated with ${one.data}`, plural(one.model.nodes, "node"), `${count(one.model.weights)} weights`, `opset ${one.model.opset}`].filter(Boolean).join(" · "));
+  const words = [];
+  if (known(accuracy.sqnr)) { const [kind, said] = level(accuracy.sqnr); words.push(h("b", { class: kind }, `${dB(accuracy.sqnr)}: ${said}. `)); }
+  else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
+  if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
+  const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
+  if (float) words.push("In float, ", h("b", {}, float.layers.join(", ")), ` would bring ${signed(float.gain)} dB. `);
+  if (next) words.push(`Try ${next.option}.`);
+  fill("verdict", words);
+  const tiles = [tile("Outputs", known(accuracy.sqnr) ? dB(accuracy.sqnr) : "–", known(accuracy.sqnr) ? `signal over noise of int8; ${plural(accuracy.samples, "sample")}, ${dB(Math.min(...accuracy.by_sample.filter(known)))} the worst` : "not measured", known(accuracy.sqnr) ? level(accuracy.sqnr)[0] : "")];
+  if (runtime) {
+    tiles.push(tile("Size", `${(runtime.bytes_before / Math.max(1, runtime.bytes_after)).toFixed(1)} × smaller`, `${bytes(runtime.bytes_before)} in float, ${bytes(runtime.bytes_after)} now`));
+    if (known(runtime.seconds_after)) {
+      const faster = runtime.seconds_before / runtime.seconds_after;
+      tiles.push(tile("Latency", faster >= 1 ? `${faster.toFixed(2)} × as fast` : `${(1 / faster).toFixed(2)} × slower`, `${time(runtime.seconds_before)} in float, ${time(runtime.seconds_after)} now; medians of ${runtime.runs} runs here`, faster < 0.98 ? "bad" : ""));
+    }
+  }
+  const kernels = runtime ? `; ${plural(sum(Object.values(runtime.integer)), "integer kernel")}, ${sum(Object.values(runtime.floating))} in float` : "";
+  tiles.push(tile("In integers", `${quantized} of ${one.layers.length}`, `layers that ${one.target} could quantize${kernels}`));
+  fill("tiles", tiles);
+  const warnings = [...one.notes];
+  if (runtime && runtime.slow_because.length) warnings.push(`Slower than the float model here: ${runtime.slow_because.join("; ")}.`);
+  if (runtime && runtime.saturates) warnings.push("This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow.");
+  if (accuracy.problem && known(accuracy.sqnr)) warnings.push(accuracy.problem);
+  fill("warnings", warnings.map((w) => h("p", { class: "note" }, w)));
+}
+const tile = (title, big, small, kind) => h("div", { class: "tile" }, h("h3", {}, title), h("span", { class: `big ${kind || ""}` }, big), h("p", { class: "quiet" }, small));
+
+function drawNext() {
+  const one = run(), shown = one.worst.slice(0, 8), most = shown.length ? shown[0].share : 1, accuracy = one.accuracy;
+  fill("worst", shown.map((l) => h("li", {}, h("button", { type: "button", "data-layer": l.name, onclick: () => openLayer(l.name) },
+    h("span", { class: "what" }, h("b", {}, l.name), h("span", { class: "quiet" }, `${l.op_type}${l.weight && known(l.from_weight) ? `, by its ${l.from_weight > 0.5 ? "weight" : "activation"}` : ""}`)),
+    h("span", { class: "track" }, h("span", { class: "fill", style: `width:${(100 * l.share / most).toFixed(1)}%` })), h("span", { class: "value" }, share(l.share))))));
+  const part = accuracy.measured_layers < one.layers.filter((l) => l.quantized).length ? `, for the ${accuracy.measured_layers} whose own error is largest` : "";
+  fill("worst-note", shown.length ? `What the outputs lose if only this layer is rounded, as a share of the sum${part}; measured on ${plural(accuracy.effect_samples, "sample")}. A click shows the layer.` : `Not measured${accuracy.problem ? `: ${accuracy.problem}` : ""}.`);
+  fill("advice", one.advice.length ? one.advice.map((a) => h("div", { class: "card", "data-kind": a.kind }, h("h3", {}, a.title),
+    known(a.gain) ? h("p", { class: "chips" }, h("span", { class: "chip good" }, `${signed(a.gain)} dB`), known(a.cost) ? h("span", { class: "chip" }, `about ${(100 * a.cost).toFixed(1)} % more time`) : null) : null,
+    h("p", {}, a.why), copyable(a))) : h("p", {}, "Nothing was found that would help: no single layer stands out, and effort and data are spent."));
+}
+
+function drawSteps() {
+  const one = run();
+  if (!one.steps.length) { fill("steps", h("p", { class: "quiet", style: "padding:.3rem .8rem;margin:.4rem 0" }, "Nothing: effort fast, settings of the user, or too few samples to judge with.")); return; }
+  const gains = one.steps.map((t) => (known(t.after) && known(t.before) ? t.after - t.before : null)), most = Math.max(0.5, ...gains.filter(known).map(Math.abs));
+  fill("steps", h("table", {}, h("thead", {}, h("tr", {}, ["Step", "Verdict", "Before", "After", "Gain", ""].map((t, i) => h("th", { scope: "col", class: i > 1 && i < 5 ? "n" : null }, t)))),
+    h("tbody", {}, one.steps.map((t, i) => h("tr", {}, h("td", { class: "text" }, t.name, t.reason ? h("div", { class: "quiet" }, t.reason) : null),
+      h("td", {}, known(t.after) ? h("span", { class: t.kept ? "good" : "bad" }, t.kept ? "✓ kept" : "✗ rejected") : h("span", { class: "quiet" }, "not tried")),
+      h("td", { class: "n" }, dB(t.before)), h("td", { class: "n" }, dB(t.after)), h("td", { class: "n" }, known(gains[i]) ? `${signed(gains[i])}${t.error ? ` ± ${t.error.toFixed(1)}` : ""}` : "–"), h("td", {}, known(gains[i]) ? gainBar(gains[i], most, t.kept) : ""))))));
+}
+function gainBar(gain, most, kept) {
+  const W = 120, middle = W / 2, wide = (Math.abs(gain) / most) * (middle - 2);
+  return s("svg", { viewBox: `0 0 ${W} 14`, width: W, height: 14, "aria-hidden": "true" }, s("line", { x1: middle, x2: middle, y1: 0, y2: 14, stroke: "var(--line)" }),
+    s("rect", { x: gain < 0 ? middle - wide : middle, y: 2, width: Math.max(1, wide), height: 10, rx: 2, fill: kept ? "var(--good)" : "var(--quiet)" }));
+}
+
+function drawDetails() {
+  const one = run(), r = one.runtime, list = (items) => h("ul", {}, items.map((i) => h("li", {}, i))), kinds = (counts) => Object.entries(counts).map(([k, n]) => `${n} ${k}`).join(", ") || "none";
+  const reasons = new Map();
+  for (const l of one.layers) if (!l.quantized) reasons.set(l.reason, [...(reasons.get(l.reason) || []), l.name]);
+  fill("facts",
+    h("div", {}, h("h3", {}, "Model and data"), h("dl", {}, [["Inputs", one.model.inputs.join("; ")], ["Outputs", one.model.outputs.join("; ")], ["Data", one.data || "none"], ["Assumed", one.assumptions.join("; ") || "nothing"], ["Recipe reached", known(one.accuracy.reached) ? `${dB(one.accuracy.reached)} on samples held out, by its own measure` : "–"]].map(([t, d]) => [h("dt", {}, t), h("dd", {}, d)])),
+      one.accuracy.search ? [h("h3", {}, "Search for mixed precision"), one.accuracy.search.split("\n").map((t) => h("p", {}, t))] : null,
+      reasons.size ? [h("h3", {}, "Layers that stayed in float"), list([...reasons].map(([why, names]) => `${names.length}: ${why || "no reason given"} (${names.slice(0, 4).join(", ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""})`))] : null),
+    h("div", {}, r ? [h("h3", {}, `ONNX Runtime ${r.version} on this machine`), h("dl", {}, [["Integer kernels", kinds(r.integer)], ["Float kernels", kinds(r.floating)], ["Conversions", `${r.conversions}, ${r.inner_conversions} of them inside the model`]].map(([t, d]) => [h("dt", {}, t), h("dd", {}, d)])),
+      r.stayed_float.length ? [h("h3", {}, "Nodes that run in float, and why"), list(r.stayed_float)] : null] : h("p", { class: "quiet" }, "The kernels were not looked at: this target's files do not run here as they do there, or nobody asked."),
+      h("h3", {}, "How to read it"), h("p", { class: "quiet" }, "dB is signal over noise: 10 dB less is ten times the noise power; 20 dB is one per cent of noise. Alone: only this layer is rounded, and its own result is compared. Accumulated: all layers are. Error share: what the outputs lose by this layer alone, of the sum over layers. ", `amct_onnx ${one.version}.`)));
+}
+
+function drawVersus() {
+  if (!TWO) return;
+  const [a, b] = RUNS, pick = [
+    ["Target", (r) => r.target], ["Outputs", (r) => dB(r.accuracy.sqnr), (r) => r.accuracy.sqnr, " dB"], ["Layers in integers", (r) => `${r.layers.filter((l) => l.quantized).length} of ${r.layers.length}`, (r) => r.layers.filter((l) => l.quantized).length, ""],
+    ["Size", (r) => (r.runtime ? bytes(r.runtime.bytes_after) : "–")], ["Latency", (r) => (r.runtime ? time(r.runtime.seconds_after) : "–")], ["Hurts most", (r) => (r.worst[0] ? `${r.worst[0].name}, ${share(r.worst[0].share)}` : "–")], ["Data", (r) => r.data || "none"],
+  ];
+  const changed = a.layers.filter((l) => b.byName.has(l.name) && b.byName.get(l.name).quantized !== l.quantized);
+  const nearer = a.layers.filter((l) => b.byName.has(l.name)).map((l) => [l, b.byName.get(l.name)]).filter(([x, y]) => known(x.together) && known(y.together)).sort(([x, y], [p, q]) => Math.abs(q.together - p.together) - Math.abs(y.together - x.together)).slice(0, 5);
+  fill("versus", h("h3", {}, "Two runs side by side"), h("div", { class: "wide" }, h("table", { id: "versus-table" }, h("thead", {}, h("tr", {}, ["", `A: ${a.title}`, `B: ${b.title}`, "B − A"].map((t) => h("th", { scope: "col" }, t)))),
+    h("tbody", {}, pick.map(([t, show, value, unit]) => h("tr", {}, h("th", { scope: "row" }, t), h("td", {}, show(a)), h("td", {}, show(b)), h("td", {}, value && known(value(a)) && known(value(b)) ? `${signed(value(b) - value(a), unit ? 1 : 0)}${unit}` : "")))))),
+    h("p", { class: "quiet" }, changed.length ? `In integers in one run only: ${changed.slice(0, 6).map((l) => l.name).join(", ")}${changed.length > 6 ? ` and ${changed.length - 6} more` : ""}. ` : "Both have the same layers in integers. ",
+      nearer.length ? `They differ most at ${nearer.map(([x, y]) => `${x.name} (${signed(y.together - x.together)} dB)`).join(", ")}.` : ""));
+  const choose = (i) => { state.run = i; closePanel(); drawAll(); };
+  byId("run-switch").hidden = false;
+  fill("run-switch", RUNS.map((r, i) => h("button", { type: "button", "aria-pressed": i === state.run ? "true" : "false", onclick: () => choose(i) }, `${LETTER[i]}: ${short(r.title, 24)}`)));
+}
+const closePanel = () => { if (!byId("panel").hidden) closeLayer(); };
+
+function drawAlong() { fill("along-chart", alongChart(byId("along-chart").clientWidth - 16)); }
+function drawAll() {
+  drawSummary(); drawVersus(); drawNext(); drawSteps(); drawDetails(); setUpTable(); drawAlong(); setUpMap();
+}
+byId("save-csv").onclick = saveCsv;
+byId("save-json").onclick = () => download(`${fileName("run")}.json`, "application/json", byId("data").textContent);
+byId("print").onclick = () => print();
+byId("along-svg").onclick = () => { const drawing = byId("along-chart").querySelector("svg"); if (drawing) downloadSvg(drawing, "along"); };
+addEventListener("keydown", (event) => { if (event.key === "Escape") closePanel(); });
+addEventListener("beforeprint", () => { tableState.all = true; drawTable(); });
+let resized = 0, wideBefore = innerWidth;
+addEventListener("resize", () => { if (innerWidth === wideBefore) return; wideBefore = innerWidth; clearTimeout(resized); resized = setTimeout(() => { drawAlong(); mapState.view = null; drawMap(); }, 120); });
+drawAll();
+document.documentElement.dataset.ready = "true";
