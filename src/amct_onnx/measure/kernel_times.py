@@ -31,7 +31,9 @@ class KernelTime:
     kernels: tuple[str, ...]
 
 
-def kernel_times(model: str | os.PathLike[str] | ir.Model, feed: Feed, *, budget: float = 0.3) -> Mapping[str, KernelTime]:
+def kernel_times(
+    model: str | os.PathLike[str] | ir.Model, feed: Feed, *, budget: float = 0.3
+) -> Mapping[str, KernelTime]:
     """The medians over some runs of `feed` within about `budget` seconds, by the node's name in the file.
 
     Raises FileMissingError, ModelFileError, ModelError, DataError and OutputError as opening and running a model does.
@@ -46,13 +48,17 @@ def kernel_times(model: str | os.PathLike[str] | ir.Model, feed: Feed, *, budget
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        session = open_session(opened if isinstance(model, ir.Model) else os.fspath(model), options, cannot="time the model")
+        session = open_session(
+            opened if isinstance(model, ir.Model) else os.fspath(model), options, cannot="time the model"
+        )
         start, runs = time.perf_counter(), 0
         while runs < _LEAST_RUNS or (runs < _MOST_RUNS and time.perf_counter() - start < budget):
             run_feed(session, feed)
             runs += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        names = {node.name: source.name_of(node) for node in ir.load(Path(folder) / "optimised.onnx").graph if node.name}
+        names = {
+            node.name: source.name_of(node) for node in ir.load(Path(folder) / "optimised.onnx").graph if node.name
+        }
     return _by_node(events, names, runs)
 
 
@@ -64,7 +70,9 @@ def _by_node(events: list[dict[str, object]], names: Mapping[str, str], runs: in
         if event.get("cat") == "Node" and name.endswith(_ENDING) and isinstance(arguments, dict):
             kernel = name.removesuffix(_ENDING)
             place = spent.setdefault(names.get(kernel, kernel), {})
-            place.setdefault(f"{arguments.get('op_name', '')} {kernel}", []).append(float(str(event.get("dur", 0))) * 1e-6)
+            place.setdefault(f"{arguments.get('op_name', '')} {kernel}", []).append(
+                float(str(event.get("dur", 0))) * 1e-6
+            )
     found = {}
     for node, kernels in spent.items():
         medians = {kernel: statistics.median(times[len(times) // runs :] or times) for kernel, times in kernels.items()}

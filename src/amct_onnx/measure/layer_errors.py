@@ -24,8 +24,9 @@ from amct_onnx.progress import Progress, silent
 from amct_onnx.targets.float_units import Unit, Units, operations
 from amct_onnx.values.roundings import Roundings
 
-BUDGET = 4e11  # multiplications: some seconds on two processors
-_CALL = 2e6  # what calling one session counts as
+BUDGET = 2.5e11  # multiplications: some seconds on two processors
+_CALL, _MOVED = 1e7, 3  # what calling one session counts as; how many times their work parts take, for what they move
+_MOST_SAMPLES = 4  # for the effects
 _TRIED, _BEST = 6, 3  # parts that are tried in float, and of these so many together
 _WHAT = "looking at the layers"
 
@@ -61,10 +62,12 @@ class UnitErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class InFloat:
-    """What is left where some parts are in float: noise over signal of the outputs. nodes: all that are in float then."""
+    """What is left where some parts are in float: noise over signal of the outputs, `level`; `before` it was so much.
+    nodes: all that are in float then."""
 
     units: tuple[str, ...]
     nodes: tuple[str, ...]
+    before: float
     level: float
 
 
@@ -110,7 +113,9 @@ class _Bench:
     def __init__(self, found: Units, samples: Sequence[Feed], others: Collection[str], progress: Progress) -> None:
         index = index_graph(found.model)
         self._units, self._model, self._samples, self._progress = found.units, found.model, samples, progress
-        self._ends = [_end(unit, [name_of(v) for n in unit.nodes for v in index.nodes[n].outputs]) for unit in self._units]
+        self._ends = [
+            _end(unit, [name_of(v) for n in unit.nodes for v in index.nodes[n].outputs]) for unit in self._units
+        ]
         self._changes = [Roundings.union([unit.constants, unit.tensors]) for unit in self._units]
         self._others = [name for name in others if name in index.values]
         self._watched = [*filter(None, self._ends), *self._others]
@@ -141,7 +146,7 @@ class _Bench:
             self._progress(_WHAT, 0.3 + 0.6 * (number + 1) / count)
         effects = np.array(measured).reshape(count, len(chosen), len(probe.outputs))
         levels = {unit: _level(effects[:, place], signals[:count]) for place, unit in enumerate(chosen)}
-        best = self._in_float(signals, self._worst(levels))
+        best = self._in_float(whole[:count], signals[:count], self._worst(levels))
         self._progress(_WHAT, 1.0)
         return LayerErrors(
             units=tuple(self._errors(number, levels.get(number)) for number in range(len(self._units))),
@@ -179,11 +184,11 @@ class _Bench:
         levels = [close.level if (close := _closeness(sums)) else np.inf for sums in self._alone]
         order = sorted(range(len(levels)), key=lambda number: -levels[number])
         nodes = [name_of(node) for node in self._model.graph]
-        each = (operations(self._model, nodes, self._probe.shapes) + _CALL * self._probe.parts) / 2
+        each = (_MOVED * operations(self._model, nodes, self._probe.shapes) + _CALL * self._probe.parts) / 2
         most = max(8, int(budget / each))
         if most < len(order):
             return sorted(order[:most]), 1
-        return sorted(order), max(1, min(len(self._samples), most // max(1, len(order))))
+        return sorted(order), max(1, min(len(self._samples), _MOST_SAMPLES, most // max(1, len(order))))
 
     def _worst(self, levels: Mapping[int, float]) -> list[int]:
         """The parts with nodes that make most of the noise, with what they read of tensors from elsewhere."""
@@ -197,25 +202,25 @@ class _Bench:
         able = [number for number in levels if self._units[number].nodes and not self._units[number].follows]
         return sorted((number for number in able if whole(number) > 0), key=lambda number: -whole(number))[:_TRIED]
 
-    def _in_float(self, signals: Doubles, worst: Sequence[int]) -> tuple[InFloat, ...]:
+    def _in_float(self, whole: Doubles, signals: Doubles, worst: Sequence[int]) -> tuple[InFloat, ...]:
         """The parts that bring most in float, of those that make most of the noise, and then these together."""
-        single = self._left([(self._units[number].name,) for number in worst], signals)
+        single = self._left([(self._units[number].name,) for number in worst], whole, signals)
         best = sorted(single, key=lambda one: one.level)[:_BEST]
         if len(best) < 2:
             return tuple(best)
-        return (*best, *self._left([tuple(name for one in best for name in one.units)], signals))
+        return (*best, *self._left([tuple(name for one in best for name in one.units)], whole, signals))
 
-    def _left(self, choices: Sequence[tuple[str, ...]], signals: Doubles) -> list[InFloat]:
-        """What is left of the noise with each of these choices of parts in float."""
+    def _left(self, choices: Sequence[tuple[str, ...]], whole: Doubles, signals: Doubles) -> list[InFloat]:
+        """What is left of the noise of the first samples with each of these choices of parts in float."""
         left = [_without(self._units, chosen) for chosen in choices]
         noise = []
-        for sample in self._samples if choices else ():
+        for sample in self._samples[: len(signals)] if choices else ():
             noise.append(side_by_side(partial(self._probe.noise, self._probe.clean(sample)), [one for one, _ in left]))
         found = []
         for place, (chosen, (_, gone)) in enumerate(zip(choices, left, strict=True)):
             nodes = tuple(node for unit in self._units if unit.name in gone for node in unit.nodes)
             level = _level(np.array([sample[place] for sample in noise]), signals)
-            found.append(InFloat(units=chosen, nodes=nodes, level=level))
+            found.append(InFloat(units=chosen, nodes=nodes, before=_level(whole, signals), level=level))
         return found
 
     def _errors(self, number: int, effect: float | None) -> UnitErrors:

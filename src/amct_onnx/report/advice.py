@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from amct_onnx.errors import listed
 from amct_onnx.measure.kernel_report import RuntimeReport
@@ -32,7 +32,9 @@ def advise(
     found = [*_float_layers(result, measured), *_effort(result, level), *_data(result, errors, tensors)]
     found += _speed(result, runtime)
     if level is not None and level >= _CLOSE:
-        why = f"The outputs are {level:.1f} dB above the noise: few tasks see a difference. What follows would buy more."
+        why = (
+            f"The outputs are {level:.1f} dB above the noise: few tasks see a difference. What follows would buy more."
+        )
         found.insert(0, Advice(kind="done", title="Nothing has to be done", why=why))
     return tuple(found)
 
@@ -41,22 +43,21 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
     errors = measured.errors
     if errors is None or measured.units is None:
         return
-    before = decibel(errors.level)
+    best = 0.0
     for choice in errors.in_float:
-        gain = decibel(choice.level) - before
-        if gain < _LEAST_GAIN:
+        gain = decibel(choice.level) - decibel(choice.before)
+        if gain < best + _LEAST_GAIN and (len(choice.units) > 1 or gain < _LEAST_GAIN):
             continue
-        names, cost = choice.nodes, _cost(result, measured, errors, choice)
+        best = max(best, gain)
+        cost = _cost(result, measured, errors, choice)
         skipped = tuple(dict.fromkeys([*result.calibration.request.skip_layers, *choice.units]))
-        title = f"Leave {listed(choice.units, len(choice.units))} in float"
-        if len(choice.units) > 1:
-            title = f"Leave these {len(choice.units)} in float together"
-        also = [name for name in names if name not in choice.units]
-        follow = f" {listed(also, 3)} would go to float with it." if also else ""
-        why = f"Measured on {errors.samples} samples: {before:.1f} dB would become {decibel(choice.level):.1f} dB.{follow}"
+        also = [name for name in choice.nodes if name not in choice.units]
+        why = f"Measured on {errors.effect_samples} sample{'s' if errors.effect_samples > 1 else ''}."
+        if also:
+            why += f" {listed(also, 3)} would go to float with {'it' if len(choice.units) == 1 else 'them'}."
         yield Advice(
             kind="float",
-            title=title,
+            title=f"Leave {', '.join(choice.units)} in float",
             why=why,
             option=f'--skip_layers "{";".join(skipped)}"',
             argument=f"skip_layers={list(skipped)!r}",
@@ -86,11 +87,13 @@ def _effort(result: QuantizedModel, level: float | None) -> Iterator[Advice]:
     if result.effort == "fast":
         why = f"fast has left {reached}: default also tries equalization, rounding by GPTQ and corrections of biases, "
         why += "and keeps what helps on samples that it has not seen. It takes some seconds more."
-        yield Advice(kind="effort", title="Try effort default", why=why, option="--effort default", argument='effort="default"')
+        yield Advice(
+            kind="effort", title="Try effort default", why=why, option="--effort default", argument='effort="default"'
+        )
     elif result.effort == "default" and level < _CLOSE:
         kept = [step.name for step in result.steps if step.kept and step.after is not None]
-        why = f"default has left {reached}, and {len(kept)} of its {len(result.steps)} steps helped: best also tries more "
-        why += "strengths, ranges by what they cost the outputs, and AdaRound. It takes minutes."
+        why = f"default has left {reached}, and {len(kept)} of its {len(result.steps)} steps helped: best also tries "
+        why += "more strengths, ranges by what they cost the outputs, and AdaRound. It takes minutes."
         yield Advice(kind="effort", title="Try effort best", why=why, option="--effort best", argument='effort="best"')
     if level < _FAIR:
         asked = int(_FAIR if level >= _NOISY else max(_NOISY, level + 3))
@@ -107,21 +110,26 @@ def _effort(result: QuantizedModel, level: float | None) -> Iterator[Advice]:
 def _data(result: QuantizedModel, errors: LayerErrors | None, tensors: Mapping[str, Histogram]) -> Iterator[Advice]:
     used = result.data
     if used is not None and used.samples < _ADVISED and not used.whole:
-        why = f"{used.samples} calibrated, and {_ADVISED} or more are advised: ranges of activations rest on what they show"
-        why += ", and the recipe needs some to judge with." if result.effort != "fast" else "."
+        why = f"{used.samples} calibrated, and {_ADVISED} or more are advised: ranges of activations rest on what they "
+        why += "show, and the recipe needs some to judge with." if result.effort != "fast" else "show."
         yield Advice(kind="data", title="Give more samples", why=why, option="--data, --limit", argument="data, limit=")
     if errors is not None and len(errors.by_sample) > 1:
         each = [decibel(level) for level in errors.by_sample]
         worst, middle = min(each), statistics.median(each)
         if middle - worst >= _APART:
-            why = f"Of the {len(each)} samples that were looked at, number {each.index(worst) + 1} has only {worst:.1f} dB "
-            why += f"where the median has {middle:.1f}: more of its kind would give it a say in the ranges."
+            why = (
+                f"Of the {len(each)} samples that were looked at, number {each.index(worst) + 1} has only {worst:.1f} "
+            )
+            why += f"dB where the median has {middle:.1f}: more of its kind would give it a say in the ranges."
             yield Advice(kind="data", title=f"Add data like sample {each.index(worst) + 1}", why=why)
-    clipped = sorted((name for name, one in tensors.items() if (one.saturated or 0) > _CLIPPED), key=lambda name: -(tensors[name].saturated or 0))
+    clipped = sorted(
+        (name for name, one in tensors.items() if (one.saturated or 0) > _CLIPPED),
+        key=lambda name: -(tensors[name].saturated or 0),
+    )
     if clipped:
         first = tensors[clipped[0]].saturated or 0
-        why = f"{listed(clipped, 3)}: up to {first:.1%} of their values lie beyond the range of their grid. Where they are "
-        why += "real, wider ranges may be better."
+        why = f"{listed(clipped, 3)}: up to {first:.1%} of their values lie beyond the range of their grid. Where they "
+        why += "are real, wider ranges may be better."
         option, argument = "--algorithm min_max", 'algorithm="min_max"'
         yield Advice(kind="data", title="Look at what is cut off", why=why, option=option, argument=argument)
 
@@ -133,9 +141,11 @@ def _speed(result: QuantizedModel, runtime: RuntimeReport | None) -> Iterator[Ad
         why = f"It is slower than the float model here: {'; '.join(runtime.slow_because)}."
         yield Advice(kind="speed", title="Look at the kernels", why=why)
     if runtime.saturates and not result.calibration.request.reduce_range:
-        why = "This CPU adds pairs of products in 16 bits (no VNNI), where they may overflow: reduce_range keeps that away."
+        why = "This CPU adds pairs of products in 16 bits (no VNNI), where they may overflow: smaller weights may not."
         yield Advice(
-            kind="speed", title="Reduce the range of weights", why=why, option="--reduce_range", argument="reduce_range=True"
+            kind="speed",
+            title="Reduce the range of weights",
+            why=why,
+            option="--reduce_range",
+            argument="reduce_range=True",
         )
-
-

@@ -6,10 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from importlib import metadata
 
 import onnx_ir as ir
 
-import amct_onnx
 from amct_onnx.errors import AmctError, listed, one_line
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.access import name_of
@@ -43,8 +43,8 @@ def gather(
 ) -> RunData:
     """The data of a report of `result`. What cannot be measured is left out, and the data say why.
 
-    saved: what `result.save` gave, for sizes, kernels and times. samples: those to measure with, each a feed; None takes
-    the few that the result has kept.
+    saved: what `result.save` gave, for sizes, kernels and times. samples: those to measure with, each a feed; None
+    takes the few that the result has kept.
     """
     feeds = list(result.samples if samples is None else samples) or ([result.sample] if result.sample else [])
     source = result.calibration.source
@@ -55,7 +55,7 @@ def gather(
     runtime = saved.report if saved is not None else None
     return RunData(
         schema=SCHEMA,
-        version=amct_onnx.__version__,
+        version=metadata.version("amct_onnx"),
         target=result.target,
         model=_model_facts(result),
         data=str(result.data) if result.data is not None else "",
@@ -90,7 +90,10 @@ def _measure(
     after: Times = {}
     if feeds and saved is not None and TARGETS[result.target].runs_here:
         try:
-            before, after = kernel_times(result.calibration.source.source.model, feeds[0]), kernel_times(saved.files[0], feeds[0])
+            before, after = (
+                kernel_times(result.calibration.source.source.model, feeds[0]),
+                kernel_times(saved.files[0], feeds[0]),
+            )
         except AmctError as error:
             _log.warning("The kernels could not be timed: %s", error)
     return Measured(units=units, errors=errors, before=before, after=after), problem
@@ -101,7 +104,9 @@ def _model_facts(result: QuantizedModel) -> ModelFacts:
     graph = float_model.model.graph
     read = [value for value in graph.inputs if not value.is_initializer()]
     weights = sum(
-        value.const_value.size for value in graph.initializers.values() if value.const_value is not None and value.uses()
+        value.const_value.size
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.uses()
     )
     path = float_model.path
     return ModelFacts(

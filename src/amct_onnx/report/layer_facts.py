@@ -16,7 +16,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.graph.weights import weight_axis
 from amct_onnx.measure.kernel_times import KernelTime
-from amct_onnx.measure.layer_errors import Closeness, LayerErrors, UnitErrors
+from amct_onnx.measure.layer_errors import Closeness, LayerErrors
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.sample_noise import decibel
@@ -26,7 +26,7 @@ from amct_onnx.report.run_data import Histogram, LayerFacts, WeightRanges
 from amct_onnx.targets.float_units import Unit, Units, operations_by_node
 from amct_onnx.values.layers import Decision
 
-_BINS, _CHANNELS = 64, 128
+_BINS, _CHANNELS = 64, 64  # that a chart shows
 
 Times = Mapping[str, KernelTime]
 
@@ -49,13 +49,18 @@ class LayerReader:
         self._result, self._measured, self._places = result, measured, places
         source, units, errors = result.calibration.source, measured.units, measured.errors
         model = source.model if units is None else units.model
-        self._values, self._nodes = index_graph(source.model).values, dict(index_graph(source.model, subgraphs=True).nodes)
+        self._values, self._nodes = (
+            index_graph(source.model).values,
+            dict(index_graph(source.model, subgraphs=True).nodes),
+        )
         self._nodes |= index_graph(model).nodes
         self._origins = source.origins or {}
         shapes = {} if errors is None else errors.shapes
         self._shapes, self._operations = shapes, operations_by_node(model, shapes) if shapes else {}
         self._units = {name: unit for unit in (units.units if units else ()) for name in unit.nodes}
-        self._grids = {name: grid for unit in (units.units if units else ()) for name, grid in _grids(unit, self._nodes)}
+        self._grids = {
+            name: grid for unit in (units.units if units else ()) for name, grid in _grids(unit, self._nodes)
+        }
         self._errors = {name: unit for unit in (errors.units if errors else ()) for name in unit.nodes}
         self._inputs = {unit.unit: unit.effect or 0.0 for unit in (errors.units if errors else ()) if not unit.nodes}
         self.tensors: dict[str, Histogram] = {}
@@ -155,7 +160,7 @@ def _decibels(close: Closeness | None) -> float | None:
 
 
 def told_histogram(seen: DyadicHistogram, grid: QParams | None) -> Histogram:
-    """A histogram of at most 64 bins of equal width or so; the middle bin, which lies on both sides of zero, is halved."""
+    """A histogram of about 64 bins of equal width; the middle one, which lies on both sides of zero, is halved."""
     coarse = seen.coarsened(_BINS)
     counts, low = coarse.counts.tolist(), coarse.low
     if low <= 0 < low + len(counts) and seen.minimum < 0:
@@ -191,9 +196,7 @@ def share_outside(seen: DyadicHistogram, low: float, high: float) -> float:
     return float(((1 - inside) * seen.counts).sum() / seen.total)
 
 
-def told_weight(
-    array: Array, axis: int, rounded: Array | None, grid: QParams | None, channels: int
-) -> WeightRanges:
+def told_weight(array: Array, axis: int, rounded: Array | None, grid: QParams | None, channels: int) -> WeightRanges:
     """The ranges of the channels of a weight. axis: that of the channels; rounded: the same weight on its grid."""
     moved = np.moveaxis(array, axis, 0)
     rows = moved.reshape(moved.shape[0], -1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -21,6 +22,7 @@ from amct_onnx.report.run_data import Block, GraphNode
 _SMALL = 6  # nodes that need no block inside of theirs
 _MOST = 24  # children of a block; more of them are grouped
 _GROUP = 8
+_DIGITS, _DASH = "0123456789", "\N{EN DASH}"
 _ACTIVATIONS = frozenset(
     {
         *("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu"),
@@ -31,7 +33,7 @@ _ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkMap:
-    """nodes and edges as in `RunData`. places: the number of the node for each name, those inside of bodies included."""
+    """nodes and edges as in `RunData`. places: the number of the node for each name, also of those inside of bodies."""
 
     nodes: tuple[GraphNode, ...]
     edges: tuple[tuple[int, int], ...]
@@ -136,7 +138,9 @@ class _Folding:
             word = self._word(number, depth)
             if runs and self._word(runs[-1][0], depth) == word:
                 runs[-1] = runs[-1][0], number + 1
-            elif len(runs) > 1 and word and self._word(runs[-2][0], depth) == word and number - runs[-1][0] < _SMALL // 2:
+            elif (
+                len(runs) > 1 and word and self._word(runs[-2][0], depth) == word and number - runs[-1][0] < _SMALL // 2
+            ):
                 runs[-2:] = [(runs[-2][0], number + 1)]
             else:
                 runs.append((number, number + 1))
@@ -176,7 +180,7 @@ class _Folding:
         cuts = [first + place + 1 for place, count in enumerate(crossing) if count == least]
         kept = [cut for cut in cuts if self._begins_layer(cut, last)] or cuts
         borders = [first, *kept, last]
-        return [(one, two) for one, two in zip(borders, borders[1:], strict=False) if one < two]
+        return [(one, two) for one, two in pairwise(borders) if one < two]
 
     def _begins_layer(self, number: int, last: int) -> bool:
         """Whether a piece may begin here: an elementwise node behind a layer is a part of it."""
@@ -187,7 +191,10 @@ class _Folding:
         layers = [number for number in range(first, last) if self._types[number] in WEIGHT_OPS]
         ends = (layers[0], layers[-1]) if layers else (first, last - 1)
         one, two = (self._names[number] for number in ends)
-        return one if one == two else f"{one} – {two}"
+        if one == two:
+            return one
+        stem = one.rstrip(_DIGITS)
+        return f"{one} {_DASH} {two.removeprefix(stem) if two.rstrip(_DIGITS) == stem else two}"
 
     def _grouped(self, parts: Sequence[_Part]) -> tuple[_Part, ...]:
         """Parts, those that repeat under one name where they are many, and then neighbours."""

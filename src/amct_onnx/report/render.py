@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import amct_onnx
 from amct_onnx.report.run_data import RunData, to_document
 
 _FOLDER = Path(__file__).parent / "page"
@@ -18,6 +17,7 @@ _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 def render(runs: Sequence[RunData], names: Sequence[str]) -> str:
     """The page of one run, or of two side by side. names: what the reader calls each of them."""
     import jinja2  # takes 50 ms to import
+    from markupsafe import Markup  # of which jinja2 is made
 
     documents = [{"title": name, **to_document(run)} for run, name in zip(runs, names, strict=True)]
     text = json.dumps(documents, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -28,10 +28,10 @@ def render(runs: Sequence[RunData], names: Sequence[str]) -> str:
     title = " and ".join(names) if len(names) > 1 else names[0]
     return template.render(
         title=f"{title}, quantized",
-        version=amct_onnx.__version__,
-        style=jinja2.utils.markupsafe.Markup(_read("style.css")),
-        script=jinja2.utils.markupsafe.Markup("\n".join(map(_read, _SCRIPTS))),
-        data=jinja2.utils.markupsafe.Markup(text),
+        version=runs[0].version,
+        style=Markup(_read("style.css")),
+        script=Markup("\n".join(map(_read, _SCRIPTS))),
+        data=Markup(text),
     )
 
 

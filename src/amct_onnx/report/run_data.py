@@ -154,7 +154,7 @@ class GraphNode:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Neighbouring nodes of the map that are shown as one until somebody opens it. parent: the block around it, or -1."""
+    """Neighbouring nodes of the map shown as one until somebody opens it. parent: the block around it or -1."""
 
     name: str
     parent: int
@@ -245,12 +245,14 @@ def _read(value: Any, kind: Any, where: str) -> Any:
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
             raise ValueError(f"{where} has {len(value)} entries in the place of {len(kinds)}")
-        return tuple(_read(item, one, f"{where}[{number}]") for number, (item, one) in enumerate(zip(value, kinds)))
+        return tuple(
+            _read(item, one, f"{where}[{number}]") for number, (item, one) in enumerate(zip(value, kinds, strict=True))
+        )
     if origin is Mapping:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is no object")
         return {key: _read(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{where} is no object")
         hints = _hints(kind)

@@ -15,12 +15,12 @@ function element(make, name, attributes, children) {
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
     else made.setAttribute(key, value === true ? "" : value);
   }
-  for (const child of [children].flat(3)) if (child !== null && child !== undefined && child !== "") made.append(child);
+  for (const child of [children].flat(Infinity)) if (child !== null && child !== undefined && child !== "") made.append(child);
   return made;
 }
 const h = (name, attributes, ...children) => element((n) => document.createElement(n), name, attributes, children);
 const s = (name, attributes, ...children) => element((n) => document.createElementNS(SVG, n), name, attributes, children);
-const fill = (where, ...children) => { byId(where).replaceChildren(...children.flat(3).filter((c) => c !== null && c !== undefined && c !== "")); };
+const fill = (where, ...children) => { byId(where).replaceChildren(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== "")); };
 
 const known = (x) => x !== null && x !== undefined;
 const dB = (x) => (known(x) ? `${x.toFixed(1)} dB` : "–");

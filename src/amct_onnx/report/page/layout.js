@@ -88,7 +88,7 @@ function layOut(items, edges, aspect) {
   let x0 = 0;
   chosen.columns.forEach(([a, b], column) => {
     const low = Math.min(...ranks.slice(a, b).map(left));
-    let y = 0;
+    let y = 34;
     for (let r = a; r < b; r++) {
       for (const cell of ranks[r]) { cell.x += x0 - low; cell.y = y + (height[r] - GAP_Y) / 2; cell.column = column; cell.edge = x0 + chosen.widths[column] + GUTTER / 2; }
       y += height[r];
@@ -110,5 +110,5 @@ function layOut(items, edges, aspect) {
     }
     return d;
   });
-  return { places: cells.slice(0, n).map((c) => ({ x: c.x, y: c.y })), paths, wide: x0 - GUTTER, tall: chosen.tall };
+  return { places: cells.slice(0, n).map((c) => ({ x: c.x, y: c.y })), paths, wide: x0 - GUTTER, tall: chosen.tall + 40 };
 }

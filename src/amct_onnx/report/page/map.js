@@ -63,7 +63,7 @@ function visibleItems(one, open) {
 
 function heat(value, most) {
   if (!known(value) || !(most > 0)) return { fill: "var(--card)", ink: "var(--ink)" };
-  const x = Math.sqrt(Math.max(0, value) / most);
+  const x = (Math.max(0, value) / most) ** 0.65;
   const mix = x < 0.5 ? `color-mix(in srgb, var(--heat-0), var(--heat-1) ${(200 * x).toFixed(0)}%)` : `color-mix(in srgb, var(--heat-1), var(--heat-2) ${(200 * x - 100).toFixed(0)}%)`;
   return { fill: mix, ink: x > 0.72 ? "var(--hot-ink)" : "var(--ink)" };
 }
@@ -80,7 +80,7 @@ function drawMap() {
     item.w = "block" in item ? 158 : layer ? 138 : 96;
     item.h = "block" in item ? 46 : layer ? 40 : 22;
   });
-  const laid = layOut(items, edges, wide / tall);
+  const laid = layOut(items, edges, wide < 600 ? 0.42 : wide / tall); // a phone scrolls down
   const lines = s("g", { fill: "none", stroke: "var(--quiet)", "stroke-width": 1.1, "stroke-opacity": 0.65 }, laid.paths.map((d) => s("path", { d, "marker-end": "url(#arrow)" })));
   const boxes = items.map((item, i) => box(one, item, values[i], most, laid.places[i], how));
   const scene = s("g", {}, lines, boxes);

@@ -9,7 +9,8 @@ function drawSummary() {
   else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
   if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
   const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
-  if (float) words.push("In float, ", h("b", {}, float.layers.join(", ")), ` would bring ${signed(float.gain)} dB. `);
+  if (float && float.gain >= 0.5) words.push("In float, ", h("b", {}, float.layers.join(", ")), ` would bring ${signed(float.gain)} dB. `);
+  else if (float) words.push("No single layer stands out. ");
   if (next) words.push(`Try ${next.option}.`);
   fill("verdict", words);
   const tiles = [tile("Outputs", known(accuracy.sqnr) ? dB(accuracy.sqnr) : "–", known(accuracy.sqnr) ? `signal over noise of int8; ${plural(accuracy.samples, "sample")}, ${dB(Math.min(...accuracy.by_sample.filter(known)))} the worst` : "not measured", known(accuracy.sqnr) ? level(accuracy.sqnr)[0] : "")];
@@ -36,11 +37,21 @@ function drawNext() {
   fill("worst", shown.map((l) => h("li", {}, h("button", { type: "button", "data-layer": l.name, onclick: () => openLayer(l.name) },
     h("span", { class: "what" }, h("b", {}, l.name), h("span", { class: "quiet" }, `${l.op_type}${l.weight && known(l.from_weight) ? `, by its ${l.from_weight > 0.5 ? "weight" : "activation"}` : ""}`)),
     h("span", { class: "track" }, h("span", { class: "fill", style: `width:${(100 * l.share / most).toFixed(1)}%` })), h("span", { class: "value" }, share(l.share))))));
-  const part = accuracy.measured_layers < one.layers.filter((l) => l.quantized).length ? `, for the ${accuracy.measured_layers} whose own error is largest` : "";
+  const part = one.layers.some((l) => known(l.alone) && !known(l.effect)) ? `, for the ${one.worst.length} whose own error is largest` : "";
   fill("worst-note", shown.length ? `What the outputs lose if only this layer is rounded, as a share of the sum${part}; measured on ${plural(accuracy.effect_samples, "sample")}. A click shows the layer.` : `Not measured${accuracy.problem ? `: ${accuracy.problem}` : ""}.`);
-  fill("advice", one.advice.length ? one.advice.map((a) => h("div", { class: "card", "data-kind": a.kind }, h("h3", {}, a.title),
-    known(a.gain) ? h("p", { class: "chips" }, h("span", { class: "chip good" }, `${signed(a.gain)} dB`), known(a.cost) ? h("span", { class: "chip" }, `about ${(100 * a.cost).toFixed(1)} % more time`) : null) : null,
-    h("p", {}, a.why), copyable(a))) : h("p", {}, "Nothing was found that would help: no single layer stands out, and effort and data are spent."));
+  const float = one.advice.filter((a) => a.kind === "float"), rest = one.advice.filter((a) => a.kind !== "float");
+  const cards = rest.map((a) => h("div", { class: "card", "data-kind": a.kind }, h("h3", {}, a.title), h("p", {}, a.why), copyable(a)));
+  if (float.length) cards.splice(rest.length && rest[0].kind === "done" ? 1 : 0, 0, floatCard(one, float));
+  fill("advice", cards.length ? cards : h("p", {}, "Nothing was found that would help: no single layer stands out, and effort and data are spent."));
+}
+function floatCard(one, float) {
+  const best = float.at(-1), small = Math.max(...float.map((a) => a.gain)) < 0.5;
+  return h("div", { class: "card", "data-kind": "float" }, h("h3", {}, small ? "Layers in float: little to gain" : "Leave layers in float"),
+    h("p", {}, "What the outputs gain and what it costs, by the table of prices, if these stay in float:"),
+    h("table", { class: "plain" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "In float"), h("th", { scope: "col", class: "n" }, "Brings"), h("th", { scope: "col", class: "n" }, "Costs"))),
+      h("tbody", {}, float.map((a) => h("tr", {}, h("td", { class: "name" }, a.layers.length > 1 ? `All ${a.layers.length} together` : h("button", { type: "button", onclick: () => openLayer(a.layers[0]) }, a.layers[0]), h("div", { class: "quiet" }, a.why)),
+        h("td", { class: "n" }, h("b", { class: "good" }, `${signed(a.gain)} dB`)), h("td", { class: "n" }, known(a.cost) ? `${(100 * a.cost).toFixed(1)} % time` : "–"))))),
+    copyable(best));
 }
 
 function drawSteps() {
