@@ -27,7 +27,8 @@ from amct_onnx.values.roundings import Roundings
 BUDGET = 2.5e11  # multiplications: some seconds on two processors
 _CALL, _MOVED = 1e7, 3  # what calling one session counts as; how many times their work parts take, for what they move
 _MOST_SAMPLES = 4  # for the effects
-_TRIED, _BEST = 6, 3  # parts that are tried in float, and of these so many together
+_TRIED, _BEST = 5, 3  # parts that are tried in float, and of these so many together
+_WORTH = 1.1
 _WHAT = "looking at the layers"
 
 
@@ -76,9 +77,9 @@ class LayerErrors:
     """The errors of all parts, in the order of the graph.
 
     level: noise over signal of the outputs with everything rounded, the mean over outputs; by_sample: of each sample.
-    samples: how many were run, and effect_samples for the effects. others: `together` of tensors that no part makes,
-    by name. in_float: what is left with some of the worst parts in float, the best ones first,
-    and then with these together. shapes: those of the tensors of the main graph.
+    samples: how many were run, effect_samples for the effects, float_samples for `in_float`. others: `together` of
+    tensors that no part makes, by name. in_float: what is left with some of the worst parts in float, the best ones
+    first, and then with these together. shapes: those of the tensors of the main graph.
     """
 
     units: tuple[UnitErrors, ...]
@@ -86,6 +87,7 @@ class LayerErrors:
     by_sample: tuple[float, ...]
     samples: int
     effect_samples: int
+    float_samples: int
     others: Mapping[str, Closeness]
     in_float: tuple[InFloat, ...]
     shapes: Mapping[str, tuple[int, ...]]
@@ -146,7 +148,8 @@ class _Bench:
             self._progress(_WHAT, 0.3 + 0.6 * (number + 1) / count)
         effects = np.array(measured).reshape(count, len(chosen), len(probe.outputs))
         levels = {unit: _level(effects[:, place], signals[:count]) for place, unit in enumerate(chosen)}
-        best = self._in_float(whole[:count], signals[:count], self._worst(levels))
+        few = min(len(self._samples), _MOST_SAMPLES)
+        best = self._in_float(whole[:few], signals[:few], self._worst(levels))
         self._progress(_WHAT, 1.0)
         return LayerErrors(
             units=tuple(self._errors(number, levels.get(number)) for number in range(len(self._units))),
@@ -154,6 +157,7 @@ class _Bench:
             by_sample=tuple(_level(whole[row : row + 1], signals[row : row + 1]) for row in range(len(whole))),
             samples=len(self._samples),
             effect_samples=count,
+            float_samples=few,
             others={name: close for name, sums in self._beside.items() if (close := _closeness(sums)) is not None},
             in_float=best,
             shapes=probe.shapes,
@@ -203,12 +207,28 @@ class _Bench:
         return sorted((number for number in able if whole(number) > 0), key=lambda number: -whole(number))[:_TRIED]
 
     def _in_float(self, whole: Doubles, signals: Doubles, worst: Sequence[int]) -> tuple[InFloat, ...]:
-        """The parts that bring most in float, of those that make most of the noise, and then these together."""
-        single = self._left([(self._units[number].name,) for number in worst], whole, signals)
-        best = sorted(single, key=lambda one: one.level)[:_BEST]
-        if len(best) < 2:
-            return tuple(best)
-        return (*best, *self._left([tuple(name for one in best for name in one.units)], whole, signals))
+        """What brings most in float, of the parts that make most of the noise, and then the best of them together.
+
+        The tensor that a part makes stays on its grid for those who want it in integers. So a part is tried alone, and
+        together with them where they are few.
+        """
+        choices = [choice for number in worst for choice in self._choices(number)]
+        best: dict[str, InFloat] = {}
+        for one in self._left(choices, whole, signals):
+            known = best.get(one.units[0])
+            if known is None or one.level * _WORTH < known.level:
+                best[one.units[0]] = one
+        found = sorted(best.values(), key=lambda one: one.level)[:_BEST]
+        together = tuple(dict.fromkeys(name for one in found for name in one.units))
+        if len(found) < 2 or any(set(one.units) == set(together) for one in found):
+            return tuple(found)
+        return (*found, *self._left([together], whole, signals))
+
+    def _choices(self, number: int) -> list[tuple[str, ...]]:
+        unit = self._units[number]
+        nodes = {other.name for other in self._units if other.nodes}
+        whole = tuple(dict.fromkeys([unit.name, *(name for name in unit.holders if name in nodes)]))
+        return [(unit.name,), whole] if 1 < len(whole) <= _BEST else [(unit.name,)]
 
     def _left(self, choices: Sequence[tuple[str, ...]], whole: Doubles, signals: Doubles) -> list[InFloat]:
         """What is left of the noise of the first samples with each of these choices of parts in float."""

@@ -45,6 +45,8 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
         return
     best = 0.0
     for choice in errors.in_float:
+        if choice.level <= 0:  # nothing would be quantized any more
+            continue
         gain = decibel(choice.level) - decibel(choice.before)
         if gain < best + _LEAST_GAIN and (len(choice.units) > 1 or gain < _LEAST_GAIN):
             continue
@@ -52,7 +54,7 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
         cost = _cost(result, measured, errors, choice)
         skipped = tuple(dict.fromkeys([*result.calibration.request.skip_layers, *choice.units]))
         also = [name for name in choice.nodes if name not in choice.units]
-        why = f"Measured on {errors.effect_samples} sample{'s' if errors.effect_samples > 1 else ''}."
+        why = f"Measured on {errors.float_samples} sample{'s' if errors.float_samples > 1 else ''}."
         if also:
             why += f" {listed(also, 3)} would go to float with {'it' if len(choice.units) == 1 else 'them'}."
         yield Advice(

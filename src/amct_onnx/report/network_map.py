@@ -22,6 +22,7 @@ from amct_onnx.report.run_data import Block, GraphNode
 _SMALL = 6  # nodes that need no block inside of theirs
 _MOST = 24  # children of a block; more of them are grouped
 _GROUP = 8
+_SPAN = 16  # nodes between the first and the last reader of an input that is read in one place
 _DIGITS, _DASH = "0123456789", "\N{EN DASH}"
 _ACTIVATIONS = frozenset(
     {
@@ -105,6 +106,7 @@ class _Folding:
         self._types = [node.op_type for node in nodes]
         self._names = [name_of(node) for node in nodes]
         self._readers = Counter(one for one, _ in edges)
+        self._spans = list(_input_spans(nodes))
         self._paths = _paths(self._names)
 
     def parts(self) -> tuple[_Part, ...]:
@@ -165,7 +167,7 @@ class _Folding:
     def _pieces(self, first: int, last: int) -> list[tuple[int, int]]:
         """Intervals between the places where fewest makers are read across; an activation stays with its layer."""
         open_until = [0] * (last - first)
-        for one, two in self._edges:
+        for one, two in (*self._edges, *self._spans):
             if first <= one and two < last:
                 open_until[one - first] = max(open_until[one - first], two - first)
         crossing, ends = [], [0] * (last - first + 1)
@@ -216,6 +218,16 @@ class _Folding:
 
     def _signature(self, part: _Part) -> tuple[str, ...]:
         return tuple(self._types[part.first : part.last])
+
+
+def _input_spans(nodes: Sequence[ir.Node]) -> Iterator[tuple[int, int]]:
+    """The first and the last reader of each input of the model that is read in one place of the graph."""
+    readers: dict[ir.Value, list[int]] = {}
+    for number, node in enumerate(nodes):
+        for value in values_read(node):
+            if value.is_graph_input():
+                readers.setdefault(value, []).append(number)
+    yield from ((places[0], places[-1]) for places in readers.values() if 0 < places[-1] - places[0] <= _SPAN)
 
 
 def _runs_of(parts: Sequence[_Part], key: Callable[[_Part], object]) -> Iterator[list[_Part]]:

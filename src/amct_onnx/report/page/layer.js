@@ -46,7 +46,7 @@ function layerParts(one, layer) {
   if (layer.shape.length) fact("Makes", layer.shape.join(" × "));
   if (layer.multiplications) fact("Work", `${count(layer.multiplications)} multiplications`);
   fact("In the source model", layer.source.join(", "));
-  const brings = one.advice.filter((a) => a.kind === "float" && a.layers.length === 1 && a.layers[0] === layer.name);
+  const brings = one.advice.filter((a) => a.kind === "float" && a.layers.length < 3 && a.layers[0] === layer.name);
   const tensors = (title, names) => names.map((name) => {
     const tensor = one.tensors[name];
     return [h("h3", {}, `${title}: ${name}`), histogram(name, tensor),
@@ -56,7 +56,7 @@ function layerParts(one, layer) {
   return [
     h("p", { class: "chips" }, h("span", { class: `chip ${layer.quantized ? "int" : "float"}` }, layer.quantized ? "in integers" : "in float"), h("span", { class: "chip" }, layer.op_type)),
     layer.reason ? h("p", {}, `Why: ${layer.reason}.`) : null, h("dl", {}, facts),
-    brings.map((a) => h("div", { class: "card" }, h("h3", {}, "In float it would bring"), h("p", {}, gainText(a), " ", a.why), copyable(a))),
+    brings.map((a) => h("div", { class: "card" }, h("h3", {}, `In float ${a.layers.length > 1 ? `together with ${a.layers.slice(1).join(", ")} ` : ""}it would bring`), h("p", {}, gainText(a), " ", a.why), copyable(a))),
     tensors("It reads", layer.reads), tensors("It makes", layer.makes.filter((name) => !layer.reads.includes(name))),
     w ? [h("h3", {}, "Weight by output channel"), weightRanges(w), h("p", { class: "quiet" }, `${w.shape.join(" × ")}`, w.bits ? `, ${w.bits} bits, ${plural(w.scales, "scale")}` : ", in float", known(w.sqnr) ? `; rounded it is ${dB(w.sqnr)} above its noise` : "", w.low.length < w.channels ? `. Each bar is ${Math.ceil(w.channels / w.low.length)} channels.` : ".")] : null,
   ].flat(4).filter(Boolean);

@@ -15,7 +15,8 @@ function drawSummary() {
   fill("verdict", words);
   const tiles = [tile("Outputs", known(accuracy.sqnr) ? dB(accuracy.sqnr) : "–", known(accuracy.sqnr) ? `signal over noise of int8; ${plural(accuracy.samples, "sample")}, ${dB(Math.min(...accuracy.by_sample.filter(known)))} the worst` : "not measured", known(accuracy.sqnr) ? level(accuracy.sqnr)[0] : "")];
   if (runtime) {
-    tiles.push(tile("Size", `${(runtime.bytes_before / Math.max(1, runtime.bytes_after)).toFixed(1)} × smaller`, `${bytes(runtime.bytes_before)} in float, ${bytes(runtime.bytes_after)} now`));
+    const smaller = runtime.bytes_before / Math.max(1, runtime.bytes_after);
+    tiles.push(tile("Size", smaller >= 1 ? `${smaller.toFixed(1)} × smaller` : `${(1 / smaller).toFixed(1)} × larger`, `${bytes(runtime.bytes_before)} in float, ${bytes(runtime.bytes_after)} now`));
     if (known(runtime.seconds_after)) {
       const faster = runtime.seconds_before / runtime.seconds_after;
       tiles.push(tile("Latency", faster >= 1 ? `${faster.toFixed(2)} × as fast` : `${(1 / faster).toFixed(2)} × slower`, `${time(runtime.seconds_before)} in float, ${time(runtime.seconds_after)} now; medians of ${runtime.runs} runs here`, faster < 0.98 ? "bad" : ""));
@@ -45,11 +46,11 @@ function drawNext() {
   fill("advice", cards.length ? cards : h("p", {}, "Nothing was found that would help: no single layer stands out, and effort and data are spent."));
 }
 function floatCard(one, float) {
-  const best = float.at(-1), small = Math.max(...float.map((a) => a.gain)) < 0.5;
+  const best = float.reduce((a, b) => (b.gain > a.gain ? b : a)), small = Math.max(...float.map((a) => a.gain)) < 0.5;
   return h("div", { class: "card", "data-kind": "float" }, h("h3", {}, small ? "Layers in float: little to gain" : "Leave layers in float"),
     h("p", {}, "What the outputs gain and what it costs, by the table of prices, if these stay in float:"),
     h("table", { class: "plain" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "In float"), h("th", { scope: "col", class: "n" }, "Brings"), h("th", { scope: "col", class: "n" }, "Costs"))),
-      h("tbody", {}, float.map((a) => h("tr", {}, h("td", { class: "name" }, a.layers.length > 1 ? `All ${a.layers.length} together` : h("button", { type: "button", onclick: () => openLayer(a.layers[0]) }, a.layers[0]), h("div", { class: "quiet" }, a.why)),
+      h("tbody", {}, float.map((a) => h("tr", {}, h("td", { class: "name" }, a.layers.length > 3 || (a === float.at(-1) && a.layers.length > 2) ? `All ${a.layers.length} together` : a.layers.length > 1 ? a.layers.map((name, i) => [i ? " and " : "", h("button", { type: "button", onclick: () => openLayer(name) }, name)]) : h("button", { type: "button", onclick: () => openLayer(a.layers[0]) }, a.layers[0]), h("div", { class: "quiet" }, a.why)),
         h("td", { class: "n" }, h("b", { class: "good" }, `${signed(a.gain)} dB`)), h("td", { class: "n" }, known(a.cost) ? `${(100 * a.cost).toFixed(1)} % time` : "–"))))),
     copyable(best));
 }
