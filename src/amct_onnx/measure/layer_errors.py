@@ -25,7 +25,7 @@ from amct_onnx.targets.float_units import Unit, Units, operations
 from amct_onnx.values.roundings import Roundings
 
 BUDGET = 2.5e11  # multiplications: some seconds on two processors
-_CALL, _MOVED = 1e7, 3  # what calling one session counts as; how many times their work parts take, for what they move
+_CALL, _MOVED = 5e6, 3  # what calling one session counts as; how many times their work parts take, for what they move
 _MOST_SAMPLES = 4  # for the effects
 _TRIED, _BEST = 5, 3  # parts that are tried in float, and of these so many together
 _WORTH = 1.1

@@ -54,9 +54,8 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
         cost = _cost(result, measured, errors, choice)
         skipped = tuple(dict.fromkeys([*result.calibration.request.skip_layers, *choice.units]))
         also = [name for name in choice.nodes if name not in choice.units]
-        why = f"Measured on {errors.float_samples} sample{'s' if errors.float_samples > 1 else ''}."
-        if also:
-            why += f" {listed(also, 3)} would go to float with {'it' if len(choice.units) == 1 else 'them'}."
+        with_it = "it" if len(choice.units) == 1 else "them"
+        why = f"{listed(also, 3)} would go to float with {with_it}." if also else ""
         yield Advice(
             kind="float",
             title=f"Leave {', '.join(choice.units)} in float",

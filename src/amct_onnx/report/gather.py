@@ -129,23 +129,13 @@ def _accuracy(result: QuantizedModel, errors: LayerErrors | None, problem: str) 
     measured = [step.after if step.after is not None and step.kept else step.before for step in result.steps]
     reached = next((value for value in reversed(measured) if math.isfinite(value)), None)
     search = str(result.precision) if result.precision is not None else ""
-    if errors is None:
-        return Accuracy(
-            sqnr=None,
-            by_sample=(),
-            samples=0,
-            effect_samples=0,
-            measured_layers=0,
-            reached=reached,
-            search=search,
-            problem=problem,
-        )
     return Accuracy(
-        sqnr=decibel(errors.level),
-        by_sample=tuple(map(decibel, errors.by_sample)),
-        samples=errors.samples,
-        effect_samples=errors.effect_samples,
-        measured_layers=sum(unit.effect is not None and bool(unit.nodes) for unit in errors.units),
+        sqnr=decibel(errors.level) if errors is not None else None,
+        by_sample=tuple(map(decibel, errors.by_sample)) if errors is not None else (),
+        samples=errors.samples if errors is not None else 0,
+        effect_samples=errors.effect_samples if errors is not None else 0,
+        float_samples=errors.float_samples if errors is not None else 0,
+        measured_layers=sum(unit.effect is not None and bool(unit.nodes) for unit in errors.units) if errors else 0,
         reached=reached,
         search=search,
         problem=problem,

@@ -34,14 +34,17 @@ class ModelFacts:
 class Accuracy:
     """How near the outputs are to those of the float network, in dB, where everything is rounded.
 
-    sqnr: of all samples together. by_sample: of each. samples: how many the report looked at; they calibrated too.
-    reached: what the recipe measured last on samples held out.
+    sqnr: of all samples together. by_sample: of each. samples: how many the report looked at, which calibrated too;
+    effect_samples, float_samples: of these, for the effects of layers and for what float would bring. measured_layers:
+    those whose effect was measured. reached: what the recipe measured last on samples held out. search: what a search
+    for mixed precision says. problem: why the errors were not measured, "" where they were.
     """
 
     sqnr: float | None
     by_sample: tuple[float, ...]
     samples: int
     effect_samples: int
+    float_samples: int
     measured_layers: int
     reached: float | None
     search: str

@@ -43,7 +43,7 @@ function alongChart(width) {
   if (two) lines.push(["other", `with all before it, run ${LETTER[1 - state.run]}`, two, "together", "var(--other)", "5 4"]);
   const values = lines.flatMap(([, , r, key]) => r.layers.map((l) => l[key]).filter(known));
   if (!values.length) return h("p", { class: "quiet" }, "The errors of layers were not measured.");
-  const low = Math.floor(Math.min(...values, 20) / 10) * 10, high = Math.ceil(Math.min(80, Math.max(...values)) / 10) * 10;
+  const low = Math.floor(Math.min(...values, 20) / 10) * 10, high = Math.ceil(Math.min(60, Math.max(...values)) / 10) * 10;
   const x = (i, n) => left + ((i + 0.5) / Math.max(1, n)) * (W - left - right), y = (v) => top + ((high - Math.max(low, Math.min(high, v))) / (high - low || 1)) * (floor - top);
   const grid = [];
   for (let v = low; v <= high; v += 10) grid.push(s("line", { x1: left, x2: W - right, y1: y(v), y2: y(v), stroke: "var(--line)", "stroke-width": 0.7 }), text(left - 6, y(v) + 4, `${v}`, "end"));
@@ -51,11 +51,12 @@ function alongChart(width) {
     let d = "", open = false;
     r.layers.forEach((l, i) => { if (!known(l[key])) { open = false; return; } d += `${open ? "L" : "M"}${x(i, r.layers.length).toFixed(1)} ${y(l[key]).toFixed(1)}`; open = true; });
     const dots = r.layers.length > 150 ? [] : r.layers.map((l, i) => known(l[key]) ? s("circle", { cx: x(i, r.layers.length), cy: y(l[key]), r: 2.2, fill: colour }) : null);
+    if (key === "alone") return r.layers.map((l, i) => known(l[key]) ? s("circle", { cx: x(i, r.layers.length), cy: y(l[key]), r: r.layers.length > 300 ? 1.5 : 2.6, fill: colour }) : null);
     return [s("path", { d, fill: "none", stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dash || null, "stroke-linejoin": "round" }), dots];
   });
   const n = one.layers.length, float = one.layers.map((l, i) => l.quantized ? null : s("rect", { x: x(i, n) - (W - left - right) / n / 2, y: floor + 3, width: Math.max(1, (W - left - right) / n), height: 5, fill: "var(--float)" }));
   let at = left;
-  const names = lines.map(([, words, , , colour, dash]) => { const g = s("g", {}, s("line", { x1: at, x2: at + 18, y1: 11, y2: 11, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash || null }), text(at + 23, 15, words, "start", "var(--ink)", 12)); at += 44 + words.length * 6.4; return g; });
+  const names = lines.map(([, words, , key, colour, dash]) => { const g = s("g", {}, key === "alone" ? s("circle", { cx: at + 9, cy: 11, r: 3.4, fill: colour }) : s("line", { x1: at, x2: at + 18, y1: 11, y2: 11, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash || null }), text(at + 23, 15, words, "start", "var(--ink)", 12)); at += 44 + words.length * 6.4; return g; });
   const cursor = s("line", { y1: top, y2: floor, stroke: "var(--ink)", "stroke-width": 0.8, visibility: "hidden" });
   const drawing = s("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "Signal over noise of each layer alone and with all layers in front of it, in the order of the network" },
     grid, float, paths, names, cursor, text(left, H - 8, "first layer"), text(W - right, H - 8, "last layer", "end"),

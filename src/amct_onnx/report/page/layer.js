@@ -10,8 +10,17 @@ function openLayer(name) {
   panel.hidden = false;
   panel.scrollTop = 0;
   panel.focus({ preventScroll: true });
-  if (node >= 0) { if (openTo(node)) drawMap(); else markChosen(); }
+  if (node >= 0) { if (openTo(node)) drawMap(); else markChosen(); keepInView(name); }
   for (const row of document.querySelectorAll("tr[data-layer]")) row.classList.toggle("chosen", row.dataset.layer === name);
+}
+// The box of the open layer is not left behind the panel, or outside of the frame.
+function keepInView(name) {
+  const found = [...mapState.scene.querySelectorAll(".box")].find((b) => b.dataset.name === name), panel = byId("panel").getBoundingClientRect(), frame = byId("map").getBoundingClientRect();
+  if (!found) return;
+  const box = found.getBoundingClientRect(), right = innerWidth > 700 ? Math.min(frame.right, panel.left) : frame.right;
+  const dx = box.right > right - 10 ? right - 30 - box.right : box.left < frame.left ? frame.left + 30 - box.left : 0;
+  const dy = box.bottom > frame.bottom ? frame.bottom - 30 - box.bottom : box.top < frame.top ? frame.top + 30 - box.top : 0;
+  if (dx || dy) { mapState.view = { ...mapState.view, x: mapState.view.x + dx, y: mapState.view.y + dy }; applyView(); }
 }
 function markChosen() {
   for (const found of mapState.scene.querySelectorAll(".box[data-name]")) {

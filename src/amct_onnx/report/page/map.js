@@ -99,14 +99,22 @@ function drawMap() {
     h("span", {}, h("i", { style: "border-style:dashed;border-color:var(--float)" }), "stayed in float"), h("span", {}, h("i", { style: "background:var(--card)" }), "no layer of its own, or not measured"));
 }
 
+// Of a name of many parts the last ones tell nodes apart; of a block the one around it as well.
+const tail = (name) => (name.includes("/") ? name.split("/").filter(Boolean).slice(-2).join("/") : name);
+const blockLabel = (blocks, id) => {
+  const { name, parent } = blocks[id], around = parent >= 0 ? blocks[parent].name : "";
+  return name.includes(" ") || !around || around.includes(" ") ? tail(name) : `${around}/${name}`;
+};
+
 function box(one, item, value, most, at, how) {
   const folded = "block" in item, { blocks } = blockTree(one), layer = item.layer, colour = heat(value, most);
   const node = folded ? null : one.nodes[item.node], name = folded ? blocks[item.block].name : node.name;
+  const label = folded ? blockLabel(blocks, item.block) : tail(name);
   const layers = folded ? item.nodes.filter((i) => one.byNode.has(i)).length : 0;
   const floats = folded ? item.nodes.filter((i) => one.byNode.has(i) && !one.byNode.get(i).quantized).length : layer && !layer.quantized ? 1 : 0;
   const second = folded ? `${plural(item.nodes.length, "node")}${known(value) ? `, ${how.text(value)}` : ""}` : layer ? `${node.op_type}${known(value) ? `, ${how.text(value)}` : layer.quantized ? "" : ", float"}` : "";
   const said = folded ? `Block ${name}, ${plural(item.nodes.length, "node")}, ${plural(layers, "layer")}` : `${name}, ${node.op_type}${layer ? (layer.quantized ? ", in int8" : ", in float") : ""}`;
-  const letters = Math.floor((item.w - (folded ? 34 : 12)) / 6.6), dashed = !folded && floats;
+  const letters = Math.floor((item.w - (folded ? 36 : 12)) / 7.1), dashed = !folded && floats;
   const act = () => (folded ? toggleBlock(item.block) : openLayer(name));
   return s("g", { class: "box", transform: `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`, tabindex: 0, role: "button", "data-name": name, "data-block": folded ? item.block : null,
       "aria-label": `${said}${known(value) ? `, ${how.title} ${how.text(value)}` : ""}`, style: "cursor:pointer", onclick: () => { if (!mapState.dragged) act(); },
@@ -114,7 +122,7 @@ function box(one, item, value, most, at, how) {
     s("title", {}, `${said}${known(value) ? `\n${how.title}: ${how.text(value)}` : ""}${layer && layer.reason ? `\n${layer.reason}` : ""}`),
     folded ? s("rect", { x: -item.w / 2 + 4, y: -item.h / 2 + 4, width: item.w, height: item.h, rx: 8, fill: "var(--heat-0)", stroke: "var(--line)" }) : null,
     s("rect", { x: -item.w / 2, y: -item.h / 2, width: item.w, height: item.h, rx: layer || folded ? 8 : 11, fill: colour.fill, stroke: name === state.chosen ? "var(--accent)" : dashed ? "var(--float)" : "var(--quiet)", "stroke-width": name === state.chosen ? 3 : dashed ? 1.8 : 0.8, "stroke-dasharray": dashed ? "5 3" : null }),
-    layer || folded ? [line(0, -3, short(name, letters), colour.ink, 12, 600, folded ? -8 : 0), line(0, 12, second, colour.ink, 11.5, 400, folded ? -8 : 0)] : line(0, 4, node.op_type, "var(--quiet)", 11, 400, 0),
+    layer || folded ? [line(0, -3, short(label, letters), colour.ink, 12, 600, folded ? -8 : 0), line(0, 12, second, colour.ink, 11.5, 400, folded ? -8 : 0)] : line(0, 4, node.op_type, "var(--quiet)", 11, 400, 0),
     folded ? s("text", { x: item.w / 2 - 15, y: 6, "text-anchor": "middle", "font-size": 18, fill: colour.ink }, "+") : null);
 }
 const line = (x, y, words, ink, size, weight, shift) => s("text", { x: x + shift, y, "text-anchor": "middle", "font-size": size, "font-weight": weight, fill: ink }, words);

@@ -9,7 +9,7 @@ function drawSummary() {
   else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
   if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
   const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
-  if (float && float.gain >= 0.5) words.push("In float, ", h("b", {}, float.layers.join(", ")), ` would bring ${signed(float.gain)} dB. `);
+  if (float && float.gain >= 0.5) words.push("In float, ", float.layers.length === 1 && worst && float.layers[0] === worst.name ? "it" : h("b", {}, float.layers.join(" and ")), ` would bring ${signed(float.gain)} dB. `);
   else if (float) words.push("No single layer stands out. ");
   if (next) words.push(`Try ${next.option}.`);
   fill("verdict", words);
@@ -48,9 +48,9 @@ function drawNext() {
 function floatCard(one, float) {
   const best = float.reduce((a, b) => (b.gain > a.gain ? b : a)), small = Math.max(...float.map((a) => a.gain)) < 0.5;
   return h("div", { class: "card", "data-kind": "float" }, h("h3", {}, small ? "Layers in float: little to gain" : "Leave layers in float"),
-    h("p", {}, "What the outputs gain and what it costs, by the table of prices, if these stay in float:"),
+    h("p", {}, `What the outputs gain if these stay in float, measured on ${plural(one.accuracy.float_samples, "sample")}, and what that costs by a table of prices:`),
     h("table", { class: "plain" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "In float"), h("th", { scope: "col", class: "n" }, "Brings"), h("th", { scope: "col", class: "n" }, "Costs"))),
-      h("tbody", {}, float.map((a) => h("tr", {}, h("td", { class: "name" }, a.layers.length > 3 || (a === float.at(-1) && a.layers.length > 2) ? `All ${a.layers.length} together` : a.layers.length > 1 ? a.layers.map((name, i) => [i ? " and " : "", h("button", { type: "button", onclick: () => openLayer(name) }, name)]) : h("button", { type: "button", onclick: () => openLayer(a.layers[0]) }, a.layers[0]), h("div", { class: "quiet" }, a.why)),
+      h("tbody", {}, float.map((a) => h("tr", {}, h("td", { class: "name" }, a.layers.length > 3 || (a === float.at(-1) && a.layers.length > 2) ? `All ${a.layers.length} together` : a.layers.length > 1 ? a.layers.map((name, i) => [i ? " and " : "", h("button", { type: "button", onclick: () => openLayer(name) }, name)]) : h("button", { type: "button", onclick: () => openLayer(a.layers[0]) }, a.layers[0]), a.why ? h("div", { class: "quiet" }, a.why) : null),
         h("td", { class: "n" }, h("b", { class: "good" }, `${signed(a.gain)} dB`)), h("td", { class: "n" }, known(a.cost) ? `${(100 * a.cost).toFixed(1)} % time` : "–"))))),
     copyable(best));
 }
@@ -87,7 +87,7 @@ function drawVersus() {
   if (!TWO) return;
   const [a, b] = RUNS, pick = [
     ["Target", (r) => r.target], ["Outputs", (r) => dB(r.accuracy.sqnr), (r) => r.accuracy.sqnr, " dB"], ["Layers in integers", (r) => `${r.layers.filter((l) => l.quantized).length} of ${r.layers.length}`, (r) => r.layers.filter((l) => l.quantized).length, ""],
-    ["Size", (r) => (r.runtime ? bytes(r.runtime.bytes_after) : "–")], ["Latency", (r) => (r.runtime ? time(r.runtime.seconds_after) : "–")], ["Hurts most", (r) => (r.worst[0] ? `${r.worst[0].name}, ${share(r.worst[0].share)}` : "–")], ["Data", (r) => r.data || "none"],
+    ["Size", (r) => (r.runtime ? bytes(r.runtime.bytes_after) : "–"), (r) => (r.runtime ? r.runtime.bytes_after / 1e6 : null), " MB"], ["Latency", (r) => (r.runtime ? time(r.runtime.seconds_after) : "–"), (r) => (r.runtime && known(r.runtime.seconds_after) ? r.runtime.seconds_after * 1e3 : null), " ms"], ["Hurts most", (r) => (r.worst[0] ? `${r.worst[0].name}, ${share(r.worst[0].share)}` : "–")], ["Data", (r) => r.data || "none"],
   ];
   const changed = a.layers.filter((l) => b.byName.has(l.name) && b.byName.get(l.name).quantized !== l.quantized);
   const nearer = a.layers.filter((l) => b.byName.has(l.name)).map((l) => [l, b.byName.get(l.name)]).filter(([x, y]) => known(x.together) && known(y.together)).sort(([x, y], [p, q]) => Math.abs(q.together - p.together) - Math.abs(y.together - x.together)).slice(0, 5);
