@@ -14,6 +14,7 @@ from typing import NoReturn
 from amct_onnx._compat.log import start_log
 from amct_onnx.cli.options import ConvertCommand, parse
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
+from amct_onnx.cli.report import ReportCommand
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from amct_onnx.cli.quantize import run_sensitivity
 
                 run_sensitivity(command)
+            elif isinstance(command, ReportCommand):
+                from amct_onnx.cli.report import run_report
+
+                run_report(command)
             else:
                 from amct_onnx.cli.calibration import run_calibration
 

@@ -22,6 +22,7 @@ from amct_onnx.cli.quantize_options import (
     read_quantize_options,
     read_sensitivity_options,
 )
+from amct_onnx.cli.report import ReportCommand, add_report_options, read_report_options
 from amct_onnx.data.input_texts import InputFolder, check_data_type, parse_shapes, split_list
 from amct_onnx.errors import AmctError
 from amct_onnx.options import Flag, add_options, given_options, option, positive_number, reader
@@ -37,6 +38,10 @@ _COMMANDS = {
     "sensitivity": (
         "what quantizing each layer does to the output of a model",
         "Which layers cost accuracy: amct_onnx sensitivity model.onnx --data images/",
+    ),
+    "report": (
+        "a page that shows a run of quantize: accuracy, layers, map, what to do next",
+        "A page of one run, or of two side by side: amct_onnx report out/m",
     ),
     "calibration": (
         "quantize a float model with calibration data",
@@ -83,7 +88,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help explains the options\n")
 
 
-def parse(argv: Sequence[str]) -> CalibrationCommand | ConvertCommand | QuantizeCommand | SensitivityCommand:
+AnyCommand = CalibrationCommand | ConvertCommand | QuantizeCommand | SensitivityCommand | ReportCommand
+
+
+def parse(argv: Sequence[str]) -> AnyCommand:
     """What a command line asks for. Raises SystemExit: 0 after help, 2 with the reason for a wrong command line."""
     parser, commands = _parsers()
     words = list(argv)
@@ -95,6 +103,8 @@ def parse(argv: Sequence[str]) -> CalibrationCommand | ConvertCommand | Quantize
         return read_quantize_options(namespace, commands["quantize"])
     if namespace.command == "sensitivity":
         return read_sensitivity_options(namespace, commands["sensitivity"])
+    if namespace.command == "report":
+        return read_report_options(namespace, commands["report"])
     if namespace.command == "convert":
         return ConvertCommand(**given_options(ConvertCommand, namespace))
     inputs = _read_inputs(namespace, commands["calibration"])
@@ -111,6 +121,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         made[name] = commands.add_parser(name, help=help_text, description=description, epilog=epilog)
     add_quantize_options(made["quantize"])
     add_sensitivity_options(made["sensitivity"])
+    add_report_options(made["report"])
     for name, kind in (("calibration", "float"), ("convert", "QAT")):
         made[name].add_argument("--model", required=True, metavar="FILE", help=f"the {kind} model, an .onnx file")
         made[name].add_argument(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import amct_onnx
 from amct_onnx.cli.evaluator import session_evaluator
 from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
-from amct_onnx.errors import AmctError, listed
+from amct_onnx.errors import AmctError, listed, one_line
 from amct_onnx.progress import show_on_terminal
-from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
 from amct_onnx.values.layers import Decision
 
 _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
@@ -57,6 +57,18 @@ def _write(result: QuantizedModel, command: QuantizeCommand) -> None:
         _log.info("The file is saved in %s", file)
     for line in saved.report.lines() if saved.report is not None else ():
         _log.info("%s", line)
+    if command.report:
+        _save_run(result, saved, command.save_path)
+
+
+def _save_run(result: QuantizedModel, saved: SavedModel, prefix: str) -> None:
+    """Leave what a report needs beside the model; the model is written, whatever fails here."""
+    try:
+        run = amct_onnx.save_run(result, prefix, saved=saved, progress=show_on_terminal)
+    except Exception as error:
+        _log.warning("%s is written, but there is no run file for a report of it: %s", saved.files[0], one_line(error))
+    else:
+        _log.info("The run is saved in %s: amct_onnx report %s makes a page of it", run, run)
 
 
 def run_sensitivity(command: SensitivityCommand) -> None:

@@ -74,7 +74,9 @@ def add_quantize_options(command: argparse.ArgumentParser) -> None:
         help=f"where the model will run: {', '.join(TARGET_NAMES)}; several with commas, from one calibration",
     )
     add_options(command, QuantizeOptions, (*_SHARED, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
-    command.add_argument("--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it")
+    command.add_argument(
+        "--no_report", action="store_true", help="do not look at what ONNX Runtime makes of it, and leave no run"
+    )
     mixed = command.add_argument_group("mixed precision", "layers stay in float as far as a target of accuracy takes")
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
     data = command.add_argument_group("data", "--data, or --statistics of an earlier calibration")

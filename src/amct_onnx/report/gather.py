@@ -17,7 +17,7 @@ from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.measure.kernel_report import RuntimeReport
 from amct_onnx.measure.kernel_times import kernel_times
-from amct_onnx.measure.layer_errors import LayerErrors, measure_layers
+from amct_onnx.measure.layer_errors import BUDGET, LayerErrors, measure_layers
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.sample_noise import decibel
 from amct_onnx.progress import Progress, silent
@@ -31,6 +31,7 @@ from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.findings import Step
 
 _SHOWN = 4
+_FEW = 4  # samples
 _log = logging.getLogger("amct_onnx.Report")
 
 
@@ -83,7 +84,10 @@ def _measure(
     try:
         units = result.lowered.units()
         if feeds and units.units:
-            errors = measure_layers(units, feeds, others=looked_at(result, units.model), progress=progress)
+            # Who asked for little effort gets a quick look.
+            few, budget = (feeds[:_FEW], BUDGET / 4) if result.effort == "fast" else (feeds, BUDGET)
+            watched = looked_at(result, units.model)
+            errors = measure_layers(units, few, others=watched, budget=budget, progress=progress)
     except AmctError as error:
         problem = one_line(error)
     before: Times = {}

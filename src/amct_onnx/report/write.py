@@ -41,13 +41,10 @@ def write_report(
 
     Raises ArgumentTypeError, FileMissingError, RunFileError, OutputError.
     """
-    names, runs = [], []
-    for one, files in ((result, saved), (beside, None)):
-        if one is not None:
-            name, run = _opened(one, files, progress or silent)
-            names.append(name)
-            runs.append(run)
-    write_atomic(path, render(runs, _told_apart(names)))
+    told = progress or silent
+    opened = [_opened(result, saved, told)] + ([] if beside is None else [_opened(beside, None, told)])
+    names = _told_apart([name for name, _ in opened])
+    write_atomic(path, render([run for _, run in opened], names))
     return os.fspath(path)
 
 
