@@ -34,7 +34,7 @@ function drawSummary() {
 const tile = (title, big, small, kind) => h("div", { class: "tile" }, h("h3", {}, title), h("span", { class: `big ${kind || ""}` }, big), h("p", { class: "quiet" }, small));
 
 function drawNext() {
-  const one = run(), shown = one.worst.slice(0, 8), most = shown.length ? shown[0].share : 1, accuracy = one.accuracy;
+  const one = run(), shown = one.worst.slice(0, 10), most = shown.length ? shown[0].share : 1, accuracy = one.accuracy;
   fill("worst", shown.map((l) => h("li", {}, h("button", { type: "button", "data-layer": l.name, onclick: () => openLayer(l.name) },
     h("span", { class: "what" }, h("b", {}, l.name), h("span", { class: "quiet" }, `${l.op_type}${l.weight && known(l.from_weight) ? `, by its ${l.from_weight > 0.5 ? "weight" : "activation"}` : ""}`)),
     h("span", { class: "track" }, h("span", { class: "fill", style: `width:${(100 * l.share / most).toFixed(1)}%` })), h("span", { class: "value" }, share(l.share))))));
