@@ -12,7 +12,7 @@ ALL ?= $(filter true,$(CI))
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices clean
+.PHONY: demo test test-all lint conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices placement clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -91,6 +91,9 @@ qat: $(STAMP)
 
 encoder: $(STAMP)
 	$(BIN)/python benchmarks/encoder.py $(ARGS)
+
+placement: $(STAMP)
+	$(BIN)/python benchmarks/placement.py $(ARGS)
 
 patterns: $(STAMP)
 	$(BIN)/python benchmarks/patterns.py $(ARGS)

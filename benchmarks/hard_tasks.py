@@ -255,7 +255,7 @@ class Scenes(Hard):
 class Lines(Hard):
     """Strings of digits."""
 
-    count: int = 600
+    count: int = 2400
 
     def calibration(self, count: int) -> dict[str, Array]:
         return {"input": data.strings("train", count, _CALIBRATION + self.sampling)[0]}
@@ -310,9 +310,9 @@ def _all() -> Iterator[Hard]:
     yield Stored(name="mobilenetv3", file="mobilenetv3.onnx", tally=Labels, read=data.cifar)
     yield Stored(name="efficientnet", file="efficientnet.onnx", tally=Labels, read=data.cifar)
     yield Lines(name="crnn", file="crnn.onnx", tally=Strings)
-    yield Scenes(name="vit", file="vit.onnx", tally=Labels, look=PLACED, count=800)
+    yield Scenes(name="vit", file="vit.onnx", tally=Labels, look=PLACED, count=3200)
     yield Stored(name="convnext", file="convnext.onnx", tally=Labels, read=data.keywords)
-    yield Scenes(name="unet", file="unet.onnx", tally=Pixels, look=SEGMENTED, count=200)
+    yield Scenes(name="unet", file="unet.onnx", tally=Pixels, look=SEGMENTED, count=800)
     yield Graphs(name="graph", file="graph.onnx", tally=Labels, suffix=".npz")
 
 

@@ -125,7 +125,8 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--model", choices=NAMES, default="mobilenetv2", help="which model")
     add("--targets", nargs="*", choices=TARGETS, default=list(TARGETS), help="which targets (both)")
     add("--max_drop", type=float, default=1.0, help="points of top-1 that may be lost (1.0)")
-    add("--runs", type=int, default=20, help="short searches over the shared models (20)")
+    add("--runs", type=int, default=20, help="short searches over the shared models and the networks (20)")
+    add("--first_draw", type=int, default=0, help="number of the first of their draws of calibration samples (0)")
     add("--effort", choices=("fast", "default", "best"), default="default", help="that of the short searches (default)")
     add("--calibration", type=int, default=160, help="images for the statistics (160)")
     add("--views", type=int, default=VIEWS, help=f"views of each image that judge ({VIEWS})")
@@ -141,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(machine())
     with tempfile.TemporaryDirectory(prefix="mixed_") as folder:
         good = [run(args, target, Path(folder)) for target in args.targets]
-    good += [promises(args.runs, args.effort)] if args.runs else []
+    good += [promises(args.runs, args.effort, args.first_draw)] if args.runs else []
     return 0 if all(good) else 1
 
 

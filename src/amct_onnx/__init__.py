@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         save_model,
     )
     from amct_onnx._compat.auto_calibration import accuracy_based_auto_calibration
-    from amct_onnx.data.images import ImageOptions
+    from amct_onnx.data.image_options import ImageOptions
     from amct_onnx.files.statistics_file import load_statistics, save_statistics
     from amct_onnx.numerics.settings import (
         ActivationSettings,
@@ -104,7 +104,7 @@ _MODULES = {
         *("convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess", "save_model"),
     ),
     "_compat.auto_calibration": ("accuracy_based_auto_calibration",),
-    "data.images": ("ImageOptions",),
+    "data.image_options": ("ImageOptions",),
     "files.statistics_file": ("load_statistics", "save_statistics"),
     "numerics.settings": (
         *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),

@@ -26,12 +26,14 @@ _WIDTH = 116  # of docstrings without their indentation
 class Flag:
     """How a command line gives the value of a field.
 
-    name: of the option, if it is not that of the field. help: what the option takes, if that is not what the field
-    means. example: a text that the option takes, which `--help` shows. read: makes the value of the text, and raises an
-    AmctError or one of argparse's errors. switch: the option takes no text and makes the field True.
+    name: of the option, if it is not that of the field. also: another name of the option. help: what the option takes,
+    if that is not what the field means. example: a text that the option takes, which `--help` shows. read: makes the
+    value of the text, and raises an AmctError or one of argparse's errors. switch: the option takes no text and makes
+    the field True.
     """
 
     name: str = ""
+    also: str = ""
     help: str = ""
     metavar: str | None = None
     example: str = ""
@@ -49,20 +51,34 @@ def option(default: T, meaning: str, more: str = "", *, flag: Flag | None = None
     return dataclasses.field(default=default, metadata={"meaning": meaning, "more": more, "flag": flag})
 
 
-def add_options(parser: argparse._ActionsContainer, kind: type, names: Sequence[str] = ()) -> None:
+def add_options(
+    parser: argparse._ActionsContainer, kind: type, names: Sequence[str] = (), *, hidden: bool = False
+) -> None:
     """Declare the options for the fields `names` of `kind`, or for all fields that have a flag.
 
-    What is not given on the command line is None in the namespace, under the name of the field.
+    What is not given on the command line is None in the namespace, under the name of the field. hidden: `--help` leaves
+    them out.
     """
     for field in dataclasses.fields(kind):
         flag: Flag | None = field.metadata.get("flag")
         if flag is None or (names and field.name not in names):
             continue
-        text = (flag.help or field.metadata["meaning"]) + (f": {flag.example}" if flag.example else "")
+        text = (
+            argparse.SUPPRESS
+            if hidden
+            else (flag.help or field.metadata["meaning"]) + (f": {flag.example}" if flag.example else "")
+        )
         how: dict[str, Any] = {"metavar": flag.metavar, "choices": flag.choices, "type": reader(flag.read)}
         if flag.switch:
             how = {"action": "store_true"}
-        parser.add_argument(flag.name or f"--{field.name}", dest=field.name, default=None, help=text, **how)
+        names_of_it = [flag.name or f"--{field.name}", *([flag.also] if flag.also else [])]
+        parser.add_argument(*names_of_it, dest=field.name, default=None, help=text, **how)
+
+
+def listed_options(kind: type) -> list[str]:
+    """The options for the fields of `kind` with what they take, as `--image_pad N`."""
+    flags = [(field.name, field.metadata.get("flag")) for field in dataclasses.fields(kind)]
+    return [f"{flag.name or f'--{name}'} {flag.metavar}" for name, flag in flags if flag is not None]
 
 
 def given_options(kind: type, namespace: argparse.Namespace) -> dict[str, Any]:

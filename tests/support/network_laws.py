@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from flow import CPU, Flow
 from graphs import graphs
@@ -23,6 +24,7 @@ from networks import Network
 
 import amct_onnx
 from amct_onnx.errors import AmctError
+from amct_onnx.run.session import open_exact_session
 from amct_onnx.values.findings import Step
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt", "ascend", "amct")  # the last one is AMCT's functions
@@ -227,6 +229,8 @@ def _options(*, optimised: bool) -> ort.SessionOptions:
 
 
 def _open(file: Path, *, optimised: bool) -> ort.InferenceSession:
+    if optimised and file.stem.endswith("_tensorrt"):  # its layers share weights, which the option does not take
+        return open_exact_session(ir.load(file))
     return ort.InferenceSession(str(file), _options(optimised=optimised), providers=CPU)
 
 

@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from amct_onnx._compat.log import start_log
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.files.whole_files import check_writable
+from amct_onnx.targets.ascend_model import ascend_files
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,12 +21,13 @@ _LONGEST_NAME, _LONGEST_PREFIX = 254, 241  # characters
 
 
 def checked(
-    *, files: Collection[str] = (), prefixes: Collection[str] = ()
+    *, files: Collection[str] = (), prefixes: Collection[str] = (), written: Collection[str] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Check the arguments of one of AMCT's functions before it runs, and begin AMCT's log.
 
     Types are those of the annotations, exactly: a bool is not an int. files: arguments that name a file; prefixes:
-    those that name the beginning of files. Raises ArgumentTypeError, ArgumentError.
+    those that name the beginning of files. written: files that the function writes; these and those of prefixes have
+    to be writable. Raises ArgumentTypeError, ArgumentError, OutputError.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -44,6 +47,9 @@ def checked(
                     check_file(name, arguments[name])
                 if name in prefixes:
                     check_prefix(name, arguments[name])
+                    check_writable(*ascend_files(arguments[name]))
+                if name in written:
+                    check_writable(arguments[name])
             return function(*args, **kwargs)
 
         return wrapper

@@ -14,7 +14,7 @@ from amct_onnx.errors import SearchError
 T = TypeVar("T")
 
 
-@checked(files=("model_file", "config_file", "record_file"), prefixes=("save_dir",))
+@checked(files=("model_file", "config_file", "record_file"), prefixes=("save_dir",), written=("record_file",))
 def accuracy_based_auto_calibration(
     model_file: str,
     model_evaluator: AutoCalibrationEvaluatorBase,

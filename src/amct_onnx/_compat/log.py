@@ -7,8 +7,10 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from amct_onnx.errors import ArgumentError
+from amct_onnx.progress import wipe
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _FORMAT = "%(levelname)s - [AMCT]:[%(area)s]: %(message)s"
@@ -28,13 +30,24 @@ class _Formatter(logging.Formatter):
         return super().format(record)
 
 
-def start_log() -> None:
-    """Open the log once per process. Raises ArgumentError for a level that does not exist."""
+class _Console(logging.StreamHandler[TextIO]):
+    """Lines on stderr, where a line of progress may stand."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        wipe()
+        super().emit(record)
+
+
+def start_log(usual: str = "INFO") -> None:
+    """Open the log once per process; `usual`: the level of stderr where AMCT_LOG_LEVEL says none.
+
+    Raises ArgumentError for a level that does not exist.
+    """
     logger = logging.getLogger("amct_onnx")
     if any(isinstance(handler.formatter, _Formatter) for handler in logger.handlers):
         return  # an application may have handlers of its own here
-    screen, file = _level("AMCT_LOG_LEVEL"), _level("AMCT_LOG_FILE_LEVEL")
-    console = logging.StreamHandler(sys.stderr)
+    screen, file = _level("AMCT_LOG_LEVEL", usual), _level("AMCT_LOG_FILE_LEVEL", "INFO")
+    console = _Console(sys.stderr)
     console.setLevel(screen)
     console.setFormatter(_Formatter(_FORMAT))
     logger.addHandler(console)
@@ -58,8 +71,8 @@ def _file_handler(level: str) -> logging.Handler:
     return handler
 
 
-def _level(variable: str) -> str:
-    value = os.environ.get(variable, "INFO")
+def _level(variable: str, usual: str) -> str:
+    value = os.environ.get(variable, usual)
     if value.upper() not in _LEVELS:
         raise ArgumentError(f"{variable}{{'{value}'}} is invalid, only support {list(_LEVELS)}")
     return value.upper()

@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import amct_onnx
+from amct_onnx.cli.calibration_options import CalibrationCommand
 from amct_onnx.cli.evaluator import calibrate, evaluator_script
-from amct_onnx.cli.options import CalibrationCommand
 from amct_onnx.data.raw_folders import BatchFiles, check_signature, find_batches
 from amct_onnx.errors import AmctError, DataError
 from amct_onnx.files.config_message import read_batch_num
 from amct_onnx.files.onnx_file import load_model
-from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.files.whole_files import Mistakes, check_writable
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.observe.run_batches import run_batches
 from amct_onnx.progress import show_steps
+from amct_onnx.targets.ascend_model import ascend_files
 
 _log = logging.getLogger("amct_onnx.Command")
 
@@ -35,6 +36,7 @@ class _Files:
 
 def run_calibration(command: CalibrationCommand) -> None:
     """Quantize `command.model` and write the three results at `command.save_path`. Raises AmctError."""
+    check_writable(*ascend_files(command.save_path))
     with tempfile.TemporaryDirectory(prefix="amct_onnx_", ignore_cleanup_errors=True) as folder:
         files = _Files(folder)
         with _known_names(command, files):

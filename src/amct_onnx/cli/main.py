@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from amct_onnx._compat.log import start_log
-from amct_onnx.cli.options import ConvertCommand, parse
-from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
-from amct_onnx.cli.report import ReportCommand
+from amct_onnx.cli.command import AlreadyTold
+from amct_onnx.cli.commands import Asked, parse
 from amct_onnx.errors import AmctError
 
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -29,49 +28,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     AMCT_LOG_FILE_LEVEL=DEBUG the file of the log.
     """
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        asked = parse(sys.argv[1:] if argv is None else argv)
     finally:
         _flush_output()
     try:
-        start_log()
+        start_log(_level(asked))
     except AmctError as error:
         print(f"ERROR - [AMCT]:[Command]: {error}", file=sys.stderr)
         return FAILED
     try:
         with _tidy_termination():
-            if isinstance(command, ConvertCommand):
-                import amct_onnx
-
-                amct_onnx.convert_qat_model(command.model, command.save_path)
-            elif isinstance(command, QuantizeCommand):
-                from amct_onnx.cli.quantize import run_quantize
-
-                run_quantize(command)
-            elif isinstance(command, SensitivityCommand):
-                from amct_onnx.cli.quantize import run_sensitivity
-
-                run_sensitivity(command)
-            elif isinstance(command, ReportCommand):
-                from amct_onnx.cli.report import run_report
-
-                run_report(command)
-            else:
-                from amct_onnx.cli.calibration import run_calibration
-
-                run_calibration(command)
+            asked.run()
+        _flush_output()
     except KeyboardInterrupt as signalled:
         terminated = isinstance(signalled, _Terminated)
         _log.error("Terminated." if terminated else "Interrupted.")
         return TERMINATED if terminated else INTERRUPTED
+    except AlreadyTold:
+        return FAILED
     except Exception as error:
         _log.error("%s", _explain(error))
+        asked.output.document({"command": asked.command.name, "error": _explain(error)})
         _log.debug("The error came from:", exc_info=error)
         return FAILED
     return OK
 
 
+def _level(asked: Asked) -> str:
+    """What stderr shows of the log: all of it, but for people who read a summary on the terminal, and for --quiet."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "WARNING" if asked.output.quiet or (asked.command.shows and is_terminal) else "INFO"
+
+
 def _flush_output() -> None:
-    """Write help now. If it goes to a pipe that nobody reads any more, Python would complain when it ends."""
+    """Write what was said now. If it goes to a pipe that nobody reads any more, Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,141 +12,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amct_onnx.data.arrays import SampleArray
-from amct_onnx.errors import ArgumentError, DataError, did_you_mean, one_line
+from amct_onnx.data.image_options import PRESETS, ImageOptions
+from amct_onnx.data.preprocess_file import images_named
+from amct_onnx.errors import ArgumentError, DataError, one_line
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array, Uint8s
+from amct_onnx.words import given, of_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = logging.getLogger("amct_onnx.Data")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
-_COLORS = {"RGB": 3, "BGR": 3, "L": 1, "Y": 1}
-_FITS = ("crop", "letterbox", "stretch")
-_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-_LAYOUTS = ("NCHW", "NHWC")
 _MARGIN = 256 / 224  # of the short side of an image to that of the crop, as torchvision and TensorFlow evaluate
 _SMALL = 64  # pixels; images for inputs up to that size (CIFAR) have just the size of the input, so nothing is cut off
 _USUAL_SIZE, _USUAL_BOX = 224, 416  # pixels, if the model leaves the size open; the second with a letterbox
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """How images become the input of a model: `(pixel / divisor - mean) / std` in float32, of pixels from 0 to 255.
-
-    Raises ArgumentError for a value that cannot be used.
-    """
-
-    color: str = "RGB"
-    """"RGB", "BGR", "L" (grey) or "Y" (the luminance of YCbCr)."""
-    divisor: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    """`mean` and `std` have one number, or one for each channel in the order of `color`."""
-    fit: str = "crop"
-    """"crop" scales an image until it covers the size of the input, with a margin, and cuts out the centre. "letterbox"
-    scales it to lie within the input, in the upper left corner, and fills the rest with `pad`. "stretch" scales it to
-    the size of the input, whatever its proportions."""
-    resize: int | None = None
-    """The short side of an image before it is cropped, in pixels. None makes the margin that is usual."""
-    crop: int | tuple[int, int] | None = None
-    """The size of the input in pixels, (height, width) or one number for both. None takes it from the model."""
-    pad: int = 114
-    interpolation: str = "bilinear"
-    """"nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming"."""
-    layout: str | None = None
-    """"NCHW" or "NHWC". None takes it from the model."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("color", _COLORS), ("fit", _FITS), ("interpolation", _FILTERS), ("layout", _LAYOUTS)):
-            value = getattr(self, name)
-            if value not in allowed and not (name == "layout" and value is None):
-                raise ArgumentError(f"image option {name}={value!r} is unknown, use one of {', '.join(allowed)}")
-        for name in ("mean", "std"):
-            count = len(getattr(self, name))
-            if count not in (1, self.channels):
-                raise ArgumentError(f"image option {name} has {count} numbers, {self.color} takes {self.channels} or 1")
-        if 0 in (*self.std, self.divisor):
-            raise ArgumentError("image options std and divisor divide the pixels and cannot be 0")
-        if not 0 <= self.pad <= 255:
-            raise ArgumentError(f"image option pad={self.pad} is no pixel, use 0 to 255")
-        size = self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
-        pixels = [number for number in (*size, self.resize) if number is not None]
-        if len(size) != 2 or not all(isinstance(number, int) and number > 0 for number in pixels):
-            what = f"resize={self.resize} and crop={self.crop}"
-            raise ArgumentError(f"image options {what}: give numbers of pixels, crop may be a tuple (height, width)")
-        if self.fit == "crop" and self.resize is not None and self.resize < min(self.size):
-            raise ArgumentError(f"image option resize={self.resize} is smaller than crop={self.crop}")
-        if self.fit != "crop" and self.resize is not None:
-            raise ArgumentError(f"image option resize is for fit='crop', with {self.fit!r} give the size as crop")
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> ImageOptions:
-        """The preset `name`, in which `changes` replace some options. Raises ArgumentError for an unknown name."""
-        if name not in PRESETS:
-            hint = did_you_mean(name, PRESETS, f"use one of {', '.join(PRESETS)}, or ImageOptions")
-            raise ArgumentError(f"images={name!r} is no preset, {hint}")
-        return replace(PRESETS[name], **changes)
-
-    @property
-    def channels(self) -> int:
-        return _COLORS[self.color]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input, of options that say `crop`."""
-        return self.crop if isinstance(self.crop, tuple) else (self.crop or 0, self.crop or 0)
-
-    def pixel_values(self, dtype: np.dtype[Any]) -> Array:
-        """The number that each pixel from 0 to 255 becomes, [channels, 256] of `dtype`.
-
-        Raises ArgumentError if `dtype` does not hold the numbers that are computed in float32.
-        """
-        values = np.arange(256, dtype=np.float32)[None] / np.float32(self.divisor)
-        mean, std = (np.array(part, np.float32)[:, None] for part in (self.mean, self.std))
-        values = np.ascontiguousarray(np.broadcast_to((values - mean) / std, (self.channels, 256)))
-        converted = values.astype(dtype)
-        if dtype.kind in "iub" and not np.array_equal(converted, values):
-            raise ArgumentError(f"the model takes images as {dtype}, the image options give other numbers: use 'raw'")
-        return converted
-
-    def describe(self) -> str:
-        """A phrase for a report about options that say `crop`."""
-        (height, width), (rows, columns) = self.size, _cover(self)
-        if self.fit == "letterbox":
-            fitted = f"fitted into the upper left of {height} x {width}, padded with {self.pad}"
-        elif self.fit == "stretch":
-            fitted = f"stretched to {height} x {width}"
-        elif (height, width) == (rows, columns):
-            fitted = f"resized and cropped to {height} x {width}"
-        elif height == width:
-            fitted = f"short side resized to {rows}, cropped to {height} x {width}"
-        else:
-            fitted = f"resized to cover {rows} x {columns}, cropped to {height} x {width}"
-        parts = [f"images {fitted} ({self.interpolation})", self.color]
-        parts += [f"divided by {self.divisor:g}"] if self.divisor != 1 else []
-        parts += [f"minus {_numbers(self.mean)}"] if any(self.mean) else []
-        parts += [f"over {_numbers(self.std)}"] if set(self.std) != {1.0} else []
-        return ", ".join(parts)
-
-
-PRESETS = {
-    "torch": ImageOptions(divisor=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "tf": ImageOptions(divisor=127.5, mean=(1.0,)),
-    "caffe": ImageOptions(color="BGR", mean=(103.939, 116.779, 123.68)),
-    "unit": ImageOptions(divisor=255),
-    "raw": ImageOptions(),
-    "yolox": ImageOptions(color="BGR", fit="letterbox"),
-    "luminance": ImageOptions(color="Y", divisor=255, fit="stretch", interpolation="bicubic"),
-}
-"""The usual ways to prepare images: torchvision's, TensorFlow's and Caffe's; pixels from 0 to 1 ("unit") and from 0 to
-255 ("raw"); YOLOX's; and the luminance, for super-resolution."""
-
-
-def image_options(value: ModelInput, images: ImageOptions | str | None, note: Callable[[str], None]) -> ImageOptions:
+def image_options(
+    value: ModelInput,
+    images: ImageOptions | str | None,
+    note: Callable[[str], None],
+    purpose: Purpose | None = None,
+) -> ImageOptions:
     """`images` with the size and layout of the input, where they leave these open.
 
-    `note` is told what was assumed. Raises ArgumentError for options that do not fit the input, and DataError for an
-    input that takes no images.
+    `note` is told what was assumed, and a warning says so where no preset is named. `purpose`: what the network is
+    likely to be, which then tells the preset. Raises ArgumentError for options that do not fit the input, and DataError
+    for an input that takes no images.
     """
     where, shape = f"input {value.name!r}", value.shape
     if shape is None or len(shape) != 4:
@@ -160,26 +55,89 @@ def image_options(value: ModelInput, images: ImageOptions | str | None, note: Ca
     if isinstance(images, ImageOptions):
         options, origin = images, ""
     elif images is not None:
-        options, origin = ImageOptions.preset(images), f" (preset {images!r})"
+        options, origin = images_named(images), f" (preset {images!r})"
     else:
-        of_colors = "torch" if value.dtype.startswith("float") or not value.dtype else "raw"
-        name = "luminance" if channels == 1 else of_colors
+        name, reason = _guess(value, channels, purpose)
         options, origin = PRESETS[name], f" (preset {name!r}, since no other was asked for)"
+        text = "No preset is named for the images: %s is assumed, since %s. Name it, or another one of %s."
+        _log.warning(text, given("images", name), reason, ", ".join(PRESETS))
     if channels not in (None, options.channels):
-        hint = "use images='luminance' or color='L'" if channels == 1 else "use a preset of three channels, as 'torch'"
+        preset = given("images", "luminance" if channels == 1 else "torch")
+        hint = f"use {preset}, or {of_images('color')} L" if channels == 1 else f"use {preset}, or another one of three"
         raise ArgumentError(f"{where}: takes {channels} channels, the image options give {options.color}; {hint}")
     if None in shape[1:] and options.layout is None:
         note(f"input {value.name!r}: the layout is taken to be {layout}")
     usual = _USUAL_BOX if options.fit == "letterbox" else _USUAL_SIZE
     asked = (None, None) if options.crop is None else options.size
-    given = [fixed or wish or usual for fixed, wish in zip((height, width), asked, strict=True)]
-    if any(wish not in (None, size) for wish, size in zip(asked, given, strict=True)):
-        raise ArgumentError(f"{where}: takes {height} x {width} pixels, the image option crop asks for {options.crop}")
+    sizes = [fixed or wish or usual for fixed, wish in zip((height, width), asked, strict=True)]
+    if any(wish not in (None, size) for wish, size in zip(asked, sizes, strict=True)):
+        raise ArgumentError(
+            f"{where}: takes {height} x {width} pixels, the image option {of_images('crop')} asks for {options.crop}"
+        )
     if None in (height, width) and options.crop is None:
-        note(f"input {value.name!r}: the model leaves the size open, {given[0]} x {given[1]} pixels are used")
-    options = replace(options, crop=(given[0], given[1]), layout=layout)
-    note(f"input {value.name!r}: {options.describe()}, {layout}{origin}")
+        note(f"input {value.name!r}: the model leaves the size open, {sizes[0]} x {sizes[1]} pixels are used")
+    options = replace(options, crop=(sizes[0], sizes[1]), layout=layout)
+    note(f"input {value.name!r}: {describe(options)}, {layout}{origin}")
     return options
+
+
+def _guess(value: ModelInput, channels: int | None, purpose: Purpose | None) -> tuple[str, str]:
+    """The preset for images of which the user has said nothing, and why, as a clause.
+
+    Raises ArgumentError for a detector of nobody knows whom: a wrong guess would make it useless.
+    """
+    if not (value.dtype.startswith("float") or not value.dtype):
+        return "raw", f"the input takes {value.dtype}"
+    if channels == 1:
+        return "luminance", "the input has one channel"
+    if purpose is None:
+        return "torch", "it is the most usual one"
+    if purpose.preset:
+        return purpose.preset, purpose.reason
+    if purpose.kind == "detector":
+        raise ArgumentError(
+            f"input {value.name!r}: the model may be a detector, since {purpose.reason}, and how it takes images is "
+            f"not said: give {given('images', 'ultralytics')}, {given('images', 'yolox')} or another one of "
+            f"{', '.join(PRESETS)}, or a file that says it"
+        )
+    return "torch", f"it is the most usual one, though {purpose.reason}"
+
+
+def pixel_values(options: ImageOptions, dtype: np.dtype[Any]) -> Array:
+    """The number that each pixel from 0 to 255 becomes, [channels, 256] of `dtype`.
+
+    Raises ArgumentError if `dtype` does not hold the numbers that are computed in float32.
+    """
+    values = np.arange(256, dtype=np.float32)[None] / np.float32(options.divisor)
+    mean, std = (np.array(part, np.float32)[:, None] for part in (options.mean, options.std))
+    values = np.ascontiguousarray(np.broadcast_to((values - mean) / std, (options.channels, 256)))
+    converted = values.astype(dtype)
+    if dtype.kind in "iub" and not np.array_equal(converted, values):
+        raise ArgumentError(
+            f"the model takes images as {dtype}, the image options give other numbers: use {given('images', 'raw')}"
+        )
+    return converted
+
+
+def describe(options: ImageOptions) -> str:
+    """A phrase for a report about options that say `crop`."""
+    (height, width), (rows, columns) = options.size, _cover(options)
+    if options.fit == "letterbox":
+        place = "centre" if options.align == "center" else "upper left"
+        fitted = f"fitted into the {place} of {height} x {width}, padded with {options.pad}"
+    elif options.fit == "stretch":
+        fitted = f"stretched to {height} x {width}"
+    elif (height, width) == (rows, columns):
+        fitted = f"resized and cropped to {height} x {width}"
+    elif height == width:
+        fitted = f"short side resized to {rows}, cropped to {height} x {width}"
+    else:
+        fitted = f"resized to cover {rows} x {columns}, cropped to {height} x {width}"
+    parts = [f"images {fitted} ({options.interpolation})", options.color]
+    parts += [f"divided by {options.divisor:g}"] if options.divisor != 1 else []
+    parts += [f"minus {_numbers(options.mean)}"] if any(options.mean) else []
+    parts += [f"over {_numbers(options.std)}"] if set(options.std) != {1.0} else []
+    return ", ".join(parts)
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -211,6 +169,15 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
+def classes_of(files: Sequence[Path]) -> list[str]:
+    """What classes images seem to be of: those of one have a folder of their own, or names up to a last number.
+
+    One class where there are as many as images, or nearly: then these are no classes.
+    """
+    found = [str(file.parent / file.stem.rstrip("0123456789")) for file in files]
+    return found if len(set(found)) <= len(found) // 2 else [""] * len(found)
+
+
 def is_image(file: Path) -> bool:
     """Whether `file` is a file with a name as images have."""
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
@@ -230,7 +197,7 @@ class ImageArray(SampleArray):
 
     def blocks(self, size: int, rows: int) -> Iterator[Array]:
         """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
-        values = self.options.pixel_values(self.dtype)
+        values = pixel_values(self.options, self.dtype)
         for start in range(0, rows, size):
             part = self.files[start : min(start + size, rows)]
             block = np.empty((len(part), *self.shape[1:]), self.dtype)
@@ -293,8 +260,13 @@ def _decode(image: Image, options: ImageOptions, file: Path) -> Uint8s:
     if pixels.shape[:2] == (height, width):
         return pixels
     canvas = np.full((height, width, options.channels), options.pad, np.uint8)
-    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    top, left = ((height - pixels.shape[0]) // 2, (width - pixels.shape[1]) // 2) if _is_centred(options) else (0, 0)
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return canvas
+
+
+def _is_centred(options: ImageOptions) -> bool:
+    return options.align == "center"
 
 
 def _fitted(image: Image, options: ImageOptions) -> Image:
@@ -307,7 +279,8 @@ def _fitted(image: Image, options: ImageOptions) -> Image:
         return image.resize((width, height), method)
     if options.fit == "letterbox":
         ratio = min(height / image.height, width / image.width)
-        return image.resize((max(1, int(image.width * ratio)), max(1, int(image.height * ratio))), method)
+        whole = round if _is_centred(options) else int  # as Ultralytics and YOLOX do
+        return image.resize((max(1, whole(image.width * ratio)), max(1, whole(image.height * ratio))), method)
     rows, columns = _cover(options)
     scale = max(rows / image.height, columns / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), method)

@@ -83,6 +83,27 @@ def parse_types(text: str) -> dict[str, str]:
     return types
 
 
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """The numbers in a list with commas: "0.485,0.456,0.406". Raises ArgumentError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError(f"{text!r} is no list of numbers with commas") from None
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """A size in pixels, "224" or "320,416" for height and width. Raises ArgumentError."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    if len(numbers) != 1:
+        raise ArgumentError(f"{text!r} is no size in pixels: give N, or HEIGHT,WIDTH")
+    return numbers[0]
+
+
 def check_data_type(name: str) -> None:
     """Raise ArgumentTypeError unless `name` is one of DATA_TYPES."""
     if name not in DATA_TYPES:

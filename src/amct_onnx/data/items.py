@@ -10,6 +10,7 @@ from amct_onnx.data.batches import Chunk, Note, fed_by_position
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.words import either, given_for
 
 
 def named_items(
@@ -36,7 +37,9 @@ def _by_position(parts: Sequence[Any], where: str, inputs: Sequence[ModelInput],
     text = ", ".join(repr(value.name) for value in wanted)
     if len(parts) < len(wanted):
         what = f"holds {len(parts)} array{'s' * (len(parts) != 1)}, the model takes {len(wanted)}: {text}"
-        raise DataError(f"{where}: {what}; give a tuple in this order or a dict")
+        raise DataError(
+            f"{where}: {what}; {either('give a tuple in this order or a dict', 'give a .npz file for each')}"
+        )
     if len(parts) > len(wanted):
         note(f"of the {len(parts)} parts of each item of the data the first {len(wanted)} are used, as {text}")
     return {value.name: part for value, part in zip(wanted, parts, strict=False)}
@@ -61,7 +64,7 @@ def missing_text(name: str, key: str, available: Iterable[object]) -> str:
     """Why input `name`, which has the name `key` in the data, has no data, and what to do."""
     has = ", ".join(repr(str(other)) for other in available) or "nothing"
     as_key = "" if name == key else f" under the name {key!r}"
-    return f"has no data for input {name!r}{as_key}, it holds {has}; say which with names={{{name!r}: ...}}"
+    return f"has no data for input {name!r}{as_key}, it holds {has}; say which with {given_for('names', name)}"
 
 
 def note_unused(keys: Sequence[str], note: Note) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from amct_onnx.data.open_data import DataSource
+from amct_onnx.data.data_source import DataSource
 from amct_onnx.numerics.arrays import Feed
 
 _SHARE = 4  # one sample of so many is held out at most

@@ -13,6 +13,7 @@ from amct_onnx.data.arrays import SampleArray, is_array, open_array, to_array
 from amct_onnx.data.batches import (
     BatchRule,
     Chunk,
+    Note,
     check_rows,
     default_batch,
     dropped_text,
@@ -20,16 +21,20 @@ from amct_onnx.data.batches import (
     rebatch,
     too_few_text,
 )
+from amct_onnx.data.data_source import DataSource
 from amct_onnx.data.fit_to_model import fit_chunks, shapes_agree
-from amct_onnx.data.images import ImageArray
+from amct_onnx.data.images import ImageArray, classes_of
 from amct_onnx.data.items import named_items
 from amct_onnx.data.open_paths import DataOpener, InputParts, OpenedData, is_iterable, is_paths, length_of
 from amct_onnx.data.options import DataOptions
+from amct_onnx.data.poor_data import sorted_by_class
 from amct_onnx.data.read_ahead import read_ahead
 from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.words import given, named
 
 _AHEAD = 2  # batches of images that are decoded before somebody asks for them
 _MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
@@ -40,32 +45,17 @@ _FORMS = (
 )
 
 
-class DataSource:
-    """Feeds `{input: array}` in the types and shapes of a model. It can be iterated over once.
-
-    `total` is the number of feeds, None if only the end of the data shows it. `rule` says where their samples are.
-    """
-
-    def __init__(self, feeds: Iterator[Feed], *, total: int | None, rule: BatchRule, notes: dict[str, None]) -> None:
-        self._feeds: Iterator[Feed] | None = feeds
-        self.total, self.rule = total, rule
-        self._notes = notes
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What was assumed or changed because the user did not say it, a sentence each. Iterating may add to them."""
-        return tuple(self._notes)
-
-    def __iter__(self) -> Iterator[Feed]:
-        """The feeds. Raises DataError, with the file or the number of the sample, for data that do not fit."""
-        feeds, self._feeds = self._feeds, None
-        if feeds is None:
-            raise DataError("the calibration data were read already, open them again for a second pass")
-        return feeds
+def _silent(_: str) -> None:
+    """Nobody listens."""
 
 
 def open_data(
-    data: object, inputs: Sequence[ModelInput], options: DataOptions, network: Network | None = None
+    data: object,
+    inputs: Sequence[ModelInput],
+    options: DataOptions,
+    network: Network | None = None,
+    purpose: Purpose | None = None,
+    announce: Note = _silent,
 ) -> DataSource:
     """The calibration data of a model with these inputs. Nothing is read as a whole.
 
@@ -82,6 +72,8 @@ def open_data(
     input takes in a run; with an axis less it is a sample without the axis of the batch. An array in the place of an
     iterable is one of samples along axis 0; with an axis more it is one of runs.
 
+    purpose: what the network is likely to be, which tells how images are prepared where the options do not say it.
+    announce: is told of each assumption when it is made.
     network: tries whether axis 0 of the inputs is a batch, as their shapes say; without it the shapes are believed. If
     it is not, each feed is one sample, and `rule` says why.
 
@@ -92,23 +84,32 @@ def open_data(
     if not inputs:
         raise DataError("the model has no inputs, it cannot be calibrated")
     notes: dict[str, None] = {}
+
+    def note(text: str) -> None:
+        if text not in notes:
+            notes[text] = None
+            announce(text)
+
     shapes = options.shapes or {}
     opener = DataOpener(
         inputs=tuple(_refined(value, shapes.get(value.name)) for value in inputs),
         options=options,
-        note=notes.setdefault,
+        note=note,
+        purpose=purpose,
     )
     opened = _open(data, opener)
     for array in opened.arrays.values():
         if not array.shape[0]:
             raise DataError(f"{array.where}: is empty, its shape is {list(array.shape)}; give at least one sample")
     if options.images is not None and not any(isinstance(array, ImageArray) for array in opened.arrays.values()):
-        raise ArgumentError("images= is for folders of images, and the data are of another kind; leave it out")
+        raise ArgumentError(
+            f"{named('images')} is for folders of images, and the data are of another kind; leave it out"
+        )
     if options.dtypes and not any(parts.raw for parts in opened.parts.values()):
-        raise ArgumentError("dtypes= is for .bin files, and the data are of another kind; leave it out")
+        raise ArgumentError(f"{named('dtypes')} is for .bin files, and the data are of another kind; leave it out")
     rule = BatchRule.of(opener.inputs)
     if rule.fixed is not None and options.batch_size not in (None, rule.fixed):
-        opener.note(f"the model fixes the batch at {rule.fixed}, a batch_size of {options.batch_size} is not used")
+        opener.note(f"the model fixes the batch at {rule.fixed}, {given('batch_size', options.batch_size)} is not used")
     work = _Work(opener=opener, declared=rule, network=network, notes=notes)
     try:
         return (
@@ -133,12 +134,12 @@ class _Work:
     def fit(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         return fit_chunks(chunks, self.opener.inputs, self.declared, self.opener.note)
 
-    def source(self, feeds: Iterator[Feed], rule: BatchRule, total: int | None) -> DataSource:
+    def source(self, feeds: Iterator[Feed], rule: BatchRule, total: int | None, order: str = "") -> DataSource:
         if rule.whole and self.declared.batched:
             self.opener.note(f"each feed is one sample, since {rule.whole}")
         if rule.fixed != self.declared.fixed:
             self.opener.note(f"the network takes {rule.fixed} samples at once, though the model leaves the batch open")
-        return DataSource(feeds, total=total, rule=rule, notes=self.notes)
+        return DataSource(feeds, total=total, rule=rule, notes=self.notes, sorted_by_class=order)
 
 
 def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
@@ -149,7 +150,7 @@ def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
     fixed = value.shape[missing:] if missing in (0, 1) else None
     if fixed is None or any(-1 != dim != known for dim, known in zip(shape, fixed, strict=True) if known is not None):
         text = ["?" if dim is None else dim for dim in value.shape]
-        raise ArgumentError(f"shapes: {value.name!r} has the shape {list(shape)}, the model takes {text}")
+        raise ArgumentError(f"{named('shapes')}: {value.name!r} has the shape {list(shape)}, the model takes {text}")
     merged = tuple(known if known is not None or dim == -1 else dim for dim, known in zip(shape, fixed, strict=True))
     head = value.shape[:1]  # a batch that the model leaves open stays open: "1,3,320,320" is about the size
     return replace(value, shape=(*head, *merged[1 - missing :]))
@@ -191,7 +192,7 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
         cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
         chunks, total = iter([Chunk(where=where, arrays=whole)]), 1
         if work.declared.batched and not cut:
-            opener.note("the array is one feed, and batch_size= would cut it into several")
+            opener.note(f"the array is one feed, and {named('batch_size')} would cut it into several")
         if cut:
             rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
             size = size or _usual(cut)
@@ -202,9 +203,10 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
     rows, size = _counts(cut, rule, opener)
     chunks = _cut(cut, whole, size, rows, where) if cut else iter([Chunk(where=where, arrays=whole)])
     feeds = rebatch(work.fit(chunks), rule, size, opener.note)
-    images = any(isinstance(array, ImageArray) for array in cut.values())
-    checked = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
-    return work.source(checked, rule, -(-rows // size))
+    images = [array for array in cut.values() if isinstance(array, ImageArray)]
+    made = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
+    order = next((text for array in images if (text := sorted_by_class(classes_of(array.files)))), "")
+    return work.source(made, rule, -(-rows // size), order)
 
 
 def _tried_on_arrays(arrays: Mapping[str, SampleArray], work: _Work, network: Network, where: str) -> BatchRule:

@@ -5,6 +5,7 @@ A path may be a file, a folder of files, or a folder of one folder for each inpu
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,15 @@ from amct_onnx.data.arrays import (
     to_array,
 )
 from amct_onnx.data.batches import Note, fed_by_position
-from amct_onnx.data.images import IMAGE_SUFFIXES, ImageArray, find_images, image_options, is_image, open_images
+from amct_onnx.data.images import (
+    IMAGE_SUFFIXES,
+    ImageArray,
+    classes_of,
+    find_images,
+    image_options,
+    is_image,
+    open_images,
+)
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
@@ -33,8 +42,11 @@ from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
+from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array
+from amct_onnx.words import either, given, given_for, named
 
+_log = logging.getLogger("amct_onnx.Data")
 _RAW = ".bin"  # numbers without a header
 _KINDS = (".npy", ".npz", _RAW)
 _READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}"
@@ -74,13 +86,16 @@ class DataOpener:
     inputs: tuple[ModelInput, ...]
     options: DataOptions
     note: Note
+    purpose: Purpose | None = None
 
     def only(self, what: str) -> ModelInput:
         """The input that data without names belong to. `what` names the data in the error of a model with several."""
         wanted = fed_by_position(self.inputs)
         if len(wanted) > 1:
             text = ", ".join(repr(value.name) for value in wanted)
-            raise DataError(f"{what} is for a model of one input, this one takes {text}; give a dict of data by input")
+            several = " ".join(f"--data {value.name}=PATH" for value in wanted)
+            advice = either("give a dict of data by input", f"give {several}, or one .npz file")
+            raise DataError(f"{what} is for a model of one input, this one takes {text}; {advice}")
         return wanted[0]
 
     def check_complete(self, given: Iterable[str]) -> None:
@@ -174,7 +189,8 @@ class DataOpener:
     def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
         kind, arrays = _array_files(place)
         if kind == ".npz":
-            raise DataError(f"{place}: a folder of .npz files holds all inputs, give it as the data of the model")
+            how = either("as the data of the model", "as --data without a name")
+            raise DataError(f"{place}: a folder of .npz files holds all inputs, give it {how}")
         if kind is not None:
             if kind == ".npy" and len(arrays) == 1:  # all samples rather than one batch, which may be too large
                 return open_npy(arrays[0], scalar=value.shape == ())
@@ -220,10 +236,14 @@ class DataOpener:
         if limit is None or limit >= len(files):
             return files
         self.note(f"{limit} of {len(files)} images are used, at equal distances in the order of their paths")
-        return [files[index * len(files) // limit] for index in range(limit)]
+        chosen = [files[index * len(files) // limit] for index in range(limit)]
+        known, used = set(classes_of(files)), dict(zip(files, classes_of(files), strict=True))
+        if len(known) > len(seen := {used[file] for file in chosen}):
+            _log.warning("Images of %d of %d classes are used: raise %s.", len(seen), len(known), given("limit", limit))
+        return chosen
 
     def _images(self, value: ModelInput, files: Sequence[Path], where: str) -> ImageArray:
-        options = image_options(value, self.options.images, self.note)
+        options = image_options(value, self.options.images, self.note, self.purpose)
         return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:
@@ -240,7 +260,7 @@ class DataOpener:
     def _raw_type(self, value: ModelInput) -> str:
         dtype = (self.options.dtypes or {}).get(value.name, value.dtype)
         if not dtype:
-            raise ArgumentError(f"input {value.name!r}: the model does not say its type, give it in dtypes=")
+            raise ArgumentError(f"input {value.name!r}: the model does not say its type, give it in {named('dtypes')}")
         check_data_type(dtype)
         return dtype
 
@@ -251,7 +271,9 @@ class DataOpener:
             shape = [-1, *shape[1:]]  # a file may hold several of the model's batches
         if list(shape).count(-1) > 1:
             what = f"the model leaves more than one dimension open, {_RAW} files do not say them"
-            raise DataError(f"input {value.name!r}: {what}; give them in shapes={{{value.name!r}: ...}}, one may be -1")
+            raise DataError(
+                f"input {value.name!r}: {what}; give them in {given_for('shapes', value.name)}, one may be -1"
+            )
         return tuple(shape)
 
 
@@ -292,7 +314,7 @@ def _existing(path: object) -> Path:
             return place
     except (OSError, ValueError):  # too long; a NUL byte
         pass
-    raise DataError(f"{place}: the data do not exist, check the path")
+    raise DataError(f"{place}: the data do not exist, check the path{either('', ' of --data')}")
 
 
 def _array_files(folder: Path) -> tuple[str | None, list[Path]]:

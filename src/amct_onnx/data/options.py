@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.input_texts import parse_shapes, parse_types, split_pairs
 from amct_onnx.errors import ArgumentError, did_you_mean
 from amct_onnx.options import Flag, option, positive_number
+from amct_onnx.words import given, named
 
 if TYPE_CHECKING:
-    from amct_onnx.data.images import ImageOptions
     from amct_onnx.graph.inputs import ModelInput
 
-# The names of `images.PRESETS`, which is too heavy to be imported for `--help`; a test holds the two together.
-PRESET_NAMES = ("torch", "tf", "caffe", "unit", "raw", "yolox", "luminance")
+PRESET_NAMES = tuple(PRESETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,16 @@ class DataOptions:
 
     images: ImageOptions | str | None = option(
         None,
-        f"how images are prepared: {', '.join(PRESET_NAMES)}",
-        "These are names of presets; an `ImageOptions` says everything itself. None guesses from the input of the "
-        "model, and `assumptions` of the result tell what was guessed.",
-        flag=Flag(metavar="PRESET", choices=PRESET_NAMES),
+        f"how images are prepared: {', '.join(PRESET_NAMES)}, or a file that says it",
+        "The file is a preprocess.toml or JSON with fields of `ImageOptions`, or a preprocessor_config.json of Hugging "
+        "Face; an `ImageOptions` says everything itself. None guesses for classifiers from the input of the model, and "
+        "`assumptions` of the result tell what was guessed.",
+        flag=Flag(
+            help=f"how images are prepared: {', '.join(PRESET_NAMES)}, or a file",
+            name="--preset",
+            also="--images",
+            metavar="NAME",
+        ),
     )
     batch_size: int | None = option(
         None,
@@ -46,23 +52,35 @@ class DataOptions:
         None,
         "by input, the sizes that the model leaves open, and the shape of a .bin file",
         "A size of -1 stays open.",
-        flag=Flag(name="--input_shape", metavar="SHAPES", example='"name1:n1,c1,h1,w1;name2:..."', read=parse_shapes),
+        flag=Flag(
+            help="open sizes of inputs",
+            name="--input_shape",
+            metavar="SHAPES",
+            example="a:1,3,8,8;b:...",
+            read=parse_shapes,
+        ),
     )
     dtypes: Mapping[str, str] | None = option(
         None,
         "by input, the type of .bin files where it is not that of the model",
-        flag=Flag(name="--data_types", metavar="TYPES", example='"name1:float32;name2:int64"', read=parse_types),
+        flag=Flag(
+            help="types of .bin files",
+            name="--data_types",
+            metavar="TYPES",
+            example="a:float32;b:int64",
+            read=parse_types,
+        ),
     )
     names: Mapping[str, str] | None = option(
         None,
         "by input, the name that it has in the data where it is not that of the model",
-        flag=Flag(metavar="NAMES", example='"input_ids=ids_a;attention_mask=mask_a"', read=split_pairs),
+        flag=Flag(help="the names of inputs in the data", metavar="NAMES", example="input_ids=ids", read=split_pairs),
     )
 
     def __post_init__(self) -> None:
         for name, number in (("batch_size", self.batch_size), ("limit", self.limit)):
             if number is not None and number < 1:
-                raise ArgumentError(f"{name}={number} is no number of samples, give 1 or more")
+                raise ArgumentError(f"{given(name, number)} is no number of samples, give 1 or more")
 
     def check_names(self, inputs: Sequence[ModelInput]) -> None:
         """Raise ArgumentError for an option about an input that is not among `inputs`."""
@@ -71,7 +89,7 @@ class DataOptions:
             for key in getattr(self, option_name) or ():
                 if key not in known:
                     hint = did_you_mean(key, known, f"it has {', '.join(map(repr, known))}")
-                    raise ArgumentError(f"{option_name}: the model has no input {key!r}, {hint}")
+                    raise ArgumentError(f"{named(option_name)}: the model has no input {key!r}, {hint}")
 
     def key(self, name: str) -> str:
         """The name that the input `name` of the model has in the data."""

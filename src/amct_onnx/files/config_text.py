@@ -31,6 +31,7 @@ from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.layers import LAYER_OPS
 from amct_onnx.numerics.settings import LayerSettings, Nuq, Settings, TensorSettings
 from amct_onnx.values.layers import GraphFacts, LayerTraits
+from amct_onnx.words import either
 
 _BITS = {1: 8, 2: 16}  # DataType
 _QUANT_BITS = Rule("int", lambda value: value in (6, 7, 8), "must be in [6, 7, 8]")
@@ -270,7 +271,8 @@ def _read_block(message: Any, field: str, kind: Any, mistakes: Mistakes, *, pare
     block, where = getattr(message, field), f"{parent}.{field}" if parent else field
     weights = block.WhichOneof("weights")
     if block.weight_compress_only:
-        text = "weights and activations are quantized here: delete it, or call quantize(model, None, weight_only=8)"
+        other = either("call quantize(model, None, weight_only=8)", "give --weight_only 8")
+        text = f"weights and activations are quantized here: delete it, or {other}"
         mistakes.add(f"{where}.weight_compress_only", text)
     act = _read_activation(block, where, mistakes)
     wts_where = f"{where}.{weights}" if weights else where

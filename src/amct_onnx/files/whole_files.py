@@ -18,6 +18,7 @@ from amct_onnx.errors import AmctError, ConfigError, FileMissingError, OutputErr
 
 FILE_MODE = 0o640
 DIR_MODE = 0o750
+_ADVICE = "check that the folder is writable and the disk is not full"
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -159,9 +160,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         # A link stays a link: its target is replaced, as a plain open(path, "w") would do.
         target = Path(os.path.realpath(name))
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "not a regular file"
-            raise OutputError(f"{name}: cannot be written, it is {kind}; give another path")
+        _check_kind(target, name)
         make_folder(target.parent)
         handle, made = tempfile.mkstemp(prefix=".amct-", suffix=target.suffix, dir=target.parent)
         os.close(handle)
@@ -173,12 +172,45 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as reason:
-        advice = "check that the folder is writable and the disk is not full"
-        raise OutputError(f"{name}: cannot be written ({system_reason(reason)}); {advice}") from reason
+        raise OutputError(f"{name}: cannot be written ({system_reason(reason)}); {_ADVICE}") from reason
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(*paths: str | os.PathLike[str]) -> None:
+    """Raise OutputError where a file could not be written, before the work begins that makes it.
+
+    Nothing is made. What the system says only while it writes, as a full disk, is not found out.
+    """
+    for path in paths:
+        name = os.fspath(path)
+        try:
+            target = Path(os.path.realpath(name))
+            _check_kind(target, name)
+            folder = target.parent
+            while not os.path.lexists(folder) and folder != folder.parent:
+                folder = folder.parent
+            if not folder.is_dir():
+                what = f"{folder} is a file and no folder" if folder.exists() else f"there is no {folder}"
+                raise OutputError(f"{name}: cannot be written, {what}; give another path")
+            for part in target.relative_to(folder).parts:
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(folder / part)  # refuses what is too long for a name
+            with tempfile.TemporaryFile(prefix=".amct-", dir=folder):
+                pass
+        except (OSError, ValueError) as reason:
+            if isinstance(reason, OutputError):
+                raise
+            raise OutputError(f"{name}: cannot be written ({system_reason(reason)}); {_ADVICE}") from None
+
+
+def _check_kind(target: Path, name: str) -> None:
+    """Raise OutputError where something stands in the place of the file `target` that is none."""
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OutputError(f"{name}: cannot be written, it is {kind}; give another path")
 
 
 def make_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.run.session import open_session, quiet
 from amct_onnx.run.temporary_files import temporary_folder
+from amct_onnx.words import given
 
 Source = bytes | str | os.PathLike[str]
 
@@ -32,8 +33,7 @@ _SHOWN_LETTERS = 40
 # Below this the fixed cost of a kernel, about a microsecond or two, weighs as much as what it computes.
 _SMALL_MODEL = 1e-3
 _SATURATION = (
-    "This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow: pass reduce_range=True or deploy on "
-    "a CPU with VNNI."
+    "This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow: {} avoids it, or a CPU with VNNI."
 )
 
 
@@ -69,8 +69,7 @@ class RuntimeReport:
             *_reason_lines(kernels),
             f"Quantize and dequantize kernels left: {sum(kernels.conversions.values())}, "
             f"{kernels.inner_conversions} of them inside the model",
-            f"Size: {_size(self.bytes_before)} before, {_size(self.bytes_after)} after "
-            f"({self.bytes_before / max(self.bytes_after, 1):.2f} times smaller)",
+            size_text(self.bytes_before, self.bytes_after),
         ]
         if self.latency is not None:
             lines.append(_latency_line(self.latency))
@@ -78,7 +77,7 @@ class RuntimeReport:
             lines.append("The quantized model is slower than the float one on this machine. Likely reasons:")
             lines += [f"  {reason}" for reason in self.slow_because[:_SHOWN_SLOW]]
         if self.saturates:
-            lines.append(_SATURATION)
+            lines.append(_SATURATION.format(given("reduce_range", True)))
         return lines
 
 
@@ -173,7 +172,9 @@ def _slow_because(kernels: Kernels, latency: Latency) -> tuple[str, ...]:
     if kernels.slow:
         reasons.append(f"slower in integers than in floats here: {listed(kernels.slow, _SHOWN_OPERATORS)}")
     if latency.before < _SMALL_MODEL:
-        reasons.append(f"the float model takes only {_time(latency.before)}: calling the kernels costs most of it")
+        reasons.append(
+            f"the float model takes only {time_phrase(latency.before)}: calling the kernels costs most of it"
+        )
     if saturates():
         reasons.append("this CPU has no VNNI, so integer products are hardly faster than float ones")
     return tuple(reasons) or ("the tensors are too small to gain from integers",)
@@ -208,15 +209,26 @@ def _tail(name: str) -> str:
 
 
 def _latency_line(latency: Latency) -> str:
+    if latency.too_busy:
+        return f"Latency: not measured, the machine is too busy ({latency.low:.2f} to {latency.high:.2f} times as fast)"
+    spread = "" if latency.low is None else f", {latency.low:.2f} to {latency.high:.2f} in half of the turns"
+    before, after = time_phrase(latency.before), time_phrase(latency.after)
     return (
-        f"Latency: {_time(latency.before)} before, {_time(latency.after)} after ({latency.speedup:.2f} times as fast), "
+        f"Latency: {before} before, {after} after ({latency.speedup:.2f} times as fast{spread}), "
         f"medians of {latency.runs} runs each in turns"
     )
 
 
-def _size(count: int) -> str:
+def size_text(before: int, after: int) -> str:
+    """A line about the bytes of a model, before and after."""
+    return (
+        f"Size: {size_phrase(before)} before, {size_phrase(after)} after ({before / max(after, 1):.2f} times smaller)"
+    )
+
+
+def size_phrase(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def _time(seconds: float) -> str:
+def time_phrase(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.0f} us"

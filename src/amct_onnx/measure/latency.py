@@ -17,15 +17,27 @@ _MOST_RUNS = 500
 LONG_RUN = 0.2
 # Medians that differ by less are the same: a quiet machine repeats them to one or two percent.
 NOISE = 0.02
+_BUSY = 1.6  # quartiles of the speed-up whose ratio is larger tell of another one that computes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Medians of `runs` runs each, in seconds."""
+    """Medians of `runs` runs each, in seconds.
+
+    low, high: between them lie the middle half of the turns, as how many times as fast the second session was; None
+    where there were too few turns.
+    """
 
     before: float
     after: float
     runs: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def too_busy(self) -> bool:
+        """Whether the machine had so much else to do that the figures say little."""
+        return self.low is not None and self.high is not None and self.high > _BUSY * self.low
 
     @property
     def speedup(self) -> float:
@@ -35,7 +47,7 @@ class Latency:
     @property
     def slower(self) -> bool:
         """Whether the second session is slower by more than noise."""
-        return self.after > self.before * (1 + NOISE)
+        return not self.too_busy and self.after > self.before * (1 + NOISE)
 
 
 def measure_latency(
@@ -63,7 +75,16 @@ def measure_latency(
             sessions[which].run(None, feed)
             times[which].append(time.perf_counter() - begin)
         turn.reverse()
-    return Latency(before=statistics.median(times[0]), after=statistics.median(times[1]), runs=len(times[0]))
+    low, high = _middle_half([one / two for one, two in zip(*times, strict=True)])
+    before_median, after_median = map(statistics.median, times)
+    return Latency(before=before_median, after=after_median, runs=len(times[0]), low=low, high=high)
+
+
+def _middle_half(ratios: list[float]) -> tuple[float | None, float | None]:
+    if len(ratios) < _LEAST_RUNS:
+        return None, None
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return low, high
 
 
 def _is_enough(times: tuple[list[float], list[float]], elapsed: float, budget: float) -> bool:

@@ -9,7 +9,7 @@ Jackknife Estimate of Variance", 1981).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,6 +26,7 @@ from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.targets.target import Lowered
 
 _NOTHING = 1e-12  # of the signal: less noise than this is that of float32
+Look = Callable[[Feed, Feed], None]
 NONE: Mapping[str, str] = MappingProxyType({})
 _FEW = 0.84  # close to the ratio of the quantiles of Student's and the normal distribution at one standard error
 _FAINT = 1e-3  # of the mean signal of samples: one that has less, as a picture without objects, is judged by this
@@ -103,23 +104,31 @@ def gain(before: Scores, after: Scores) -> tuple[float, float]:
     return after.decibels - before.decibels, float(np.sqrt((count - 1) / count * spread)) * (1 + _FEW / (count - 1))
 
 
+def judged_model(model: ir.Model) -> tuple[ir.Model, dict[str, str]]:
+    """A copy of a float model that gives all that is judged, and which outputs hold what a Sigmoid or Softmax reads, by
+    the node's name."""
+    copy = model.clone()
+    return copy, show_inputs(copy, [name for part in output_parts(copy) for name in part.squash])
+
+
 class OutputJudge:
     """Compares models with the float `model` on `samples`. Raises DataError where it does not take them.
 
-    parts: what is judged, nothing for a model without float outputs.
+    exact: what `judged_model` of it gives for each of the samples, if that is known. parts: what is judged, nothing for
+    a model without float outputs.
     """
 
-    def __init__(self, model: ir.Model, samples: Sequence[Feed]) -> None:
-        copy = model.clone()
-        found = output_parts(copy)
-        self._shown = show_inputs(copy, [name for part in found for name in part.squash])
+    def __init__(self, model: ir.Model, samples: Sequence[Feed], exact: Sequence[Feed] | None = None) -> None:
+        copy, self._shown = judged_model(model)
+        found = output_parts(model)
         joined = dict.fromkeys(part.output for part in found if part.tensors != (part.output,))
         self._labels = {name: _Labels(model, [p for p in found if p.output == name]) for name in joined}
         self._samples = samples
-        session = open_session(copy, quiet(), own_model=True)
-        kinds = {output.name: output.type for output in session.get_outputs()}
-        self.parts = tuple(part for part in found if kinds[part.output] in FLOAT_TYPES)
-        self._exact = [_run(session, feed) for feed in samples]
+        if exact is None:
+            session = open_session(copy, quiet(), own_model=True)
+            exact = [float_outputs(session, feed) for feed in samples]
+        self._exact = exact
+        self.parts = tuple(part for part in found if not exact or part.output in exact[0])
 
     def dense_scores(self) -> tuple[int, ...]:
         """The numbers of the parts that have a score, made by a Sigmoid, for each of many places."""
@@ -135,23 +144,31 @@ class OutputJudge:
         top = max((float(exact[name].max(initial=-np.inf)) for exact in self._exact for name in names), default=0.0)
         return float(1 / (1 + np.exp(-top)))
 
-    def scores(self, lowered: Lowered) -> Scores:
-        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError."""
+    def scores(self, lowered: Lowered, look: Look | None = None) -> Scores:
+        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError.
+
+        look: is shown the outputs of the float network and of the model, for each sample.
+        """
         model = lowered.model().clone()
         shown = show_inputs(model, list(self._shown))
-        return self.scores_of(lowered.exact_session(model), shown)
+        return self.scores_of(lowered.exact_session(model), shown, look=look)
 
     def scores_of(
-        self, session: ort.InferenceSession, shown: Mapping[str, str] = NONE, most: int | None = None
+        self,
+        session: ort.InferenceSession,
+        shown: Mapping[str, str] = NONE,
+        most: int | None = None,
+        look: Look | None = None,
     ) -> Scores:
         """The same of a session, for all samples or the first of them. shown: the outputs that hold what a node reads,
         by the node's name."""
         samples = self._samples[:most]
-        rows = [
-            [self._part(part, feed, exact, found, shown) for part in self.parts]
-            for feed, exact in zip(samples, self._exact, strict=False)
-            for found in [_run(session, feed)]
-        ]
+        rows = []
+        for feed, exact in zip(samples, self._exact, strict=False):
+            found = float_outputs(session, feed)
+            rows.append([self._part(part, feed, exact, found, shown) for part in self.parts])
+            if look is not None:
+                look(exact, found)
         table = np.array(rows, np.float64).reshape(len(samples), len(self.parts), 4)
         return Scores(noise=table[..., 0], signal=table[..., 1], inner_noise=table[..., 2], inner_signal=table[..., 3])
 
@@ -185,15 +202,13 @@ class _Labels:
         shapes.graph.outputs.clear()
         shapes.graph.outputs.extend(values[name] for name in names)
         self._shapes = shapes
+        numbers.graph.outputs[:] = [value for value in numbers.graph.outputs if value.name == self._output]
         for node in numbers.graph:
             for value in node.outputs:
                 if value.name in self._names:
                     given = ir.Value(name=f"{value.name}.label", type=ir.TensorType(ir.DataType.FLOAT))
                     ir.convenience.replace_all_uses_with(value, given)
                     numbers.graph.inputs.append(given)
-        outputs = [value for value in numbers.graph.outputs if value.name == self._output]
-        numbers.graph.outputs.clear()
-        numbers.graph.outputs.extend(outputs)
         self._numbers = numbers
 
     def of(self, part: OutputPart, feed: Feed, shape: tuple[int, ...]) -> Array | None:
@@ -208,12 +223,15 @@ class _Labels:
 
     def _label(self, feed: Feed) -> Array:
         session = open_session(self._shapes, quiet())
-        found = _run(session, feed)
+        found = float_outputs(session, feed)
         inputs = {f"{name}.label": np.full(found[name].shape, n, np.float32) for name, n in self._names.items()}
         session = open_session(self._numbers, quiet())
-        return _run(session, {**feed, **inputs})[self._output]
+        return float_outputs(session, {**feed, **inputs})[self._output]
 
 
-def _run(session: ort.InferenceSession, feed: Feed) -> dict[str, Array]:
-    names = [output.name for output in session.get_outputs() if output.type in FLOAT_TYPES]
-    return {name: finite(array) for name, array in zip(names, run_feed(session, feed, names), strict=True)}
+def float_outputs(session: ort.InferenceSession, feed: Feed, wanted: Collection[str] | None = None) -> dict[str, Array]:
+    """The outputs of a float type, those of `wanted` names if some are given, in finite numbers. Raises DataError."""
+    outputs = [output for output in session.get_outputs() if output.type in FLOAT_TYPES]
+    names = [output.name for output in outputs]
+    found = dict(zip(names, run_feed(session, feed, names), strict=True)) if names else {}
+    return {name: finite(array) for name, array in found.items() if wanted is None or name in wanted}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,9 +14,11 @@ from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import processors
 
+Name = TypeVar("Name", bound=Hashable)
 
-class _Reader:
-    """Reads one tensor where it lies, in whatever thread."""
+
+class ChannelReader:
+    """Reads one tensor where it lies, in whatever thread. axis: where its channels are, from the end if negative."""
 
     def __init__(self, axis: int) -> None:
         self._axis, self._lock = axis, threading.Lock()
@@ -44,8 +47,13 @@ def channel_maxima(
 
     `model` stays as it is. Raises CalibrationError or DataError where ONNX Runtime cannot run it.
     """
-    readers = {name: _Reader(axis) for name in tensors}
+    readers = {name: ChannelReader(axis) for name in tensors}
     for _ in run_showing(model, readers, run_feed, feeds, min(processors(), MOST_WORKERS)):
         pass
+    return finite_maxima(readers)
+
+
+def finite_maxima(readers: Mapping[Name, ChannelReader]) -> dict[Name, Floats]:
+    """What readers have found so far, without those that have seen nothing, or NaN or Inf."""
     found = {name: reader.largest for name, reader in readers.items() if reader.largest is not None}
     return {name: largest for name, largest in found.items() if np.isfinite(largest).all()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
+from types import MappingProxyType
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -23,6 +24,7 @@ from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
 from amct_onnx.run.threads import processors
 
+NOTHING: Mapping[str, DyadicHistogram] = MappingProxyType({})
 _log = logging.getLogger("amct_onnx.Calibration")
 
 
@@ -32,6 +34,8 @@ def collect_statistics(
     feeds: Iterable[Feed],
     *,
     progress: Callable[[int], None] | None = None,
+    counted: Mapping[str, DyadicHistogram] = NOTHING,
+    before: int = 0,
 ) -> dict[str, DyadicHistogram]:
     """The histogram of each named tensor over all `feeds`, in the order of `names`.
 
@@ -39,7 +43,7 @@ def collect_statistics(
     name, and may have shapes of its own; some are read ahead. `progress` is told how many are done, after each. The
     histograms do not depend on how the data is cut into feeds, nor on the number of threads. That of a tensor without
     elements in all feeds is empty; that of a tensor with NaN or Inf is `not_finite`, and the log tells in which feed
-    that began.
+    that began. counted: of `before` feeds in front of these, what is counted already; then there need be no more.
 
     Raises ModelError for a name that is no float tensor of the model, CalibrationError if ONNX Runtime cannot run the
     model, and DataError for a feed that is refused, or if there is none; the number of the feed, from 1 on, is named.
@@ -48,7 +52,9 @@ def collect_statistics(
         return {}
     source, threads = iter(feeds), processors()
     first = list(islice(source, min(threads, MOST_WORKERS)))
-    workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1)
+    if counted and not first:
+        return {name: counted[name] for name in names}
+    workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1 + before)
     accumulators = {name: new_accumulator(min(threads // workers * workers, 16)) for name in names}
     done, known = 0, set[str]()
     with closing(run_showing(model, accumulators, partial(_run, accumulators), numbered, workers)) as runs:
@@ -59,7 +65,8 @@ def collect_statistics(
                 progress(done)
     if not done:
         raise DataError("There are no calibration data: give at least one batch.")
-    return {name: accumulator.histogram() for name, accumulator in accumulators.items()}
+    found = {name: accumulator.histogram() for name, accumulator in accumulators.items()}
+    return {name: counted[name].merge(histogram) for name, histogram in found.items()} if counted else found
 
 
 def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> list[str]:

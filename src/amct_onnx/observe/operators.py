@@ -8,8 +8,8 @@ raises: an exception inside an operator would end the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, TypeVar
@@ -55,6 +55,22 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
+@contextmanager
+def showing_session(
+    model: ir.Model, readers: Mapping[str, shown_tensors.Reader], workers: int, *, keep_outputs: bool = False
+) -> Iterator[ort.InferenceSession]:
+    """A session that shows each tensor named in `readers` to its reader, and computes nothing else.
+
+    It must not run after the block. workers: so many runs at a time share the processors. keep_outputs: it gives the
+    outputs of the model as well. `model` stays as it is. Raises ModelError as `show_tensors` does, and CalibrationError
+    if ONNX Runtime cannot run the model.
+    """
+    options, cannot = quiet(session_options(), threads=max(1, processors() // workers)), "run the model for calibration"
+    with shown_tensors.showing(readers) as numbers:
+        shown = show_tensors(model, numbers, keep_outputs=keep_outputs)
+        yield open_session(shown, options, cannot=cannot, error=CalibrationError, own_model=True)
+
+
 def run_showing(
     model: ir.Model,
     readers: Mapping[str, shown_tensors.Reader],
@@ -62,20 +78,16 @@ def run_showing(
     items: Iterable[Item],
     workers: int,
 ) -> Generator[tuple[Item, Outcome], None, None]:
-    """Each of `items` and what `run` gives for it, in their order; `workers` run at a time, and share the processors.
+    """Each of `items` and what `run` gives for it, in their order; `workers` run at a time.
 
-    The session that `run` gets shows each tensor named in `readers` to its reader, and computes nothing else. `model`
-    stays as it is. Raises ModelError as `show_tensors` does, CalibrationError if ONNX Runtime cannot run the model, and
-    whatever `run` raises.
+    The session that `run` gets is a `showing_session`. Raises what that raises, and whatever `run` raises.
     """
-    options, cannot = quiet(session_options(), threads=max(1, processors() // workers)), "run the model for calibration"
-    with shown_tensors.showing(readers) as numbers:
-        session = open_session(
-            show_tensors(model, numbers), options, cannot=cannot, error=CalibrationError, own_model=True
-        )
-        with closing(run_side_by_side(partial(run, session), items, workers)) as runs:
-            for item, running in runs:
-                yield item, running.result()
+    with (
+        showing_session(model, readers, workers) as session,
+        closing(run_side_by_side(partial(run, session), items, workers)) as runs,
+    ):
+        for item, running in runs:
+            yield item, running.result()
 
 
 @cache

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
+from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.observe.histograms import collect_statistics
@@ -25,7 +28,8 @@ from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
 
 _LATER = 24  # samples
-_SPREAD, _SPREAD_BYTES = 8, 1 << 23  # samples to look at the result with
+_MEMORY = 16 << 20  # bytes of them, where nothing else judges what comes of the calibration
+_JUDGES = 16  # samples
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -53,10 +57,13 @@ def calibrate(
     bench = Bench(source, target, request, samples, progress)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
+    counted = None if bench.look is None or prepared is not source else bench.look.counted
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
-    watched = _Watched(samples, total, rule, progress, samples.plan.memory if recipe.asks_later_data else 0)
-    tensors = collect_statistics(source.model, observed, watched)
+    memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
+    watched = _Watched(samples, total, rule, progress, memory, behind=counted is not None)
+    tensors = collect_statistics(source.model, observed, watched, counted=counted or {}, before=watched.feeds)
+    progress("calibration", 1.0)  # whose end nobody knew, perhaps
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )
@@ -64,6 +71,7 @@ def calibrate(
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), watched.later)
     tell(best.lowered.notes)
+    judges = bench.judges() or watched.kept()
     used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
     if not any(decision.quantized for decision in best.lowered.decisions):
@@ -74,9 +82,13 @@ def calibrate(
         lowered=best.lowered,
         data=used,
         sample=watched.first,
-        samples=tuple(watched.spread),
+        judges=tuple(judges),
+        judges_held_out=bench.judge is not None,
         steps=tuple(bench.steps),
         effort=effort,
+        accuracy=measure_accuracy(
+            source.model, best.lowered, judges, held_out=bench.judge is not None, judge=bench.judge
+        ),
     )
 
 
@@ -100,43 +112,44 @@ def tell(notes: Iterable[str]) -> None:
 class _Watched:
     """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress.
 
-    later: samples at equal distances among those behind the first ones, 24 at most and of `memory` bytes together; none
-    where that is 0.
+    behind: the first samples are counted, and do not come again. later: samples at equal distances among those behind
+    the first ones, 24 at most and of `memory` bytes together; none where that is 0.
     """
 
     def __init__(
-        self, front: FirstSamples, total: int | None, rule: BatchRule, progress: Progress, memory: int
+        self,
+        front: FirstSamples,
+        total: int | None,
+        rule: BatchRule,
+        progress: Progress,
+        memory: int,
+        *,
+        behind: bool = False,
     ) -> None:
         self._feeds, self._total, self._rule, self._progress = front, total, rule, progress
-        self._memory, self._place, self._distance = memory, -len(front.samples), 1
-        self.first: Feed | None = None
+        self._memory, self._distance, self._behind = memory, 1, behind
+        self.first: Feed | None = front.samples[0] if behind else None
         self.later: list[Feed] = []
-        self.spread: list[Feed] = []
-        self._counted, self._spread_distance = 0, 1
-        self.samples = self.feeds = 0
+        self._place = 0 if behind else -len(front.samples)
+        self.samples, self.feeds = (front.count(), front.whole) if behind else (0, 0)
 
     def __iter__(self) -> Iterator[Feed]:
         total = self._total
-        for feed in self._feeds:
+        for feed in self._feeds.others() if self._behind else self._feeds.all():
             if self.first is None:
                 self.first = self._rule.sample(feed, 0)
             if self._memory:
                 self._keep(feed)
-            self._spread_out(feed)
             yield feed
             self.samples += self._rule.rows(feed)
             self.feeds += 1
             self._progress("calibration", self.feeds / total if total else 0.0)
 
-    def _spread_out(self, feed: Feed) -> None:
-        """Keep each sample in the beginning, later every second one, and so on: a few from all over the data."""
-        for index in range(self._rule.count(feed)):
-            if self._counted % self._spread_distance == 0:
-                self.spread.append(self._rule.sample(feed, index))
-                size = sum(array.nbytes for sample in self.spread for array in sample.values())
-                if len(self.spread) > 1 and (len(self.spread) > _SPREAD or size > _SPREAD_BYTES):
-                    self.spread, self._spread_distance = self.spread[::2], 2 * self._spread_distance
-            self._counted += 1
+    def kept(self) -> list[Feed]:
+        """Some of the first and of the later samples, at equal distances, to judge the result with."""
+        pool = [*self._feeds.samples, *self.later]
+        places = np.linspace(0, len(pool), min(_JUDGES, len(pool)), endpoint=False).astype(int)
+        return [pool[place] for place in places]
 
     def _keep(self, feed: Feed) -> None:
         for index in range(self._rule.count(feed)):

@@ -12,6 +12,7 @@ from amct_onnx.targets.dynamic_weights import solve_dynamic
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import Target, all_in_float
 from amct_onnx.values.request import Request
+from amct_onnx.words import either, named
 
 
 def check_dynamic(
@@ -19,18 +20,26 @@ def check_dynamic(
 ) -> None:
     """Raise ArgumentError for what does not go with it."""
     if weight_only is not None:
-        raise ArgumentError("weight_only leaves activations in float, and dynamic quantizes them: give one of them.")
+        raise ArgumentError(
+            f"{named('weight_only')} leaves activations in float, and {named('dynamic')} quantizes them: "
+            "give one of them."
+        )
     if data is not None:
         raise ArgumentError(
-            "dynamic=True quantizes activations as they come, and calibrates nothing: give None as data."
+            f"{named('dynamic')} quantizes activations as they come, and calibrates nothing: "
+            + either("give None as data.", "leave out --data.")
         )
     if search:
-        raise ArgumentError("dynamic does not search for mixed precision: leave out the target of accuracy.")
+        raise ArgumentError(
+            f"{named('dynamic')} does not search for mixed precision: leave out the target of accuracy."
+        )
     if algorithm is not None:
-        raise ArgumentError("dynamic has no ranges of activations to find: leave out algorithm.")
+        raise ArgumentError(f"{named('dynamic')} has no ranges of activations to find: leave out {named('algorithm')}.")
     if not target.dynamic:
         able = " or ".join(name for name, other in TARGETS.items() if other.dynamic)
-        raise ArgumentError(f"dynamic needs target {able}, got {target.name}: leave one of them out.")
+        raise ArgumentError(
+            f"{named('dynamic')} needs {named('target')} {able}, got {target.name}: leave one of them out."
+        )
 
 
 def quantize_dynamic(source: FusedModel, *, request: Request, target: Target) -> DynamicModel:

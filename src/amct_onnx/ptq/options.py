@@ -39,14 +39,14 @@ class QuantizeOptions:
         None,
         "settings of layers: a config.json or a .cfg file",
         "`Settings` do as well as the path of a file. With settings, what they say is done, and no recipe is tried.",
-        flag=Flag(metavar="FILE"),
+        flag=Flag(help="settings of layers: a config.json or a .cfg file", metavar="FILE"),
     )
     algorithm: str | ActivationSolver | None = option(
         None,
         f"how the ranges of all activations are found: {', '.join(ALGORITHM_NAMES)}",
         "A solver's settings, as `Percentile(percentile=0.999)`, do as well as a name. None takes what `settings` say, "
         "and mse without settings.",
-        flag=Flag(metavar="NAME", choices=ALGORITHM_NAMES),
+        flag=Flag(help="mse, min_max, percentile, entropy, ifmr or hfmg", metavar="NAME", choices=ALGORITHM_NAMES),
     )
     skip_layers: Collection[str] = option(
         (), "nodes that stay in float", flag=Flag(metavar="NAMES", example='"Conv_0;Gemm_8"', read=split_names)
@@ -54,7 +54,7 @@ class QuantizeOptions:
     reduce_range: bool = option(
         False,
         "weights that are exact on x86 CPUs without VNNI too, whose int8 kernels saturate otherwise",
-        flag=Flag(switch=True),
+        flag=Flag(help="weights that are exact on x86 without VNNI", switch=True),
     )
     effort: Effort = option(
         "default",
@@ -63,7 +63,7 @@ class QuantizeOptions:
         "SmoothQuant, GPTQ and corrections of biases. It takes some seconds, however much data there is. best tries "
         "more. A step is kept if it helps on samples that it has not seen. `steps` of the result tell what was tried "
         "and what it brought.",
-        flag=Flag(choices=EFFORT_NAMES),
+        flag=Flag(help="fast, default (some seconds more) or best (minutes)", metavar="NAME", choices=EFFORT_NAMES),
     )
     full_int8: bool = option(
         False,
@@ -71,7 +71,7 @@ class QuantizeOptions:
         "Kernels for few channels gain no time from int8, and the first layers make much of the noise. default and "
         "best leave some of them in float where samples that they have not seen show a gain, for target onnxruntime, "
         "whose kernels were timed.",
-        flag=Flag(switch=True),
+        flag=Flag(help="leave no layer in float for accuracy", switch=True),
     )
     weight_only: int | None = option(
         None,
@@ -80,12 +80,12 @@ class QuantizeOptions:
         "Weights are rounded to nearest if effort is fast or data is None. Else GPTQ, and AdaRound if it is best, are "
         "tried on three samples of four, and kept where they are better on the others. Padding counts as data: give "
         "batches of samples of equal length.",
-        flag=Flag(metavar="BITS", choices=(4, 8), read=int),
+        flag=Flag(help="4 or 8: bits of weights alone, activations in float", metavar="BITS", choices=(4, 8), read=int),
     )
     block_size: int = option(
         32,
         "weights that share a scale with weight_only: a power of two from 16 on, 32 if not given",
-        flag=Flag(metavar="N", read=positive_number),
+        flag=Flag(help="weights that share a scale (32), with --weight_only", metavar="N", read=positive_number),
     )
     dynamic: bool = option(
         False,
@@ -93,7 +93,7 @@ class QuantizeOptions:
         "`data` is None then, the target is onnxruntime, and `effort` has nothing to do. MatMul, Gemm and LSTM are "
         "quantized where that is faster than float, or however small they are with `full_int8`, and tables of "
         "embeddings are stored in int8; `decisions` tell what is not, and why.",
-        flag=Flag(switch=True),
+        flag=Flag(help="no data: quantize activations as they come", switch=True),
     )
     evaluator: Evaluator | None = option(
         None,
@@ -103,15 +103,17 @@ class QuantizeOptions:
         "is evaluated first. Let the number be finer than `max_drop`: top-1 of 250 images has steps of 0.4 points, and "
         "proves little about other images. An array of one number for each sample tells best how far their mean may be "
         "off. What the function raises passes through.",
-        flag=Flag(metavar="FILE", help="a Python script with evaluate(session), a number; higher is better"),
+        flag=Flag(metavar="FILE", help="Python script: evaluate(session) gives a number"),
     )
     max_drop: float | None = option(
         None,
         "what may be lost of the value that the evaluator gives the float model",
-        flag=Flag(metavar="X", read=float),
+        flag=Flag(help="may be lost of the value for the float model", metavar="X", read=float),
     )
     target_accuracy: float | None = option(
-        None, "the least value that the evaluator may give, in place of max_drop", flag=Flag(metavar="X", read=float)
+        None,
+        "the least value that the evaluator may give, in place of max_drop",
+        flag=Flag(help="the least value, in place of --max_drop", metavar="X", read=float),
     )
     max_slowdown: float | None = option(
         None,
@@ -119,11 +121,11 @@ class QuantizeOptions:
         "The times are those of a table, measured once for each type of layer of target onnxruntime. For other targets "
         "they are multiplications: one in float counts as four of int8, and one with int16 activations as two. "
         "Up to 64 samples, at most a quarter of all, are held out of the calibration to judge it.",
-        flag=Flag(metavar="X", read=float),
+        flag=Flag(help="times as long as int8, for nodes in float (1.05)", metavar="X", read=float),
     )
     min_sqnr: float | None = option(
         None,
         "the least signal-to-noise ratio of the outputs in dB, on samples held out",
         "It needs no evaluator. Up to 64 samples, at most a quarter of all, are held out of the calibration for it.",
-        flag=Flag(metavar="DB", read=float),
+        flag=Flag(help="least signal-to-noise ratio of the outputs in dB", metavar="DB", read=float),
     )

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any
 
-from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.measure.saturation import saturates
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.options import documented
-from amct_onnx.plan.float_model import FloatModel
-from amct_onnx.progress import Progress, silent
+from amct_onnx.plan.float_model import FloatModel, FusedModel
+from amct_onnx.progress import Progress, progress_of, say_before
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
 from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
@@ -34,11 +36,14 @@ from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.table import target_of
+from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.findings import Effort, check_effort
+from amct_onnx.words import either, given, named
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _SEARCHED = 64  # samples that a search may run, and as many that check what it finds; see SampleKeeper
+_JUDGES = 16  # samples that the accuracy of a result is measured on
 _LOOKED = 40  # of them judge every model, where there is no evaluator
 
 
@@ -63,7 +68,7 @@ def quantize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     evaluator: Evaluator | None = None,
     max_drop: float | None = None,
     target_accuracy: float | None = None,
@@ -80,7 +85,8 @@ def quantize(
         takes in a run, one less is a sample without the axis of the batch. An array in the place of an iterable holds
         samples along axis 0; with one axis more than the input, what it takes in each run. Where axis 0 is no batch of
         the network, each feed is one sample, and `data` of the result says why.
-    progress: called with what is being done and the share of it that is.
+    progress: called with what is being done and the share of it that is. None shows a bar on a terminal and in a
+        notebook, and nothing elsewhere; False shows none.
 
     With one of `max_drop`, `target_accuracy` and `min_sqnr`, the precision is mixed: the layers that this target of
     accuracy takes stay in float, or get int16 activations for target ascend. They are as few and cheap ones as can be
@@ -100,15 +106,19 @@ def quantize(
     }
     search = _wants_search(evaluator, goals)
     if full_int8 and max_slowdown is not None:
-        raise ArgumentError("full_int8 leaves nothing in float, and max_slowdown does: give one of them.")
-    found, told = target_of(target), progress or silent
+        raise ArgumentError(
+            f"{named('full_int8')} leaves nothing in float, and {named('max_slowdown')} does: give one of them."
+        )
+    found, told = target_of(target), progress_of(progress)
     effort = check_effort(effort)
     if dynamic:
         check_dynamic(data, found, search=search, weight_only=weight_only, algorithm=algorithm)
     elif weight_only is not None:
         check_weight_only(weight_only, block_size, found, data, search=search)
     if search and isinstance(data, Statistics):
-        raise ArgumentError("A search for mixed precision runs samples: give data, and not their statistics.")
+        raise ArgumentError(
+            f"A search for mixed precision runs samples: give {either('data', '--data')}, and not their statistics."
+        )
     source = FloatModel.open(model).prepared()
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
@@ -118,36 +128,43 @@ def quantize(
         return quantize_dynamic(source, request=request, target=found)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
-    inputs, network = model_inputs(source.model), FloatNetwork(source.model)
+    inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
+    opened = partial(open_data, data, inputs, data_options, network, purpose, _announcer(told))
     if weight_only is not None:
-        kept = None if data is None or effort == "fast" else open_data(data, inputs, data_options, network)
-        methods = METHODS[effort]
-        return quantize_weights(
+        return _quantize_weights(
             source,
-            kept,
-            request=request,
-            target=found,
-            bits=weight_only,
-            block_size=block_size,
-            methods=methods,
-            progress=told,
+            None if data is None else opened,
+            effort=effort,
+            quantized=partial(
+                quantize_weights,
+                request=request,
+                target=found,
+                bits=weight_only,
+                block_size=block_size,
+                methods=METHODS[effort],
+                progress=told,
+            ),
         )
-    feeds = open_data(data, inputs, data_options, network)
+    feeds = opened()
+    tell([feeds.sorted_by_class] if feeds.sorted_by_class and effort != "fast" else [])
     calibrated = partial(
         calibrate, source, target=found, request=request, effort=effort, rule=feeds.rule, progress=told
     )
     if not search:
         run = calibrated(feeds, feeds.total)
-        _warn_of_noise(run)
+        _warn_of_noise(run.accuracy)
         return replace(run, assumptions=feeds.assumptions)
     samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if evaluator is None else 0)
     run = calibrated(samples, feeds.total)
     notes = [*feeds.assumptions, *samples.notes]
     if found.runs_here and not reduce_range and saturates():
-        notes.append("int8 kernels saturate on this CPU, and the search counts that; reduce_range=True keeps it away")
+        notes.append(
+            "int8 kernels saturate on this CPU, and the search counts that; "
+            f"{given('reduce_range', True)} keeps it away"
+        )
     quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
     if max_slowdown is not None:
-        return spend_time(
+        sped = spend_time(
             quantized,
             max_slowdown,
             model=source.model,
@@ -155,46 +172,86 @@ def quantize(
             held_out=samples.held_out,
             progress=told,
         )
+        return sped.measured(samples.held_out[:_JUDGES])
     goal: Goal
     if evaluator is not None:
         goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
     else:
         goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=min_sqnr or 0.0)
-    return search_mixed(quantized, goal, samples.kept, told)
+    return search_mixed(quantized, goal, samples.kept, told).measured(samples.held_out[:_JUDGES])
 
 
-def _warn_of_noise(result: QuantizedModel) -> None:
-    """Say so where the recipe has left more noise than most tasks bear, and what to do."""
-    measured = [step.after if step.after is not None and step.kept else step.before for step in result.steps]
-    reached = next((value for value in reversed(measured) if value < math.inf), math.inf)
-    if reached < _NOISY:
+def _quantize_weights(
+    source: FusedModel,
+    opened: Callable[[], DataSource] | None,
+    *,
+    effort: Effort,
+    quantized: Callable[[FusedModel, DataSource | None], QuantizedModel],
+) -> QuantizedModel:
+    """Weights in few bits, and what they are worth; "fast" looks at the data for that alone."""
+    asks = effort != "fast"
+    result = quantized(source, opened() if opened is not None and asks else None)
+    if opened is not None and not asks:
+        result = result.measured(_first_samples(opened()))
+    _warn_of_noise(result.accuracy)
+    return result
+
+
+def _first_samples(feeds: DataSource) -> list[Feed]:
+    samples: list[Feed] = []
+    for feed in feeds:
+        samples += [
+            feeds.rule.sample(feed, index) for index in range(min(feeds.rule.count(feed), _JUDGES - len(samples)))
+        ]
+        if len(samples) == _JUDGES:
+            break
+    return samples
+
+
+def _announcer(progress: Progress) -> Callable[[str], None]:
+    """What says an assumption as soon as it is made, before the data are read that it is about."""
+
+    def announce(assumption: str) -> None:
+        _log.info("Assumed: %s.", assumption)
+        say_before(progress, f"Assumed: {assumption}.")
+
+    return announce
+
+
+def _warn_of_noise(accuracy: Accuracy | None) -> None:
+    """Say so where the outputs have more noise than most tasks bear, and what to do."""
+    if accuracy is not None and accuracy.decibels < _NOISY:
         text = (
-            "The outputs are only %.1f dB above the noise of int8 on samples held out: min_sqnr=%d leaves the layers "
-            "that are to blame in float, `amct_onnx sensitivity` shows them."
+            "The outputs are only %.1f dB above the noise of int8 on samples %s: %s leaves the layers that are to "
+            "blame in float, `amct_onnx sensitivity` shows them."
         )
-        _log.warning(text, reached, _NOISY)
+        where = "held out" if accuracy.held_out else "of the calibration"
+        _log.warning(text, accuracy.decibels, where, given("min_sqnr", _NOISY))
 
 
 def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:
     """Whether a search is asked for. Raises ArgumentError or ArgumentTypeError where that is not clear."""
-    given = [name for name, value in goals.items() if value is not None]
-    for name in given:
+    asked = [name for name, value in goals.items() if value is not None]
+    for name in asked:
         if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
-            raise ArgumentTypeError(f"{name} must be a number, got {type(goals[name]).__name__}")
+            raise ArgumentTypeError(f"{named(name)} must be a number, got {type(goals[name]).__name__}")
         if goals[name] != goals[name]:
-            raise ArgumentError(f"{name} is NaN: give a number.")
-    if len(given) > 1:
-        raise ArgumentError(f"{' and '.join(given)} are different targets: give one of them.")
+            raise ArgumentError(f"{named(name)} is NaN: give a number.")
+    if len(asked) > 1:
+        raise ArgumentError(f"{' and '.join(map(named, asked))} are different targets: give one of them.")
     if evaluator is not None and not callable(evaluator):
         raise ArgumentTypeError(f"evaluator must be a function of a session, got {type(evaluator).__name__}")
-    judged = given[:1] in (["max_drop"], ["target_accuracy"])
+    judged = asked[:1] in (["max_drop"], ["target_accuracy"])
     if evaluator is None and judged:
-        raise ArgumentError(f"{given[0]} needs an evaluator, a function of a session; min_sqnr needs none.")
+        kind = either("a function of a session", "a script behind --evaluator")
+        raise ArgumentError(f"{named(asked[0])} needs an evaluator, {kind}; {named('min_sqnr')} needs none.")
     if evaluator is not None and not judged:
-        raise ArgumentError("An evaluator goes with max_drop or target_accuracy: give one of them.")
+        raise ArgumentError(
+            f"An evaluator goes with {named('max_drop')} or {named('target_accuracy')}: give one of them."
+        )
     if (goals["max_drop"] or 0) < 0:
-        raise ArgumentError(f"max_drop={goals['max_drop']} would be a gain: give 0 or more.")
+        raise ArgumentError(f"{given('max_drop', goals['max_drop'])} would be a gain: give 0 or more.")
     slowdown = goals["max_slowdown"]
     if slowdown is not None and slowdown < 1:
-        raise ArgumentError(f"max_slowdown={slowdown} would be faster than int8: give 1 or more, as 1.05.")
-    return bool(given)
+        raise ArgumentError(f"{given('max_slowdown', slowdown)} would be faster than int8: give 1 or more, as 1.05.")
+    return bool(asked)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
-from amct_onnx.errors import ArgumentError, one_line
+from amct_onnx.errors import ArgumentError, OutputError, one_line
+from amct_onnx.files.onnx_file import file_bytes, model_bytes
+from amct_onnx.files.whole_files import check_writable
+from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.ptq.request import make_request
+from amct_onnx.ptq.saved_report import SavedReport, written_bytes
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.targets.target import Lowered
+from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.findings import Step
 from amct_onnx.values.layers import Decision, LayerRecord
 from amct_onnx.values.mixed_precision import MixedPrecision
@@ -32,12 +37,20 @@ _log = logging.getLogger("amct_onnx.Quantize")
 _KEEP: Any = object()  # the default of an argument of `to`: as it was
 
 
+def check_results(files: Iterable[str], model: str | os.PathLike[str] | None) -> None:
+    """Raise OutputError for files that cannot be written, and for one that is the float `model` itself."""
+    for file in files:
+        check_writable(file)
+        if model is not None and os.path.exists(file) and os.path.samefile(file, model):
+            raise OutputError(f"{file}: is the float model itself, which would be lost; give another path")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """The files of `save`, and what ONNX Runtime makes of the model: None for other targets, or where not asked."""
+    """The files of `save`, and a summary of what they are worth, None where it was not asked for."""
 
     files: tuple[str, ...]
-    report: RuntimeReport | None = None
+    report: SavedReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -46,9 +59,10 @@ class QuantizedModel:
 
     `calibration`: what it was made from. `lowered`: what the target has made of it, all grids solved. `assumptions`:
     what was assumed of the calibration data. `data`: how much of it there was, and what was taken for a sample.
-    `sample`: one of these, to measure with; both are None where there was no data. `samples`: a few from all over the
-    data. `precision`: the search that chose which layers are quantized, None if there was none. `steps`: what a recipe
-    tried. `effort`: what was spent on accuracy, "" where that is not known.
+    `sample`: one of these, to measure with. Both are None where there was no data. `precision`: the search that chose
+    which layers are quantized, None if there was none. `steps`: what a recipe tried. `accuracy`: what it is worth, None
+    if that was not measured. `judges`: the samples to measure it with, `judges_held_out`: no step of the recipe has
+    seen them. `effort`: what was spent on accuracy, "" where that is not known.
     """
 
     target: str
@@ -57,9 +71,11 @@ class QuantizedModel:
     assumptions: tuple[str, ...] = ()
     data: UsedData | None = None
     sample: Feed | None = None
-    samples: tuple[Feed, ...] = ()
     precision: MixedPrecision | None = None
     steps: tuple[Step, ...] = ()
+    accuracy: Accuracy | None = None
+    judges: tuple[Feed, ...] = ()
+    judges_held_out: bool = False
     effort: str = ""
 
     def __repr__(self) -> str:
@@ -100,7 +116,17 @@ class QuantizedModel:
     def solved(self, calibration: Calibration, target: str | None = None) -> QuantizedModel:
         """The same model made from another calibration."""
         name = self.target if target is None else target
-        return replace(self, target=name, calibration=calibration, lowered=target_of(name).solve(calibration))
+        lowered = target_of(name).solve(calibration)
+        return replace(self, target=name, calibration=calibration, lowered=lowered, accuracy=None)
+
+    def measured(self, samples: Sequence[Feed] = ()) -> QuantizedModel:
+        """The same model with its `accuracy`, on samples that were held out, or on `judges`; nothing else is run."""
+        judges = tuple(samples) or self.judges
+        if self.accuracy is not None and judges is self.judges:
+            return self
+        held_out = bool(samples) or self.judges_held_out
+        accuracy = measure_accuracy(self.calibration.source.model, self.lowered, judges, held_out=held_out)
+        return replace(self, accuracy=accuracy, judges=judges, judges_held_out=held_out)
 
     @property
     def statistics(self) -> Statistics:
@@ -134,13 +160,30 @@ class QuantizedModel:
     def save(self, prefix: str | os.PathLike[str], *, inspect: bool = True) -> SavedModel:
         """Write the files of the target: `<prefix>_<target>.onnx`, or those of AMCT's save_model for ascend.
 
-        For target onnxruntime the model is then opened as the runtime optimises it, and measured beside the float model
-        on this machine, unless `inspect` is False. What goes wrong there is a warning. Raises OutputError; each file is
-        written whole or not at all.
+        A prefix that ends in .onnx is the file itself; for ascend the suffix is left out.
+
+        Unless `inspect` is False there is a report: the accuracy, if there were samples, and for target onnxruntime the
+        model is opened as the runtime optimises it, and measured beside the float model on this machine. What goes
+        wrong there is a warning. Raises OutputError, before the
+        work where it can be known, and where a file is that of the float model; each is written whole or not at all.
         """
+        check_results(TARGETS[self.target].files(os.fspath(prefix)), self.calibration.source.source.path)
         files = self.lowered.save(os.fspath(prefix))
-        report = self._inspect(files[0]) if inspect and TARGETS[self.target].runs_here else None
-        return SavedModel(files=files, report=report)
+        return SavedModel(files=files, report=self._report(files[0]) if inspect else None)
+
+    def _report(self, file: str) -> SavedReport:
+        source = self.calibration.source.source
+        runtime = self._inspect(file) if TARGETS[self.target].runs_here else None
+        on_disk = source.path is not None and os.path.exists(source.path)
+        before = file_bytes(source.model, source.path) if on_disk and source.path else model_bytes(source.model)
+        return SavedReport(
+            target=self.target,
+            accuracy=self.measured().accuracy,
+            decisions=self.decisions,
+            bytes_before=before if runtime is None else runtime.bytes_before,
+            bytes_after=written_bytes(file) if runtime is None else runtime.bytes_after,
+            runtime=runtime,
+        )
 
     def _inspect(self, file: str) -> RuntimeReport | None:
         """The report of a file that is written: nothing that fails here may take it away."""

@@ -22,6 +22,7 @@ from amct_onnx.numerics.settings import (
 )
 from amct_onnx.values.layers import GraphFacts
 from amct_onnx.values.request import Request
+from amct_onnx.words import named
 
 ALGORITHMS: Mapping[str, type[ActivationSolver]] = {
     "mse": Mse,
@@ -48,7 +49,7 @@ def make_request(
     if isinstance(algorithm, str):
         if algorithm not in ALGORITHMS:
             hint = did_you_mean(algorithm, ALGORITHMS, f"use one of {', '.join(ALGORITHMS)}.")
-            raise ArgumentError(f"algorithm {algorithm!r} is unknown: {hint}")
+            raise ArgumentError(f"{named('algorithm')} {algorithm!r} is unknown: {hint}")
         algorithm = ALGORITHMS[algorithm]()
     if algorithm is not None and not isinstance(algorithm, tuple(ALGORITHMS.values())):
         raise ArgumentTypeError(f"algorithm must be a name or a solver's settings, got {type(algorithm).__name__}")
@@ -57,7 +58,7 @@ def make_request(
     for name in skip_layers:
         if name not in facts.nodes:
             hint = did_you_mean(name, facts.nodes, "its nodes have other names.")
-            raise ArgumentError(f"skip_layers: the model has no node {name!r}, {hint}")
+            raise ArgumentError(f"{named('skip_layers')}: the model has no node {name!r}, {hint}")
     if settings is not None and not isinstance(settings, Settings):
         if not isinstance(settings, str | os.PathLike):
             raise ArgumentTypeError(f"settings must be Settings, a path or None, got {type(settings).__name__}")

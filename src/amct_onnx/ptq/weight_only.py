@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.data.open_data import DataSource
+from amct_onnx.data.data_source import DataSource
 from amct_onnx.errors import AmctError, ArgumentError, DataError, ModelError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
@@ -27,7 +27,7 @@ from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
 from amct_onnx.ptq.block_rounding import RoundedBlocks, chosen_blocks, learn_blocks, nearest_blocks
 from amct_onnx.ptq.held_out import Division, hold_out, spread_samples
-from amct_onnx.ptq.quantized_model import WeightOnlyModel
+from amct_onnx.ptq.quantized_model import QuantizedModel, WeightOnlyModel
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration
@@ -38,6 +38,7 @@ from amct_onnx.values.findings import Effort, Step
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
+from amct_onnx.words import either, given, named
 
 METHODS: Mapping[Effort, tuple[Method, ...]] = {"fast": (), "default": ("gptq",), "best": ("gptq", "adaround")}
 
@@ -52,16 +53,23 @@ _NAMES: Mapping[Method, str] = {"gptq": "GPTQ", "adaround": "AdaRound"}
 def check_weight_only(bits: Any, block_size: Any, target: Target, data: object, *, search: bool) -> None:
     """Raise ArgumentError for what a target does not have, for statistics instead of data, and for a search."""
     if search:
-        raise ArgumentError("weight_only does not search for mixed precision: leave out the target of accuracy.")
+        raise ArgumentError(
+            f"{named('weight_only')} does not search for mixed precision: leave out the target of accuracy."
+        )
     if not target.packs_weights:
         able = " or ".join(name for name, other in TARGETS.items() if other.packs_weights)
-        raise ArgumentError(f"weight_only needs target {able}, got {target.name}: leave one of them out.")
+        raise ArgumentError(
+            f"{named('weight_only')} needs {named('target')} {able}, got {target.name}: leave one of them out."
+        )
     if bits not in _BITS:
-        raise ArgumentError(f"weight_only={bits!r} bits: use 4 or 8.")
+        raise ArgumentError(f"{given('weight_only', bits)} bits: use 4 or 8.")
     if not isinstance(block_size, int) or block_size < _LEAST_BLOCK or block_size & (block_size - 1):
-        raise ArgumentError(f"block_size={block_size!r} is no power of two from {_LEAST_BLOCK} on, such as 32.")
+        raise ArgumentError(f"{given('block_size', block_size)} is no power of two from {_LEAST_BLOCK} on, such as 32.")
     if isinstance(data, Statistics):
-        raise ArgumentError("weight_only cannot use statistics of activations: give data, or None.")
+        raise ArgumentError(
+            f"{named('weight_only')} cannot use statistics of activations: "
+            + either("give data, or None.", "give --data, or none.")
+        )
 
 
 def quantize_weights(
@@ -75,7 +83,7 @@ def quantize_weights(
     methods: Sequence[Method] = ("gptq",),
     settings: AdaRound | None = None,
     progress: Progress = silent,
-) -> WeightOnlyModel:
+) -> QuantizedModel:
     """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
 
     feeds: calibration data, of which the first 512 samples at most are used; None rounds to nearest. methods: what is
@@ -117,6 +125,7 @@ def quantize_weights(
             blocks[name] = nearest_blocks(index.layer(name), solve)
             progress("rounding", done / len(layers))
     steps: tuple[Step, ...] = ()
+    judges: list[Feed] = []
     if sample is not None:
         judges = spread_samples(division.judge, rule)
         blocks, step = _proved(source.model, blocks, rounded, judges, methods)
@@ -135,7 +144,9 @@ def quantize_weights(
         data=used,
         sample=sample,
         steps=steps,
-    )
+        judges=tuple(judges),
+        judges_held_out=True,
+    ).measured()
 
 
 def _proved(

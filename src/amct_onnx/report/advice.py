@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 
@@ -29,6 +30,8 @@ def advise(
     """The advice for a run, the most important first."""
     errors = measured.errors
     level = None if errors is None else decibel(errors.level)
+    if result.accuracy is not None and math.isfinite(result.accuracy.decibels):
+        level = result.accuracy.decibels  # as `quantize` itself has said
     found = [*_float_layers(result, measured), *_effort(result, level), *_data(result, errors, tensors)]
     found += _speed(result, runtime)
     if level is not None and level >= _CLOSE:

@@ -31,7 +31,7 @@ from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.findings import Step
 
 _SHOWN = 4
-_FEW = 4  # samples
+_MOST, _FEW = 8, 4  # samples
 _log = logging.getLogger("amct_onnx.Report")
 
 
@@ -47,13 +47,14 @@ def gather(
     saved: what `result.save` gave, for sizes, kernels and times. samples: those to measure with, each a feed; None
     takes the few that the result has kept.
     """
-    feeds = list(result.samples if samples is None else samples) or ([result.sample] if result.sample else [])
+    feeds = list(result.judges[:_MOST] if samples is None else samples) or ([result.sample] if result.sample else [])
     source = result.calibration.source
     measured, problem = _measure(result, saved, feeds, progress)
     drawn = network_map(source.model)
     reader = LayerReader(result, measured, drawn.places)
     layers = reader.layers()
-    runtime = saved.report if saved is not None else None
+    report = saved.report if saved is not None else None
+    runtime = report.runtime if report is not None else None
     return RunData(
         schema=SCHEMA,
         version=metadata.version("amct_onnx"),
@@ -62,6 +63,8 @@ def gather(
         data=str(result.data) if result.data is not None else "",
         assumptions=result.assumptions,
         accuracy=_accuracy(result, measured.errors, problem),
+        bytes_before=report.bytes_before if report is not None else None,
+        bytes_after=report.bytes_after if report is not None else None,
         runtime=None if runtime is None else _runtime(runtime),
         steps=tuple(map(_step, result.steps)),
         layers=layers,
@@ -130,17 +133,19 @@ def _declared(value: ir.Value) -> str:
 
 
 def _accuracy(result: QuantizedModel, errors: LayerErrors | None, problem: str) -> Accuracy:
-    measured = [step.after if step.after is not None and step.kept else step.before for step in result.steps]
-    reached = next((value for value in reversed(measured) if math.isfinite(value)), None)
     search = str(result.precision) if result.precision is not None else ""
+    judged = result.accuracy
     return Accuracy(
+        decibels=judged.decibels if judged is not None else None,
+        same_top1=judged.same_top1 if judged is not None else None,
+        judged=judged.samples if judged is not None else 0,
+        held_out=judged is not None and judged.held_out,
         sqnr=decibel(errors.level) if errors is not None else None,
         by_sample=tuple(map(decibel, errors.by_sample)) if errors is not None else (),
         samples=errors.samples if errors is not None else 0,
         effect_samples=errors.effect_samples if errors is not None else 0,
         float_samples=errors.float_samples if errors is not None else 0,
         measured_layers=sum(unit.effect is not None and bool(unit.nodes) for unit in errors.units) if errors else 0,
-        reached=reached,
         search=search,
         problem=problem,
     )
@@ -154,11 +159,12 @@ def _runtime(report: RuntimeReport) -> Runtime:
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return Runtime(
         version=report.version,
-        bytes_before=report.bytes_before,
-        bytes_after=report.bytes_after,
         seconds_before=None if latency is None else latency.before,
         seconds_after=None if latency is None else latency.after,
         runs=0 if latency is None else latency.runs,
+        low=None if latency is None else latency.low,
+        high=None if latency is None else latency.high,
+        too_busy=latency is not None and latency.too_busy,
         integer=kernels.integer,
         floating=kernels.floating,
         conversions=sum(kernels.conversions.values()),

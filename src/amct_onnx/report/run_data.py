@@ -34,33 +34,41 @@ class ModelFacts:
 class Accuracy:
     """How near the outputs are to those of the float network, in dB, where everything is rounded.
 
-    sqnr: of all samples together. by_sample: of each. samples: how many the report looked at, which calibrated too;
-    effect_samples, float_samples: of these, for the effects of layers and for what float would bring. measured_layers:
-    those whose effect was measured. reached: what the recipe measured last on samples held out. search: what a search
-    for mixed precision says. problem: why the errors were not measured, "" where they were.
+    decibels, same_top1: what `quantize` measured on `judged` samples, signal over noise and the share, 0 to 1, whose
+    largest output is the same; held_out: no step of the recipe has seen these. The rest is of the report's own look.
+    sqnr: of all samples together; by_sample: of each. samples: how many it looked at; effect_samples, float_samples: of
+    these, for the effects of layers and for what float would bring. measured_layers: those whose effect was measured.
+    search: what a search for mixed precision says. problem: why the errors were not measured, "" where they were.
     """
 
+    decibels: float | None
+    same_top1: float | None
+    judged: int
+    held_out: bool
     sqnr: float | None
     by_sample: tuple[float, ...]
     samples: int
     effect_samples: int
     float_samples: int
     measured_layers: int
-    reached: float | None
     search: str
     problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What ONNX Runtime makes of the model on this machine. Sizes in bytes, times in seconds, kernels by type."""
+    """What ONNX Runtime makes of the model on this machine. Times in seconds, kernels by type.
+
+    low, high: between them lies the middle half of the speed-ups; too_busy: they are too far apart to say much.
+    """
 
     version: str
-    bytes_before: int
-    bytes_after: int
     seconds_before: float | None
     seconds_after: float | None
     runs: int
+    low: float | None
+    high: float | None
+    too_busy: bool
     integer: Mapping[str, int]
     floating: Mapping[str, int]
     conversions: int
@@ -181,7 +189,8 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run. edges: pairs of numbers of `nodes`. tensors: histograms by name. notes: what a user should know."""
+    """One run. bytes_before, bytes_after: of the float model and of what the target loads. edges: pairs of numbers of
+    `nodes`. tensors: histograms by name. notes: what a user should know."""
 
     schema: int
     version: str
@@ -190,6 +199,8 @@ class RunData:
     data: str
     assumptions: tuple[str, ...]
     accuracy: Accuracy
+    bytes_before: int | None
+    bytes_after: int | None
     runtime: Runtime | None
     steps: tuple[TriedStep, ...]
     layers: tuple[LayerFacts, ...]

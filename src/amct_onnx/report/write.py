@@ -10,7 +10,7 @@ from amct_onnx.errors import AmctError, ArgumentTypeError, RunFileError
 from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.files.run_file import damaged, find_run, read_run, run_path, write_run
 from amct_onnx.files.whole_files import write_atomic
-from amct_onnx.progress import Progress, silent
+from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
 from amct_onnx.report.gather import gather
 from amct_onnx.report.render import render
@@ -27,21 +27,22 @@ def write_report(
     *,
     beside: Run | None = None,
     saved: SavedModel | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> str:
     """Write a report as one HTML file, which needs no network and no other file; its path.
 
     result: what `quantize` gave; or the path of a run file (`save_run`, `amct_onnx quantize`), or the prefix it has.
     path: of the page. beside: a second run, shown side by side with the first. saved: what `result.save` gave; without
         it the model is saved to a temporary folder, to see its size, its kernels and its speed.
-    progress: called with what is being done and the share of it that is.
+    progress: called with what is being done and the share of it that is. None shows a bar on a terminal and in a
+        notebook, and nothing elsewhere; False shows none.
 
     Looking at the layers of a `QuantizedModel` takes some seconds, with the few samples that it has kept. What cannot
     be measured is missing on the page, which says why.
 
     Raises ArgumentTypeError, FileMissingError, RunFileError, OutputError.
     """
-    told = progress or silent
+    told = progress_of(progress)
     opened = [_opened(result, saved, told)] + ([] if beside is None else [_opened(beside, None, told)])
     names = _told_apart([name for name, _ in opened])
     write_atomic(path, render([run for _, run in opened], names))
@@ -53,7 +54,7 @@ def save_run(
     prefix: str | os.PathLike[str],
     *,
     saved: SavedModel | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> str:
     """Write the run file `<prefix>_<target>_run.json`, from which `write_report` and `amct_onnx report` make a page
     later, without the data; its path.
@@ -62,7 +63,7 @@ def save_run(
     """
     _check(result)
     path = run_path(prefix, result.target)
-    write_run(path, to_document(_gathered(result, saved, progress or silent)))
+    write_run(path, to_document(_gathered(result, saved, progress_of(progress))))
     return path
 
 

@@ -74,23 +74,29 @@ class AscendModel:
         return model
 
 
+def ascend_files(save_path: str) -> tuple[str, ...]:
+    """The files of `write_ascend_files`: deploy model, fake-quant model and quant.json."""
+    folder, prefix = os.path.split(save_path)
+    stem = os.path.join(folder, f"{prefix}_" if prefix else "")
+    return f"{stem}deploy_model.onnx", f"{stem}fake_quant_model.onnx", f"{stem}quant.json"
+
+
 def write_ascend_files(quantized: AscendModel, save_path: str, *, shared: bool = False) -> tuple[str, ...]:
     """Write all files of a quantized model (amct_formats.md: save_model), and return their paths.
 
     shared: a weight that several layers read is in a file once; AMCT's files have it for each of them.
     """
-    folder, prefix = os.path.split(save_path)
-    stem = os.path.join(folder, f"{prefix}_" if prefix else "")
+    paths, prefix = ascend_files(save_path), os.path.basename(save_path)
     deploy, served = quantized.deployed()
-    files = {f"{stem}deploy_model.onnx": deploy, f"{stem}fake_quant_model.onnx": quantized.simulation()}
+    files = {paths[0]: deploy, paths[1]: quantized.simulation()}
     for model in files.values() if shared else ():
         share_weights(model)
     # Weights of both may still be in the files of the calibrated model: one that takes its place is written last.
     for file in sorted(files, key=lambda file: is_source(quantized.model, file)):
         _save(files[file], file)
     name = prefix or deploy.graph.name or "default"
-    write_fusion(f"{stem}quant.json", name, _fusion_ops(deploy, served, quantized))
-    return (*files, f"{stem}quant.json")
+    write_fusion(paths[2], name, _fusion_ops(deploy, served, quantized))
+    return paths
 
 
 def _save(model: ir.Model, file: str) -> None:

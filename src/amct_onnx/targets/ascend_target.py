@@ -35,12 +35,12 @@ from amct_onnx.observe.collectors import activation_factors
 from amct_onnx.plan.ascend_layers import check_tensors, layer_decisions, plan_ascend, refuse_fused_tensors
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.run.deployed import open_deployed
-from amct_onnx.targets.ascend_model import AscendModel, write_ascend_files
+from amct_onnx.targets.ascend_model import AscendModel, ascend_files, write_ascend_files
 from amct_onnx.targets.ascend_weights import quantize_weights
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Unit, Units
 from amct_onnx.targets.record_factors import quantized_layers, quantized_tensor
-from amct_onnx.targets.target import Lowered, Target, all_in_float
+from amct_onnx.targets.target import Lowered, Target, all_in_float, without_suffix
 from amct_onnx.targets.to_integers import integer_bias
 from amct_onnx.values.ascend_table import ASCEND
 from amct_onnx.values.findings import WeightGrid
@@ -66,7 +66,7 @@ class AscendLowered(Lowered):
         return model
 
     def save(self, prefix: str) -> tuple[str, ...]:
-        return write_ascend_files(self.factored, prefix, shared=True)
+        return write_ascend_files(self.factored, without_suffix(prefix), shared=True)
 
     def session(self) -> Any:
         return open_deployed(self.factored.deploy())
@@ -105,6 +105,9 @@ class AscendTarget(Target):
 
     name = ASCEND.name
     usual = Ifmr()
+
+    def files(self, prefix: str) -> tuple[str, ...]:
+        return ascend_files(without_suffix(prefix))
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         decisions = layer_decisions(source.facts, _settings(source.facts, request, {}))

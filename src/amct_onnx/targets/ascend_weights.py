@@ -29,6 +29,7 @@ from amct_onnx.targets.recurrent_layers import quantize_recurrent
 from amct_onnx.targets.to_integers import weight_spec
 from amct_onnx.values.findings import WeightGrid
 from amct_onnx.values.layers import GraphFacts, LayerRecord, QuantPlan
+from amct_onnx.words import named
 
 # ConvTranspose has one scale for an index in all groups, which least squares does not know.
 _BETTER = ("Conv", "Gemm", "MatMul")
@@ -163,5 +164,5 @@ def _check_bias(layer: Layer) -> None:
 
 
 def _bad(layer: Layer, what: str) -> LayerError:
-    text = f'Layer "{layer.name}": {what}. Correct the model or add the layer to skip_layers.'
+    text = f'Layer "{layer.name}": {what}. Correct the model or add the layer to {named("skip_layers")}.'
     return LayerError(text, layer=layer.name, reason=what)

@@ -22,6 +22,7 @@ from amct_onnx.numerics.rounding import fake_quantize, is_on_grid
 from amct_onnx.numerics.settings import LayerSettings
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.values.layers import LayerRecord, QuantizedLayer
+from amct_onnx.words import named
 
 _BITS = 8
 
@@ -104,4 +105,4 @@ def _params(scale: Array, *, axis: int) -> QParams:
 
 
 def _bad(node: ir.Node, what: str) -> ModelError:
-    return ModelError(f'Layer "{node.name}": {what}. Correct the model or add the layer to skip_layers.')
+    return ModelError(f'Layer "{node.name}": {what}. Correct the model or add the layer to {named("skip_layers")}.')

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from amct_onnx.errors import ArgumentError
+from amct_onnx.errors import ArgumentError, did_you_mean
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.bodies import all_values
 from amct_onnx.graph.constants import constant_tensor
@@ -16,6 +16,7 @@ from amct_onnx.targets.calibration import source_of
 from amct_onnx.targets.qdq_target import QdqFamily
 from amct_onnx.targets.target import Target
 from amct_onnx.values.qdq_tables import QDQ_TARGETS
+from amct_onnx.words import named
 
 _ALL: tuple[Target, ...] = (*(QdqFamily(table) for table in QDQ_TARGETS.values()), AscendTarget())
 TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in _ALL})
@@ -24,7 +25,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target
 def target_of(name: Any) -> Target:
     """The target of that name. Raises ArgumentError."""
     if name not in TARGETS:
-        raise ArgumentError(f"target {name!r} is unknown, use one of {', '.join(TARGETS)}.")
+        known = f"use one of {', '.join(TARGETS)}."
+        raise ArgumentError(f"{named('target')} {name!r} is unknown: {did_you_mean(str(name), TARGETS, known)}")
     return TARGETS[name]
 
 

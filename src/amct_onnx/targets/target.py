@@ -109,6 +109,10 @@ class Target(ABC):
     usual: ActivationSolver | None = None
     dynamic = False
 
+    def files(self, prefix: str) -> tuple[str, ...]:
+        """The files that saving a result at `prefix` writes."""
+        return (model_file(prefix, self.name),)
+
     @abstractmethod
     def check(self, source: FusedModel, request: Request) -> None:
         """Raise ConfigError for settings that the target does not have, ModelError for a model that it cannot take."""
@@ -153,9 +157,22 @@ def all_in_float(source: FusedModel, target: str, decisions: Iterable[Decision])
     return f"{source.name} has layers that target {target} leaves all in float: {listed(said, 3, '; ')}."
 
 
-def save_model_of(lowered: Lowered, prefix: str, target: str) -> tuple[str, ...]:
-    """Write `<prefix>_<target>.onnx`, or `<target>.onnx` where the prefix is a folder."""
+def without_suffix(prefix: str) -> str:
+    """A prefix of files without the .onnx that a user may have written behind it."""
+    stem, suffix = os.path.splitext(prefix)
+    return stem if suffix.lower() == ".onnx" else prefix
+
+
+def model_file(prefix: str, target: str) -> str:
+    """`<prefix>_<target>.onnx`, or `<target>.onnx` where the prefix is a folder; a prefix in .onnx is the file."""
+    if without_suffix(prefix) != prefix:
+        return prefix
     folder, stem = os.path.split(prefix)
-    file = os.path.join(folder, f"{stem}_{target}.onnx" if stem else f"{target}.onnx")
+    return os.path.join(folder, f"{stem}_{target}.onnx" if stem else f"{target}.onnx")
+
+
+def save_model_of(lowered: Lowered, prefix: str, target: str) -> tuple[str, ...]:
+    """Write the `model_file`, and return its path alone."""
+    file = model_file(prefix, target)
     save_model_file(lowered.model(), file)
     return (file,)

@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from amct_onnx.errors import ArgumentError
+from amct_onnx.errors import ArgumentError, did_you_mean
 from amct_onnx.numerics.arrays import Doubles, Floats, Int8s
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import quantize
 from amct_onnx.numerics.settings import ActivationSolver
+from amct_onnx.words import named
 
 Effort = Literal["fast", "default", "best"]
 EFFORTS: tuple[Effort, ...] = ("fast", "default", "best")
@@ -111,4 +112,5 @@ def check_effort(effort: object) -> Effort:
     for known in EFFORTS:
         if effort == known:
             return known
-    raise ArgumentError(f"effort {effort!r} is unknown, use one of {', '.join(EFFORTS)}.")
+    known_ones = f"use one of {', '.join(EFFORTS)}."
+    raise ArgumentError(f"{named('effort')} {effort!r} is unknown: {did_you_mean(str(effort), EFFORTS, known_ones)}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from amct_onnx.cli.options import parse
-from amct_onnx.cli.quantize_options import QuantizeCommand, SensitivityCommand
-from amct_onnx.data.images import PRESETS
-from amct_onnx.data.options import PRESET_NAMES
+from amct_onnx.cli.commands import parse
+from amct_onnx.cli.quantize_options import QuantizeCommand
+from amct_onnx.cli.sensitivity_options import SensitivityCommand
 from amct_onnx.ptq.options import ALGORITHM_NAMES, EFFORT_NAMES, TARGET_NAMES
 from amct_onnx.ptq.request import ALGORITHMS
 from amct_onnx.targets.table import TARGETS
@@ -17,7 +16,7 @@ BASE = ("quantize", "m.onnx", "--save_path", "out/m")
 
 
 def options(*words: str) -> QuantizeCommand:
-    parsed = parse([*BASE, *words])
+    parsed = parse([*BASE, *words]).value
     assert isinstance(parsed, QuantizeCommand)
     return parsed
 
@@ -25,7 +24,6 @@ def options(*words: str) -> QuantizeCommand:
 def test_the_names_are_those_of_the_layers_that_know_them() -> None:
     assert set(TARGET_NAMES) == set(TARGETS)
     assert set(ALGORITHM_NAMES) == set(ALGORITHMS)
-    assert set(PRESET_NAMES) == set(PRESETS)
     assert EFFORT_NAMES == EFFORTS
 
 
@@ -68,7 +66,9 @@ def test_a_target_of_accuracy_is_handed_on() -> None:
 
 
 def test_the_options_of_sensitivity() -> None:
-    found = parse(["sensitivity", "m.onnx", "--data", "x", "--target", "ascend", "--samples", "2", "--limit", "8"])
+    found = parse(
+        ["sensitivity", "m.onnx", "--data", "x", "--target", "ascend", "--samples", "2", "--limit", "8"]
+    ).value
     assert isinstance(found, SensitivityCommand)
     assert (found.model, found.data) == ("m.onnx", "x")
     assert (found.arguments["target"], found.arguments["samples"], found.arguments["limit"]) == ("ascend", 2, 8)
@@ -90,7 +90,7 @@ def test_weights_alone_need_no_data() -> None:
 
 
 def test_the_model_may_be_an_option() -> None:
-    named = parse(["quantize", "--model", "m.onnx", "--save_path", "out/m", "--data", "images/"])
+    named = parse(["quantize", "--model", "m.onnx", "--save_path", "out/m", "--data", "images/"]).value
     assert named == options("--data", "images/")
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from amct_onnx.data.images import PRESETS, ImageOptions, find_images, image_options, open_images
+from amct_onnx.data.image_options import PRESETS, ImageOptions
+from amct_onnx.data.images import find_images, image_options, open_images
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.graph.inputs import ModelInput
 
@@ -224,8 +225,8 @@ def test_options_that_do_not_fit_the_model(
     [
         ({"color": "HSV"}, "color='HSV' is unknown, use one of RGB"),
         ({"fit": "pad"}, "use one of crop, letterbox"),
-        ({"interpolation": "cubic"}, "use one of nearest"),
-        ({"layout": "CHW"}, "use one of NCHW, NHWC"),
+        ({"interpolation": "cubic"}, "did you mean 'bicubic'"),
+        ({"layout": "CHW"}, "did you mean 'NCHW'"),
         ({"mean": (1.0, 2.0)}, "mean has 2 numbers, RGB takes 3 or 1"),
         ({"std": (0.0,)}, "cannot be 0"),
         ({"divisor": 0}, "cannot be 0"),

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
-from amct_onnx.data.open_data import DataSource, open_data
+from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import AmctError, ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput, model_inputs
@@ -571,8 +572,8 @@ def test_later_mistakes_name_the_sample(items: object, inputs: Sequence[ModelInp
         ({"limit": -1}, ArgumentError, "limit=-1 is no number of samples"),
         ({"names": {"X": "a"}}, ArgumentError, "names: the model has no input 'X', did you mean 'x'?"),
         ({"shapes": {"x": (1, 4)}}, ArgumentError, r"shapes: 'x' has the shape \[1, 4\], the model takes \['\?', 3\]"),
-        ({"images": "torch"}, ArgumentError, "images= is for folders of images"),
-        ({"dtypes": {"x": "int8"}}, ArgumentError, "dtypes= is for .bin files"),
+        ({"images": "torch"}, ArgumentError, "images is for folders of images"),
+        ({"dtypes": {"x": "int8"}}, ArgumentError, "dtypes is for .bin files"),
     ],
 )
 def test_arguments_that_cannot_be_used(options: dict[str, Any], kind: type[AmctError], text: str) -> None:

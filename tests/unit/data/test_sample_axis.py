@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amct_onnx.data.batches import BatchRule
-from amct_onnx.data.open_data import DataSource, open_data
+from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.sample_axis import decide
 from amct_onnx.errors import DataError

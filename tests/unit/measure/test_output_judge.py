@@ -88,6 +88,18 @@ def test_noise_of_a_part_counts_by_its_own_power(detector: ir.Model, samples: li
     assert (scores.noise[:, 1] == 0).all()
 
 
+def test_a_part_that_is_an_output_itself_is_told_from_the_others() -> None:
+    random = np.random.default_rng(0)
+    text = """g (float[n,3,8,8] x) => (float[n,3,8,16] y, float[n,3,8,8] a)
+        { a = Conv<pads=[1,1,1,1]>(x, w) b = Conv<pads=[1,1,1,1]>(x, v) y = Concat<axis=-1>(a, b) }"""
+    model = named(text, **{name: random.standard_normal((3, 3, 3, 3)).astype(np.float32) for name in "wv"})
+    (sample,) = samples = [{"x": random.standard_normal((1, 3, 8, 8)).astype(np.float32)}]
+    signal = OutputJudge(model, samples).scores_of(open_session(model)).signal[0]
+    y, a = open_session(model).run(None, sample)
+    expected = [np.square(part).sum() for part in (y[..., :8], y[..., 8:], a)]
+    assert signal == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_probabilities_hide_is_seen_in_front_of_them() -> None:
     random = np.random.default_rng(0)
     weight = 40 * random.standard_normal((8, 4)).astype(np.float32)  # saturated: the largest of four is 1

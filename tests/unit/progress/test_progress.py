@@ -8,7 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from amct_onnx.progress import show_on_terminal, show_steps, shown_on_terminal
+from amct_onnx import progress
+from amct_onnx.progress import (
+    TerminalProgress,
+    progress_of,
+    say_before,
+    show_on_terminal,
+    show_steps,
+    shown_on_terminal,
+    silent,
+    wipe,
+)
 
 
 class Terminal(io.StringIO):
@@ -40,7 +50,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> Terminal:
 def test_a_share_is_shown_until_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = terminal(monkeypatch)
     show_on_terminal("Learning rounding", 0.074)
-    assert stream.visible() == "Learning rounding:   7 %"
+    assert stream.visible() == f"Learning rounding [##{' ' * 28}]   7 %"
     show_on_terminal("Learning rounding", 1)
     assert stream.visible() == ""
     assert "\n" not in stream.getvalue()
@@ -50,7 +60,7 @@ def test_a_shorter_text_leaves_nothing_of_a_longer_one(monkeypatch: pytest.Monke
     stream = terminal(monkeypatch)
     show_on_terminal("Learning rounding", 0.5)
     show_on_terminal("ranges", 0.5)
-    assert stream.visible() == "ranges:  50 %"
+    assert stream.visible() == f"ranges [{'#' * 15}{' ' * 15}]  50 %"
 
 
 def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +125,49 @@ def test_no_stream_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # as in a Windows program without a console
     show_on_terminal("Learning rounding", 0.5)
     show_steps(iter([1]), 1, "calibration")
+
+
+def test_the_time_left_is_told_once_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = terminal(monkeypatch), 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    bar = TerminalProgress()
+    bar("calibration", 0.0)
+    assert stream.visible() == "calibration ..."
+    now = 100.5
+    bar("calibration", 0.25)
+    assert stream.visible().endswith(" 25 %")
+    now = 150.0
+    bar("calibration", 0.5)
+    assert stream.visible().endswith(" 50 % 0:50 left")
+    now = 150.01
+    bar("calibration", 0.6)
+    assert stream.visible().endswith(" 50 % 0:50 left")  # too soon for another drawing
+    bar("calibration", 1.0)
+    assert stream.visible() == ""
+
+
+def test_what_is_said_takes_the_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, said = terminal(monkeypatch), list[str]()
+    bar = TerminalProgress(said.append)
+    bar("calibration", 0.5)
+    say_before(bar, "Assumed: something.")
+    assert (stream.visible(), said) == ("", ["Assumed: something."])
+    bar("calibration", 0.5)
+    wipe()
+    assert stream.visible() == ""
+
+
+def test_which_progress_an_argument_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(what: str, share: float) -> None:
+        raise AssertionError
+
+    assert progress_of(False) is silent
+    assert progress_of(own) is own
+    assert isinstance(progress_of(None), TerminalProgress)
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    progress_of(None)("calibration", 0.5)
+    assert pipe.getvalue() == ""
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # in a notebook
+    progress_of(None)("calibration", 0.5)
+    assert "calibration [" in pipe.getvalue()

@@ -172,14 +172,16 @@ def test_with_settings_or_few_samples_there_is_no_recipe(model: ir.Model, images
 def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
     model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reached = amct_onnx.quantize(model, images).steps[-1].after
-    assert "above the noise of int8" not in caplog.text
+    with monkeypatch.context() as noisier:
+        noisier.setattr(one_call, "_NOISY", -60)
+        assert amct_onnx.quantize(model, images).accuracy is not None
+        assert "above the noise of int8" not in caplog.text
     monkeypatch.setattr(one_call, "_NOISY", 60)
-    amct_onnx.quantize(model, images, effort="fast")
-    assert "above the noise of int8" not in caplog.text
-    amct_onnx.quantize(model, images)
-    assert f"only {reached:.1f} dB above the noise of int8" in caplog.text
-    assert "min_sqnr=60" in caplog.text
+    for effort, where in (("fast", "of the calibration"), ("default", "held out")):
+        caplog.clear()
+        accuracy = amct_onnx.quantize(model, images, effort=effort).accuracy
+        assert accuracy is not None
+        assert f"only {accuracy.decibels:.1f} dB above the noise of int8 on samples {where}: min_sqnr=60" in caplog.text
 
 
 def test_ranges_of_the_first_samples_stay_where_rare_values_would_cost_all_others(
@@ -245,7 +247,7 @@ def test_a_target_with_a_tool_of_its_own_tries_its_ranges(model: ir.Model, image
 
 
 def test_an_unknown_effort_is_refused(model: ir.Model, images: np.ndarray) -> None:
-    with pytest.raises(ArgumentError, match="'high' is unknown, use one of fast, default, best"):
+    with pytest.raises(ArgumentError, match="'high' is unknown: use one of fast, default, best"):
         amct_onnx.quantize(model, images, effort="high")
 
 
@@ -254,7 +256,17 @@ def test_the_front_gives_all_feeds_and_keeps_the_first_samples(model: ir.Model) 
     front = FirstSamples(iter(feeds), BatchRule.of(model_inputs(model)), PLANS["default"])
     assert front.plan.samples == 2 * PLANS["default"].samples  # small ones
     assert [int(sample["x"][0, 0, 0, 0]) for sample in front.samples] == [n // 5 for n in range(front.plan.samples)]
-    assert [int(feed["x"][0, 0, 0, 0]) for feed in front] == list(range(40))
+    assert [int(feed["x"][0, 0, 0, 0]) for feed in front.all()] == list(range(40))
+
+
+def test_what_is_behind_the_kept_samples_is_all_the_rest(model: ir.Model) -> None:
+    rule, numbers = BatchRule.of(model_inputs(model)), np.arange(200, dtype=np.float32).reshape(-1, 1, 1, 1)
+    for size in (1, 5, 7, 96, 200):
+        feeds = [{"x": numbers[start : start + size]} for start in range(0, 200, size)]
+        front = FirstSamples(iter(feeds), rule, PLANS["default"])
+        assert (front.count(), front.whole) == (96, 96 // size)
+        rest = [float(number) for feed in front.others() for number in feed["x"].reshape(-1)]
+        assert rest == list(range(96, 200))
 
 
 def test_the_kept_samples_run_in_batches_that_do_not_depend_on_those_of_the_data(model: ir.Model) -> None:
@@ -350,7 +362,7 @@ def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) 
     text = """g (float[n,3,8,8] x) => (float[n,3,8,4] y) { y = MatMul(x, w) }"""
     model = filled(text, w=np.random.default_rng(0).standard_normal((8, 4)))
     (step,) = amct_onnx.quantize(model, images).steps
-    assert str(step) == 'rounding by gptq: not tried, no layer has a bias to correct; effort="best" tries it'
+    assert str(step) == "rounding by gptq: not tried, no layer has a bias to correct; effort='best' tries it"
     best = [step for step in amct_onnx.quantize(model, images, effort="best").steps if step.after is not None]
     assert "rounding by gptq" in {step.name for step in best}
 
@@ -390,11 +402,12 @@ def test_integers_count_as_what_they_stand_for() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (int64[n,l] ids, float[100,8] table) => (float[n,l,8] y)
         { y = Gather(table, ids) }"""
     rule = BatchRule.of(model_inputs(ir.from_onnx_text(text))[:1])
-    for dtype, length, samples in ((np.int64, 64, 48), (np.int32, 4, 96), (np.uint8, 64, 96)):  # uint8: pixels
+    cases = (np.int64, 256, 48, 1), (np.int64, 64, 48, 3), (np.int32, 4, 96, 8), (np.uint8, 64, 96, 8)  # uint8: pixels
+    for dtype, length, samples, rows in cases:
         feeds = [{"ids": np.zeros((5, length), dtype)} for _ in range(40)]
         front = FirstSamples(iter(feeds), rule, PLANS["default"])
         assert len(front.samples) == samples
-        assert front.rows == 8
+        assert front.rows == rows
 
 
 def test_a_step_that_cannot_be_tried_takes_nothing_from_those_before(

@@ -1,9 +1,10 @@
-"""A copy of a model that computes chosen tensors and nothing else, and shows each to whoever reads it.
+"""A copy of a model that computes chosen tensors, and nothing else if asked, and shows each to whoever reads it.
 
 Before                     After
 x -> Conv -> y -> Relu     x -> Conv -> y -> amct.customop.Show -> (output)
 
-The outputs of the copy are those of its Show nodes, one number each, and nodes that none of them needs are left out.
+The outputs of the copy are those of its Show nodes, one number each, and nodes that none of them needs are left out. It
+can have those of the model as well, in front of them.
 The order is that of graph.instrument.observers: each tensor is shown when it exists.
 """
 
@@ -24,12 +25,12 @@ SHOW = "Show"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
+def show_tensors(model: ir.Model, readers: Mapping[str, int], *, keep_outputs: bool = False) -> ir.Model:
     """A copy of `model`, which shares its weights; each value named in `readers` is shown to the one of that number.
 
     Values are inputs, outputs of nodes and initializers, those of the bodies of nodes included: these are shown each
-    time that the body runs. Raises ModelError for a name that no graph has, and for a tensor that is not of a float
-    type.
+    time that the body runs. keep_outputs: the outputs of the model stay. Raises ModelError for a name that no graph
+    has, and for a tensor that is not of a float type.
     """
     copy = model.clone()
     graph, values = copy.graph, all_values(copy)
@@ -44,7 +45,7 @@ def show_tensors(model: ir.Model, readers: Mapping[str, int]) -> ir.Model:
     for node in graph if inside else ():
         if any(value.graph in set(_graphs(node)) for value in inside.values()):
             outputs.append(node.outputs[0])  # so that the node is run
-    graph.outputs[:] = outputs
+    graph.outputs[:] = [*graph.outputs, *outputs] if keep_outputs else outputs
     copy.opset_imports[OBSERVER_DOMAIN] = 1
     _leave_out_unused(graph)
     for name, value in inside.items():

@@ -13,6 +13,7 @@ from amct_onnx.numerics.activations.percentile import solve_percentile
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import ActivationSettings, ActivationSolver, Entropy, Hfmg, Ifmr, MinMax, Percentile
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.words import named
 
 _RECORD = QSpec()
 
@@ -30,7 +31,7 @@ def solve_activation(stat: DyadicHistogram, settings: ActivationSettings, within
     if 0 < largest < 0.5 * float(params.scale[0]):
         raise ValueError(
             f"every value would round to zero: the largest is {largest:.3g}, the least scale {spec.least_scale:.3g}; "
-            "scale the data up, or add the layer to skip_layers"
+            f"scale the data up, or add the layer to {named('skip_layers')}"
         )
     return params
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from amct_onnx.data.images import ImageOptions
+from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
+from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.measure.rounded_network import RoundedNetwork, finite, power, side_by_side
 from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.sample_noise import is_wild, medians, pooled, typical
@@ -35,6 +36,7 @@ from amct_onnx.targets.float_units import Unit, Units, float_price, operations, 
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
+from amct_onnx.words import either, given
 
 SAMPLES = 16
 FLOAT_PRICE = 3.0  # of a multiplication beyond int8, in those of int8: by the bytes of an activation
@@ -73,10 +75,12 @@ def sensitivity(
     """
     most, cheap = samples or SAMPLES, samples is None
     if samples is not None and samples < 1:
-        raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
+        raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     if isinstance(model, QuantizedModel) and data is None:
         if model.sample is None:
-            raise ArgumentError("The model was quantized from statistics and has no sample: give data.")
+            raise ArgumentError(
+                f"The model was quantized from statistics and has no sample: give {either('data', '--data')}."
+            )
         return measure(model, [model.sample], progress=progress).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).prepared()
@@ -88,7 +92,9 @@ def sensitivity(
         dtypes=dtypes,
         names=names,
     )
-    opened = open_data(data, model_inputs(source.model), data_options, FloatNetwork(source.model))
+    opened = open_data(
+        data, model_inputs(source.model), data_options, FloatNetwork(source.model), purpose_of(source.model)
+    )
     kept = SampleKeeper(opened, most=most)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
+from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
-from amct_onnx.numerics.arrays import Feed
+from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.statistics.by_tensor import Statistics
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.observe.channel_maxima import channel_maxima
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress
+from amct_onnx.ptq.recipe.first_look import Channels, FirstLook, look_at
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
-from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
+from amct_onnx.run.memory import give_back
+from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration, SolvedGrids, SolvedWeights
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Lowered, Target
@@ -72,19 +77,25 @@ class Bench:
         self.solved_weights = SolvedWeights()  # which all trials share
         self.is_first = True  # trials are of a first quantization
         self._scores: Scores | None = None  # of the best
-        self._fit: list[Feed] = []
-        self.judge: OutputJudge | None = None
+        self.look: FirstLook | None = None
         self._problem = ""
-        kept = samples.samples
-        if len(kept) < _LEAST_SAMPLES or not request.allows_recipe or not self.plan.samples:
+        if len(samples.samples) < _LEAST_SAMPLES or not request.allows_recipe or not self.plan.samples:
             return
-        judges = samples.judges()
-        self._fit = [sample for index, sample in enumerate(kept) if index not in judges]
         try:
-            self.judge = OutputJudge(source.model, [kept[index] for index in judges])
-            self._rows = _rows_at_once(source.model, samples, self._fit)
+            self.look = look_at(source, samples, self._channels())
         except _REASONS as reason:  # samples that do not run are the calibration's to tell of
             self._problem = str(reason)
+
+    @property
+    def judge(self) -> OutputJudge | None:
+        """Judges by some of the first samples; None where nothing is tried."""
+        return None if self.look is None else self.look.judge
+
+    def _channels(self) -> set[Channels]:
+        """The tensors whose channels the steps want to know."""
+        groups = channel_groups(self.source.model) if self.plan.strengths else ()
+        smoothed = self.target.smoothable(self.source, self.request) if self.plan.smooth else ()
+        return {(name, 1) for group in groups for name in group.measured} | {(name, -1) for name in smoothed}
 
     def run(self, step: str, trials: Trials) -> None:
         """Solve and judge the trials of a step; the best so far is replaced where one is better."""
@@ -92,11 +103,13 @@ class Bench:
             self._leave_out(step, self._problem)
         if self.judge is None:
             return
+        self.progress(step, 0.0)
         try:
             for trial in trials:
                 self._try(trial, self.judge)
         except _REASONS as reason:
             self._leave_out(step, str(reason))
+        self.progress(step, 1.0)
 
     def _try(self, trial: Trial, judge: OutputJudge) -> None:
         if trial.make is None:
@@ -142,6 +155,10 @@ class Bench:
             raise RuntimeError("nothing judges: no trial is made then")
         return self._scores
 
+    def judges(self) -> list[Feed]:
+        """The samples that judge; none where nothing does."""
+        return [] if self.judge is None else [self.samples.samples[index] for index in self.samples.judges()]
+
     def note(self, name: str, before: Scores, after: Scores, *, kept: bool, error: float = 0.0) -> None:
         one, two = before.decibels, after.decibels
         self.steps.append(Step(name=name, before=one, after=two, kept=kept, first=self.is_first, error=error))
@@ -155,13 +172,26 @@ class Bench:
 
     def feeds(self, most: int | None = None) -> list[Feed]:
         """The samples to fit, or the first of them, in batches."""
-        return self.samples.batches(self._fit[:most], self._rows)
+        return [] if self.look is None else self.samples.batches(self.look.fit[:most], self.look.rows)
+
+    def maxima(self, source: FusedModel, tensors: Collection[str], axis: int) -> Mapping[str, Floats]:
+        """The largest magnitude of each channel of some tensors of `source`, for the samples to fit: float32[C]."""
+        if self.look is None or source is not self.source:
+            return channel_maxima(source.model, sorted(tensors), self.feeds(), axis=axis) if tensors else {}
+        known = self.look.maxima
+        return {name: known[name, axis] for name in tensors if (name, axis) in known}
 
     def quick(self, source: FusedModel) -> Calibration:
         """A calibration of `source` with the samples to fit."""
+        look = self.look
+        tensors: Mapping[str, DyadicHistogram]
+        if look is not None and source is self.source:
+            tensors = look.quick
+        else:
+            tensors = collect_statistics(source.model, observed_tensors(source), self.feeds(self.plan.quick))
         statistics = Statistics(
-            tensors=collect_statistics(source.model, observed_tensors(source), self.feeds(self.plan.quick)),
-            samples=len(self._fit[: self.plan.quick]),
+            tensors=tensors,
+            samples=0 if look is None else len(look.fit[: self.plan.quick]),
             digest="",  # nobody gets to see them
             factors=source.factors,
         )
@@ -177,6 +207,7 @@ class Bench:
         """What was found for the best so far, which is forgotten: the memory is for the calibration."""
         tuning = Tuning() if self.best is None else self.best.calibration.tuning
         self.best = self._scores = None
+        give_back()
         return tuning
 
     def share_of(self, model: ir.Model, best: Candidate) -> float:
@@ -193,16 +224,3 @@ def _gains(before: Scores, after: Scores, outputs: Sequence[int]) -> bool:
     """Whether some parts of the outputs gain."""
     better, error = gain(before.of(outputs), after.of(outputs))
     return better > error
-
-
-def _rows_at_once(model: ir.Model, samples: FirstSamples, fit: Sequence[Feed]) -> int:
-    """How many samples the network takes at a time: those that run alone may not run together."""
-    if samples.rows == 1:
-        return 1
-    try:
-        session = open_session(model, quiet())
-        for batch in samples.batches(fit[: samples.rows], samples.rows):
-            run_feed(session, batch)
-    except DataError:
-        return 1
-    return samples.rows

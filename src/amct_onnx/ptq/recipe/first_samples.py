@@ -17,8 +17,6 @@ _SMALL = 1 << 16  # bytes: smaller samples are cheap, and say less
 _MORE, _MORE_QUICK = 2, 4  # so many times as many of them are kept, and serve for what few would
 _SHARE, _ENOUGH = 3, 16  # one sample of three judges, and as many as that if half of all are
 _TOKEN = 1 << 10  # bytes that an integer of 32 or 64 bits counts as: it stands for a vector
-# Rare outliers decide the factors of SmoothQuant: more samples than those that are run for anything else.
-_CHANNEL_SAMPLES = 32
 _MOST_ROWS, _BATCH = 8, 1 << 18  # of the samples that are kept, so many run at once, of at most so many bytes
 
 
@@ -75,17 +73,17 @@ PLANS: Mapping[Effort, EffortPlan] = {
 
 
 class FirstSamples:
-    """The first samples of `feeds`; iterating gives all feeds, these included, once.
+    """The first samples of `feeds`. Either of `all` and `others` gives feeds, once.
 
     `rule` says what a sample is: a feed of one row, or a whole feed. `plan` is that for their size, and `rows` of them
-    make a batch that costs little. `more`: the feeds behind the samples, within the same memory, which show the
-    magnitudes of channels.
+    make a batch that costs little. `whole`: so many feeds have all their samples here.
     """
 
     def __init__(self, feeds: Iterator[Feed], rule: BatchRule, plan: EffortPlan) -> None:
         self._rule = rule
         self.samples: list[Feed] = []
         self.plan, self.rows = plan, 1
+        self._left: list[Feed] = []
         read: list[Feed] = []
         size = 0
         while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
@@ -96,21 +94,29 @@ class FirstSamples:
                     1, count
                 )
                 self.plan = plan.for_samples_of(bytes_of_one + _TOKEN * tokens)
-                self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one)))
+                self.rows = max(1, min(_MOST_ROWS, _BATCH // max(1, bytes_of_one + _TOKEN * tokens)))
             read.append(feed)
-            for index in range(min(count, self.plan.samples - len(self.samples))):
+            taken = min(count, self.plan.samples - len(self.samples))
+            for index in range(taken):
                 self.samples.append(rule.sample(feed, index))
                 size += sum(array.nbytes for array in self.samples[-1].values())
-        self.more: list[Feed] = []
-        count = len(self.samples)
-        while self.samples and count < _CHANNEL_SAMPLES and size < plan.memory and (feed := next(feeds, None)):
-            self.more.append(feed)
-            count += rule.count(feed)
-            size += sum(array.nbytes for array in feed.values())
-        self._feeds = chain(read, self.more, feeds)
+            if taken < count:
+                self._left.append(rule.cut(feed, taken, count))
+        self.whole = len(read) - len(self._left)
+        self._read, self._behind = read, feeds
 
-    def __iter__(self) -> Iterator[Feed]:
-        return self._feeds
+    def all(self) -> Iterator[Feed]:
+        """All feeds as they came."""
+        return chain(self._read, self._behind)
+
+    def others(self) -> Iterator[Feed]:
+        """What is behind the samples: the rest of the feed in which the last of them was, and the feeds behind it."""
+        self._read = []  # the memory is free
+        return chain(self._left, self._behind)
+
+    def count(self) -> int:
+        """How many rows the samples have: more than there are of them if the model fixes the batch."""
+        return sum(map(self._rule.rows, self.samples))
 
     def judges(self) -> range:
         """Which of the samples judge: a third at least, at equal distances. The others are to fit."""

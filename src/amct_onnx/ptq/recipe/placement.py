@@ -18,6 +18,7 @@ from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import work_of
 from amct_onnx.targets.target import Lowered
 from amct_onnx.values.prices import Price, Prices
+from amct_onnx.words import named
 
 _FREE = 0.005  # of the time of all layers in int8: what a prefix may cost more
 _SHORT, _LONG = 3, 12  # layers
@@ -39,7 +40,7 @@ class Prefix:
     @property
     def reason(self) -> str:
         """Why they stay in float, as a clause."""
-        return "int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"
+        return f"int8 costs accuracy in the first layers and wins no time; {named('full_int8')} quantizes them"
 
 
 def float_prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> list[Prefix]:

@@ -32,13 +32,13 @@ from functools import partial
 
 import numpy as np
 
+from amct_onnx.files.onnx_file import model_bytes
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.graph.passes.equalize import ChannelGroup, channel_groups
 from amct_onnx.measure.output_judge import Scores, gain
 from amct_onnx.numerics.arrays import Feed, Floats
-from amct_onnx.numerics.channel_factors import smooth_factors
-from amct_onnx.observe.channel_maxima import channel_maxima
+from amct_onnx.numerics.channel_factors import has_outliers, smooth_factors
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.ptq.recipe.bench import Bench, Candidate, Trial, Trials
 from amct_onnx.ptq.recipe.equalization import group_factors, promised_gain
@@ -46,9 +46,9 @@ from amct_onnx.ptq.recipe.placement import Prefix, float_prefixes
 from amct_onnx.ptq.recipe.ranges import cheaper_ranges
 from amct_onnx.ptq.recipe.rounding import Method, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.scores import extremes_near
-from amct_onnx.ptq.recipe.smoothing import outlier_inputs
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.values.findings import Tuning
+from amct_onnx.words import given, named
 
 # Of the shared models, equalization helped where it promised 3.2 dB or more, and not where it was 1.8 or less.
 _PROMISE = 2.5
@@ -57,6 +57,7 @@ _LEAST_SHARE = 0.1  # of the noise, which weights make: without it, half a decib
 _SURE = 30.0
 _NEAR = (1, 3)  # layers in front of scores
 _OBJECT = 0.2  # a score that stands for something
+_LARGE = 1 << 26  # bytes of weights
 _log = logging.getLogger("amct_onnx.Quantize")
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
 
@@ -115,7 +116,13 @@ class Recipe:
         groups = channel_groups(start.model) if self._plan.strengths else ()
         if not groups:
             return
-        maxima = channel_maxima(start.model, [name for group in groups for name in group.measured], self._feeds())
+        if not self._plan.thorough and model_bytes(start.model) > _LARGE:
+            first = self.bench.judged(self.bench.first()).decibels
+            if first > _SURE:
+                reason = 'of a large network; effort="best" tries it where so little is to be gained'
+                yield Trial(name="equalization of channels", reason=reason, measured=True)
+                return
+        maxima = self.bench.maxima(start, {name for group in groups for name in group.measured}, 1)
         placed = () if self.bench.best is None else self.bench.best.calibration.tuning.in_float
         tries, left_out = [], {}
         for name, chosen, strength in self._equalizations(groups):
@@ -145,7 +152,8 @@ class Recipe:
     def _smooth(self) -> Trials:
         start = self.bench.found()
         wanted = self.bench.target.smoothable(start, self.bench.request) if self._plan.smooth else ()
-        found = outlier_inputs(start.model, wanted, [*self.bench.feeds(), *self.bench.samples.more])
+        maxima = self.bench.maxima(start, wanted, -1)
+        found = {name: maxima[name] for name in wanted if name in maxima and has_outliers(maxima[name])}
         tries = []
         for strength in self._plan.smooth:
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
@@ -211,7 +219,7 @@ class Recipe:
         if start is None or not self._plan.rounding:
             return
         if self.bench.request.reduce_range:
-            yield Trial(name="rounding", reason="reduce_range chooses the integers of weights")
+            yield Trial(name="rounding", reason=f"{named('reduce_range')} chooses the integers of weights")
             return
         grids, biased = start.lowered.rows, _with_bias(start, adds_bias=self.bench.target.adds_bias)
         if grids and biased and not self._plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
@@ -222,7 +230,7 @@ class Recipe:
             if self._plan.thorough:
                 tries.append((f"rounding by {method}", frozenset()))
             if not tries:
-                reason = 'no layer has a bias to correct; effort="best" tries it'
+                reason = f"no layer has a bias to correct; {given('effort', 'best')} tries it"
                 yield Trial(name=f"rounding by {method}", reason=reason)
             before = self.bench.best
             for name, corrected in tries:

@@ -5,7 +5,7 @@ function drawSummary() {
   const one = run(), accuracy = one.accuracy, runtime = one.runtime, worst = one.worst[0], quantized = one.layers.filter((l) => l.quantized).length;
   fill("subtitle", [`${one.model.name} for ${one.target}`, one.data && `calibrated with ${one.data}`, plural(one.model.nodes, "node"), `${count(one.model.weights)} weights`, `opset ${one.model.opset}`].filter(Boolean).join(" · "));
   const words = [];
-  if (known(accuracy.sqnr)) { const [kind, said] = level(accuracy.sqnr); words.push(h("b", { class: kind }, `${dB(accuracy.sqnr)}: ${said}. `)); }
+  if (known(reached(one))) { const [kind, said] = level(reached(one)); words.push(h("b", { class: kind }, `${dB(reached(one))}: ${said}. `)); }
   else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
   if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
   const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
@@ -13,13 +13,19 @@ function drawSummary() {
   else if (float) words.push("No single layer stands out. ");
   if (next) words.push(`Try ${next.option}.`);
   fill("verdict", words);
-  const tiles = [tile("Outputs", known(accuracy.sqnr) ? dB(accuracy.sqnr) : "–", known(accuracy.sqnr) ? `signal over noise of int8; ${plural(accuracy.samples, "sample")}, ${dB(Math.min(...accuracy.by_sample.filter(known)))} the worst` : "not measured", known(accuracy.sqnr) ? level(accuracy.sqnr)[0] : "")];
+  const where = known(accuracy.decibels) ? `${plural(accuracy.judged, "sample")} ${accuracy.held_out ? "held out" : "of the calibration"}` : plural(accuracy.samples, "sample");
+  const top = known(accuracy.same_top1) ? `, same top-1 for ${share(accuracy.same_top1)}` : "";
+  const tiles = [tile("Outputs", dB(reached(one)), known(reached(one)) ? `signal over noise of int8${top}; ${where}` : "not measured", known(reached(one)) ? level(reached(one))[0] : "")];
+  if (known(one.bytes_after)) {
+    const smaller = one.bytes_before / Math.max(1, one.bytes_after);
+    tiles.push(tile("Size", smaller >= 1 ? `${smaller.toFixed(1)} × smaller` : `${(1 / smaller).toFixed(1)} × larger`, `${bytes(one.bytes_before)} in float, ${bytes(one.bytes_after)} now`));
+  }
   if (runtime) {
-    const smaller = runtime.bytes_before / Math.max(1, runtime.bytes_after);
-    tiles.push(tile("Size", smaller >= 1 ? `${smaller.toFixed(1)} × smaller` : `${(1 / smaller).toFixed(1)} × larger`, `${bytes(runtime.bytes_before)} in float, ${bytes(runtime.bytes_after)} now`));
-    if (known(runtime.seconds_after)) {
+    const spread = known(runtime.low) ? `${runtime.low.toFixed(2)} to ${runtime.high.toFixed(2)} × as fast` : "";
+    if (runtime.too_busy) tiles.push(tile("Latency", "not measured", `the machine is too busy: ${spread}`));
+    else if (known(runtime.seconds_after)) {
       const faster = runtime.seconds_before / runtime.seconds_after;
-      tiles.push(tile("Latency", faster >= 1 ? `${faster.toFixed(2)} × as fast` : `${(1 / faster).toFixed(2)} × slower`, `${time(runtime.seconds_before)} in float, ${time(runtime.seconds_after)} now; medians of ${runtime.runs} runs here`, faster < 0.98 ? "bad" : ""));
+      tiles.push(tile("Latency", faster >= 1 ? `${faster.toFixed(2)} × as fast` : `${(1 / faster).toFixed(2)} × slower`, `${time(runtime.seconds_before)} in float, ${time(runtime.seconds_after)} now; medians of ${runtime.runs} runs here${spread ? `, mostly ${spread}` : ""}`, faster < 0.98 ? "bad" : ""));
     }
   }
   const kernels = runtime ? `; ${plural(sum(Object.values(runtime.integer)), "integer kernel")}, ${sum(Object.values(runtime.floating))} in float` : "";
@@ -28,9 +34,10 @@ function drawSummary() {
   const warnings = [...one.notes];
   if (runtime && runtime.slow_because.length) warnings.push(`Slower than the float model here: ${runtime.slow_because.join("; ")}.`);
   if (runtime && runtime.saturates) warnings.push("This CPU adds pairs of products in 16 bits (no VNNI), and they may overflow.");
-  if (accuracy.problem && known(accuracy.sqnr)) warnings.push(accuracy.problem);
+  if (accuracy.problem && known(reached(one))) warnings.push(`The errors of layers were not measured: ${accuracy.problem}`);
   fill("warnings", warnings.map((w) => h("p", { class: "note" }, w)));
 }
+const reached = (one) => (known(one.accuracy.decibels) ? one.accuracy.decibels : one.accuracy.sqnr);
 const tile = (title, big, small, kind) => h("div", { class: "tile" }, h("h3", {}, title), h("span", { class: `big ${kind || ""}` }, big), h("p", { class: "quiet" }, small));
 
 function drawNext() {
@@ -75,7 +82,7 @@ function drawDetails() {
   const reasons = new Map();
   for (const l of one.layers) if (!l.quantized) reasons.set(l.reason, [...(reasons.get(l.reason) || []), l.name]);
   fill("facts",
-    h("div", {}, h("h3", {}, "Model and data"), h("dl", {}, [["Inputs", one.model.inputs.join("; ")], ["Outputs", one.model.outputs.join("; ")], ["Data", one.data || "none"], ["Assumed", one.assumptions.join("; ") || "nothing"], ["Recipe reached", known(one.accuracy.reached) ? `${dB(one.accuracy.reached)} on samples held out, by its own measure` : "–"]].map(([t, d]) => [h("dt", {}, t), h("dd", {}, d)])),
+    h("div", {}, h("h3", {}, "Model and data"), h("dl", {}, [["Inputs", one.model.inputs.join("; ")], ["Outputs", one.model.outputs.join("; ")], ["Data", one.data || "none"], ["Assumed", one.assumptions.join("; ") || "nothing"], ["Looked at", known(one.accuracy.sqnr) ? `${plural(one.accuracy.samples, "sample")}: ${dB(one.accuracy.sqnr)} together, ${dB(Math.min(...one.accuracy.by_sample.filter(known)))} the worst` : "no samples"]].map(([t, d]) => [h("dt", {}, t), h("dd", {}, d)])),
       one.accuracy.search ? [h("h3", {}, "Search for mixed precision"), one.accuracy.search.split("\n").map((t) => h("p", {}, t))] : null,
       reasons.size ? [h("h3", {}, "Layers that stayed in float"), list([...reasons].map(([why, names]) => `${names.length}: ${why || "no reason given"} (${names.slice(0, 4).join(", ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""})`))] : null),
     h("div", {}, r ? [h("h3", {}, `ONNX Runtime ${r.version} on this machine`), h("dl", {}, [["Integer kernels", kinds(r.integer)], ["Float kernels", kinds(r.floating)], ["Conversions", `${r.conversions}, ${r.inner_conversions} of them inside the model`]].map(([t, d]) => [h("dt", {}, t), h("dd", {}, d)])),
@@ -86,8 +93,8 @@ function drawDetails() {
 function drawVersus() {
   if (!TWO) return;
   const [a, b] = RUNS, pick = [
-    ["Target", (r) => r.target], ["Outputs", (r) => dB(r.accuracy.sqnr), (r) => r.accuracy.sqnr, " dB"], ["Layers in integers", (r) => `${r.layers.filter((l) => l.quantized).length} of ${r.layers.length}`, (r) => r.layers.filter((l) => l.quantized).length, ""],
-    ["Size", (r) => (r.runtime ? bytes(r.runtime.bytes_after) : "–"), (r) => (r.runtime ? r.runtime.bytes_after / 1e6 : null), " MB"], ["Latency", (r) => (r.runtime ? time(r.runtime.seconds_after) : "–"), (r) => (r.runtime && known(r.runtime.seconds_after) ? r.runtime.seconds_after * 1e3 : null), " ms"], ["Hurts most", (r) => (r.worst[0] ? `${r.worst[0].name}, ${share(r.worst[0].share)}` : "–")], ["Data", (r) => r.data || "none"],
+    ["Target", (r) => r.target], ["Outputs", (r) => dB(reached(r)), reached, " dB"], ["Layers in integers", (r) => `${r.layers.filter((l) => l.quantized).length} of ${r.layers.length}`, (r) => r.layers.filter((l) => l.quantized).length, ""],
+    ["Size", (r) => (known(r.bytes_after) ? bytes(r.bytes_after) : "–"), (r) => (known(r.bytes_after) ? r.bytes_after / 1e6 : null), " MB"], ["Latency", (r) => (r.runtime ? time(r.runtime.seconds_after) : "–"), (r) => (r.runtime && known(r.runtime.seconds_after) ? r.runtime.seconds_after * 1e3 : null), " ms"], ["Hurts most", (r) => (r.worst[0] ? `${r.worst[0].name}, ${share(r.worst[0].share)}` : "–")], ["Data", (r) => r.data || "none"],
   ];
   const changed = a.layers.filter((l) => b.byName.has(l.name) && b.byName.get(l.name).quantized !== l.quantized);
   const nearer = a.layers.filter((l) => b.byName.has(l.name)).map((l) => [l, b.byName.get(l.name)]).filter(([x, y]) => known(x.together) && known(y.together)).sort(([x, y], [p, q]) => Math.abs(q.together - p.together) - Math.abs(y.together - x.together)).slice(0, 5);

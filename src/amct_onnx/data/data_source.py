@@ -1,0 +1,46 @@
+"""Calibration data as the feeds of a model, and what is known of them: `DataSource`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amct_onnx.data.batches import BatchRule
+from amct_onnx.data.poor_data import checked
+from amct_onnx.errors import DataError
+from amct_onnx.numerics.arrays import Feed
+
+
+class DataSource:
+    """Feeds `{input: array}` in the types and shapes of a model. It can be iterated over once.
+
+    `total` is the number of feeds, None if only the end of the data shows it. `rule` says where their samples are.
+    `sorted_by_class`: a sentence where the first samples show only some of the classes that all of them do; else "".
+    """
+
+    def __init__(
+        self,
+        feeds: Iterator[Feed],
+        *,
+        total: int | None,
+        rule: BatchRule,
+        notes: dict[str, None],
+        sorted_by_class: str = "",
+    ) -> None:
+        self._feeds: Iterator[Feed] | None = feeds
+        self.total, self.rule, self.sorted_by_class = total, rule, sorted_by_class
+        self._notes = notes
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was assumed or changed because the user did not say it, a sentence each. Iterating may add to them."""
+        return tuple(self._notes)
+
+    def __iter__(self) -> Iterator[Feed]:
+        """The feeds. Raises DataError, with the file or the number of the sample, for data that do not fit.
+
+        In the end a warning is logged for what they cannot calibrate: data that are constant, alike, or few.
+        """
+        feeds, self._feeds = self._feeds, None
+        if feeds is None:
+            raise DataError("the calibration data were read already, open them again for a second pass")
+        return checked(feeds, self.rule)
