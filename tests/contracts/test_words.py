@@ -112,6 +112,7 @@ def image(folder: Path) -> None:
 
 def half(folder: Path) -> None:
     np.savez(folder / "half.npz", x=normal(1, 4, 3, 8, 8))
+    (folder / "broken.npy").write_bytes(b"broken")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,8 @@ def half(folder: Path) -> None:
         (half, ["--data", "half.npz", "--skip_layers", "cnv"], "--skip_layers: the model has no node 'cnv'"),
         (half, ["--data", "half.npz", "--input_shape", "z:1,3"], "--input_shape: 'z' has the shape"),
         (half, ["--data", "nowhere"], "check the path of --data"),
+        (half, ["--data", "x=broken.npy", "--data", "z=broken.npy"], "it is broken, or holds objects of Python"),
+        (image, ["--data", "x=.", "--data", "z=."], "input 'z': a folder of images does not fit (it has 2 dimensions"),
     ],
 )
 def test_a_command_is_told_of_its_options(

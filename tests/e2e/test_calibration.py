@@ -314,3 +314,12 @@ def test_the_calibration_model_computes_what_the_float_model_does_but_for_its_we
     flow = Flow.of(model, tmp_path).configure().quantize()
     got = ort.InferenceSession(flow.modified, amct.AMCT_SO, providers=CPU).run(None, {"x": images(0)})[0]
     np.testing.assert_array_equal(got, flow.run_float({"x": images(0)}))
+
+
+@pytest.mark.parametrize(("value", "told"), [(0.0, "is zero in all batches"), (0.5, "is constant, 0.5, in all")])
+def test_data_that_calibrate_nothing_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float, told: str
+) -> None:
+    flow = Flow.of(two_convs(), tmp_path).configure().quantize()
+    flow.calibrate([{"x": np.full((2, 3, 6, 6), value, np.float32)}])
+    assert [r.getMessage() for r in caplog.records if told in r.getMessage() and "conv1" in r.getMessage()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.measure.saturation import saturates
+from amct_onnx.progress import silent
+from amct_onnx.ptq.mixed.goals import Judgement, SqnrGoal, is_enough
+from amct_onnx.ptq.mixed.search import search_mixed
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.run.session import open_session
 
@@ -133,6 +137,27 @@ def test_a_target_that_cannot_be_met_is_said_to_be_missed(
     assert precision.result.value == max(trial.value for trial in precision.evaluations)
     assert "The target is NOT met" in caplog.text
     assert len(precision.evaluations) <= 10
+
+
+class Unsure(SqnrGoal):
+    """Its samples prove nothing."""
+
+    def judge(self, session: Any) -> Judgement:
+        found = super().judge(session)
+        return replace(found, met=False, enough=False, likely=is_enough(found.value, self.required))
+
+
+def test_where_nothing_is_sure_no_more_layers_go_to_float_than_are_likely_to_be_enough(images: np.ndarray) -> None:
+    result = amct_onnx.quantize(make_model(weight=True), images, effort="fast", full_int8=True)
+    feeds = [{"x": image[None]} for image in images]
+    goal = Unsure(quantized=result, samples=feeds[:24], held_out=feeds[24:], required=25.0)
+    precision = search_mixed(result, goal, feeds[:24], silent).precision
+    assert precision is not None
+    assert not precision.met
+    assert precision.result.value >= 25
+    enough = [trial.cost for trial in precision.evaluations if trial.value >= 25]
+    assert precision.result.cost == min(enough) < max(enough)
+    assert len(precision.result.float_layers) < LAYERS / 2
 
 
 def test_max_drop_is_counted_from_the_float_model(images: np.ndarray) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from amct_onnx.cli.output import Output
+from amct_onnx.cli.output import Output, pipe_may_be_gone
+from amct_onnx.errors import did_you_mean
 
 _EXIT_CODES = "exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted"
 _LEFT, _WIDEST = 27, 100  # columns
@@ -39,7 +40,14 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose `error` says how to get help."""
+    """A parser whose `error` says how to get help, and which name is like a wrong one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and isinstance(value, str):
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(value, known, f"use one of {', '.join(known)}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}, {hint}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -86,4 +94,23 @@ def main_parser(version: str) -> Parser:
     """The parser of the command line without its commands."""
     parser = Parser(prog="amct_onnx", description="amct_onnx command line tools.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"amct_onnx {version}")
+    parser.add_argument(
+        "--completion", action=_Completion, metavar="SHELL", help="print what completes commands in a shell, as bash"
+    )
     return parser
+
+
+class _Completion(argparse.Action):
+    """Prints what makes a shell complete commands and options, and ends; shtab, an extra, writes it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
+        shell = arguments[1]
+        try:
+            import shtab
+        except ImportError:
+            parser.error('--completion needs the package shtab: pip install "amct-onnx[completion]"')
+        if shell not in shtab.SUPPORTED_SHELLS:
+            parser.error(f"--completion: {shell!r} is unknown, use one of {', '.join(shtab.SUPPORTED_SHELLS)}")
+        with pipe_may_be_gone():
+            print(shtab.complete(parser, shell), flush=True)
+        parser.exit()

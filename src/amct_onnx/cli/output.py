@@ -35,29 +35,30 @@ class Output:
     def say(self, text: str = "") -> None:
         """Write a line of plain text for people, which wraps at the width of the terminal."""
         if self.is_text:
-            with _pipe_may_be_gone():
+            with pipe_may_be_gone():
                 self._console().print(text, markup=False, highlight=False)
 
     def show(self, renderable: Any) -> None:
         """Write a table or another thing of rich for people."""
         if self.is_text:
-            with _pipe_may_be_gone():
+            with pipe_may_be_gone():
                 self._console().print(renderable)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Write the JSON document of `--json`; numbers that JSON does not have (NaN, infinity) are null."""
         if self.json:
-            with _pipe_may_be_gone():
+            with pipe_may_be_gone():
                 print(json.dumps(_plain(document), indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
     def _console(self) -> Console:
         from rich.console import Console
 
-        return Console(file=sys.stdout, soft_wrap=False)
+        # NO_COLOR, for rich, leaves bold letters; no system of colours leaves nothing.
+        return Console(file=sys.stdout, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 @contextmanager
-def _pipe_may_be_gone() -> Iterator[None]:
+def pipe_may_be_gone() -> Iterator[None]:
     """Whoever read stdout may have enough of it, as `head`: the work goes on."""
     try:
         yield

@@ -18,6 +18,7 @@ from amct_onnx.cli.model_and_data import (
     read_model,
 )
 from amct_onnx.cli.output import Output
+from amct_onnx.errors import did_you_mean
 from amct_onnx.options import add_options, given_options
 from amct_onnx.ptq.options import TARGET_NAMES, QuantizeOptions
 
@@ -82,7 +83,8 @@ def _read(namespace: argparse.Namespace, command: Parser) -> QuantizeCommand:
     targets = tuple(dict.fromkeys(part.strip() for part in namespace.target.split(",")))
     for target in targets:
         if target not in TARGET_NAMES:
-            command.error(f"--target: {target!r} is unknown, use {', '.join(TARGET_NAMES)}")
+            hint = did_you_mean(target, TARGET_NAMES, f"use {', '.join(TARGET_NAMES)}")
+            command.error(f"--target: {target!r} is unknown, {hint}")
     _check_goal(namespace, command, targets)
     arguments = given_options(QuantizeOptions, namespace) | read_data_options(namespace, command)
     return QuantizeCommand(

@@ -106,10 +106,16 @@ def map_npy(path: Path) -> Array:
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as reason:  # numpy raises many classes for what is no array file
-        raise DataError(f"{os.fspath(path)}: is no readable .npy file ({one_line(reason)})") from None
+        raise DataError(f"{os.fspath(path)}: is no readable .npy file ({why_unreadable(reason)})") from None
     if not isinstance(data, np.ndarray):
         raise DataError(f"{os.fspath(path)}: is no .npy file; one with several arrays ends in .npz")
     return np.asarray(data)
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why numpy cannot read a file, without its advice to those who call it."""
+    text = one_line(error)
+    return "it is broken, or holds objects of Python" if "pickle" in text else text
 
 
 def open_npy(path: Path, *, scalar: bool = False) -> NpyArray:
@@ -142,7 +148,7 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
                         path=path, member=member, shape=shape or (1,), where=where, dtype=dtype, fortran=fortran
                     )
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
-        raise DataError(f"{os.fspath(path)}: is no readable .npz file ({one_line(reason)})") from None
+        raise DataError(f"{os.fspath(path)}: is no readable .npz file ({why_unreadable(reason)})") from None
     return arrays
 
 

@@ -18,7 +18,7 @@ from amct_onnx.errors import ArgumentError, DataError, one_line
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array, Uint8s
-from amct_onnx.words import given, of_images
+from amct_onnx.words import either, given, of_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,13 +45,13 @@ def image_options(
     where, shape = f"input {value.name!r}", value.shape
     if shape is None or len(shape) != 4:
         what = "its rank is unknown" if shape is None else f"it has {len(shape)} dimensions, images need 4"
-        raise DataError(f"{where}: a folder of images does not fit ({what}); give the data as arrays")
+        raise DataError(f"{where}: a folder of images does not fit ({what}); {_otherwise()}")
     layout = images.layout if isinstance(images, ImageOptions) else None
     if layout is None:
         layout = "NHWC" if shape[1] not in (1, 3) and shape[3] in (1, 3) else "NCHW"
     channels, height, width = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
     if channels not in (None, 1, 3):
-        raise DataError(f"{where}: has {channels} channels in {layout}, images give 1 or 3; give the data as arrays")
+        raise DataError(f"{where}: has {channels} channels in {layout}, images give 1 or 3; {_otherwise()}")
     if isinstance(images, ImageOptions):
         options, origin = images, ""
     elif images is not None:
@@ -79,6 +79,10 @@ def image_options(
     options = replace(options, crop=(sizes[0], sizes[1]), layout=layout)
     note(f"input {value.name!r}: {describe(options)}, {layout}{origin}")
     return options
+
+
+def _otherwise() -> str:
+    return either("give the data as arrays", "give .npy, .npz or .bin files")
 
 
 def _guess(value: ModelInput, channels: int | None, purpose: Purpose | None) -> tuple[str, str]:

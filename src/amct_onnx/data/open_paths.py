@@ -24,6 +24,7 @@ from amct_onnx.data.arrays import (
     open_npy,
     open_npz,
     to_array,
+    why_unreadable,
 )
 from amct_onnx.data.batches import Note, fed_by_position
 from amct_onnx.data.images import (
@@ -339,5 +340,5 @@ def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[s
                 unnamed = [key for key in archive.files if key == "arr_0" and len(archive.files) == 1]
                 arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
         except Exception as reason:
-            raise DataError(f"{file}: is no readable .npz file ({reason})") from None
+            raise DataError(f"{file}: is no readable .npz file ({why_unreadable(reason)})") from None
         yield os.fspath(file), arrays["arr_0"] if unnamed and "arr_0" not in wanted else arrays

@@ -62,13 +62,13 @@ def decibel(level: float) -> float:
     return -10 * math.log10(level) if level > 0 else math.inf
 
 
-def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
+def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool, tails: bool = True) -> float:
     """The dB of `typical` that as many other samples of the same kind reach as well, in about 19 of 20 cases.
 
     It is below the estimate by the standard error of a difference of two estimates times the quantile of Student's t.
     Errors have long tails, of which few samples show little: so from six samples on the pooled figure is also bounded
     as the mean of a log-normal distribution (Cox's method, in Zhou and Gao, "Confidence intervals for the log-normal
-    mean", 1997). One sample says nothing: -inf.
+    mean", 1997), unless `tails` are left out of account. One sample says nothing: -inf.
     """
     count = len(noise)
     if count < 2:
@@ -84,7 +84,7 @@ def least_decibels(noise: Doubles, signal: Doubles, *, wild: bool) -> float:
     left = relative(noise.sum(axis=0) - noise, signal.sum(axis=0) - signal).mean(axis=1)
     without = np.log(np.maximum(left, _LEAST_LEVEL))
     jackknife = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
-    if count < _TAIL:
+    if count < _TAIL or not tails:
         return estimate - quantile * jackknife * _DECIBELS
     spread = float(levels.var(ddof=1))
     error = math.sqrt(2 * (spread / count + spread**2 / (2 * (count - 1))))

@@ -81,17 +81,24 @@ class _ActivationCollector(Collector):
     def solve(self, stamp: Stamp) -> dict[str, Any]:
         histogram, mode = self._histogram(), self._observer.precision_mode
         params = solve_activation(histogram, self._settings)
-        self._tell(fill_value(histogram))
+        self._tell(fill_value(histogram), histogram)
         if mode != "FORCE_FP16_QUANT":
             return activation_factors(params, stamp, self._observer.op_data_type)
         params = replace(params, scale=half_precision_scale(params.scale))
         return activation_factors(params, stamp, self._observer.op_data_type) | {"fakequant_precision_mode": mode}
 
-    def _tell(self, fill: float | None) -> None:
-        """Say once that a fill value leaves nothing of the data: AMCT quantizes the layer all the same."""
-        if fill is not None and not self._told:
-            self._told = True
-            layers = listed([f'"{layer}"' for layer in self._observer.layers], 3)
+    def _tell(self, fill: float | None, histogram: DyadicHistogram) -> None:
+        """Say once that a fill value leaves nothing of the data, or that they are constant: AMCT quantizes it."""
+        constant = histogram.minimum == histogram.maximum and histogram.counts.sum() > 1
+        if self._told or (fill is None and not constant):
+            return
+        self._told = True
+        layers = listed([f'"{layer}"' for layer in self._observer.layers], 3)
+        if constant:
+            what = "zero" if histogram.maximum == 0 else f"constant, {histogram.maximum:.4g},"
+            text = "Layer %s: its input is %s in all batches, which calibrates nothing: check the calibration data."
+            _log.warning(text, layers, what)
+        else:
             text = "Layer %s: its input holds a fill value, %.3g, beside which int8 has nothing left: add it to"
             _log.warning(f"{text} skip_layers.", layers, fill)
 

@@ -168,3 +168,16 @@ def test_help_starts_at_once() -> None:
     subprocess.run(words, capture_output=True, check=True, timeout=60)
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_learns_to_complete(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--completion", shell])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("quantize", "sensitivity", "--save_path", "--preset"))
+
+
+def test_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'cmd' is unknown, use one of bash" in refused(capsys, "--completion", "cmd")

@@ -32,13 +32,14 @@ class Judgement:
     """What a model reaches on the samples of the search; `checked` on others, None where they were not run.
 
     met: other data will have what was asked for, in 19 of 20 cases. enough: the search need not look for more, be it
-    that nothing it could find would be surer.
+    that nothing it could find would be surer. likely: other data will have it unless they hold worse samples.
     """
 
     value: float
     checked: float | None = None
     met: bool = False
     enough: bool = False
+    likely: bool = False
 
 
 class Goal(Protocol):
@@ -96,9 +97,12 @@ class SqnrGoal:
         checked = self._decibel(others, self._check)
         plain, some = is_enough(checked, self.required), len(self.held_out) >= _FEWEST
         # Ranges fit the samples that calibrate better than others: only those held out tell what others reach.
-        least = least_decibels(others, self._check.signal, wild=self._wild)
+        least, without_tails = (
+            least_decibels(others, self._check.signal, wild=self._wild, tails=tails) for tails in (True, False)
+        )
         met = plain and some and is_enough(least, self.required)
-        return Judgement(value=value, checked=checked, met=met, enough=met or (plain and not some))
+        likely = plain and is_enough(without_tails, self.required)
+        return Judgement(value=value, checked=checked, met=met, enough=met or (plain and not some), likely=likely)
 
     def leaves_room(self, session: Any) -> bool:
         return self._decibel(self._look.by_sample(session), self._look) >= self.required + _ROOM
@@ -145,7 +149,7 @@ class EvaluatorGoal:
         plain = is_enough(value, self.required)
         met = plain and is_enough(value - self._margin(scores, value), self.required)
         hopeless = self.reference - self.required < self._margin(self._exact, self.reference)
-        return Judgement(value=value, met=met, enough=met or (plain and hopeless))
+        return Judgement(value=value, met=met, enough=met or (plain and hopeless), likely=plain)
 
     def leaves_room(self, session: Any) -> bool:
         return is_enough(_mean(_scores(self.evaluator(session))), (self.reference + self.required) / 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from amct_onnx.errors import AmctError
@@ -138,13 +138,9 @@ class _Search:
         self.nodes = {unit.name: unit.nodes for unit in effects.units}
         self.order = order = order_of(self.quantized, effects)
         path = order.path()
-        low, high = 0, len(path)
-        while high - low > 1 and len(self.evaluations) < self.most:
-            middle = (low + high) // 2
-            if self.try_wishes(path[middle]):
-                high = middle
-            else:
-                low = middle
+        low, high = self._bisect(path, self.try_wishes)
+        if not any(evaluation.enough for evaluation in self.evaluations):
+            self._bisect(path, self._is_likely)  # the result is what is likely to be enough, and as cheap as can be
         if high == len(path):
             return
         best, tried = path[high], 0
@@ -155,11 +151,28 @@ class _Search:
                 tried += 1
                 best = cheaper if self.try_wishes(cheaper) else best
 
+    def _bisect(self, path: Sequence[Wishes], good: Callable[[Wishes], bool]) -> tuple[int, int]:
+        """The last place on the path that is not good and the first one that is, as far as there are evaluations."""
+        low, high = 0, len(path)
+        while high - low > 1 and len(self.evaluations) < self.most:
+            middle = (low + high) // 2
+            low, high = (low, middle) if good(path[middle]) else (middle, high)
+        return low, high
+
     def try_wishes(self, wishes: Wishes) -> bool:
         """Lower and evaluate the model with these wishes; whether it is good enough. All in float is."""
+        evaluation = self._evaluated(wishes)
+        return evaluation is None or evaluation.enough
+
+    def _is_likely(self, wishes: Wishes) -> bool:
+        evaluation = self._evaluated(wishes)
+        return evaluation is None or evaluation.likely
+
+    def _evaluated(self, wishes: Wishes) -> Evaluation | None:
+        """Lower and evaluate the model with these wishes, once; None where no layer is left in integers."""
         model = self._model(wishes)
         if model is None:
-            return True
+            return None
         request = model.calibration.request
         key = (id(self.quantized), model.decisions, request.wide)
         if key not in self.known:
@@ -168,7 +181,7 @@ class _Search:
             self.found.append(replace(self.quantized, calibration=model.calibration))
             self.evaluations.append(self._evaluation(model, judgement, self._share(wishes)))
             self.progress("evaluation", len(self.evaluations) / MOST_EVALUATIONS)
-        return self.evaluations[self.known[key]].enough
+        return self.evaluations[self.known[key]]
 
     def _share(self, wishes: Wishes) -> float:
         if self.order is None or not wishes:
@@ -185,6 +198,7 @@ class _Search:
             cost=share,
             met=judgement.met,
             enough=judgement.enough,
+            likely=judgement.likely,
         )
 
     def _model(self, wishes: Wishes) -> QuantizedModel | None:
@@ -192,7 +206,8 @@ class _Search:
         return with_wishes(self.quantized, wishes, self.nodes) if wishes else self.quantized
 
     def result(self) -> QuantizedModel:
-        """The cheapest model that is surely good enough, else the cheapest that seems so, else the best one."""
+        """The cheapest model that is surely good enough, else the cheapest that seems so or is likely to be, else the
+        best one."""
         chosen = max(range(len(self.evaluations)), key=lambda number: _rank(self.evaluations[number]))
         precision = MixedPrecision(
             measure=self.goal.measure,
@@ -207,9 +222,9 @@ class _Search:
         return replace(self.quantized if same else model.solved(model.calibration), precision=precision)
 
 
-def _rank(evaluation: Evaluation) -> tuple[bool, bool, float, float, float]:
-    cheap = evaluation.met or evaluation.enough
-    return evaluation.met, evaluation.enough, -evaluation.cost if cheap else 0.0, evaluation.value, -evaluation.cost
+def _rank(evaluation: Evaluation) -> tuple[bool, bool, bool, float, float, float]:
+    good = evaluation.met, evaluation.enough, evaluation.likely
+    return *good, -evaluation.cost if any(good) else 0.0, evaluation.value, -evaluation.cost
 
 
 def _lost(whole: QuantizedModel, model: QuantizedModel) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class Recipe:
         if not self._plan.thorough and model_bytes(start.model) > _LARGE:
             first = self.bench.judged(self.bench.first()).decibels
             if first > _SURE:
-                reason = 'of a large network; effort="best" tries it where so little is to be gained'
+                reason = f"of a large network; {given('effort', 'best')} tries it where so little is to be gained"
                 yield Trial(name="equalization of channels", reason=reason, measured=True)
                 return
         maxima = self.bench.maxima(start, {name for group in groups for name in group.measured}, 1)
