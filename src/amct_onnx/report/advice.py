@@ -46,14 +46,13 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
     errors = measured.errors
     if errors is None or measured.units is None:
         return
-    best = 0.0
-    for choice in errors.in_float:
-        if choice.level <= 0:  # nothing would be quantized any more
+    gains = [decibel(choice.level) - decibel(choice.before) for choice in errors.in_float]
+    for place, (choice, gain) in enumerate(zip(errors.in_float, gains, strict=True)):
+        others = {unit for other in errors.in_float[:place] for unit in other.units}
+        together = bool(others) and others.issubset(choice.units)
+        least = max(gains[:place]) + _LEAST_GAIN if together else _LEAST_GAIN
+        if choice.level <= 0 or gain < least:  # nothing would be quantized any more, or it is not worth a line
             continue
-        gain = decibel(choice.level) - decibel(choice.before)
-        if gain < best + _LEAST_GAIN and (len(choice.units) > 1 or gain < _LEAST_GAIN):
-            continue
-        best = max(best, gain)
         cost = _cost(result, measured, errors, choice)
         skipped = tuple(dict.fromkeys([*result.calibration.request.skip_layers, *choice.units]))
         also = [name for name in choice.nodes if name not in choice.units]

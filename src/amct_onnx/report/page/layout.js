@@ -1,6 +1,6 @@
 // Where the boxes of the map stand: ranks from top to bottom, wrapped into columns like the lines of a text.
-// items: [{w, h}], edges: [[from, to]] from earlier to later items. Gives the place of each item and the path of each edge.
-function layOut(items, edges, aspect) {
+// items: [{w, h}], edges: [[from, to]] from earlier to later items; at most so many columns. Gives the place of each item and the path of each edge.
+function layOut(items, edges, aspect, most) {
   const n = items.length, GAP_X = 16, GAP_Y = 20, GUTTER = 46;
   const into = items.map(() => []), from = items.map(() => []);
   edges.forEach(([a, b]) => { from[a].push(b); into[b].push(a); });
@@ -78,12 +78,15 @@ function layOut(items, edges, aspect) {
     const tall = Math.max(...columns.map(([a, b]) => sum(height.slice(a, b))));
     return { columns, widths, tall, wide: sum(widths) + GUTTER * (columns.length - 1) };
   };
+  // A last column of one box looks lost: a little more room for each of the others takes it in.
   let chosen = wrapped(Infinity);
-  for (let parts = 2; parts <= 24 && chosen.wide / chosen.tall < aspect; parts++) {
-    const next = wrapped(total / parts + 10);
-    const off = (c) => Math.abs(Math.log(c.wide / c.tall / aspect));
-    if (off(next) < off(chosen)) chosen = next;
-    else if (next.wide / next.tall > aspect) break;
+  const off = (c) => Math.abs(Math.log(c.wide / c.tall / aspect));
+  for (let parts = 2; parts <= most; parts++) {
+    for (const slack of [10, 60, 120]) {
+      const next = wrapped(total / parts + slack);
+      if (next.columns.length <= most && off(next) < off(chosen)) chosen = next;
+    }
+    if (wrapped(total / parts).wide / chosen.tall > 2 * aspect) break;
   }
   let x0 = 0;
   chosen.columns.forEach(([a, b], column) => {

@@ -80,7 +80,7 @@ function drawMap() {
     item.w = "block" in item ? 158 : layer ? 138 : 96;
     item.h = "block" in item ? 46 : layer ? 40 : 22;
   });
-  const laid = layOut(items, edges, wide < 600 ? 0.42 : wide / tall); // a phone scrolls down
+  const laid = wide < 600 ? layOut(items, edges, 0.42, 2) : layOut(items, edges, wide / tall, 24); // a phone scrolls down
   const lines = s("g", { fill: "none", stroke: "var(--quiet)", "stroke-width": 1.1, "stroke-opacity": 0.65 }, laid.paths.map((d) => s("path", { d, "marker-end": "url(#arrow)" })));
   const boxes = items.map((item, i) => box(one, item, values[i], most, laid.places[i], how));
   const scene = s("g", {}, lines, boxes);

@@ -9,7 +9,7 @@ function drawSummary() {
   else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
   if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
   const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
-  if (float && float.gain >= 0.5) words.push("In float, ", float.layers.length === 1 && worst && float.layers[0] === worst.name ? "it" : h("b", {}, float.layers.join(" and ")), ` would bring ${signed(float.gain)} dB. `);
+  if (float && float.gain >= 0.5) words.push("In float, ", float.layers.length === 1 && worst && float.layers[0] === worst.name ? "it" : h("b", {}, float.layers.join(" and ")), ` would bring ${signed(float.gain)} dB${known(float.cost) ? ` for ${(100 * float.cost).toFixed(0)} % more time` : ""}. `);
   else if (float) words.push("No single layer stands out. ");
   if (next) words.push(`Try ${next.option}.`);
   fill("verdict", words);

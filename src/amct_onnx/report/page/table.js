@@ -1,5 +1,5 @@
 // The table of layers: sorts, searches, filters; long ones show their beginning until all are asked for.
-const FIRST_ROWS = 60;
+const FIRST_ROWS = 40;
 const COLUMNS = [
   { key: "place", title: "#", n: true, of: (l) => l.place + 1 },
   { key: "name", title: "Layer", of: (l) => l.name },
