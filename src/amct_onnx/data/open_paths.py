@@ -40,6 +40,7 @@ from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
+from amct_onnx.data.texts import TEXT_SUFFIX, open_texts
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
@@ -111,6 +112,8 @@ class DataOpener:
         place = _existing(path)
         if place.suffix.lower() == ".npz" and place.is_file():
             return self.by_input(self._archive(place))
+        if place.suffix.lower() == TEXT_SUFFIX and place.is_file():
+            return self._texts(place)
         if not place.is_dir():
             return self.by_input({self.only(os.fspath(path)).name: place})
         wanted = fed_by_position(self.inputs)
@@ -124,6 +127,12 @@ class DataOpener:
             keys_of_all = {self.options.key(value.name) for value in self.inputs}
             return OpenedData(items=_archives(files, keys_of_all), count=len(files))
         return self.by_input({self.only(os.fspath(path)).name: place})
+
+    def _texts(self, place: Path) -> OpenedData:
+        if self.options.tokenizer is None:
+            raise DataError(f"{place}: a text becomes tokens by {named('tokenizer')}, a tokenizer.json: give that too")
+        found = open_texts(place, self.options.tokenizer, self.inputs)
+        return OpenedData(items=found, count=len(found))
 
     def mapping(self, data: Mapping[Any, Any]) -> OpenedData:
         """Arrays or paths by input."""

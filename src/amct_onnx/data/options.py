@@ -13,6 +13,8 @@ from amct_onnx.options import Flag, option, positive_number
 from amct_onnx.words import given, named
 
 if TYPE_CHECKING:
+    import os
+
     from amct_onnx.graph.inputs import ModelInput
 
 PRESET_NAMES = tuple(PRESETS)
@@ -75,6 +77,13 @@ class DataOptions:
         None,
         "by input, the name that it has in the data where it is not that of the model",
         flag=Flag(help="the names of inputs in the data", metavar="NAMES", example="input_ids=ids", read=split_pairs),
+    )
+
+    tokenizer: str | os.PathLike[str] | None = option(
+        None,
+        "a tokenizer.json, for data in a .txt file with a text in each line",
+        "It takes the package tokenizers, an extra.",
+        flag=Flag(help="tokenizer.json for a .txt file, a text a line", metavar="FILE"),
     )
 
     def __post_init__(self) -> None:

@@ -63,7 +63,8 @@ def calibrate(
     memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
     watched = _Watched(samples, total, rule, progress, memory, behind=counted is not None)
     tensors = collect_statistics(source.model, observed, watched, counted=counted or {}, before=watched.feeds)
-    progress("calibration", 1.0)  # whose end nobody knew, perhaps
+    if total is None:
+        progress("calibration", 1.0)
     statistics = Statistics(
         tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
     )

@@ -68,6 +68,7 @@ def quantize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     evaluator: Evaluator | None = None,
     max_drop: float | None = None,
@@ -96,7 +97,13 @@ def quantize(
     Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
     """
     data_options = DataOptions(
-        images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+        tokenizer=tokenizer,
     )
     goals = {
         "max_drop": max_drop,

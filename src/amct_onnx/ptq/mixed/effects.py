@@ -60,6 +60,7 @@ def sensitivity(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     samples: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
@@ -91,6 +92,7 @@ def sensitivity(
         shapes=shapes,
         dtypes=dtypes,
         names=names,
+        tokenizer=tokenizer,
     )
     opened = open_data(
         data, model_inputs(source.model), data_options, FloatNetwork(source.model), purpose_of(source.model)
