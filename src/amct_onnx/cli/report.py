@@ -21,5 +21,5 @@ def run_report(command: ReportCommand, output: Output) -> None:
         path = os.path.join(path, "report.html")
     write_report(first, path, beside=others[0] if others else None)
     _log.info("The report is saved in %s", path)
-    output.say(f"The report is in {path}: open it in a browser.")
+    output.say(f"The report is in {path}")
     output.document({"command": "report", "file": path, "runs": [first, *others]})
