@@ -114,7 +114,7 @@ function box(one, item, value, most, at, how) {
   const floats = folded ? item.nodes.filter((i) => one.byNode.has(i) && !one.byNode.get(i).quantized).length : layer && !layer.quantized ? 1 : 0;
   const second = folded ? `${plural(item.nodes.length, "node")}${known(value) ? `, ${how.text(value)}` : ""}` : layer ? `${node.op_type}${known(value) ? `, ${how.text(value)}` : layer.quantized ? "" : ", float"}` : "";
   const said = folded ? `Block ${name}, ${plural(item.nodes.length, "node")}, ${plural(layers, "layer")}` : `${name}, ${node.op_type}${layer ? (layer.quantized ? ", in int8" : ", in float") : ""}`;
-  const letters = Math.floor((item.w - (folded ? 36 : 12)) / 7.1), dashed = !folded && floats;
+  const letters = Math.floor((item.w - (folded ? 36 : 12)) / 7.1), dashed = floats > 0 && floats === (folded ? layers : 1);
   const act = () => (folded ? toggleBlock(item.block) : openLayer(name));
   return s("g", { class: "box", transform: `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`, tabindex: 0, role: "button", "data-name": name, "data-block": folded ? item.block : null,
       "aria-label": `${said}${known(value) ? `, ${how.title} ${how.text(value)}` : ""}`, style: "cursor:pointer", onclick: () => { if (!mapState.dragged) act(); },
