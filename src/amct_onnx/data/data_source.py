@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
-from amct_onnx.data.batches import BatchRule
+from amct_onnx.data.batches import BatchRule, Note
 from amct_onnx.data.poor_data import checked
 from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Feed
+from amct_onnx.progress import Progress, say_before
+
+_log = logging.getLogger("amct_onnx.Quantize")
 
 
 class DataSource:
@@ -44,3 +48,13 @@ class DataSource:
         if feeds is None:
             raise DataError("the calibration data were read already, open them again for a second pass")
         return checked(feeds, self.rule)
+
+
+def announcer(progress: Progress) -> Note:
+    """What says an assumption as soon as it is made, before the data are read that it is about."""
+
+    def announce(assumption: str) -> None:
+        _log.info("Assumed: %s.", assumption)
+        say_before(progress, f"Assumed: {assumption}.")
+
+    return announce

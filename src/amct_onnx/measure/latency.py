@@ -46,8 +46,9 @@ class Latency:
 
     @property
     def slower(self) -> bool:
-        """Whether the second session is slower by more than noise."""
-        return not self.too_busy and self.after > self.before * (1 + NOISE)
+        """Whether the second session is slower by more than noise; on a busy machine, in most turns."""
+        in_most = not self.too_busy or (self.high is not None and self.high * (1 + NOISE) < 1)
+        return in_most and self.after > self.before * (1 + NOISE)
 
 
 def measure_latency(

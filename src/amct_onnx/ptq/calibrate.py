@@ -29,7 +29,8 @@ from amct_onnx.values.used_data import UsedData
 
 _LATER = 24  # samples
 _MEMORY = 16 << 20  # bytes of them, where nothing else judges what comes of the calibration
-_JUDGES = 16  # samples
+_JUDGES, _FEW = 16, 8  # samples, the second of large ones
+_LARGE = 1 << 16  # bytes
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -149,7 +150,8 @@ class _Watched:
     def kept(self) -> list[Feed]:
         """Some of the first and of the later samples, at equal distances, to judge the result with."""
         pool = [*self._feeds.samples, *self.later]
-        places = np.linspace(0, len(pool), min(_JUDGES, len(pool)), endpoint=False).astype(int)
+        most = _FEW if sum(array.nbytes for array in (self.first or {}).values()) > _LARGE else _JUDGES
+        places = np.linspace(0, len(pool), min(most, len(pool)), endpoint=False).astype(int)
         return [pool[place] for place in places]
 
     def _keep(self, feed: Feed) -> None:

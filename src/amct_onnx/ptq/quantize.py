@@ -10,7 +10,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.data_source import DataSource, announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
@@ -24,7 +24,7 @@ from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel, FusedModel
-from amct_onnx.progress import Progress, progress_of, say_before
+from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
 from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
@@ -136,7 +136,7 @@ def quantize(
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
     inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
-    opened = partial(open_data, data, inputs, data_options, network, purpose, _announcer(told))
+    opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
     if weight_only is not None:
         return _quantize_weights(
             source,
@@ -213,16 +213,6 @@ def _first_samples(feeds: DataSource) -> list[Feed]:
         if len(samples) == _JUDGES:
             break
     return samples
-
-
-def _announcer(progress: Progress) -> Callable[[str], None]:
-    """What says an assumption as soon as it is made, before the data are read that it is about."""
-
-    def announce(assumption: str) -> None:
-        _log.info("Assumed: %s.", assumption)
-        say_before(progress, f"Assumed: {assumption}.")
-
-    return announce
 
 
 def _warn_of_noise(accuracy: Accuracy | None) -> None:

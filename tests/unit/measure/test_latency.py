@@ -8,7 +8,7 @@ import pytest
 from flow import CPU, build, normal
 
 from amct_onnx.measure import latency
-from amct_onnx.measure.latency import NOISE, Latency, measure_latency
+from amct_onnx.measure.latency import NOISE, Latency, _middle_half, measure_latency
 
 
 def session(products: int) -> ort.InferenceSession:
@@ -44,3 +44,27 @@ def test_differences_within_noise_are_none() -> None:
     assert not Latency(before=1.0, after=1.0 + NOISE / 2, runs=5).slower
     assert Latency(before=1.0, after=1.0 + 2 * NOISE, runs=5).slower
     assert Latency(before=3.0, after=1.5, runs=5).speedup == 2.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "busy"), [(1.3, 1.5, False), (0.9, 1.4, False), (0.9, 1.6, True), (0.95, 3.79, True)]
+)
+def test_a_busy_machine_measures_nothing(low: float, high: float, busy: bool) -> None:
+    found = Latency(before=1.0, after=1.1, runs=9, low=low, high=high)
+    assert found.too_busy == busy
+    assert found.slower != busy
+
+
+def test_what_is_slower_in_most_turns_is_so_on_a_busy_machine_too() -> None:
+    assert Latency(before=1.0, after=2.0, runs=9, low=0.3, high=0.7).slower
+
+
+def test_few_turns_tell_no_spread() -> None:
+    found = Latency(before=1.0, after=2.0, runs=3)
+    assert not found.too_busy
+    assert found.slower
+
+
+def test_the_spread_is_that_of_the_turns() -> None:
+    assert _middle_half([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
+    assert _middle_half([1.0, 2.0, 3.0, 4.0]) == (None, None)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from amct_onnx.data.data_source import announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
@@ -25,7 +26,7 @@ from amct_onnx.numerics.sample_noise import is_wild, medians, pooled, typical
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel
-from amct_onnx.progress import Progress, silent
+from amct_onnx.progress import Progress, progress_of, silent
 from amct_onnx.ptq.calibrate import calibrate, tell
 from amct_onnx.ptq.mixed.inside import InsideEffects, layers_inside, measure_inside
 from amct_onnx.ptq.options import QuantizeOptions
@@ -62,7 +63,7 @@ def sensitivity(
     names: Mapping[str, str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     samples: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Sensitivity:
     """The effect of each quantized layer alone, and of all together, on the output of `model`.
 
@@ -72,9 +73,11 @@ def sensitivity(
     calibrated, and `data` only give the samples. Without data, the sample is the one that the model keeps. Errors of
     several tensors are added up by their powers, as if they had nothing to do with each other.
 
+    progress: as for `quantize`.
+
     Raises what `quantize` raises, and ModelError for a model without float outputs or of which nothing is quantized.
     """
-    most, cheap = samples or SAMPLES, samples is None
+    most, cheap, told = samples or SAMPLES, samples is None, progress_of(progress)
     if samples is not None and samples < 1:
         raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     if isinstance(model, QuantizedModel) and data is None:
@@ -82,7 +85,7 @@ def sensitivity(
             raise ArgumentError(
                 f"The model was quantized from statistics and has no sample: give {either('data', '--data')}."
             )
-        return measure(model, [model.sample], progress=progress).sensitivity()
+        return measure(model, [model.sample], progress=told).sensitivity()
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).prepared()
     data_options = DataOptions(
@@ -95,13 +98,18 @@ def sensitivity(
         tokenizer=tokenizer,
     )
     opened = open_data(
-        data, model_inputs(source.model), data_options, FloatNetwork(source.model), purpose_of(source.model)
+        data,
+        model_inputs(source.model),
+        data_options,
+        FloatNetwork(source.model),
+        purpose_of(source.model),
+        announcer(told),
     )
     kept = SampleKeeper(opened, most=most)
     if calibrated is not None:
         for _ in kept:  # those that it keeps are all that is wanted
             pass
-        return measure(calibrated, kept.kept, cheap=cheap, progress=progress).sensitivity()
+        return measure(calibrated, kept.kept, cheap=cheap, progress=told).sensitivity()
     found = target_of(target)
     tell(source.notes)
     request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
@@ -114,9 +122,9 @@ def sensitivity(
         request=request,
         effort="fast",
         rule=opened.rule,
-        progress=progress or silent,
+        progress=told,
     )
-    return measure(quantized, kept.kept, cheap=cheap, progress=progress).sensitivity()
+    return measure(quantized, kept.kept, cheap=cheap, progress=told).sensitivity()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
