@@ -42,7 +42,7 @@ def run_quantize(command: QuantizeCommand, output: Output) -> None:
         saved: list[Saved] = []
         for target in (target for target in command.targets if target not in failed):
             try:
-                saved.append(_write(result if target == result.target else result.to(target), command))
+                saved.append(_write(result if target == result.target else result.to(target), command, output))
             except AmctError as error:
                 failed[target] = error
                 _log.error("%s", error)
@@ -85,7 +85,7 @@ def _check_paths(command: QuantizeCommand) -> dict[str, AmctError]:
     return failed
 
 
-def _write(result: QuantizedModel, command: QuantizeCommand) -> Saved:
+def _write(result: QuantizedModel, command: QuantizeCommand, output: Output) -> Saved:
     """Write the files of one target, and tell the log what they are."""
     quantized = sum(decision.quantized for decision in result.decisions)
     text = "Target %s: %d of %d nodes that it could quantize are quantized."
@@ -97,14 +97,14 @@ def _write(result: QuantizedModel, command: QuantizeCommand) -> Saved:
         _log.info("The file is saved in %s", file)
     for line in saved.report.runtime_lines() if saved.report is not None else ():
         _log.info("%s", line)
-    run = _save_run(result, saved, _prefix(command)) if command.report else None
+    run = _save_run(result, saved, _prefix(command), shown=output.is_text) if command.report else None
     return Saved(model=result, files=saved.files, report=saved.report, run=run)
 
 
-def _save_run(result: QuantizedModel, saved: SavedModel, prefix: str) -> str | None:
+def _save_run(result: QuantizedModel, saved: SavedModel, prefix: str, *, shown: bool) -> str | None:
     """Leave what a report needs beside the model, which is written whatever fails here; the path of it."""
     try:
-        run = amct_onnx.save_run(result, without_suffix(prefix), saved=saved)
+        run = amct_onnx.save_run(result, without_suffix(prefix), saved=saved, progress=shown)
     except Exception as error:
         _log.warning("%s is written, but there is no run file for a report of it: %s", saved.files[0], one_line(error))
         return None
