@@ -302,7 +302,7 @@ def test_a_network_of_1500_nodes_is_readable(browser: Any, tmp_path: Path) -> No
 
 def check_model(browser: Any, folder: Path, model: Path, data: Any, **how: Any) -> RunData:
     result = amct_onnx.quantize(str(model), data, effort="fast", **how)
-    run = gather(result, result.save(folder / "m"), samples=result.samples[:2])
+    run = gather(result, result.save(folder / "m"), samples=result.judges[:2])
     check_readable(browser, write(folder, [run], [model.stem]))
     assert run.accuracy.sqnr is not None
     assert run.runtime is not None
