@@ -592,7 +592,7 @@ def blocked(search: Search) -> dict[str, Any]:
         (lambda _: {"record_file": "out/"}, ArgumentError, "record_file is 'out/', a folder"),
         (lambda _: {"save_dir": 1}, ArgumentTypeError, "argument save_dir must be str, got int"),
         (lambda _: {"save_dir": "a" * 300}, ArgumentError, "save_dir.*at most 241"),
-        (blocked, OutputError, "file: no folder for temporary files.*writable"),
+        (blocked, OutputError, "file is a file and no folder"),
         (spoil("config_file"), ConfigError, "config.json:1"),
         (spoil("model_file"), ModelFileError, "float.onnx"),
     ],
