@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from amct_onnx.ptq.mixed.effects import sensitivity
     from amct_onnx.ptq.quantize import quantize
     from amct_onnx.ptq.quantized_model import QuantizedModel
+    from amct_onnx.report.write import save_run, write_report
     from amct_onnx.run.deployed import deployed_session
     from amct_onnx.values.mixed_precision import MixedPrecision
     from amct_onnx.values.sensitivity import Sensitivity
@@ -89,8 +90,10 @@ __all__ = [
     "quantize_model",
     "quantize_preprocess",
     "save_model",
+    "save_run",
     "save_statistics",
     "sensitivity",
+    "write_report",
 ]
 
 
@@ -111,6 +114,7 @@ _MODULES = {
     "ptq.mixed.effects": ("sensitivity",),
     "ptq.quantize": ("quantize",),
     "ptq.quantized_model": ("QuantizedModel",),
+    "report.write": ("save_run", "write_report"),
     "run.deployed": ("deployed_session",),
     "values.mixed_precision": ("MixedPrecision",),
     "values.sensitivity": ("Sensitivity",),

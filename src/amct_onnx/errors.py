@@ -75,6 +75,10 @@ class StatisticsError(AmctError, RuntimeError, ValueError):
     """Statistics of a calibration are damaged, belong to another model, or lack a tensor that is needed."""
 
 
+class RunFileError(AmctError, ValueError):
+    """A run file, which a report is made of, is damaged or of another version."""
+
+
 class ScriptError(AmctError, RuntimeError):
     """A script of the user failed, or does not offer what is needed."""
 

@@ -319,7 +319,8 @@ def test_the_command_writes_every_target_from_one_calibration(
     assert main(["quantize", "m.onnx", "--data", "x.npy", "--save_path", "out/m", *words]) == 0
     assert len(inferences) == 3
     assert {file.name for file in Path("out").iterdir()} == {
-        *("m_onnxruntime.onnx", "m_deploy_model.onnx", "m_fake_quant_model.onnx", "m_quant.json")
+        *("m_onnxruntime.onnx", "m_deploy_model.onnx", "m_fake_quant_model.onnx", "m_quant.json"),
+        *("m_onnxruntime_run.json", "m_ascend_run.json"),
     }
     text = caplog.text
     assert "Gemm_4" in text

@@ -15,10 +15,13 @@ from amct_onnx.cli.command import Command, Parser, main_parser
 from amct_onnx.cli.convert_options import CONVERT
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QUANTIZE
+from amct_onnx.cli.report_options import REPORT
 from amct_onnx.cli.sensitivity_options import SENSITIVITY
 from amct_onnx.words import of_the_command_line
 
-COMMANDS: Mapping[str, Command] = {command.name: command for command in (QUANTIZE, SENSITIVITY, CALIBRATION, CONVERT)}
+COMMANDS: Mapping[str, Command] = {
+    command.name: command for command in (QUANTIZE, SENSITIVITY, REPORT, CALIBRATION, CONVERT)
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from amct_onnx.cli.heard import warnings_heard
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QuantizeCommand
 from amct_onnx.cli.quantize_summary import Saved, document, show
-from amct_onnx.errors import AmctError
+from amct_onnx.errors import AmctError, one_line
 from amct_onnx.files.whole_files import check_writable
 from amct_onnx.progress import TerminalProgress
-from amct_onnx.ptq.quantized_model import QuantizedModel, check_results
+from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel, check_results
 from amct_onnx.ptq.saved_report import reason_lines
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import without_suffix
@@ -42,7 +42,7 @@ def run_quantize(command: QuantizeCommand, output: Output) -> None:
         saved: list[Saved] = []
         for target in (target for target in command.targets if target not in failed):
             try:
-                saved.append(_write(result if target == result.target else result.to(target), command))
+                saved.append(_write(result if target == result.target else result.to(target), command, output))
             except AmctError as error:
                 failed[target] = error
                 _log.error("%s", error)
@@ -85,7 +85,7 @@ def _check_paths(command: QuantizeCommand) -> dict[str, AmctError]:
     return failed
 
 
-def _write(result: QuantizedModel, command: QuantizeCommand) -> Saved:
+def _write(result: QuantizedModel, command: QuantizeCommand, output: Output) -> Saved:
     """Write the files of one target, and tell the log what they are."""
     quantized = sum(decision.quantized for decision in result.decisions)
     text = "Target %s: %d of %d nodes that it could quantize are quantized."
@@ -97,4 +97,16 @@ def _write(result: QuantizedModel, command: QuantizeCommand) -> Saved:
         _log.info("The file is saved in %s", file)
     for line in saved.report.runtime_lines() if saved.report is not None else ():
         _log.info("%s", line)
-    return Saved(model=result, files=saved.files, report=saved.report)
+    run = _save_run(result, saved, _prefix(command), shown=output.is_text) if command.report else None
+    return Saved(model=result, files=saved.files, report=saved.report, run=run)
+
+
+def _save_run(result: QuantizedModel, saved: SavedModel, prefix: str, *, shown: bool) -> str | None:
+    """Leave what a report needs beside the model, which is written whatever fails here; the path of it."""
+    try:
+        run = amct_onnx.save_run(result, without_suffix(prefix), saved=saved, progress=shown)
+    except Exception as error:
+        _log.warning("%s is written, but there is no run file for a report of it: %s", saved.files[0], one_line(error))
+        return None
+    _log.info("The run is saved in %s", run)
+    return run

@@ -59,7 +59,9 @@ def _declare(command: Parser) -> None:
         help=f"{', '.join(TARGET_NAMES)}; or several",
     )
     add_options(command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
-    command.add_argument("--no_report", action="store_true", help="measure neither accuracy again nor latency")
+    command.add_argument(
+        "--no_report", action="store_true", help="measure neither accuracy again nor latency, leave no run"
+    )
     mixed = command.add_argument_group("mixed precision", None)
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
     data = command.add_argument_group("data", image_epilog())

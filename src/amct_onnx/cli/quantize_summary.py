@@ -22,11 +22,13 @@ _REASONS, _NAMES = 3, 3  # that are shown: reasons to stay in float, and nodes f
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """The result for one target, its files, and the report on them; None where none was asked for."""
+    """The result for one target, its files, and the report on them; None where none was asked for. run: the path of the
+    run file, None where there is none."""
 
     model: QuantizedModel
     files: tuple[str, ...]
     report: SavedReport | None
+    run: str | None = None
 
 
 def show(
@@ -77,6 +79,8 @@ def _rows(one: Saved) -> dict[str, str]:
         rows["size"] = f"{before} -> {after} ({smaller:.2f} times smaller)"
         rows["latency"] = _latency(report)
     rows["files"] = "\n".join(map(escape, one.files))
+    if one.run is not None:
+        rows["report"] = f"amct_onnx report {escape(one.run)}"
     return rows
 
 
@@ -139,6 +143,7 @@ def _result(one: Saved) -> dict[str, Any]:
     return {
         "target": one.model.target,
         "files": list(one.files),
+        "run": one.run,
         "accuracy": None
         if accuracy is None
         else {

@@ -63,6 +63,10 @@ class RoundedNetwork:
             for number, segment in enumerate(self._segments)
             for name in (*segment.inputs, *(edge.tensor for edge in segment.edges))
         }
+        self._leads = {segment.lead: number for number, segment in enumerate(self._segments)}
+        self._makers = {
+            name_of(value): number for number, segment in enumerate(self._segments) for value in segment.outputs
+        }
 
     def clean(self, feed: Feed) -> dict[str, Array]:
         """Every tensor that one segment gives to another, and the outputs, of the float model. Raises DataError."""
@@ -71,11 +75,22 @@ class RoundedNetwork:
             tensors.update(_run(session, segment, {edge.name: tensors[edge.tensor] for edge in segment.edges}, tensors))
         return tensors
 
-    def changed(self, clean: Feed, change: Roundings, *, until: str = "") -> dict[str, Array]:
-        """The outputs that `change` reaches, or only the tensor `until` as others read it; `clean` is of `clean`."""
-        kept = {until} if until else set(self.outputs)
+    @property
+    def parts(self) -> int:
+        """How many sessions one run goes through."""
+        return len(self._segments)
+
+    def changed(
+        self, clean: Feed, change: Roundings, *, until: str = "", keep: Collection[str] = ()
+    ) -> dict[str, Array]:
+        """The outputs that `change` reaches, or only the tensor `until` as others read it; `clean` is of `clean`.
+
+        keep: tensors between segments that are wanted beside the outputs.
+        """
+        kept = {until} if until else {*self.outputs, *keep}
         tensors: dict[str, Array] = {}
-        for number, segment in enumerate(self._segments):
+        for number in range(self._first(change), len(self._segments)):
+            segment = self._segments[number]
             found = self._step(number, clean, tensors, change)
             for name in map(name_of, segment.outputs):
                 if name in change.tensors:
@@ -89,13 +104,22 @@ class RoundedNetwork:
 
     def noise(self, clean: Feed, change: Roundings) -> list[float]:
         """Sum of squared differences of each of `outputs` to the clean ones; what is not finite counts as 0."""
-        found = self.changed(clean, change)
+        return self.distances(clean, self.changed(clean, change))
+
+    def distances(self, clean: Feed, found: Feed) -> list[float]:
+        """The same of outputs that `changed` has found."""
         return [distance(finite(found[name]), finite(clean[name])) if name in found else 0.0 for name in self.outputs]
 
     def noise_at(self, clean: Feed, change: Roundings, tensor: str) -> float:
         """The same of one tensor where one segment gives it to another."""
         found = self.changed(clean, change, until=tensor)
         return distance(finite(found[tensor]), finite(clean[tensor])) if tensor in found else 0.0
+
+    def _first(self, change: Roundings) -> int:
+        """The first segment that `change` touches; an input of the model is read by the first one of all."""
+        nodes = {*change.constants, *(node for node, _ in change.reads)}
+        touched = [self._leads[node] for node in nodes] + [self._makers.get(name, 0) for name in change.tensors]
+        return min(touched, default=len(self._segments))
 
     def _step(self, number: int, clean: Feed, tensors: Feed, change: Roundings) -> dict[str, Array]:
         """The outputs of a segment where they differ from the clean ones."""

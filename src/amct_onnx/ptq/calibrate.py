@@ -87,6 +87,7 @@ def calibrate(
         judges=tuple(judges),
         judges_held_out=bench.judge is not None,
         steps=tuple(bench.steps),
+        effort=effort,
         accuracy=measure_accuracy(
             source.model, best.lowered, judges, held_out=bench.judge is not None, judge=bench.judge
         ),

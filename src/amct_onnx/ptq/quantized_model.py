@@ -61,8 +61,8 @@ class QuantizedModel:
     what was assumed of the calibration data. `data`: how much of it there was, and what was taken for a sample.
     `sample`: one of these, to measure with. Both are None where there was no data. `precision`: the search that chose
     which layers are quantized, None if there was none. `steps`: what a recipe tried. `accuracy`: what it is worth, None
-    if that was not measured. `judges`: the samples to measure it with,
-    `judges_held_out`: no step of the recipe has seen them.
+    if that was not measured. `judges`: the samples to measure it with, `judges_held_out`: no step of the recipe has
+    seen them. `effort`: what was spent on accuracy, "" where that is not known.
     """
 
     target: str
@@ -76,6 +76,7 @@ class QuantizedModel:
     accuracy: Accuracy | None = None
     judges: tuple[Feed, ...] = ()
     judges_held_out: bool = False
+    effort: str = ""
 
     def __repr__(self) -> str:
         quantized = sum(decision.quantized for decision in self.decisions)

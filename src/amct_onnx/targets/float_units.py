@@ -105,6 +105,11 @@ def operations(model: ir.Model, nodes: Sequence[str], shapes: Mapping[str, tuple
     return sum(_operations(node, shapes) for node in model.graph if node.name in nodes)
 
 
+def operations_by_node(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The same of each node of the main graph, by name."""
+    return {node.name: _operations(node, shapes) for node in model.graph if node.name}
+
+
 def _shape(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     tensor = constant_tensor(value)
     return shapes.get((value and value.name) or "", ()) if tensor is None else shape_of(tensor)
