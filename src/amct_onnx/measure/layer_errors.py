@@ -1,0 +1,218 @@
+"""How far the tensors of a quantized model are from those of the float model: in all, and by each layer alone.
+
+The error of a tensor in all is that of the whole network in front of it. What a layer adds alone is seen by giving the
+float layer what the quantized one reads: both then differ by what this layer, and the rounding of its result, do.
+
+A tool that evens out channels multiplies some of a tensor, and divides the weights that read it: see `channel_gains`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.errors import ModelError
+from amct_onnx.graph.correspondence import Correspondence, TensorPair
+from amct_onnx.graph.instrument.apart import take_apart
+from amct_onnx.measure.channel_gains import Gains, fit_gains, gains_that_readers_undo, without_gains
+from amct_onnx.measure.shown_network import ShownNetwork
+from amct_onnx.numerics.arrays import Array, Feed
+
+_FITTED = 2  # samples that gains of channels are looked for in
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Powers:
+    """Sums over all samples of one tensor: `signal` and `noise` are powers, `product` that of both tensors.
+
+    rival: the power of the tensor in the quantized model. largest: the greatest error of an element.
+    """
+
+    signal: float
+    noise: float
+    rival: float
+    product: float
+    largest: float
+
+    @classmethod
+    def of(cls, expected: Array, found: Array) -> Powers:
+        """Those of one sample. Where the float model holds no number, as a masked score, nothing is compared."""
+        known = np.isfinite(expected)
+        a, b = (np.where(known, array, 0).astype(np.float64).ravel() for array in (expected, found))
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = b - a
+            noise, largest = float(error @ error), float(np.abs(error).max(initial=0.0))
+        if not np.isfinite(noise):
+            noise = largest = float("inf")
+        return cls(signal=float(a @ a), noise=noise, rival=float(b @ b), product=float(a @ b), largest=largest)
+
+    def __add__(self, other: Powers) -> Powers:
+        return Powers(
+            signal=self.signal + other.signal,
+            noise=self.noise + other.noise,
+            rival=self.rival + other.rival,
+            product=self.product + other.product,
+            largest=max(self.largest, other.largest),
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Noise over signal; infinite where there is noise alone."""
+        if self.signal > 0:
+            return self.noise / self.signal
+        return float("inf") if self.noise > 0 else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Between both tensors, seen as vectors; 1 where both are zero, NaN where one holds no numbers."""
+        length = float(np.sqrt(self.signal) * np.sqrt(self.rival))
+        if length == 0:
+            return 1.0 if self.signal == self.rival else 0.0
+        return self.product / length if np.isfinite(length) else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TensorErrors:
+    """The errors of one pair of tensors: in all; of its layer alone; and alone before the result is rounded, None where
+    it is not rounded or only there after rounding.
+
+    span: the least and the greatest element in the float model. scaled: the quantized model has channels multiplied,
+    and what reads them takes that back; it is not counted as an error.
+    """
+
+    pair: TensorPair
+    whole: Powers
+    alone: Powers
+    unrounded: Powers | None
+    span: tuple[float, float]
+    scaled: bool
+
+    def __add__(self, other: TensorErrors) -> TensorErrors:
+        both = self.unrounded is not None and other.unrounded is not None
+        return TensorErrors(
+            pair=self.pair,
+            whole=self.whole + other.whole,
+            alone=self.alone + other.alone,
+            unrounded=self.unrounded + other.unrounded if both else None,  # type: ignore[operator]
+            span=(min(self.span[0], other.span[0]), max(self.span[1], other.span[1])),
+            scaled=self.scaled,
+        )
+
+
+class LayerErrors:
+    """Runs two models side by side. `pairs` are those whose tensors are comparable, `left_out` the layers of others.
+
+    floats, quantized: as `match_models` took them, to give `found`. Raises ModelError for models that ONNX Runtime
+    cannot open or of which nothing can be compared, and DataError for data that they do not take.
+    """
+
+    def __init__(self, floats: ir.Model, quantized: ir.Model, found: Correspondence, sample: Feed) -> None:
+        self._model = floats
+        self._floats = ShownNetwork(floats, [pair.tensor for pair in found.pairs], "float")
+        self._rivals = ShownNetwork(quantized, [name for pair in found.pairs for name in _names(pair)], "quantized")
+        mine, theirs = self._run(sample)
+        self.pairs = tuple(pair for pair in found.pairs if _comparable(pair, mine, theirs))
+        if not any(pair.nodes for pair in self.pairs):
+            raise ModelError("The two models have no tensor in common: compare a model with what was made from it.")
+        kept = {pair.tensor for pair in self.pairs}
+        self.left_out = tuple(pair.layer for pair in found.pairs if pair.tensor not in kept)
+        kinds = {name: (ir.DataType.from_numpy(mine[name].dtype), mine[name].ndim) for name in kept}
+        apart, self._given = take_apart(floats, kinds)
+        self._apart = ShownNetwork(apart, [pair.tensor for pair in self.pairs if pair.nodes], "float")
+
+    def measure(self, samples: Sequence[Feed]) -> tuple[TensorErrors, ...]:
+        """The errors of all pairs in the order of the float model, over all samples, of which there is one at least."""
+        gains = self._gains(samples[:_FITTED])
+        sums: dict[str, TensorErrors] = {}
+        for sample in samples:
+            for errors in self._measure(sample, gains):
+                name = errors.pair.tensor
+                sums[name] = sums[name] + errors if name in sums else errors
+        return tuple(sums.values())
+
+    def _gains(self, samples: Sequence[Feed]) -> Gains:
+        """The gains of channels that what reads them takes back, by tensor."""
+        runs = [self._read(*self._run(sample)) for sample in samples]
+        tried = {
+            pair.tensor: gain
+            for pair in self.pairs
+            if (gain := fit_gains([(mine[pair.tensor], read[pair.tensor]) for mine, read in runs])) is not None
+        }
+        if not tried:
+            return {}
+        ratios: list[dict[str, float]] = []
+        for used in ({}, tried):
+            made = self._layers(samples[0], runs[0][1], used)
+            powers = {name: Powers.of(made[name], without_gains(runs[0][1][name], tried.get(name))) for name in made}
+            ratios.append({name: found.ratio for name, found in powers.items()})
+        undone = gains_that_readers_undo(self._model, tried, *ratios)
+        # Fitted anew to what each layer alone makes, they are free of the noise of the layers before.
+        made = [self._layers(sample, read, undone) for sample, (_, read) in zip(samples, runs, strict=True)]
+        for name in [name for name in undone if name in made[0]]:
+            pairs = [(one[name], read[name]) for one, (_, read) in zip(made, runs, strict=True)]
+            undone[name] = fit_gains(pairs, along=undone[name][1]) or undone[name]
+        return undone
+
+    def _measure(self, sample: Feed, gains: Gains) -> Iterator[TensorErrors]:
+        mine, theirs = self._run(sample)
+        _, read = self._read(mine, theirs)
+        made = self._layers(sample, read, gains)
+        for pair in self.pairs:
+            name, expected, gain = pair.tensor, mine[pair.tensor], gains.get(pair.tensor)
+            alone, result = made.get(name, expected), without_gains(read[name], gain)
+            exact = without_gains(_like(theirs[pair.exact], expected), gain) if pair.exact and pair.rounded else None
+            finite = expected[np.isfinite(expected)]
+            yield TensorErrors(
+                pair=pair,
+                whole=Powers.of(expected, result),
+                alone=Powers.of(alone, result),
+                unrounded=None if exact is None else Powers.of(alone, exact),
+                span=(float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))),
+                scaled=gain is not None,
+            )
+
+    def _layers(self, sample: Feed, read: Mapping[str, Array], gains: Gains) -> dict[str, Array]:
+        """What each float layer makes of what the quantized one reads, without gains."""
+        feed = {name: without_gains(read[tensor], gains.get(tensor)) for tensor, name in self._given.items()}
+        made = self._apart.run({**sample, **feed})
+        return {pair.tensor: made[pair.tensor] for pair in self.pairs if pair.nodes}
+
+    def _read(
+        self, mine: Mapping[str, Array], theirs: Mapping[str, Array]
+    ) -> tuple[Mapping[str, Array], dict[str, Array]]:
+        """The tensors of the float model, and by the same names what stands for them in the quantized one."""
+        return mine, {pair.tensor: _like(_worst(pair, mine, theirs), mine[pair.tensor]) for pair in self.pairs}
+
+    def _run(self, sample: Feed) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The tensors of both models; inputs of the quantized one may have other names."""
+        theirs = self._rivals.inputs
+        renamed = sample if set(theirs) <= set(sample) else dict(zip(theirs, sample.values(), strict=False))
+        return self._floats.run(sample), self._rivals.run(renamed)
+
+
+def _names(pair: TensorPair) -> Iterator[str]:
+    if pair.exact:
+        yield pair.exact
+    yield from pair.rounded
+
+
+def _comparable(pair: TensorPair, mine: Mapping[str, Array], theirs: Mapping[str, Array]) -> bool:
+    arrays = [mine.get(pair.tensor), *(theirs.get(name) for name in _names(pair))]
+    known = [array for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind == "f"]
+    return len(known) == len(arrays) > 1 and len({array.size for array in known}) == 1
+
+
+def _worst(pair: TensorPair, mine: Mapping[str, Array], theirs: Mapping[str, Array]) -> Array:
+    """Of what stands for a tensor after rounding, that which is farthest from it: each reader may round it anew."""
+    names = pair.rounded or (pair.exact,)
+    if len(names) == 1:
+        return theirs[names[0]]
+    expected = mine[pair.tensor]
+    return max((theirs[name] for name in names), key=lambda array: Powers.of(expected, _like(array, expected)).noise)
+
+
+def _like(array: Array, other: Array) -> Array:
+    return array.reshape(other.shape).astype(other.dtype, copy=False)
