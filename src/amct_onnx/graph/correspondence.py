@@ -88,7 +88,7 @@ class _Side:
             if all(value in self.constant for value in read) and not node.op_type.startswith("Random"):
                 self.constant.update(node.outputs)
             self.values.update((value.name, value) for value in node.outputs if value.name)
-            if node.op_type in INTEGER_PRODUCTS or (node.op_type in _PRODUCTS and _holds_integers(node.inputs[0])):
+            if is_integer_result(node):
                 end = _result(node.outputs[0], cast=node.op_type in _PRODUCTS)
                 self.results[end] = node.outputs[0]
                 self.made[node.outputs[0]] = end
@@ -111,6 +111,11 @@ class _Side:
                 break
             value = before
         return value
+
+
+def is_integer_result(node: ir.Node) -> bool:
+    """Whether a node multiplies integers, in floats or as such, so that scales behind it make numbers of the result."""
+    return node.op_type in INTEGER_PRODUCTS or (node.op_type in _PRODUCTS and _holds_integers(node.inputs[0]))
 
 
 def _holds_integers(value: ir.Value | None) -> bool:

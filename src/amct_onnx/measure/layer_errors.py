@@ -41,13 +41,20 @@ class Powers:
     def of(cls, expected: Array, found: Array) -> Powers:
         """Those of one sample. Where the float model holds no number, as a masked score, nothing is compared."""
         known = np.isfinite(expected)
-        a, b = (np.where(known, array, 0).astype(np.float64).ravel() for array in (expected, found))
+        if not known.all():
+            expected, found = (np.where(known, array, 0) for array in (expected, found))
         with np.errstate(invalid="ignore", over="ignore"):
-            error = b - a
-            noise, largest = float(error @ error), float(np.abs(error).max(initial=0.0))
-        if not np.isfinite(noise):
-            noise = largest = float("inf")
-        return cls(signal=float(a @ a), noise=noise, rival=float(b @ b), product=float(a @ b), largest=largest)
+            error = np.subtract(found, expected, dtype=np.float64)
+            noise, largest = _product(error, error), float(np.abs(error).max(initial=0.0))
+            if not np.isfinite(noise):
+                noise = largest = float("inf")
+            return cls(
+                signal=_product(expected, expected),
+                noise=noise,
+                rival=_product(found, found),
+                product=_product(expected, found),
+                largest=largest,
+            )
 
     def __add__(self, other: Powers) -> Powers:
         return Powers(
@@ -191,6 +198,11 @@ class LayerErrors:
         theirs = self._rivals.inputs
         renamed = sample if set(theirs) <= set(sample) else dict(zip(theirs, sample.values(), strict=False))
         return self._floats.run(sample), self._rivals.run(renamed)
+
+
+def _product(one: Array, two: Array) -> float:
+    """The sum of products. No BLAS: its threads would wait for those of ONNX Runtime."""
+    return float(np.multiply(one, two, dtype=np.float64).sum())
 
 
 def _names(pair: TensorPair) -> Iterator[str]:
