@@ -113,6 +113,11 @@ class _Side:
         return value
 
 
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 else None
+
+
 def is_integer_result(node: ir.Node) -> bool:
     """Whether a node multiplies integers, in floats or as such, so that scales behind it make numbers of the result."""
     return node.op_type in INTEGER_PRODUCTS or (node.op_type in _PRODUCTS and _holds_integers(node.inputs[0]))
@@ -132,7 +137,7 @@ def _result(value: ir.Value, *, cast: bool) -> ir.Value:
     cast: it has been cast already.
     """
     for _ in range(_MOST_STEPS):
-        node = value.uses()[0].node if len(value.uses()) == 1 else None
+        node = _only_reader(value)
         if node is None or not is_op(node, "Add", "Sub", "Cast", "Mul"):
             break
         if node.op_type in ("Add", "Sub") and cast:
@@ -204,7 +209,7 @@ class _Matcher:
             some = [reader for reader in ordered if all(reader in readers for readers in common)]
             if len({*some} - self.taken) == 1 and (chosen := self._choose(node, some)) is not None:
                 return chosen
-        same = self.names.get(node.name)
+        same = self.names.get(node.name or "")
         return self._choose(node, () if same is None or _kind(same) != _kind(node) else (same,))
 
     def _choose(self, node: ir.Node, candidates: Iterable[ir.Node]) -> ir.Node | None:
@@ -228,7 +233,7 @@ class _Matcher:
                 self.pairs[mine] = [node]
 
     def _with_bias(self, value: ir.Value) -> ir.Value:
-        reader = value.uses()[0].node if len(value.uses()) == 1 else None
+        reader = _only_reader(value)
         if reader is None or not is_op(reader, "Add") or len(self.rivals.data(reader)) != 1:
             return value
         self.taken.add(reader)
@@ -269,7 +274,9 @@ class _Matcher:
         order: Mapping[ir.Node | None, int] = {None: -1} | {node: i for i, node in enumerate(self.floats.graph)}
         for value in sorted(self.pairs, key=lambda value: order[value.producer()]):
             nodes, rival = self.pairs[value], self.found[value]
-            leader = next((node for node in nodes if node.op_type not in _CLAMPS | _AFFINE), nodes[0] if nodes else None)
+            leader = next(
+                (node for node in nodes if node.op_type not in _CLAMPS | _AFFINE), nodes[0] if nodes else None
+            )
             maker = self.rivals.results.get(rival, rival).producer()
             yield TensorPair(
                 tensor=name_of(value),
@@ -316,7 +323,7 @@ def _is_integer(value: ir.Value) -> bool:
 
 
 def weight_of(node: ir.Node) -> Array | None:
-    """The values of the constant that a layer multiplies with: stored, or made of integers; None where there is none."""
+    """The values of the constant that a layer multiplies with: stored, or made of integers; None without one."""
     value = optional_input(node, 1)
     found = grid_constant(value)
     return found.values() if isinstance(found, GridConstant) else constant_value(value)

@@ -37,7 +37,7 @@ def fit_gains(arrays: Sequence[tuple[Array, Array]], along: int | None = None) -
     for axis in dict.fromkeys((1, rank - 1) if along is None else (along,)) if rank > 1 else ():
         if len({mine.shape[axis] for mine, _ in arrays}) > 1:
             continue
-        ff, fq, qq = (sum(_by_channel(one, two, axis) for one, two in chosen) for chosen in _products(arrays))
+        ff, fq, qq = (_summed(chosen, axis) for chosen in _products(arrays))
         gains = np.where((ff > 0) & (fq > _LEAST * ff), fq / np.where(ff > 0, ff, 1), 1.0)
         noise = float((qq / gains**2 - 2 * fq / gains + ff).sum())
         before = float((qq - 2 * fq + ff).sum())
@@ -48,6 +48,11 @@ def fit_gains(arrays: Sequence[tuple[Array, Array]], along: int | None = None) -
 
 def _products(arrays: Sequence[tuple[Array, Array]]) -> list[list[tuple[Array, Array]]]:
     return [[(one, one) for one, _ in arrays], list(arrays), [(two, two) for _, two in arrays]]
+
+
+def _summed(pairs: Sequence[tuple[Array, Array]], axis: int) -> Doubles:
+    result: Doubles = np.sum([_by_channel(one, two, axis) for one, two in pairs], axis=0)
+    return result
 
 
 def _by_channel(one: Array, two: Array, axis: int) -> Doubles:

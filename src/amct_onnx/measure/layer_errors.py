@@ -20,6 +20,7 @@ from amct_onnx.graph.instrument.apart import take_apart
 from amct_onnx.measure.channel_gains import Gains, fit_gains, gains_that_readers_undo, without_gains
 from amct_onnx.measure.shown_network import ShownNetwork
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.progress import Progress, silent
 
 _FITTED = 2  # samples that gains of channels are looked for in
 
@@ -130,14 +131,16 @@ class LayerErrors:
         apart, self._given = take_apart(floats, kinds)
         self._apart = ShownNetwork(apart, [pair.tensor for pair in self.pairs if pair.nodes], "float")
 
-    def measure(self, samples: Sequence[Feed]) -> tuple[TensorErrors, ...]:
+    def measure(self, samples: Sequence[Feed], progress: Progress = silent) -> tuple[TensorErrors, ...]:
         """The errors of all pairs in the order of the float model, over all samples, of which there is one at least."""
+        progress("comparison", 0.0)
         gains = self._gains(samples[:_FITTED])
         sums: dict[str, TensorErrors] = {}
-        for sample in samples:
+        for number, sample in enumerate(samples):
             for errors in self._measure(sample, gains):
                 name = errors.pair.tensor
                 sums[name] = sums[name] + errors if name in sums else errors
+            progress("comparison", (number + 1) / len(samples))
         return tuple(sums.values())
 
     def _gains(self, samples: Sequence[Feed]) -> Gains:
@@ -157,9 +160,9 @@ class LayerErrors:
             ratios.append({name: found.ratio for name, found in powers.items()})
         undone = gains_that_readers_undo(self._model, tried, *ratios)
         # Fitted anew to what each layer alone makes, they are free of the noise of the layers before.
-        made = [self._layers(sample, read, undone) for sample, (_, read) in zip(samples, runs, strict=True)]
-        for name in [name for name in undone if name in made[0]]:
-            pairs = [(one[name], read[name]) for one, (_, read) in zip(made, runs, strict=True)]
+        alone = [self._layers(sample, read, undone) for sample, (_, read) in zip(samples, runs, strict=True)]
+        for name in [name for name in undone if name in alone[0]]:
+            pairs = [(one[name], read[name]) for one, (_, read) in zip(alone, runs, strict=True)]
             undone[name] = fit_gains(pairs, along=undone[name][1]) or undone[name]
         return undone
 

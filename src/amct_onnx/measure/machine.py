@@ -50,7 +50,8 @@ def memory() -> tuple[int | None, int | None]:
     """The bytes of memory that the machine has, and those that are free; None where that is not known."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (l.partition(":") for l in text.splitlines())}
+        rows = (line.partition(":") for line in text.splitlines())
+        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in rows}
         return sizes.get("MemTotal"), sizes.get("MemAvailable")
     except (OSError, ValueError, IndexError):
         pass

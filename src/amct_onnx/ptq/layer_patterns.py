@@ -22,7 +22,11 @@ def matching_nodes(wanted: Collection[str], nodes: Mapping[str, str], option: st
 
     Raises ArgumentTypeError for what is no list of texts, and ArgumentError for a text that names no node.
     """
-    if isinstance(wanted, str) or not isinstance(wanted, Collection) or not all(isinstance(word, str) for word in wanted):
+    if (
+        isinstance(wanted, str)
+        or not isinstance(wanted, Collection)
+        or not all(isinstance(word, str) for word in wanted)
+    ):
         raise ArgumentTypeError(f"{named(option)} must be a list of names, got {_shown(wanted)}")
     found: dict[str, None] = {}
     for word in wanted:

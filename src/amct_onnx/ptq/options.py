@@ -51,7 +51,7 @@ class QuantizeOptions:
     skip_layers: Collection[str] = option(
         (),
         "nodes that stay in float, by name, pattern or type",
-        "In a pattern * stands for any letters, as in \"Conv_*\"; \"type:Softmax\" names the nodes of an operator type. "
+        'In a pattern * stands for any letters, as in "Conv_*"; "type:Softmax" names the nodes of an operator type. '
         "What names no node is an error.",
         flag=Flag(metavar="NAMES", example='"Conv_0;head/*;type:Softmax"', read=split_names),
     )

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from amct_onnx.graph.access import is_op, optional_input
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.correspondence import is_integer_result, weight_of
-from amct_onnx.graph.index import GraphIndex, index_graph
+from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.qdq_grids import Grid, GridConstant, grid_constant, grid_of, is_dequantize
 from amct_onnx.graph.weights import channel_rows
@@ -21,6 +21,7 @@ _FAR = 12.0  # steps of its grid that an element may be off: rounding that is le
 _LONELY = 8.0  # times as far as the elements of its row are off on average
 _BAD_WEIGHT = 15.0  # dB
 _OTHER_SIZE = 0.1  # of a weight, relative
+_SMALL, _SEEN = 0.05, 4.0  # what tells the size of a row: a share of the largest one, or steps of its grid
 _CUT, _COARSE = 0.75, 3.0  # share of the values that a grid covers, and times that it reaches beyond them
 _SHARED = 4.0  # times less noise before the result is rounded
 
@@ -70,15 +71,21 @@ class Causes:
         signal = float(np.square(pair.theirs).sum())
         noise = float(np.square(pair.theirs - pair.mine * pair.size[:, None]).sum())
         if noise > signal / 10 ** (_BAD_WEIGHT / 10):
-            return f"its weight is another one ({10 * np.log10(max(signal, 1e-30) / noise):.1f} dB beside the float one)"
-        strange = np.abs(pair.size - 1) > _OTHER_SIZE
+            return (
+                f"its weight is another one ({10 * np.log10(max(signal, 1e-30) / noise):.1f} dB beside the float one)"
+            )
+        largest = np.abs(pair.mine).max(axis=1)
+        step = _steps(pair.node, pair.theirs)
+        known = largest > (_SMALL * largest.max() if step is None else _SEEN * step.ravel())
+        strange = known & (np.abs(pair.size - 1) > _OTHER_SIZE)
         if errors.scaled or not strange.any():
             return ""
         if strange.all() and np.ptp(pair.size) < _OTHER_SIZE * abs(float(pair.size.mean())):
             return f"its weight is {pair.size.mean():.3g} times as large"
-        row = int(np.abs(pair.size - 1).argmax())
+        row = int((strange * np.abs(pair.size - 1)).argmax())
         count = int(strange.sum())
-        return f"{count} output channels of its weight have another size: {row} is {pair.size[row]:.3g} times as large"
+        channels = "output channel of its weight has" if count == 1 else "output channels of its weight have"
+        return f"{count} {channels} another size: {row} is {pair.size[row]:.3g} times as large"
 
     def _rows(self, errors: TensorErrors) -> _Weights | None:
         """The weights of both layers; None where they are not known as floats, or are no weights of one shape."""
@@ -99,7 +106,6 @@ class Causes:
 
     def bias(self, errors: TensorErrors) -> str:
         """What is wrong with the bias, "" where nothing is, or nothing can be known."""
-        pair = errors.pair
         mine, theirs = self._nodes(errors)
         if mine is None or theirs is None or mine.op_type != theirs.op_type or errors.scaled:
             return ""
@@ -121,7 +127,9 @@ class Causes:
             bottom, top = ends
             if not errors.pair.exact and bottom >= 0:
                 low = max(low, bottom)  # a Relu that the rounding does
-            text = f"the grid of {name} goes from {bottom:.3g} to {top:.3g}, and the values from {low:.3g} to {high:.3g}"
+            text = (
+                f"the grid of {name} goes from {bottom:.3g} to {top:.3g}, and the values from {low:.3g} to {high:.3g}"
+            )
             wanted, reach = max(high, 0.0) - min(low, 0.0), top - bottom
             if top < _CUT * high or (low < 0 and bottom > _CUT * low):
                 return f"its result is cut off: {text}"
@@ -129,8 +137,16 @@ class Causes:
                 return f"its result is rounded too coarsely: {text}"
         before = errors.unrounded
         if before is not None and errors.alone.ratio > _SHARED * before.ratio and errors.pair.rounded:
-            return f"its result is right, and wrong after rounding: look at the scale and zero point of {errors.pair.rounded[0]}"
+            name = errors.pair.rounded[0]
+            return f"its result is right, and wrong after rounding: look at the scale and zero point of {name}"
         return ""
+
+    @staticmethod
+    def unknown(errors: TensorErrors) -> str:
+        """Where to look, of a layer that stands out for no reason that is seen."""
+        rounded = f" and the grid of {errors.pair.rounded[0]}" if errors.pair.rounded else ""
+        what = "its weight, its bias" if errors.pair.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else "it"
+        return f"what it reads is right, and its result is not: look at {what}{rounded}"
 
     def reach(self, errors: TensorErrors) -> float:
         """How far the grid of a result reaches beyond its values, as a ratio: 1 where it ends with them; NaN where

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.data.images import ImageOptions
-from amct_onnx.data.keep_samples import SampleKeeper
+from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
-from amct_onnx.errors import ArgumentError, ArgumentTypeError, ModelError
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError, ModelError
 from amct_onnx.files.onnx_file import load_model, take_model
+from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.correspondence import Correspondence, match_models
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.naming import name_nodes, name_values
+from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.graph.read.lift_deploy import lift_deploy
 from amct_onnx.graph.read.read_qoperators import lift_qoperators
 from amct_onnx.measure.layer_errors import LayerErrors, TensorErrors
@@ -30,6 +31,7 @@ from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.tools.causes import Causes
 from amct_onnx.values.comparison import Comparison, LayerComparison
+from amct_onnx.words import given
 
 SAMPLES = 4
 # A layer stands out that alone is noisier than this, and than most others by so much, in dB; or than the next one.
@@ -71,7 +73,7 @@ def compare(
     Raises ArgumentError, ModelError, ModelFileError, FileMissingError and DataError.
     """
     if samples < 1:
-        raise ArgumentError(f"samples={samples} is no number of samples, give 1 or more.")
+        raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     floats, quantized = _opened(float_model, "float_model"), _opened(quantized_model, "quantized_model")
     options = DataOptions(images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names)
     lift_qoperators(quantized)
@@ -79,35 +81,29 @@ def compare(
     _prepare(quantized)
     found = match_models(floats, quantized)
     limited = replace(options, limit=min(options.limit or samples, samples))
-    kept = SampleKeeper(open_data(data, model_inputs(floats), limited, FloatNetwork(floats)), most=samples)
-    for _ in kept:  # those that it keeps are all that is wanted
-        pass
-    running = LayerErrors(floats, quantized, found, kept.kept[0])
-    measured: dict[str, TensorErrors] = {}
-    told = progress or silent
-    told("comparison", 0.0)
-    for errors in running.measure(kept.kept):
-        measured[errors.pair.tensor] = errors
-    told("comparison", 1.0)
-    return _result(
-        (_called(float_model), _called(quantized_model)), floats, quantized, found, running.left_out, measured, kept.kept
-    )
+    source = open_data(data, model_inputs(floats), limited, FloatNetwork(floats), purpose_of(floats))
+    rule = source.rule
+    kept = [rule.sample(feed, index) for feed in source.unchecked() for index in range(rule.count(feed))][:samples]
+    if not kept:
+        raise DataError("The data hold no sample: give one at least.")
+    running = LayerErrors(floats, quantized, found, kept[0])
+    measured = {errors.pair.tensor: errors for errors in running.measure(kept, progress or silent)}
+    called = _called(float_model), _called(quantized_model)
+    return _result(called, Causes(floats, quantized), (found, running.left_out), measured, _outputs(floats), len(kept))
 
 
 def _result(
     called: tuple[str, str],
-    floats: ir.Model,
-    quantized: ir.Model,
-    found: Correspondence,
-    left_out: Sequence[str],
+    causes: Causes,
+    matched: tuple[Correspondence, Sequence[str]],
     measured: Mapping[str, TensorErrors],
-    samples: Sequence[object],
+    outputs: Sequence[str],
+    samples: int,
 ) -> Comparison:
-    causes = Causes(floats, quantized)
     alone = {name: decibel(one.alone.ratio) for name, one in measured.items()}
     level, usual = _level(list(alone.values())), _usual(list(alone.values()))
     reaches = {name: causes.reach(one) for name, one in measured.items()}
-    reach = _middle([value for value in reaches.values() if value == value])
+    reach = _middle([value for value in reaches.values() if not np.isnan(value)])
     layers = []
     for errors in measured.values():
         pair, own, why = errors.pair, alone[errors.pair.tensor], causes.element(errors)
@@ -115,7 +111,7 @@ def _result(
         strange = own < usual - _BEYOND_USUAL and (other < 1 / _OTHER_REACH or other > _OTHER_REACH)
         parts = own < level or strange or bool(why)
         if parts and not why:
-            why = causes.weight(errors) or causes.rounding(errors) or causes.bias(errors)
+            why = causes.weight(errors) or causes.rounding(errors) or causes.bias(errors) or causes.unknown(errors)
         layers.append(
             LayerComparison(
                 layer=pair.layer,
@@ -134,17 +130,20 @@ def _result(
         )
     weakest = sorted((layer for layer in layers if layer.nodes), key=lambda layer: layer.own_sqnr)
     by_tensor = {layer.tensor: layer for layer in layers}
-    outputs = {value.name: by_tensor[value.name].sqnr for value in floats.graph.outputs if value.name in by_tensor}
     return Comparison(
         float_model=called[0],
         quantized_model=called[1],
         layers=tuple(layers),
         first=next((layer for layer in layers if layer.parts), None),
         weakest=tuple(weakest[:_SHOWN]),
-        outputs={str(name): value for name, value in outputs.items()},
-        unmatched=tuple(dict.fromkeys([*found.unmatched, *left_out])),
-        samples=len(samples),
+        outputs={name: by_tensor[name].sqnr for name in outputs if name in by_tensor},
+        unmatched=tuple(dict.fromkeys([*matched[0].unmatched, *matched[1]])),
+        samples=samples,
     )
+
+
+def _outputs(model: ir.Model) -> list[str]:
+    return [name_of(value) for value in model.graph.outputs]
 
 
 def _middle(values: Sequence[float]) -> float:

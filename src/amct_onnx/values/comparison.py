@@ -63,7 +63,9 @@ class Comparison(Shown):
     def lines(self) -> list[str]:
         """What is to be known, in a few sentences."""
         outputs = listed([f"{name} {value:.1f} dB" for name, value in self.outputs.items()], _LISTED)
-        compared = f"{len(self.layers)} tensors compared on {self.samples} {'sample' if self.samples == 1 else 'samples'}"
+        compared = (
+            f"{len(self.layers)} tensors compared on {self.samples} {'sample' if self.samples == 1 else 'samples'}"
+        )
         lines = [f"{compared}; outputs: {outputs or 'not among them'}."]
         if self.first is not None:
             lines.append(f"The models part first at {self.first}.")

@@ -75,7 +75,9 @@ class Machine(Shown):
             f"Products of uint8 and int8 {saturation} (measured). ONNX Runtime runs on {', '.join(self.providers)}.",
             f"Memory: {_size(self.memory_free)} free of {_size(self.memory)}. Disk: {_size(self.disk_free)} free in "
             f"{self.folder}.",
-            "Compiled: " + ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in self.compiled.items()) + ".",
+            "Compiled: "
+            + ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in self.compiled.items())
+            + ".",
             *([f"Problem: {problem}" for problem in self.problems] or ["No problem was found."]),
         ]
 

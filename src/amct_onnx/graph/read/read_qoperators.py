@@ -128,7 +128,7 @@ def _along(node: ir.Node, array: Array, integers: Array) -> Array:
     """A number, or one for each channel: the first axis of a convolution's weight, the columns of a product."""
     if array.size == 1:
         return array.reshape(())
-    first = node.op_type == "QLinearConv" or node.attributes.get_int("transB", 0)
+    first = node.op_type == "QLinearConv" or bool(node.attributes.get_int("transB", 0))
     return array.reshape(-1, *[1] * (integers.ndim - 1)) if first else array.reshape(-1)
 
 
