@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from amct_onnx.errors import listed
@@ -77,12 +77,20 @@ class Comparison(Shown):
         return lines
 
     def tables(self) -> tuple[Table, ...]:
-        columns = ("layer", "type", "SQNR", "alone", "cosine", "max error", "", "why")
+        return (self._table("Layers in the order of the model", self.layers),)
+
+    def most_costly(self) -> Table:
+        """The layers that stand out and those that cost most, as a table in the order of the model."""
+        chosen = [layer for layer in self.layers if layer.parts or layer in self.weakest]
+        return self._table("Layers that cost most, in the order of the model", chosen)
+
+    def _table(self, title: str, layers: Sequence[LayerComparison]) -> Table:
+        columns = ("layer", "type", "SQNR", "alone", "cosine", "max error", "parts", "why")
         rows = [
             (
                 *(layer.layer, layer.op_type, layer.sqnr, layer.own_sqnr, layer.cosine, layer.max_error),
-                *("parts here" if layer == self.first else "parts" if layer.parts else "", layer.why),
+                *("first" if layer == self.first else "yes" if layer.parts else "", layer.why),
             )
-            for layer in self.layers
+            for layer in layers
         ]
-        return (Table.of("Layers in the order of the model", columns, rows, SQNR="dB", alone="dB"),)
+        return Table.of(title, columns, rows, SQNR="dB", alone="dB")

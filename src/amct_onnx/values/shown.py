@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -110,12 +111,17 @@ class Shown(ABC):
         return pandas.DataFrame([list(row) for row in table.rows], columns=list(table.columns))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<div>{html.escape(line)}</div>" for line in self.lines())
-        return f"<div>{head}{''.join(table.html() for table in self.tables() if table.rows)}</div>"
+        return html_of(self.lines(), self.tables())
 
     def __str__(self) -> str:
         tables = [f"{table.title}\n{table.text(most=30)}" for table in self.tables() if table.rows]
         return "\n\n".join(["\n".join(self.lines()), *tables])
+
+
+def html_of(lines: Sequence[str], tables: Sequence[Table] = ()) -> str:
+    """Sentences and tables as HTML, in which every text is escaped."""
+    head = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+    return f"<div>{head}{''.join(table.html() for table in tables if table.rows)}</div>"
 
 
 def plain(value: Any) -> Any:
@@ -124,6 +130,8 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return value.name.lower()
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, os.PathLike):
