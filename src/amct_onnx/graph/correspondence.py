@@ -156,13 +156,16 @@ class _Matcher:
         self.floats, self.rivals = _Side(floats), _Side(quantized)
         self.found: dict[ir.Value, ir.Value] = {}
         self.pairs: dict[ir.Value, list[ir.Node]] = {}  # by tensor of the float model: the nodes that make it
-        self.merged: dict[ir.Value, bool] = {}  # by the same: whether its rounding does a part of the work
+        # By the same, where rounding does the work of a clamp: whether the tensor is that behind it.
+        self.clamped: dict[ir.Value, bool] = {}
         self.taken: set[ir.Node] = set()
         self.strict: dict[tuple[object, ...], list[ir.Node]] = {}
         self.loose: dict[tuple[object, ...], list[ir.Node]] = {}
         self.readers: dict[tuple[str, ir.Value], list[ir.Node]] = {}
         self.names = {node.name: node for node in quantized.graph if node.name}
         for node in quantized.graph:
+            if _inside(node):
+                continue
             data = self.rivals.data(node)
             near, far = ([self.rivals.base(value, loose=loose) for value in data] for loose in (False, True))
             self.strict.setdefault(_key(node, near), []).append(node)
@@ -248,10 +251,15 @@ class _Matcher:
         if node.op_type in _MOVES:
             return True  # another shape of a tensor that is compared already
         nodes = self.pairs.get(before) or []
-        if len(before.uses()) == 1 and not before.is_graph_output():
+        if node.op_type in _CLAMPS and _rounded(rival):
+            self.clamped[before] = False  # it is there before it is rounded
+            self.clamped[after] = True
+            nodes = []
+            if _is_integer(rival):
+                nodes = self.pairs.pop(before, [])
+        elif len(before.uses()) == 1 and not before.is_graph_output():
             self.pairs.pop(before, None)  # what stands for it holds the work of `node` too
         self.pairs[after] = [*nodes, node]
-        self.merged[after] = node.op_type in _CLAMPS and bool(_rounded(rival))
         return True
 
     def _enter_by_tensor(self, node: ir.Node) -> bool:
@@ -284,8 +292,8 @@ class _Matcher:
                 op_type="input" if leader is None else leader.op_type,
                 nodes=tuple(map(name_of, nodes)),
                 rival="" if maker is None else name_of(maker),
-                exact="" if self.merged.get(value) or _is_integer(rival) else name_of(rival),
-                rounded=tuple(_rounded(rival)),
+                exact="" if self.clamped.get(value) or _is_integer(rival) else name_of(rival),
+                rounded=() if self.clamped.get(value) is False else tuple(_rounded(rival)),
             )
 
 

@@ -145,30 +145,36 @@ class LayerErrors:
 
     def _gains(self, samples: Sequence[Feed]) -> Gains:
         """The gains of channels that what reads them takes back, by tensor."""
-        runs = [self._read(*self._run(sample)) for sample in samples]
-        tried = {
-            pair.tensor: gain
-            for pair in self.pairs
-            if (gain := fit_gains([(mine[pair.tensor], read[pair.tensor]) for mine, read in runs])) is not None
-        }
+        shown = [self._run(sample) for sample in samples]
+        runs = [self._read(mine, theirs) for mine, theirs in shown]
+        # Rounding cuts off what is too large for its grid: before it, gains are seen as they are.
+        exact = [self._read(mine, theirs, exact=True) for mine, theirs in shown]
+        tried = {}
+        for pair in self.pairs:
+            pairs = [(mine[pair.tensor], one[pair.tensor]) for (mine, _), one in zip(shown, exact, strict=True)]
+            if (gain := fit_gains(pairs)) is not None:
+                tried[pair.tensor] = gain
         if not tried:
             return {}
         ratios: list[dict[str, float]] = []
         for used in ({}, tried):
-            made = self._layers(samples[0], runs[0][1], used)
-            powers = {name: Powers.of(made[name], without_gains(runs[0][1][name], tried.get(name))) for name in made}
-            ratios.append({name: found.ratio for name, found in powers.items()})
+            made = self._layers(samples[0], runs[0], used)
+            # What a layer makes may have gains of its own or none: nobody knows yet.
+            results = {name: (exact[0][name], without_gains(exact[0][name], tried.get(name))) for name in made}
+            ratios.append(
+                {name: min(Powers.of(made[name], one).ratio for one in both) for name, both in results.items()}
+            )
         undone = gains_that_readers_undo(self._model, tried, *ratios)
         # Fitted anew to what each layer alone makes, they are free of the noise of the layers before.
-        alone = [self._layers(sample, read, undone) for sample, (_, read) in zip(samples, runs, strict=True)]
+        alone = [self._layers(sample, read, undone) for sample, read in zip(samples, runs, strict=True)]
         for name in [name for name in undone if name in alone[0]]:
-            pairs = [(one[name], read[name]) for one, (_, read) in zip(alone, runs, strict=True)]
+            pairs = [(one[name], read[name]) for one, read in zip(alone, exact, strict=True)]
             undone[name] = fit_gains(pairs, along=undone[name][1]) or undone[name]
         return undone
 
     def _measure(self, sample: Feed, gains: Gains) -> Iterator[TensorErrors]:
         mine, theirs = self._run(sample)
-        _, read = self._read(mine, theirs)
+        read = self._read(mine, theirs)
         made = self._layers(sample, read, gains)
         for pair in self.pairs:
             name, expected, gain = pair.tensor, mine[pair.tensor], gains.get(pair.tensor)
@@ -190,11 +196,17 @@ class LayerErrors:
         made = self._apart.run({**sample, **feed})
         return {pair.tensor: made[pair.tensor] for pair in self.pairs if pair.nodes}
 
-    def _read(
-        self, mine: Mapping[str, Array], theirs: Mapping[str, Array]
-    ) -> tuple[Mapping[str, Array], dict[str, Array]]:
-        """The tensors of the float model, and by the same names what stands for them in the quantized one."""
-        return mine, {pair.tensor: _like(_worst(pair, mine, theirs), mine[pair.tensor]) for pair in self.pairs}
+    def _read(self, mine: Mapping[str, Array], theirs: Mapping[str, Array], *, exact: bool = False) -> dict[str, Array]:
+        """By the names of the float model, what stands for its tensors in the quantized one.
+
+        exact: before it is rounded, where that is there.
+        """
+        return {
+            pair.tensor: _like(
+                theirs[pair.exact] if exact and pair.exact else _worst(pair, mine, theirs), mine[pair.tensor]
+            )
+            for pair in self.pairs
+        }
 
     def _run(self, sample: Feed) -> tuple[dict[str, Array], dict[str, Array]]:
         """The tensors of both models; inputs of the quantized one may have other names."""

@@ -152,14 +152,14 @@ def _middle(values: Sequence[float]) -> float:
 
 def _usual(own: Sequence[float]) -> float:
     """What a layer that is rounded usually costs alone, in dB."""
-    return _middle([value for value in own if value < _EXACT])
+    return _middle([value for value in own if -np.inf < value < _EXACT])
 
 
 def _level(own: Sequence[float]) -> float:
     """The dB below which a layer stands out, by those of all layers alone."""
-    noisy = sorted(value for value in own if value < _EXACT)
+    noisy = sorted(value for value in own if -np.inf < value < _EXACT)
     if not noisy:
-        return -np.inf
+        return _NOISY
     level = min(_NOISY, _usual(own) - _BEYOND_MOST)
     if len(noisy) > 1 and noisy[0] < _QUITE_NOISY and noisy[1] - noisy[0] > _BEYOND_NEXT:
         level = max(level, noisy[0] + _BEYOND_NEXT / 2)
