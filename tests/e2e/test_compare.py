@@ -240,3 +240,68 @@ def test_what_cannot_be_compared_is_told() -> None:
         amct_onnx.compare(residual_net(), 5, samples()[:2])
     with pytest.raises(DataError):
         amct_onnx.compare(residual_net(), residual_net(), normal(1, 2, 3, 5, 7))
+
+
+# --- shared models
+
+SHARED = {
+    "kws_dscnn_mlperftiny": (1, 49, 10),
+    "resnet20_cifar10": (3, 32, 32),
+    "resnet56_cifar10": (3, 32, 32),
+    "squeezenet1.1": (3, 224, 224),
+    "mobilenetv1_0.5_160": (3, 160, 160),
+    "mobilenetv2_tv1": (3, 224, 224),
+    "super_resolution_10": (1, 224, 224),
+    "yolox_nano": (3, 416, 416),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tool"), zip(SHARED, ["onnxruntime", "ours"] * 4, strict=True))
+def test_a_shared_model_whose_middle_layer_is_spoilt(name: str, tool: str, test_data: Any, tmp_path: Path) -> None:
+    path = str(test_data("models", f"{name}.onnx"))
+    data = normal(1, 2, *SHARED[name]) * (60 if name == "yolox_nano" else 1)
+    if tool == "ours":
+        model = ir.to_proto(amct_onnx.quantize(path, data, effort="fast").model())
+    else:
+        model = quantized_by_onnxruntime(tmp_path, prepared=True, per_channel=False, qdq=True, path=path, data=data)
+    sound = amct_onnx.compare(path, model, data, samples=1)
+    assert len(sound.unmatched) <= len(sound.layers) // 20
+    spoiler = Spoiler(model)
+    place = len(spoiler.layers) // 2
+    spoiler.constant(place, 1, 0, flip)
+    spoilt = spoiler.layers[place]
+    found = amct_onnx.compare(path, renamed(spoiler.model), data, samples=1)
+    before = {layer.layer for layer in sound.layers if layer.parts}
+    new = [layer for layer in found.layers if layer.parts and layer.layer not in before]
+    assert new, found.lines()
+    assert spoilt.name.removesuffix("_quant") in (new[0].layer, *new[0].nodes), new[0]
+
+
+@pytest.mark.slow
+def test_the_shared_model_of_another_tool(test_data: Any) -> None:
+    floats = test_data("models", "mobilenetv2_tv1.onnx")
+    quantized = test_data("models", "mobilenetv2_qdq_per_tensor.onnx")
+    found = amct_onnx.compare(floats, quantized, normal(1, 1, 3, 224, 224), samples=1)
+    assert found.unmatched == ()
+    assert len(found.layers) > 60
+
+
+@pytest.mark.slow
+def test_the_shared_sentence_encoder(test_data: Any) -> None:
+    path = test_data("models", "minilm_l6.onnx")
+    rng = np.random.default_rng(1)
+    data = {
+        "input_ids": rng.integers(1000, 20000, (4, 12)).astype(np.int64),
+        "attention_mask": np.ones((4, 12), np.int64),
+    }
+    model = ir.to_proto(amct_onnx.quantize(path, data, effort="fast").model())
+    sound = amct_onnx.compare(path, model, data, samples=1)
+    assert len(sound.unmatched) < 10
+    assert sound.first is None or sound.first.own_sqnr < 12
+    spoiler = Spoiler(model)
+    layers = [place for place, node in enumerate(spoiler.layers) if "layer.3/output/dense" in node.name]
+    spoiler.constant(layers[0], 1, 0, flip)
+    found = amct_onnx.compare(path, spoiler.model, data, samples=1)
+    assert found.first is not None
+    assert "layer.3/output/dense" in found.first.layer

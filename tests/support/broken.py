@@ -73,17 +73,18 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantized_by_onnxruntime(
-    folder: Path, *, prepared: bool, per_channel: bool, qdq: bool, model: onnx.ModelProto | None = None
+    folder: Path, *, prepared: bool, per_channel: bool, qdq: bool, path: str = "", data: Array | None = None
 ) -> onnx.ModelProto:
-    """`residual_net` by quantize_static. prepared: after quant_pre_process, which folds and renames."""
+    """`residual_net`, or the model at `path`, by quantize_static. prepared: after quant_pre_process, which folds."""
     source, result = folder / "float.onnx", folder / "quantized.onnx"
-    onnx.save(residual_net() if model is None else model, source)
+    model = onnx.load(path) if path else residual_net()
+    onnx.save(model, source)
     if prepared:
         quant_pre_process(str(source), str(source))
     quantize_static(
         str(source),
         str(result),
-        Reader(samples()),
+        Reader(samples() if data is None else data, model.graph.input[0].name),
         quant_format=QuantFormat.QDQ if qdq else QuantFormat.QOperator,
         per_channel=per_channel,
         activation_type=QuantType.QUInt8,
