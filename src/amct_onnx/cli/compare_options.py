@@ -51,9 +51,9 @@ def _read(namespace: argparse.Namespace, command: Parser) -> CompareCommand:
 def _run(command: Any, output: Output) -> None:
     import amct_onnx
     from amct_onnx.cli.show import show_result
-    from amct_onnx.progress import show_on_terminal, silent
+    from amct_onnx.progress import TerminalProgress
 
-    progress = show_on_terminal if output.is_text else silent
+    progress = TerminalProgress(output.say) if output.is_text else False
     found = amct_onnx.compare(
         command.float_model, command.quantized_model, command.data, progress=progress, **command.arguments
     )

@@ -50,9 +50,9 @@ def _read(namespace: argparse.Namespace, command: Parser) -> EvaluateCommand:
 def _run(command: Any, output: Output) -> None:
     import amct_onnx
     from amct_onnx.cli.show import show_result
-    from amct_onnx.progress import show_on_terminal, silent
+    from amct_onnx.progress import TerminalProgress
 
-    progress = show_on_terminal if output.is_text else silent
+    progress = TerminalProgress(output.say) if output.is_text else False
     found = amct_onnx.evaluate(command.models, command.images, command.labels, progress=progress, **command.arguments)
     show_result(output, EVALUATE.name, found)
 

@@ -15,7 +15,7 @@ _SHOWN = 20  # layers
 
 def run_sensitivity(command: SensitivityCommand, output: Output) -> None:
     """Answer with the layers by what they cost. Raises AmctError."""
-    progress = TerminalProgress(output.say) if output.is_text else None
+    progress = TerminalProgress(output.say) if output.is_text else False
     found = amct_onnx.sensitivity(command.model, command.data, progress=progress, **command.arguments)
     (table,) = found.tables()
     rest = len(table.rows) - _SHOWN

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.data.data_source import announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
@@ -26,7 +27,7 @@ from amct_onnx.graph.read.read_qoperators import lift_qoperators
 from amct_onnx.measure.layer_errors import LayerErrors, TensorErrors
 from amct_onnx.numerics.sample_noise import decibel
 from amct_onnx.options import documented
-from amct_onnx.progress import Progress, silent
+from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.tools.causes import Causes
@@ -55,8 +56,9 @@ def compare(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
     """Where `quantized_model` parts from `float_model`: each tensor in all, and what each layer costs alone.
 
@@ -66,28 +68,38 @@ def compare(
         Tensors are matched by the structure of both graphs and, where that has changed, by names.
     data: that of `quantize`.
     samples: how many are run, the first ones.
+    progress: as for `quantize`.
 
     The layers of both models run as the file has them, in floats between their roundings: what kernels of integers do
     beside that, as sums that saturate, is not seen here.
 
     Raises ArgumentError, ModelError, ModelFileError, FileMissingError and DataError.
     """
+    told = progress_of(progress)
     if samples < 1:
         raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     floats, quantized = _opened(float_model, "float_model"), _opened(quantized_model, "quantized_model")
-    options = DataOptions(images=images, batch_size=batch_size, limit=limit, shapes=shapes, dtypes=dtypes, names=names)
+    options = DataOptions(
+        images=images,
+        batch_size=batch_size,
+        limit=limit,
+        shapes=shapes,
+        dtypes=dtypes,
+        names=names,
+        tokenizer=tokenizer,
+    )
     lift_qoperators(quantized)
     lift_deploy(quantized)
     _prepare(quantized)
     found = match_models(floats, quantized)
     limited = replace(options, limit=min(options.limit or samples, samples))
-    source = open_data(data, model_inputs(floats), limited, FloatNetwork(floats), purpose_of(floats))
+    source = open_data(data, model_inputs(floats), limited, FloatNetwork(floats), purpose_of(floats), announcer(told))
     rule = source.rule
     kept = [rule.sample(feed, index) for feed in source.unchecked() for index in range(rule.count(feed))][:samples]
     if not kept:
         raise DataError("The data hold no sample: give one at least.")
     running = LayerErrors(floats, quantized, found, kept[0])
-    measured = {errors.pair.tensor: errors for errors in running.measure(kept, progress or silent)}
+    measured = {errors.pair.tensor: errors for errors in running.measure(kept, told)}
     called = _called(float_model), _called(quantized_model)
     return _result(called, Causes(floats, quantized), (found, running.left_out), measured, _outputs(floats), len(kept))
 

@@ -20,10 +20,12 @@ from amct_onnx.values.machine import Extra, Machine, Package
 _NAME = "amct-onnx"
 # What each extra is for; a test holds the names to those of the package.
 PURPOSES = {
+    "completion": "the words of the command line by the Tab key of a shell",
     "dev": "to run the tests",
     "evaluate": "mean average precision of detectors, as COCO computes it (evaluate)",
     "pandas": "results as tables of pandas (to_pandas)",
     "samples": "the samples",
+    "text": "text files as data, by a tokenizer.json",
     "train": "to train the networks of the benchmarks",
 }
 _COMPILED = {

@@ -20,7 +20,7 @@ from amct_onnx.graph.inputs import ModelInput, model_inputs
 from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.graph.read.lift_deploy import has_ascend_operators
 from amct_onnx.numerics.arrays import Array, Feed, Int64s
-from amct_onnx.progress import Progress, silent
+from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.run.session import open_session, quiet, run_feed
@@ -41,7 +41,7 @@ def evaluate(
     preset: ImageOptions | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Scores:
     """How good a model is on samples with labels, or two models side by side.
 
@@ -53,6 +53,7 @@ def evaluate(
         folder of text files with lines "class cx cy w h" as YOLO has them, or a JSON file of COCO.
     preset: how images are prepared, as `images` of `quantize` says it: the name of a preset, a file that describes one
         or an `ImageOptions`. None takes what the model shows.
+    progress: as for `quantize`.
     batch_size: images that run at once. limit: samples that are used at most, at equal distances.
 
     Classes are judged by the first float output, [N, classes]: by the share of the samples whose label is the best
@@ -67,7 +68,7 @@ def evaluate(
         raise ArgumentError(f"evaluate takes one model or two, got {len(models)}.")
     opened = [_Network(one) for one in models]
     options = DataOptions(images=preset, batch_size=batch_size, limit=limit)
-    told = progress or silent
+    told = progress_of(progress)
     folder = Path(images) if isinstance(images, str | os.PathLike) else None
     if folder is not None and not folder.exists():
         raise FileMissingError(f"{named('images')}: {folder} does not exist: check the path.")
