@@ -232,8 +232,19 @@ class _Matcher:
                 # A Gemm with a bias may have become a product and a sum.
                 if is_op(node, "Gemm") and len(node.inputs) > 2 and not is_op(rival, "Gemm"):
                     value = self._with_bias(value)
-                self.found[mine] = value
+                self.found[mine] = self._named_behind(mine, value)
                 self.pairs[mine] = [node]
+
+    def _named_behind(self, mine: ir.Value, value: ir.Value) -> ir.Value:
+        """`value`, or what it becomes by its scales where that has the name of the float tensor: rows of a table."""
+        other = behind = self.rivals.values.get(mine.name or "")
+        for _ in range(_MOST_STEPS):
+            if behind is None or behind is value:
+                break
+            node = behind.producer()
+            scaled = is_dequantize(node) or is_op(node, "Cast", "Mul")
+            behind = node.inputs[0] if node is not None and scaled else None
+        return value if behind is None or other is None else other
 
     def _with_bias(self, value: ir.Value) -> ir.Value:
         reader = _only_reader(value)

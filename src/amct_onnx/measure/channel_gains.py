@@ -57,8 +57,8 @@ def _summed(pairs: Sequence[tuple[Array, Array]], axis: int) -> Doubles:
 
 def _by_channel(one: Array, two: Array, axis: int) -> Doubles:
     with np.errstate(invalid="ignore", over="ignore"):
-        product = np.multiply(one, two, dtype=np.float64)
-    result: Doubles = product.sum(axis=tuple(k for k in range(product.ndim) if k != axis))
+        product = np.multiply(one, two, dtype=np.promote_types(one.dtype, np.float32))
+        result: Doubles = product.sum(axis=tuple(k for k in range(product.ndim) if k != axis), dtype=np.float64)
     return result
 
 

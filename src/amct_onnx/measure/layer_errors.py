@@ -41,11 +41,13 @@ class Powers:
     @classmethod
     def of(cls, expected: Array, found: Array) -> Powers:
         """Those of one sample. Where the float model holds no number, as a masked score, nothing is compared."""
+        kind = np.promote_types(expected.dtype, np.float32)  # squares of float16 are soon too large for it
+        expected, found = expected.astype(kind, copy=False), found.astype(kind, copy=False)
         known = np.isfinite(expected)
         if not known.all():
             expected, found = (np.where(known, array, 0) for array in (expected, found))
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.subtract(found, expected, dtype=np.float64)
+            error = np.subtract(found, expected)
             noise, largest = _product(error, error), float(np.abs(error).max(initial=0.0))
             if not np.isfinite(noise):
                 noise = largest = float("inf")
@@ -126,7 +128,8 @@ class LayerErrors:
         if not any(pair.nodes for pair in self.pairs):
             raise ModelError("The two models have no tensor in common: compare a model with what was made from it.")
         kept = {pair.tensor for pair in self.pairs}
-        self.left_out = tuple(pair.layer for pair in found.pairs if pair.tensor not in kept)
+        real = {name for name, array in mine.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"}
+        self.left_out = tuple(p.layer for p in found.pairs if p.tensor in real - kept)
         kinds = {name: (ir.DataType.from_numpy(mine[name].dtype), mine[name].ndim) for name in kept}
         apart, self._given = take_apart(floats, kinds)
         self._apart = ShownNetwork(apart, [pair.tensor for pair in self.pairs if pair.nodes], "float")
@@ -217,7 +220,9 @@ class LayerErrors:
 
 def _product(one: Array, two: Array) -> float:
     """The sum of products. No BLAS: its threads would wait for those of ONNX Runtime."""
-    return float(np.multiply(one, two, dtype=np.float64).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(np.multiply(one, two).sum(dtype=np.float64))
+    return found if np.isfinite(found) else float(np.multiply(one, two, dtype=np.float64).sum())
 
 
 def _names(pair: TensorPair) -> Iterator[str]:

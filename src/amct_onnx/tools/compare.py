@@ -120,7 +120,8 @@ def _result(
     for errors in measured.values():
         pair, own, why = errors.pair, alone[errors.pair.tensor], causes.element(errors)
         other = reaches[pair.tensor] / reach  # NaN where there is no grid
-        strange = own < usual - _BEYOND_USUAL and (other < 1 / _OTHER_REACH or other > _OTHER_REACH)
+        cut, coarse = max(other, reaches[pair.tensor]), min(other, reaches[pair.tensor])
+        strange = own < usual - _BEYOND_USUAL and (cut < 1 / _OTHER_REACH or coarse > _OTHER_REACH)
         parts = own < level or strange or bool(why)
         if parts and not why:
             why = causes.weight(errors) or causes.rounding(errors) or causes.bias(errors) or causes.unknown(errors)
