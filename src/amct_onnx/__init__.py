@@ -52,7 +52,15 @@ if TYPE_CHECKING:
     from amct_onnx.ptq.quantized_model import QuantizedModel
     from amct_onnx.report.write import save_run, write_report
     from amct_onnx.run.deployed import deployed_session
+    from amct_onnx.tools.compare import compare
+    from amct_onnx.tools.doctor import doctor
+    from amct_onnx.tools.evaluate import evaluate
+    from amct_onnx.tools.inspect import inspect
+    from amct_onnx.values.comparison import Comparison
+    from amct_onnx.values.machine import Machine
     from amct_onnx.values.mixed_precision import MixedPrecision
+    from amct_onnx.values.model_summary import ModelSummary
+    from amct_onnx.values.scores import Scores
     from amct_onnx.values.sensitivity import Sensitivity
 
     AMCT_SO: onnxruntime.SessionOptions
@@ -64,17 +72,21 @@ __all__ = [
     "ActivationSettings",
     "AdaRound",
     "Arq",
+    "Comparison",
     "Entropy",
     "Hfmg",
     "Ifmr",
     "ImageOptions",
     "LayerSettings",
+    "Machine",
     "MinMax",
     "MixedPrecision",
+    "ModelSummary",
     "Mse",
     "Nuq",
     "Percentile",
     "QuantizedModel",
+    "Scores",
     "Sensitivity",
     "Settings",
     "Statistics",
@@ -82,9 +94,13 @@ __all__ = [
     "WeightSettings",
     "__version__",
     "accuracy_based_auto_calibration",
+    "compare",
     "convert_qat_model",
     "create_quant_config",
     "deployed_session",
+    "doctor",
+    "evaluate",
+    "inspect",
     "load_statistics",
     "quantize",
     "quantize_model",
@@ -116,7 +132,15 @@ _MODULES = {
     "ptq.quantized_model": ("QuantizedModel",),
     "report.write": ("save_run", "write_report"),
     "run.deployed": ("deployed_session",),
+    "tools.compare": ("compare",),
+    "tools.doctor": ("doctor",),
+    "tools.evaluate": ("evaluate",),
+    "tools.inspect": ("inspect",),
+    "values.comparison": ("Comparison",),
+    "values.machine": ("Machine",),
     "values.mixed_precision": ("MixedPrecision",),
+    "values.model_summary": ("ModelSummary",),
+    "values.scores": ("Scores",),
     "values.sensitivity": ("Sensitivity",),
 }
 # Where each public name lives.

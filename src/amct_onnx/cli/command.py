@@ -79,7 +79,7 @@ class Command:
             self.name,
             help=self.summary,
             description=self.about,
-            usage=f"amct_onnx {self.name} {self.usage} [options]",
+            usage=" ".join(["amct_onnx", self.name, *self.usage.split(), "[options]"]),
             epilog=f"{_EXIT_CODES}\noptions: --name value or --name=value; names can be shortened",
             formatter_class=_Help,
         )

@@ -12,16 +12,19 @@ from typing import Any
 import amct_onnx
 from amct_onnx.cli.calibration_options import CALIBRATION
 from amct_onnx.cli.command import Command, Parser, main_parser
+from amct_onnx.cli.compare_options import COMPARE
 from amct_onnx.cli.convert_options import CONVERT
+from amct_onnx.cli.doctor_options import DOCTOR
+from amct_onnx.cli.evaluate_options import EVALUATE
+from amct_onnx.cli.inspect_options import INSPECT
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QUANTIZE
 from amct_onnx.cli.report_options import REPORT
 from amct_onnx.cli.sensitivity_options import SENSITIVITY
 from amct_onnx.words import of_the_command_line
 
-COMMANDS: Mapping[str, Command] = {
-    command.name: command for command in (QUANTIZE, SENSITIVITY, REPORT, CALIBRATION, CONVERT)
-}
+_ALL = (QUANTIZE, INSPECT, SENSITIVITY, COMPARE, EVALUATE, REPORT, DOCTOR, CALIBRATION, CONVERT)
+COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,10 +44,14 @@ class DataSource:
 
         In the end a warning is logged for what they cannot calibrate: data that are constant, alike, or few.
         """
+        return checked(self.unchecked(), self.rule)
+
+    def unchecked(self) -> Iterator[Feed]:
+        """The feeds, for work that calibrates nothing: few or equal samples are fine then."""
         feeds, self._feeds = self._feeds, None
         if feeds is None:
             raise DataError("the calibration data were read already, open them again for a second pass")
-        return checked(feeds, self.rule)
+        return feeds
 
 
 def announcer(progress: Progress) -> Note:

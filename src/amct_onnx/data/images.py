@@ -27,6 +27,7 @@ _log = logging.getLogger("amct_onnx.Data")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _MARGIN = 256 / 224  # of the short side of an image to that of the crop, as torchvision and TensorFlow evaluate
 _SMALL = 64  # pixels; images for inputs up to that size (CIFAR) have just the size of the input, so nothing is cut off
+_ORIENTATION, _UPRIGHT = 0x0112, 4  # the tag of EXIF, and its last value that keeps height and width
 _USUAL_SIZE, _USUAL_BOX = 224, 416  # pixels, if the model leaves the size open; the second with a letterbox
 
 
@@ -223,6 +224,34 @@ def open_images(files: Sequence[Path], options: ImageOptions, dtype: str, where:
     return ImageArray(
         files=tuple(files), options=options, dtype=np.dtype(dtype), shape=(len(files), *sample), where=where
     )
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """The height and width of an image as it is shown, turned as its EXIF data say. Raises DataError."""
+    with _open(file) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) > _UPRIGHT
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the pixels of an image are in the input: (x, y) * scale + offset, both (x, y)."""
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+
+def placement(size: tuple[int, int], options: ImageOptions) -> Placement:
+    """Where an image of a size (height, width) goes, by options that say `crop` and do not cut anything off."""
+    (rows, columns), (height, width) = size, options.size
+    if options.fit == "stretch":
+        return Placement(scale=(width / columns, height / rows), offset=(0.0, 0.0))
+    ratio = min(height / rows, width / columns)
+    centred = _is_centred(options)
+    whole = round if centred else int
+    margin = width - max(1, whole(columns * ratio)), height - max(1, whole(rows * ratio))
+    offset = (float(margin[0] // 2), float(margin[1] // 2)) if centred else (0.0, 0.0)
+    return Placement(scale=(ratio, ratio), offset=offset)
 
 
 def _open(file: Path) -> Image:

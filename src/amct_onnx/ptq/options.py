@@ -49,7 +49,11 @@ class QuantizeOptions:
         flag=Flag(help="mse, min_max, percentile, entropy, ifmr or hfmg", metavar="NAME", choices=ALGORITHM_NAMES),
     )
     skip_layers: Collection[str] = option(
-        (), "nodes that stay in float", flag=Flag(metavar="NAMES", example='"Conv_0;Gemm_8"', read=split_names)
+        (),
+        "nodes that stay in float, by name, pattern or type",
+        'In a pattern * stands for any letters, as in "Conv_*"; "type:Softmax" names the nodes of an operator type. '
+        "What names no node is an error.",
+        flag=Flag(metavar="NAMES", example='"Conv_0;head/*;type:Softmax"', read=split_names),
     )
     reduce_range: bool = option(
         False,

@@ -20,6 +20,7 @@ from amct_onnx.numerics.settings import (
     Percentile,
     Settings,
 )
+from amct_onnx.ptq.layer_patterns import matching_nodes
 from amct_onnx.values.layers import GraphFacts
 from amct_onnx.values.request import Request
 from amct_onnx.words import named
@@ -53,21 +54,14 @@ def make_request(
         algorithm = ALGORITHMS[algorithm]()
     if algorithm is not None and not isinstance(algorithm, tuple(ALGORITHMS.values())):
         raise ArgumentTypeError(f"algorithm must be a name or a solver's settings, got {type(algorithm).__name__}")
-    if isinstance(skip_layers, str):
-        raise ArgumentTypeError(f"skip_layers must be a list of names, got the text {skip_layers!r}")
-    for name in skip_layers:
-        if name not in facts.nodes:
-            hint = did_you_mean(name, facts.nodes, "its nodes have other names.")
-            raise ArgumentError(f"{named('skip_layers')}: the model has no node {name!r}, {hint}")
+    skipped = matching_nodes(skip_layers, facts.nodes)
     if settings is not None and not isinstance(settings, Settings):
         if not isinstance(settings, str | os.PathLike):
             raise ArgumentTypeError(f"settings must be Settings, a path or None, got {type(settings).__name__}")
         settings = (read_cfg if Path(settings).suffix == ".cfg" else read_config)(settings, facts)
     if settings is not None:
         _check_layers(settings, facts)
-    return Request(
-        settings=settings, algorithm=algorithm, skip_layers=tuple(skip_layers), reduce_range=bool(reduce_range)
-    )
+    return Request(settings=settings, algorithm=algorithm, skip_layers=skipped, reduce_range=bool(reduce_range))
 
 
 def _check_layers(settings: Settings, facts: GraphFacts) -> None:

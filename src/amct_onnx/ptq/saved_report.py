@@ -13,13 +13,14 @@ from amct_onnx.measure.kernel_report import RuntimeReport, size_text
 from amct_onnx.measure.latency import Latency
 from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.layers import Decision
+from amct_onnx.values.shown import Shown, Table, html_of
 
 _WIDTH = 118
 _SHOWN = 3  # reasons to stay in float that are shown, and nodes for each of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedReport:
+class SavedReport(Shown):
     """A summary of a model that was saved for `target`; `str()` gives it as text of at most 25 lines.
 
     accuracy: None where there were no samples to measure it with. decisions: what happens to each node that the target
@@ -68,6 +69,14 @@ class SavedReport:
     def version(self) -> str:
         """Of ONNX Runtime; "" where nothing was run in it."""
         return "" if self.runtime is None else self.runtime.version
+
+    def tables(self) -> tuple[Table, ...]:
+        """The nodes that the target could quantize, and what happens to each."""
+        rows = [(one.layer, one.quantized, one.reason) for one in self.decisions]
+        return (Table.of("Nodes that the target could quantize", ("node", "quantized", "why not"), rows),)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.lines())
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from amct_onnx.numerics import sample_noise
+from amct_onnx.values.shown import Shown, Table, plain
 
 decibel = sample_noise.decibel
 
@@ -45,7 +47,7 @@ class LayerEffect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensitivity:
+class Sensitivity(Shown):
     """`layers` by their effect, the largest first; `together`: all layers at once, measured and not added up.
 
     `outputs`: the same for each float output. `median`: that of the median sample. `samples`: how many samples were
@@ -68,6 +70,27 @@ class Sensitivity:
     def median_sqnr(self) -> float:
         """The same of the median sample."""
         return decibel(self.median)
+
+    def lines(self) -> list[str]:
+        """What is to be known, in a sentence."""
+        samples = "one sample" if self.samples == 1 else f"{self.samples} samples"
+        both = f"{self.sqnr:.1f} dB, {self.median_sqnr:.1f} dB of the median sample"
+        return [f"Target {self.target}, all {len(self.layers)} layers together: {both}, on {samples}."]
+
+    def tables(self) -> tuple[Table, ...]:
+        columns = ("layer", "type", "noise/signal", "SQNR", "median", "weight")
+        rows = [
+            (one.layer, one.op_type, one.effect, one.sqnr, one.median_sqnr, 100 * one.from_weight)
+            for one in self.layers
+        ]
+        return (Table.of("Layers by what each alone costs", columns, rows, SQNR="dB", median="dB", weight="%"),)
+
+    def to_dict(self) -> dict[str, Any]:
+        document = super().to_dict()
+        document |= {"sqnr": plain(self.sqnr), "median_sqnr": plain(self.median_sqnr)}
+        for entry, layer in zip(document["layers"], self.layers, strict=True):
+            entry |= {"sqnr": plain(layer.sqnr), "median_sqnr": plain(layer.median_sqnr)}
+        return document
 
     def __str__(self) -> str:
         shown = self.layers[:_SHOWN]

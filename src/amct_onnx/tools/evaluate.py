@@ -1,0 +1,227 @@
+"""`evaluate`: how good a model is on labelled samples, or two models side by side: top-1 and top-5, or mAP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from amct_onnx.data.image_options import ImageOptions
+from amct_onnx.data.images import find_images, image_options, image_size, open_images, placement
+from amct_onnx.data.open_data import open_data
+from amct_onnx.data.options import DataOptions
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError, FileMissingError, ModelError
+from amct_onnx.files.onnx_file import load_model, take_model
+from amct_onnx.graph.inputs import ModelInput, model_inputs
+from amct_onnx.graph.outputs import purpose_of
+from amct_onnx.graph.read.lift_deploy import has_ascend_operators
+from amct_onnx.numerics.arrays import Array, Feed, Int64s
+from amct_onnx.progress import Progress, progress_of
+from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.run.deployed import open_deployed
+from amct_onnx.run.session import open_session, quiet, run_feed
+from amct_onnx.tools.detections import average_precision, boxes_of, in_image
+from amct_onnx.tools.labels import class_array, has_boxes, read_boxes, read_classes
+from amct_onnx.values.scores import ModelScores, Scores
+from amct_onnx.words import named
+
+_BATCH = 8  # images that run at once, where the model leaves that open
+_BACKGROUND = 1001  # classes of a model whose first one is none of ImageNet's thousand
+
+
+def evaluate(
+    model: Any,
+    images: Any,
+    labels: Any = None,
+    *,
+    preset: ImageOptions | str | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    progress: Progress | bool | None = None,
+) -> Scores:
+    """How good a model is on samples with labels, or two models side by side.
+
+    model: a path, an onnx.ModelProto, an onnx_ir.Model or a `QuantizedModel`, or a pair of these. A deploy model runs
+        in its integers.
+    images: a folder of images, or arrays as `quantize` takes them (an array, a .npy or .npz file, ...).
+    labels: for classes a file with lines "name class", a JSON file {name: class}, a mapping of these, or None for a
+        folder of images with a subfolder for each class; for arrays an array of classes or a file of one. For boxes a
+        folder of text files with lines "class cx cy w h" as YOLO has them, or a JSON file of COCO.
+    preset: how images are prepared, as `images` of `quantize` says it: the name of a preset, a file that describes one
+        or an `ImageOptions`. None takes what the model shows.
+    progress: as for `quantize`.
+    batch_size: images that run at once. limit: samples that are used at most, at equal distances.
+
+    Classes are judged by the first float output, [N, classes]: by the share of the samples whose label is the best
+    class, and among the best five. Of equal scores the first class counts. A model with one class more than the labels'
+    1,000 is taken to have a background class in front. Boxes are judged by mean average precision as COCO defines it,
+    which needs pycocotools; detectors are YOLOX, YOLOv5, Ultralytics' and such that choose their boxes themselves.
+
+    Raises ArgumentError, ModelError, ModelFileError, FileMissingError, DataError, and MissingExtraError.
+    """
+    models = tuple(model) if isinstance(model, tuple | list) else (model,)
+    if not 1 <= len(models) <= 2:
+        raise ArgumentError(f"evaluate takes one model or two, got {len(models)}.")
+    opened = [_Network(one) for one in models]
+    options = DataOptions(images=preset, batch_size=batch_size, limit=limit)
+    told = progress_of(progress)
+    folder = Path(images) if isinstance(images, str | os.PathLike) else None
+    if folder is not None and not folder.exists():
+        raise FileMissingError(f"{named('images')}: {folder} does not exist: check the path.")
+    files = find_images(folder) if folder is not None and folder.is_dir() else []
+    if folder is not None and files:
+        return _of_images(opened, folder, files, labels, options, told)
+    if labels is None or has_boxes(labels):
+        raise ArgumentError(f"{named('labels')}: data that are no folder of images take an array of classes.")
+    return _of_arrays(opened, images, labels, options, told)
+
+
+class _Network:
+    """A session of one model, what it is called, and its inputs."""
+
+    def __init__(self, model: Any) -> None:
+        options = quiet()
+        if isinstance(model, QuantizedModel):
+            self.called, graph = f"the model for {model.target}", model.model()
+        elif isinstance(model, str | os.PathLike):
+            self.called, graph = os.fspath(model), load_model(model)
+        elif isinstance(model, ir.Model) or type(model).__name__ == "ModelProto":
+            self.called, graph = "the model in memory", take_model(model)
+        else:
+            kinds = "a path, an onnx.ModelProto, an onnx_ir.Model or a QuantizedModel"
+            raise ArgumentTypeError(f"evaluate takes {kinds}, got {type(model).__name__}")
+        self.inputs, self.purpose = model_inputs(graph), purpose_of(graph)
+        if has_ascend_operators(graph):
+            self.session = open_deployed(graph, self.called, None, options)
+        else:
+            self.session = open_session(graph, options, cannot=f"open {self.called}")
+
+    @property
+    def images(self) -> ModelInput:
+        """The only input that takes data. Raises ModelError where there are several."""
+        needed = [value for value in self.inputs if not value.optional]
+        if len(needed) != 1:
+            raise ModelError(f"{self.called} has {len(needed)} inputs: images are for models with one.")
+        return needed[0]
+
+    def output(self, feed: Feed, samples: int) -> Array:
+        """The first float output of a run, [samples, ...]. Raises DataError, and ModelError where it has none."""
+        floats = [array for array in run_feed(self.session, feed) if getattr(array, "dtype", np.dtype("O")).kind == "f"]
+        if not floats or floats[0].ndim == 0:
+            raise ModelError(f"{self.called} has no output of floats to judge.")
+        if floats[0].shape[0] != samples:
+            text = f"gives {floats[0].shape[0]} rows for {samples} samples"
+            raise DataError(f"{self.called} {text}: use {named('batch_size')} 1, or a model with a batch.")
+        return floats[0]
+
+
+def _of_images(
+    networks: Sequence[_Network],
+    folder: Path,
+    files: Sequence[Path],
+    labels: Any,
+    options: DataOptions,
+    told: Progress,
+) -> Scores:
+    boxes = has_boxes(labels)
+    known: Mapping[Path, Any] = read_boxes(labels, files)[0] if boxes else read_classes(labels, files, folder)
+    chosen = _spread([file for file in files if file in known], options.limit)
+    notes: dict[str, None] = {}
+    batches = [_prepared(network, chosen, options, notes.setdefault) for network in networks]
+    truth = [known[file] for file in chosen]
+    if not boxes:
+        outputs = [
+            list(_run(network, batch, len(chosen), told)) for network, (_, batch) in zip(networks, batches, strict=True)
+        ]
+        return _classified(networks, outputs, np.array(truth, np.int64), notes)
+    scores = []
+    sizes = [image_size(file) for file in chosen]
+    for network, (how, batch) in zip(networks, batches, strict=True):
+        if how.fit == "crop":
+            text = "cuts images off, and boxes with them: use one that fits them in, as yolox or ultralytics"
+            raise ArgumentError(f"{named('preset')}: this preset {text}.")
+        found = (boxes_of(rows, how.size) for rows in _run(network, batch, len(chosen), told))
+        placed = [in_image(one, placement(size, how)) for one, size in zip(found, sizes, strict=True)]
+        scores.append(ModelScores(model=network.called, figures=average_precision(placed, truth)))
+    return Scores(task="detection", samples=len(chosen), models=tuple(scores), agreement=None, notes=tuple(notes))
+
+
+def _of_arrays(networks: Sequence[_Network], data: Any, labels: Any, options: DataOptions, told: Progress) -> Scores:
+    outputs: list[list[Array]] = []
+    notes: dict[str, None] = {}
+    for network in networks:
+        rows: list[Array] = []
+        source = open_data(data, network.inputs, options)
+        for number, feed in enumerate(source.unchecked()):
+            rows += list(network.output(feed, source.rule.rows(feed)))
+            told("evaluation", (number + 1) / source.total if source.total else 0.0)
+        outputs.append(rows)
+        notes.update(dict.fromkeys(source.assumptions))
+    truth = class_array(labels, len(outputs[0]), first=options.limit is not None)
+    return _classified(networks, outputs, truth, notes)
+
+
+def _prepared(
+    network: _Network, files: Sequence[Path], options: DataOptions, note: Callable[[str, None], object]
+) -> tuple[ImageOptions, Iterator[Feed]]:
+    """How images become the input of a model, and their batches."""
+    value = network.images
+    how = image_options(value, options.images, lambda text: _tell(note, text), network.purpose)
+    array = open_images(files, how, value.dtype or "float32", os.fspath(files[0].parent))
+    fixed = value.shape[0] if value.shape else None
+    size = fixed or options.batch_size or _BATCH
+    return how, ({value.name: block} for block in array.blocks(size, len(files)))
+
+
+def _tell(note: Callable[[str, None], object], text: str) -> None:
+    note(text, None)
+
+
+def _run(network: _Network, feeds: Iterator[Feed], total: int, told: Progress) -> Iterator[Array]:
+    """The output for each sample. A last batch that the model has fixed larger is filled up, and that is cut off."""
+    fixed = network.images.shape[0] if network.images.shape else None
+    done = 0
+    for feed in feeds:
+        ((name, block),) = feed.items()
+        count = len(block)
+        if fixed is not None and count < fixed:
+            block = np.concatenate([block, np.repeat(block[-1:], fixed - count, axis=0)])
+        yield from network.output({name: block}, len(block))[:count]
+        done += count
+        told("evaluation", done / total)
+
+
+def _classified(
+    networks: Sequence[_Network], outputs: Sequence[Sequence[Array]], truth: Int64s, notes: dict[str, None]
+) -> Scores:
+    scores, best = [], []
+    for network, rows in zip(networks, outputs, strict=True):
+        table = np.stack([row.reshape(-1) for row in rows]).astype(np.float64)
+        if any(dim != 1 for dim in rows[0].shape[1:]) or table.shape[1] < 2:
+            shape = list(rows[0].shape)
+            raise DataError(f"{network.called} gives {shape} for a sample, which are no scores of classes.")
+        labels = truth
+        if table.shape[1] == _BACKGROUND and truth.max() < _BACKGROUND - 1:
+            labels = truth + 1
+            notes[f"the first of the {_BACKGROUND} classes of {network.called} is the background"] = None
+        if labels.max() >= table.shape[1]:
+            text = f"has {table.shape[1]} classes, and a label is {truth.max()}: classes begin with 0"
+            raise DataError(f"{named('labels')}: {network.called} {text}.")
+        order = np.argsort(-table, axis=1, kind="stable")[:, :5]
+        hits = order == labels[:, None]
+        figures = {"top-1": 100 * float(hits[:, 0].mean()), "top-5": 100 * float(hits.any(axis=1).mean())}
+        scores.append(ModelScores(model=network.called, figures=figures))
+        best.append(order[:, 0] - (labels - truth))
+    same = 100 * float((best[0] == best[1]).mean()) if len(best) > 1 else None
+    return Scores(task="classification", samples=len(truth), models=tuple(scores), agreement=same, notes=tuple(notes))
+
+
+def _spread(files: Sequence[Path], most: int | None) -> list[Path]:
+    """At most so many of the files, at equal distances."""
+    if most is None or len(files) <= most:
+        return list(files)
+    return [files[index * len(files) // most] for index in range(most)]
