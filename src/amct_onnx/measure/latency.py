@@ -24,14 +24,15 @@ _BUSY = 1.6  # quartiles of the speed-up whose ratio is larger tell of another o
 class Latency:
     """Medians of `runs` runs each, in seconds.
 
-    low, high: between them lie the middle half of the turns, as how many times as fast the second session was; None
-    where there were too few turns.
+    How many times as fast the second session was in single turns: middle is the median, and the middle half of the
+    turns lies between low and high. None where there were too few turns.
     """
 
     before: float
     after: float
     runs: int
     low: float | None = None
+    middle: float | None = None
     high: float | None = None
 
     @property
@@ -41,14 +42,14 @@ class Latency:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast the second session is."""
-        return self.before / self.after
+        """How many times as fast the second session is: in the turns, since what slows one run down slows both."""
+        return self.before / self.after if self.middle is None else self.middle
 
     @property
     def slower(self) -> bool:
         """Whether the second session is slower by more than noise; on a busy machine, in most turns."""
         in_most = not self.too_busy or (self.high is not None and self.high * (1 + NOISE) < 1)
-        return in_most and self.after > self.before * (1 + NOISE)
+        return in_most and self.speedup * (1 + NOISE) < 1
 
 
 def measure_latency(
@@ -76,16 +77,16 @@ def measure_latency(
             sessions[which].run(None, feed)
             times[which].append(time.perf_counter() - begin)
         turn.reverse()
-    low, high = _middle_half([one / two for one, two in zip(*times, strict=True)])
+    low, middle, high = _quartiles([one / two for one, two in zip(*times, strict=True)])
     before_median, after_median = map(statistics.median, times)
-    return Latency(before=before_median, after=after_median, runs=len(times[0]), low=low, high=high)
+    return Latency(before=before_median, after=after_median, runs=len(times[0]), low=low, middle=middle, high=high)
 
 
-def _middle_half(ratios: list[float]) -> tuple[float | None, float | None]:
+def _quartiles(ratios: list[float]) -> tuple[float | None, float | None, float | None]:
     if len(ratios) < _LEAST_RUNS:
-        return None, None
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, high
+        return None, None, None
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return low, middle, high
 
 
 def _is_enough(times: tuple[list[float], list[float]], elapsed: float, budget: float) -> bool:

@@ -161,6 +161,7 @@ def _runtime(report: RuntimeReport) -> Runtime:
         version=report.version,
         seconds_before=None if latency is None else latency.before,
         seconds_after=None if latency is None else latency.after,
+        speedup=None if latency is None else latency.speedup,
         runs=0 if latency is None else latency.runs,
         low=None if latency is None else latency.low,
         high=None if latency is None else latency.high,

@@ -65,6 +65,7 @@ class Runtime:
     version: str
     seconds_before: float | None
     seconds_after: float | None
+    speedup: float | None
     runs: int
     low: float | None
     high: float | None

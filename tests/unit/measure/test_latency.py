@@ -8,7 +8,7 @@ import pytest
 from flow import CPU, build, normal
 
 from amct_onnx.measure import latency
-from amct_onnx.measure.latency import NOISE, Latency, _middle_half, measure_latency
+from amct_onnx.measure.latency import NOISE, Latency, _quartiles, measure_latency
 
 
 def session(products: int) -> ort.InferenceSession:
@@ -66,5 +66,6 @@ def test_few_turns_tell_no_spread() -> None:
 
 
 def test_the_spread_is_that_of_the_turns() -> None:
-    assert _middle_half([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
-    assert _middle_half([1.0, 2.0, 3.0, 4.0]) == (None, None)
+    assert _quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert _quartiles([1.0, 2.0, 3.0, 4.0]) == (None, None, None)
+    assert Latency(before=3.0, after=1.5, runs=5, low=2.0, middle=3.0, high=4.0).speedup == 3.0

@@ -1,11 +1,14 @@
 // The rest of the page: summary, advice, recipe, details, and two runs side by side.
-const level = (x) => (x >= 30 ? ["good", "very close to float"] : x >= 20 ? ["good", "close to float"] : x >= 12 ? ["fair", "noisy: check your task"] : ["bad", "far from float: most tasks suffer"]);
+const level = (x, top) => {
+  if (x >= 20 && known(top) && top < 0.9) return ["fair", "some answers change: check your task"];
+  return x >= 30 ? ["good", "very close to float"] : x >= 20 ? ["good", "close to float"] : x >= 12 ? ["fair", "noisy: check your task"] : ["bad", "far from float: most tasks suffer"];
+};
 
 function drawSummary() {
   const one = run(), accuracy = one.accuracy, runtime = one.runtime, worst = one.worst[0], quantized = one.layers.filter((l) => l.quantized).length;
   fill("subtitle", [`${one.model.name} for ${one.target}`, one.data && `calibrated with ${one.data}`, plural(one.model.nodes, "node"), `${count(one.model.weights)} weights`, `opset ${one.model.opset}`].filter(Boolean).join(" · "));
   const words = [];
-  if (known(reached(one))) { const [kind, said] = level(reached(one)); words.push(h("b", { class: kind }, `${dB(reached(one))}: ${said}. `)); }
+  if (known(reached(one))) { const [kind, said] = level(reached(one), accuracy.same_top1); words.push(h("b", { class: kind }, `${dB(reached(one))}: ${said}. `)); }
   else words.push(h("b", { class: "fair" }, "The error was not measured"), accuracy.problem ? `: ${accuracy.problem} ` : ". ");
   if (worst) words.push(h("b", {}, worst.name), ` (${worst.op_type}) hurts most, with ${share(worst.share)} of the error. `);
   const float = one.advice.find((a) => a.kind === "float"), next = one.advice.find((a) => a.kind !== "done" && a.kind !== "float" && a.option);
@@ -15,7 +18,7 @@ function drawSummary() {
   fill("verdict", words);
   const where = known(accuracy.decibels) ? `${plural(accuracy.judged, "sample")} ${accuracy.held_out ? "held out" : "of the calibration"}` : plural(accuracy.samples, "sample");
   const top = known(accuracy.same_top1) ? `, same top-1 for ${share(accuracy.same_top1)}` : "";
-  const tiles = [tile("Outputs", dB(reached(one)), known(reached(one)) ? `signal over noise of int8${top}; ${where}` : "not measured", known(reached(one)) ? level(reached(one))[0] : "")];
+  const tiles = [tile("Outputs", dB(reached(one)), known(reached(one)) ? `signal over noise of int8${top}; ${where}` : "not measured", known(reached(one)) ? level(reached(one), accuracy.same_top1)[0] : "")];
   if (known(one.bytes_after)) {
     const smaller = one.bytes_before / Math.max(1, one.bytes_after);
     tiles.push(tile("Size", smaller >= 1 ? `${smaller.toFixed(1)} × smaller` : `${(1 / smaller).toFixed(1)} × larger`, `${bytes(one.bytes_before)} in float, ${bytes(one.bytes_after)} now`));
@@ -24,7 +27,7 @@ function drawSummary() {
     const spread = known(runtime.low) ? `${runtime.low.toFixed(2)} to ${runtime.high.toFixed(2)} × as fast` : "";
     if (runtime.too_busy) tiles.push(tile("Latency", "not measured", `the machine is too busy: ${spread}`));
     else if (known(runtime.seconds_after)) {
-      const faster = runtime.seconds_before / runtime.seconds_after;
+      const faster = runtime.speedup;
       tiles.push(tile("Latency", faster >= 1 ? `${faster.toFixed(2)} × as fast` : `${(1 / faster).toFixed(2)} × slower`, `${time(runtime.seconds_before)} in float, ${time(runtime.seconds_after)} now; medians of ${runtime.runs} runs here${spread ? `, mostly ${spread}` : ""}`, faster < 0.98 ? "bad" : ""));
     }
   }
