@@ -50,10 +50,10 @@ class QuantizeOptions:
     )
     skip_layers: Collection[str] = option(
         (),
-        "nodes that stay in float, by name, pattern or type",
-        'In a pattern * stands for any letters, as in "Conv_*"; "type:Softmax" names the nodes of an operator type. '
-        "What names no node is an error.",
-        flag=Flag(metavar="NAMES", example='"Conv_0;head/*;type:Softmax"', read=split_names),
+        "nodes left in float",
+        'They are named by names, patterns and types: in "Conv_*", * stands for any letters; "type:Softmax" names the '
+        "nodes of an operator type. What names no node is an error.",
+        flag=Flag(metavar="NAMES", example='"Conv_*;type:Softmax"', read=split_names),
     )
     reduce_range: bool = option(
         False,

@@ -38,8 +38,9 @@ SAMPLES = 4
 # A layer stands out that alone is noisier than this, and than most others by so much, in dB; or than the next one.
 _NOISY, _BEYOND_MOST = 12.0, 10.0
 _QUITE_NOISY, _BEYOND_NEXT = 25.0, 8.0
-# Or that is noisier than most by so much, and whose grid reaches so many times as far, or as little far, as most do.
-_BEYOND_USUAL, _OTHER_REACH = 5.0, 1.7
+# Or that is noisier than most by so much, and whose grid reaches so many times less far than most do, or farther.
+_BEYOND_USUAL, _OTHER_REACH, _FAR_REACH = 5.0, 1.7, 2.5
+_CUT_NOISY = 30.0  # dB: a range of least squared error cuts off rare values, and costs less
 _EXACT = 80.0  # dB; what is better computes in floats
 _SHOWN = 10
 
@@ -121,7 +122,8 @@ def _result(
         pair, own, why = errors.pair, alone[errors.pair.tensor], causes.element(errors)
         other = reaches[pair.tensor] / reach  # NaN where there is no grid
         cut, coarse = max(other, reaches[pair.tensor]), min(other, reaches[pair.tensor])
-        strange = own < usual - _BEYOND_USUAL and (cut < 1 / _OTHER_REACH or coarse > _OTHER_REACH)
+        is_cut = cut < 1 / _OTHER_REACH and own < _CUT_NOISY
+        strange = own < usual - _BEYOND_USUAL and (is_cut or coarse > _FAR_REACH)
         parts = own < level or strange or bool(why)
         if parts and not why:
             why = causes.weight(errors) or causes.rounding(errors) or causes.bias(errors) or causes.unknown(errors)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 
-import amct_onnx
 from amct_onnx.measure.machine import cpu_features, cpu_name, memory, providers
 from amct_onnx.measure.saturation import saturates
 from amct_onnx.run.threads import processors
@@ -52,7 +51,7 @@ def doctor() -> Machine:
         disk = None
     overflows = saturates()
     return Machine(
-        version=amct_onnx.__version__,
+        version=_installed(_NAME),
         python=platform.python_version(),
         platform=platform.platform(terse=True),
         cpu=cpu_name(),
