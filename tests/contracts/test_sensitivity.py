@@ -94,8 +94,8 @@ def test_units_say_what_goes_to_float_with_one_of_them(case: Case) -> None:
     types = {node.name: node.op_type for node in outside.prepared.graph}
     for name in [name for name, unit in units.items() if unit.nodes][:8]:
         gone = {unit for _, unit in order.closed(frozenset([("float", name)]))}
-        off = outside.calibration.request.off()
-        plan = plan_qdq(outside.prepared, outside.table, off=off | {node for one in gone for node in units[one].nodes})
+        wished = {node: "it is in float" for one in gone for node in units[one].nodes}
+        plan = plan_qdq(outside.prepared, outside.table, off=outside.calibration.request.off() | wished)
         lost = {node for one in gone for node in units[one].nodes}
         more = {node for node in before - set(plan.layers) if node in units} - lost
         assert lost.isdisjoint(plan.layers)

@@ -95,6 +95,9 @@ def test_a_layer_whose_weight_is_hopeless_goes_to_float_alone(images: np.ndarray
     # The model of the result is the one that was evaluated.
     assert judge(session_of(result)) == precision.result.value >= 25
     assert {d.layer for d in result.decisions if not d.quantized} == {HOPELESS}
+    reasons = {decision.layer: decision.reason for decision in result.decisions if not decision.quantized}
+    assert reasons == {HOPELESS: "the search left it there for the accuracy"}
+    assert result.to(target).calibration.request.searched == (HOPELESS,)
 
 
 def test_a_hopeless_activation_gets_int16_where_the_target_has_it(images: np.ndarray) -> None:

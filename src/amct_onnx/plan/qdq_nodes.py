@@ -24,7 +24,6 @@ from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
 
-_OFF = "it is switched off by the settings"
 _ALONE = "a tensor that it reads is in float anyway"
 _FOR_FLOATS = "what reads it computes in floats"
 _NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution has put the channels last"
@@ -39,16 +38,16 @@ def plan_qdq(
     model: ir.Model,
     target: QdqTarget,
     *,
-    off: Collection[str] = (),
+    off: Mapping[str, str] = NONE,
     in_float: Mapping[str, str] = NONE,
     refused: Mapping[str, str] = NONE,
 ) -> QdqPlan:
     """The plan of a fused float model whose nodes are named.
 
-    off: nodes that stay in float. in_float: tensors that do, and refused: more such nodes; why, as a clause about the
-    node.
+    off: nodes that stay in float as the user or a search wants it. in_float: tensors that do, and refused: more such
+    nodes. All with the reason, as a clause about the node.
     """
-    found, in_vain = Candidates(model, target, dict.fromkeys(off, _OFF) | dict(refused), in_float), dict[str, str]()
+    found, in_vain = Candidates(model, target, {**off, **refused}, in_float), dict[str, str]()
     while True:
         planner = _Planner(found, in_vain)
         planner.join_all()

@@ -109,7 +109,7 @@ class QuantizedModel:
             tuning = replace(tuning, ranges={}, algorithm=None)  # they were better than those of the old settings
         if target not in (None, self.target):
             tuning = replace(tuning, in_float={}, algorithm=None)  # float has another price there, noise other causes
-        request = replace(request, wide=old.wide, full_int8=old.full_int8)
+        request = replace(request, searched=old.searched, wide=old.wide, full_int8=old.full_int8)
         calibration = replace(self.calibration, request=request, tuning=tuning)
         return replace(self.solved(calibration, target or self.target), precision=None)
 

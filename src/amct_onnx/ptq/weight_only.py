@@ -187,10 +187,10 @@ def _packed(model: ir.Model, blocks: Mapping[str, BlockWeight]) -> ir.Model:
     return copy
 
 
-def _decisions(model: ir.Model, off: frozenset[str]) -> Iterable[Decision]:
+def _decisions(model: ir.Model, off: Mapping[str, str]) -> Iterable[Decision]:
     for traits in candidates(model):
         if traits.op_type in _PRODUCTS:
-            reason = "it is switched off by the settings" if traits.name in off else _reason(traits)
+            reason = off.get(traits.name) or _reason(traits)
             yield Decision(layer=traits.name, quantized=not reason, reason=reason)
 
 

@@ -54,7 +54,8 @@ def _float_layers(result: QuantizedModel, measured: Measured) -> Iterator[Advice
         if choice.level <= 0 or gain < least:  # nothing would be quantized any more, or it is not worth a line
             continue
         cost = _cost(result, measured, errors, choice)
-        skipped = tuple(dict.fromkeys([*result.calibration.request.skip_layers, *choice.units]))
+        request = result.calibration.request
+        skipped = tuple(dict.fromkeys([*request.skip_layers, *request.searched, *choice.units]))
         also = [name for name in choice.nodes if name not in choice.units]
         with_it = "it" if len(choice.units) == 1 else "them"
         why = f"{listed(also, 3)} would go to float with {with_it}." if also else ""

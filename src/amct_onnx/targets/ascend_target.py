@@ -50,6 +50,7 @@ from amct_onnx.values.roundings import Roundings
 
 _CHOICES = ("Softmax", "LogSoftmax", "ArgMax", "TopK", "Hardmax")
 _PASSED = ("Add", "Sub", "Mul", "Div", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
+_TWO_OPERANDS = "products of two activations are quantized where a configuration asks for it"
 _RECURRENT = "its states are observed by AMCT's functions only: use quantize_model for it"
 
 
@@ -111,7 +112,7 @@ class AscendTarget(Target):
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         decisions = layer_decisions(source.facts, _settings(source.facts, request, {}))
-        return tuple(_explained(decision, source.facts, {}) for decision in decisions)
+        return tuple(_explained(decision, source.facts, request, {}) for decision in decisions)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
         for node in source.model.graph:
@@ -151,7 +152,7 @@ class AscendTarget(Target):
         settings = _settings(facts, request, in_float)
         decisions = layer_decisions(facts, settings)
         if not (in_float or settings.tensor_quantize or any(decision.quantized for decision in decisions)):
-            told = [_explained(decision, facts, in_float) for decision in decisions]
+            told = [_explained(decision, facts, request, in_float) for decision in decisions]
             raise ModelError(all_in_float(calibration.source, self.name, told))
         check_tensors(calibration.source.source.model, facts, settings)
         fused = calibration.source
@@ -174,7 +175,7 @@ class AscendTarget(Target):
         layers = quantized_layers(facts, records, plan.layers)
         for layer in layers:
             integer_bias(nodes[layer.name], layer)  # where it leaves int32, that is known before a file is written
-        decided = tuple(_explained(decision, facts, in_float) for decision in decisions)
+        decided = tuple(_explained(decision, facts, request, in_float) for decision in decisions)
         return AscendLowered(
             factored=AscendModel(
                 model=model,
@@ -208,7 +209,7 @@ def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) 
     """The settings of all layers: what is skipped is off, and so are layers whose states nobody observed."""
     settings = request.settings or default_settings(facts)
     recurrent = {name for name, traits in facts.layers.items() if traits.op_type in RECURRENT_OPS}
-    off = {*request.skip_layers, *recurrent, *in_float}
+    off = {*request.skip_layers, *request.searched, *recurrent, *in_float}
     layers = {
         name: replace(entry, quant_enable=entry.quant_enable and name not in off)
         for name, entry in settings.layers.items()
@@ -290,10 +291,13 @@ def _tensor_keys(plan: QuantPlan) -> Iterable[str]:
     return dict.fromkeys(key for tensor in plan.observed for key in tensor.keys if key in plan.tensors)
 
 
-def _explained(decision: Decision, facts: GraphFacts, in_float: Mapping[str, str]) -> Decision:
-    recurrent = decision.layer in facts.supported and facts.layers[decision.layer].op_type in RECURRENT_OPS
-    reason = _RECURRENT if recurrent else in_float.get(decision.layer, decision.reason)
-    return replace(decision, reason=reason)
+def _explained(decision: Decision, facts: GraphFacts, request: Request, in_float: Mapping[str, str]) -> Decision:
+    """The decision with the reason in the words of who decided; that of `layer_decisions` is a configuration."""
+    traits, reason = facts.layers[decision.layer], decision.reason
+    if traits.reason is None and not decision.quantized and request.settings is None:
+        reason = request.off().get(decision.layer, _TWO_OPERANDS if traits.two_operands else reason)
+    recurrent = decision.layer in facts.supported and traits.op_type in RECURRENT_OPS
+    return replace(decision, reason=_RECURRENT if recurrent else in_float.get(decision.layer, reason))
 
 
 def _fits(node: ir.Node, layer: QuantizedLayer) -> bool:

@@ -107,11 +107,11 @@ def _decisions(model: ir.Model, request: Request) -> Iterable[Decision]:
     for traits in candidates(model):
         if traits.op_type == "AveragePool":  # it has no weight
             continue
-        reason = "it is switched off by the settings" if traits.name in off else _reason(traits, nodes, small=small)
+        reason = off.get(traits.name) or _reason(traits, nodes, small=small)
         yield Decision(layer=traits.name, quantized=not reason, reason=reason)
     for node in model.graph:
         if (size := _table_size(node)) > 0:
-            reason = "it is switched off by the settings" if node.name in off else ""
+            reason = off.get(name_of(node), "")
             if size < _LEAST_TABLE and not small:
                 reason = reason or f"its table of {size:,} values is too small to be worth it"
             yield Decision(layer=name_of(node), quantized=not reason, reason=reason)

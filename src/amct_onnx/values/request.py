@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from amct_onnx.errors import ConfigError, listed
 from amct_onnx.numerics.settings import ActivationSolver, AdaRound, LayerSettings, Nuq, Settings
 
+_SWITCHED_OFF = "it is switched off by the settings"
+_SEARCHED = "the search left it there for the accuracy"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The wishes for one result, checked against the model.
 
     settings: of config.json or .cfg, None for the defaults. algorithm: the solver of activations where `settings` has
-    none, or for all if there are no settings. skip_layers: nodes that stay in float. reduce_range: no pair of weights
-    overflows kernels that add pairs of products in 16 bits. wide: layers whose activations get 16 bits, where the
-    target has that for them. full_int8: no layer is left in float because it gains nothing from int8.
+    none, or for all if there are no settings. skip_layers: nodes that stay in float, searched: those that a search has
+    left there. reduce_range: no pair of weights overflows kernels that add pairs of products in 16 bits. wide: layers
+    whose activations get 16 bits, where the target has that for them. full_int8: no layer is left in float because it
+    gains nothing from int8.
     """
 
     settings: Settings | None = None
     algorithm: ActivationSolver | None = None
     skip_layers: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
     reduce_range: bool = False
     wide: tuple[str, ...] = ()
     full_int8: bool = False
@@ -31,10 +36,11 @@ class Request:
         """Whether steps beyond the settings may be tried: a user who gives settings wants just what they say."""
         return self.settings is None
 
-    def off(self) -> frozenset[str]:
-        """The nodes that stay in float."""
+    def off(self) -> dict[str, str]:
+        """The nodes that stay in float, and why, as clauses."""
         layers = self.settings.layers if self.settings is not None else {}
-        return frozenset(self.skip_layers) | {name for name, layer in layers.items() if not layer.quant_enable}
+        switched_off = [*self.skip_layers, *(name for name, layer in layers.items() if not layer.quant_enable)]
+        return dict.fromkeys(self.searched, _SEARCHED) | dict.fromkeys(switched_off, _SWITCHED_OFF)
 
     def layer(self, names: Collection[str]) -> LayerSettings | None:
         """The settings of the first of these layers that has some."""

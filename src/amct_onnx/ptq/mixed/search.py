@@ -92,9 +92,9 @@ def with_wishes(quantized: QuantizedModel, wishes: Wishes, nodes: Mapping[str, S
     request = quantized.calibration.request
     if {decision.layer for decision in quantized.decisions if decision.quantized} <= set(off):
         return None
-    skipped = tuple(dict.fromkeys([*request.skip_layers, *off]))
+    searched = tuple(dict.fromkeys([*request.searched, *off]))
     model = quantized.solved(
-        replace(quantized.calibration, request=replace(request, skip_layers=skipped, wide=tuple(wide)))
+        replace(quantized.calibration, request=replace(request, searched=searched, wide=tuple(wide)))
     )
     return model if any(decision.quantized for decision in model.decisions) else None
 
