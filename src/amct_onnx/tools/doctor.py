@@ -21,6 +21,7 @@ _NAME = "amct-onnx"
 PURPOSES = {
     "completion": "the words of the command line by the Tab key of a shell",
     "dev": "to run the tests",
+    "docs": "to build the site of the documentation",
     "evaluate": "mean average precision of detectors, as COCO computes it (evaluate)",
     "pandas": "results as tables of pandas (to_pandas)",
     "samples": "the samples",
