@@ -257,7 +257,7 @@ SHARED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tool"), zip(SHARED, ["onnxruntime", "ours"] * 4, strict=True))
+@pytest.mark.parametrize(("name", "tool"), list(zip(SHARED, ["onnxruntime", "ours"] * 4, strict=True)))
 def test_a_shared_model_whose_middle_layer_is_spoilt(name: str, tool: str, test_data: Any, tmp_path: Path) -> None:
     path = str(test_data("models", f"{name}.onnx"))
     data = normal(1, 2, *SHARED[name]) * (60 if name == "yolox_nano" else 1)

@@ -35,7 +35,8 @@ SIGNATURES = {
 # What AMCT does not have.
 OURS = (
     *("ImageOptions", "MixedPrecision", "QuantizedModel", "Sensitivity", "Statistics"),
-    *("load_statistics", "quantize", "save_statistics", "sensitivity"),
+    *("load_statistics", "quantize", "save_run", "save_statistics", "sensitivity", "write_report"),
+    *("Comparison", "Machine", "ModelSummary", "Scores", "compare", "doctor", "evaluate", "inspect"),
     *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
     *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
 )
