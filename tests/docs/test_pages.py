@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not page.name.endswith(".zh.md")]
 QUICK = ("ocr.md", "large_model.md", "qat.md", "amct_formats.md")
 # Pages for those who work on the project itself, which are in English only.
-OF_DEVELOPERS = ("architecture.md", "extending.md", "accuracy.md", "amct_formats.md")
+OF_DEVELOPERS = ("architecture.md", "extending.md", "accuracy.md", "hard_networks.md", "amct_formats.md")
 
 
 def name_of(page: Path) -> str:
