@@ -14,6 +14,7 @@ import pytest
 
 import amct_onnx
 from amct_onnx.graph.passes.equalize import channel_groups
+from amct_onnx.measure.output_judge import OutputJudge
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.ptq.mixed.goals import SqnrGoal
@@ -72,6 +73,17 @@ def test_a_network_without_the_change_is_the_users(target: str) -> None:
     undone = same_function(changed, samples(32, 1))
     assert undone is not None
     assert decibel(model, undone.calibration.source.model) > 100
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_accuracy_of_a_result_is_that_beside_the_users_network(target: str) -> None:
+    model = make_model("Clip({}, zero, six)")
+    unseen = samples(16, 9)
+    changed = equalized(model, target).measured(unseen)
+    assert changed.accuracy is not None
+    assert changed.accuracy.decibels == pytest.approx(OutputJudge(model, unseen).scores(changed.lowered).decibels)
+    beside_the_changed = OutputJudge(changed.calibration.source.model, unseen).scores(changed.lowered).decibels
+    assert changed.accuracy.decibels < beside_the_changed - 3
 
 
 def test_what_nothing_clips_keeps_its_function_and_its_factors() -> None:

@@ -125,7 +125,8 @@ class QuantizedModel:
         if self.accuracy is not None and judges is self.judges:
             return self
         held_out = bool(samples) or self.judges_held_out
-        accuracy = measure_accuracy(self.calibration.source.model, self.lowered, judges, held_out=held_out)
+        users = self.calibration.source.source.model  # equalization behind a Clip changes the function of the fused one
+        accuracy = measure_accuracy(users, self.lowered, judges, held_out=held_out)
         return replace(self, accuracy=accuracy, judges=judges, judges_held_out=held_out)
 
     @property
