@@ -11,8 +11,9 @@ class Accuracy:
 
     decibels: signal over noise of the outputs, the mean of both views of `measure.output_judge`. same_top1: the share
     of samples for which the largest of the outputs is the same one, from 0 to 1; None where the outputs are no scores
-    of classes. held_out: no step of the recipe was fitted on these samples; else they are some of those that calibrate.
-    `str()` gives a phrase.
+    of classes. held_out: no step of the recipe was fitted on these samples, though they chose among the steps and count
+    in the ranges of all data, unless a search kept them out; else they are some of those that calibrate. `str()` gives
+    a phrase.
     """
 
     decibels: float
