@@ -87,6 +87,14 @@ class OutputError(AmctError, OSError):
     """A result cannot be written."""
 
 
+class EngineError(AmctError, RuntimeError):
+    """Work cannot be given to others: there is nobody to do it, or whoever does it is lost again and again."""
+
+
+class StateError(AmctError, RuntimeError, ValueError):
+    """A folder of resumable state cannot be used: it is damaged, or of another model, other data or settings."""
+
+
 class SearchError(AmctError, RuntimeError):
     """An accuracy-based search cannot begin or go on: evaluator, strategy or sensitivity do not do their part."""
 
