@@ -7,8 +7,8 @@ threads for one batch, which wait for each other after each node; and a histogra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain, islice
 from types import MappingProxyType
@@ -20,9 +20,9 @@ from amct_onnx.errors import CalibrationError, DataError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
 from amct_onnx.numerics.statistics.histogram import NOT_FINITE, DyadicHistogram
-from amct_onnx.observe.operators import MOST_WORKERS, run_showing
+from amct_onnx.observe.operators import MOST_WORKERS, run_showing, showing_session
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import processors
+from amct_onnx.run.threads import processors, run_side_by_side
 
 NOTHING: Mapping[str, DyadicHistogram] = MappingProxyType({})
 _log = logging.getLogger("amct_onnx.Calibration")
@@ -50,23 +50,68 @@ def collect_statistics(
     """
     if not names:
         return {}
-    source, threads = iter(feeds), processors()
-    first = list(islice(source, min(threads, MOST_WORKERS)))
+    source = iter(feeds)
+    first = list(islice(source, side_by_side()))
     if counted and not first:
         return {name: counted[name] for name in names}
-    workers, numbered = max(1, len(first)), enumerate(chain(first, source), 1 + before)
-    accumulators = {name: new_accumulator(min(threads // workers * workers, 16)) for name in names}
-    done, known = 0, set[str]()
-    with closing(run_showing(model, accumulators, partial(_run, accumulators), numbered, workers)) as runs:
-        for (done, feed), wrong in runs:
-            if suspects := [name for name in wrong if name not in known]:
-                known.update(_tell(model, suspects, feed, done))
+    done = 0
+    with counting(model, names, max(1, len(first))) as counter:
+        for done in counter.run(enumerate(chain(first, source), 1 + before)):
             if progress is not None:
                 progress(done)
+        found = counter.take()
     if not done:
         raise DataError("There are no calibration data: give at least one batch.")
-    found = {name: accumulator.histogram() for name, accumulator in accumulators.items()}
     return {name: counted[name].merge(histogram) for name, histogram in found.items()} if counted else found
+
+
+def side_by_side() -> int:
+    """How many feeds run at a time, where there are as many."""
+    return min(processors(), MOST_WORKERS)
+
+
+@contextmanager
+def counting(model: ir.Model, names: Sequence[str], workers: int) -> Iterator[TensorCounter]:
+    """A counter of these tensors, as `collect_statistics` takes them, which runs `workers` feeds at a time; it has one
+    session as long as the block runs. Raises ModelError or CalibrationError."""
+    threads = processors()
+    counters = {name: new_accumulator(min(max(1, threads // workers) * workers, 16)) for name in names}
+    with showing_session(model, counters, workers) as session:
+        yield TensorCounter(model, session, counters, workers)
+
+
+class TensorCounter:
+    """Counts what tensors of one model hold. It may count for one part of the data after the other."""
+
+    def __init__(
+        self, model: ir.Model, session: ort.InferenceSession, counters: Mapping[str, Accumulator], workers: int
+    ) -> None:
+        self._model, self._session, self._counters, self._workers = model, session, counters, workers
+        self._told = set[str]()  # tensors with NaN or Inf
+
+    def run(self, feeds: Iterable[tuple[int, Feed]]) -> Generator[int, None, None]:
+        """Count for feeds that come with their number, which errors name; the number of each that is done, in their
+        order. Raises DataError for a feed that is refused, and CalibrationError for a tensor that cannot be counted."""
+        with closing(run_side_by_side(self._run, feeds, self._workers)) as runs:
+            for (number, feed), running in runs:
+                if suspects := [name for name in running.result() if name not in self._told]:
+                    self._told.update(_tell(self._model, suspects, feed, number))
+                yield number
+
+    def _run(self, item: tuple[int, Feed]) -> list[str]:
+        """Run a feed. The tensors that were wrong, in this one, before, or meanwhile."""
+        return _run(self._counters, self._session, item)
+
+    def histograms(self) -> dict[str, DyadicHistogram]:
+        """What was counted since the last `take`, by tensor. Nothing may run meanwhile."""
+        return {name: counter.histogram() for name, counter in self._counters.items()}
+
+    def take(self) -> dict[str, DyadicHistogram]:
+        """The same, and begin again with nothing counted."""
+        found = self.histograms()
+        for counter in self._counters.values():
+            counter.clear()
+        return found
 
 
 def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> list[str]:

@@ -58,6 +58,15 @@ def counted(counter: Accumulator, arrays: list[np.ndarray]) -> DyadicHistogram:
     return counter.histogram()
 
 
+@pytest.mark.parametrize("before", [[], [1e30, -1.0], [np.nan], [np.inf, 2.0]])
+def test_a_cleared_counter_counts_like_a_new_one(make: Make, before: list[float]) -> None:
+    counter, array = make(), np.array([0.5, -3.25, 1e-3], np.float32)
+    counter.add(np.array(before, np.float32))
+    counter.clear()
+    assert counter.histogram() == DyadicHistogram.empty()
+    assert counted(counter, [array]) == merged([array])
+
+
 @settings(max_examples=examples(300))
 @given(st.lists(_ARRAYS, min_size=1, max_size=5))
 @example([np.zeros(3, np.float32), np.array([1e-45], np.float32), np.array([-3e38, 3e38], np.float32)])

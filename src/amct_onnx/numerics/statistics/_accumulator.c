@@ -357,6 +357,23 @@ static PyObject *read_table(PyObject *module, PyObject *args)
                          (double)float_of(table->largest));
 }
 
+static PyObject *clear(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    Accumulator *accumulator = PyCapsule_GetPointer(capsule, NULL);
+    if (accumulator == NULL)
+        return NULL;
+    for (int i = 0; i < accumulator->parts; i++) {
+        Table *table = &accumulator->tables[i];
+        free(table->recent);
+        free(table->counts);
+        *table = (Table){.busy = table->busy, .smallest = INT32_MAX, .largest = INT32_MIN};
+    }
+    accumulator->wrong = 0;
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
 static PyMethodDef methods[] = {
     {"new", new_accumulator, METH_VARARGS, "new(parts) -> accumulator, which `parts` threads can add to at a time"},
     {"address", address_of, METH_O, "address(accumulator) -> what `add_function` takes; the accumulator owns it"},
@@ -366,6 +383,7 @@ static PyMethodDef methods[] = {
     {"read", read_table, METH_VARARGS,
      "read(accumulator, part, counts_address) -> (exponent, first, minimum, maximum), or None if it counted nothing\n\n"
      "Writes int64[16384]. Nobody may add meanwhile."},
+    {"clear", clear, METH_O, "clear(accumulator): it has counted nothing. Nobody may add meanwhile."},
     {NULL, NULL, 0, NULL},
 };
 

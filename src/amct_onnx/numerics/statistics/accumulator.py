@@ -55,6 +55,10 @@ class NumpyAccumulator:
         """All that was counted: `not_finite` where an array held NaN or Inf. Nobody may add meanwhile."""
         return DyadicHistogram.not_finite() if self._wrong == NOT_FINITE else self._histogram
 
+    def clear(self) -> None:
+        """Begin again, with nothing counted. Nobody may add meanwhile."""
+        self._histogram, self._wrong = DyadicHistogram.empty(), ""
+
 
 class CompiledAccumulator:
     """Does the same in C, with a table for each of `parts` threads: 64 KiB of memory, and 192 KiB from 2^32 values on.
@@ -85,6 +89,9 @@ class CompiledAccumulator:
                 exponent, low, minimum, maximum = table
                 result = result.merge(DyadicHistogram.of_bins(exponent, low, counts, minimum, maximum))
         return result
+
+    def clear(self) -> None:
+        compiled.clear(self._handle)
 
 
 Accumulator = NumpyAccumulator | CompiledAccumulator
