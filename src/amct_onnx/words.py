@@ -35,6 +35,11 @@ def of_the_command_line() -> Iterator[None]:
         _DOOR.is_command = before
 
 
+def is_command() -> bool:
+    """Whether messages are about options of the command line."""
+    return _DOOR.is_command
+
+
 def either(python: str, command: str) -> str:
     """One of two texts, for those who called Python and those who gave a command."""
     return command if _DOOR.is_command else python

@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import RecordError
 from amct_onnx.files.moments_file import MomentsFile, moments_path, open_moments
 from amct_onnx.graph.constants import ValueNames
@@ -33,7 +34,6 @@ from amct_onnx.numerics.weights.adaround import LONGEST_BLOCK, learn_rounding
 from amct_onnx.numerics.weights.second_order import Advance
 from amct_onnx.progress import Progress
 from amct_onnx.run.round_layers import RoundingJob, round_layers
-from amct_onnx.run.threads import processors
 from amct_onnx.values.layers import QuantizedLayer, QuantPlan
 
 MEMORY_BUDGET = 512 << 20  # bytes of all Gram matrices of a calibration

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
@@ -19,7 +20,6 @@ from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.run.session import open_session, quiet, run_feed
-from amct_onnx.run.threads import processors
 from amct_onnx.values.roundings import Roundings
 
 Constants = Mapping[str, Mapping[int, Array]]

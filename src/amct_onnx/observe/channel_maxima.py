@@ -9,10 +9,10 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import processors
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import CalibrationError, listed
 from amct_onnx.graph.instrument.observers import DataType, Observer, Stamp
 from amct_onnx.numerics.activations.solve import solve_activation
@@ -20,7 +21,7 @@ from amct_onnx.numerics.statistics.accumulator import new_accumulator
 from amct_onnx.numerics.statistics.fills import fill_value
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.numerics.statistics.moments import Moments, SecondMoments
-from amct_onnx.run.threads import one_blas_thread, processors
+from amct_onnx.run.threads import one_blas_thread
 from amct_onnx.values.observer_tasks import Balance, Comparison
 
 _log = logging.getLogger("amct_onnx.Calibration")

@@ -16,13 +16,14 @@ from types import MappingProxyType
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import CalibrationError, DataError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
 from amct_onnx.numerics.statistics.histogram import NOT_FINITE, DyadicHistogram
 from amct_onnx.observe.operators import MOST_WORKERS, run_showing, showing_session
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import processors, run_side_by_side
+from amct_onnx.run.threads import run_side_by_side
 
 NOTHING: Mapping[str, DyadicHistogram] = MappingProxyType({})
 _log = logging.getLogger("amct_onnx.Calibration")

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import CalibrationError
 from amct_onnx.graph.instrument.observers import TASK_OPERATORS
 from amct_onnx.graph.instrument.shown_tensors import SHOW, show_tensors
@@ -27,7 +28,7 @@ from amct_onnx.numerics.statistics.accumulator import compiled_functions
 from amct_onnx.observe import shown_tensors
 from amct_onnx.observe.calibration import observe
 from amct_onnx.run.session import open_session, quiet
-from amct_onnx.run.threads import processors, run_side_by_side
+from amct_onnx.run.threads import run_side_by_side
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")

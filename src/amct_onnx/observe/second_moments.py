@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.index import index_graph
@@ -33,7 +34,7 @@ from amct_onnx.numerics.statistics.gram_sum import WAITING, GramSum
 from amct_onnx.numerics.statistics.moments import SecondMoments
 from amct_onnx.observe.operators import MOST_WORKERS, run_showing
 from amct_onnx.run.session import run_feed
-from amct_onnx.run.threads import one_blas_thread, processors
+from amct_onnx.run.threads import one_blas_thread
 
 MEMORY = 160 << 20
 # Columns that a layer of n inputs takes of all feeds.

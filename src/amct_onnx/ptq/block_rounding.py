@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
@@ -30,7 +31,6 @@ from amct_onnx.progress import Progress
 from amct_onnx.ptq.held_out import Division
 from amct_onnx.ptq.recipe.rounding import Method
 from amct_onnx.run.round_layers import RoundingJob, round_layers
-from amct_onnx.run.threads import processors
 from amct_onnx.targets.to_nbits import BlockWeight
 
 GridSolver = Callable[[Floats], BlockGrid]

@@ -1,4 +1,4 @@
-"""How many processors there are, work on several threads, and numpy's BLAS library kept on one.
+"""Work on several threads, and numpy's BLAS library kept on one.
 
 The threads of a BLAS library wait for each other in every product. On a machine that is busy with other things, such
 as with ONNX Runtime's own threads, learning to round a small network then takes twenty times as long. Work that has
@@ -8,7 +8,6 @@ several parts runs them on threads of its own instead. Results are the same eith
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -25,11 +24,6 @@ AHEAD = 2
 _lock = threading.Lock()
 _inside = 0
 _limits: Any = None
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_side_by_side(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import DataError
 from amct_onnx.measure.output_judge import OutputJudge, float_outputs, judged_model
 from amct_onnx.numerics.arrays import Feed, Floats
@@ -26,7 +27,7 @@ from amct_onnx.observe.shown_tensors import Reader
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.run.memory import give_back
-from amct_onnx.run.threads import processors, run_side_by_side
+from amct_onnx.run.threads import run_side_by_side
 from amct_onnx.targets.table import observed_tensors
 
 Channels = tuple[str, int]  # a tensor, and the axis of its channels

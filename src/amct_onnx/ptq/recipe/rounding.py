@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.processors import processors
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
@@ -31,7 +32,6 @@ from amct_onnx.observe.second_moments import collect_moments
 from amct_onnx.progress import Progress, silent
 from amct_onnx.run.memory import give_back
 from amct_onnx.run.round_layers import RoundingJob, round_layers
-from amct_onnx.run.threads import processors
 from amct_onnx.values.findings import WeightGrid
 
 Method = Literal["gptq", "adaround"]
