@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from amct_onnx.data.batches import BatchRule
+from amct_onnx.data.feed_parts import FeedParts
+from amct_onnx.engine.engine import Engine, LocalEngine
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.by_tensor import Statistics
-from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress, silent
+from amct_onnx.ptq.count_all import count_all
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.bench import Bench, Candidate
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.ptq.recipe.steps import Recipe
+from amct_onnx.ptq.shards import CountShards
 from amct_onnx.targets.calibration import Calibration, SolvedGrids
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Target, all_in_float
@@ -27,10 +30,10 @@ from amct_onnx.values.findings import Effort
 from amct_onnx.values.request import Request
 from amct_onnx.values.used_data import UsedData
 
-_LATER = 24  # samples
 _MEMORY = 16 << 20  # bytes of them, where nothing else judges what comes of the calibration
 _JUDGES, _FEW = 16, 8  # samples, the second of large ones
 _LARGE = 1 << 16  # bytes
+_HERE = LocalEngine()
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -44,10 +47,13 @@ def calibrate(
     effort: Effort,
     rule: BatchRule,
     progress: Progress = silent,
+    parts: FeedParts | None = None,
+    engine: Engine = _HERE,
 ) -> QuantizedModel:
     """Run the data through the model once, and solve what they say for a target.
 
-    total: how many feeds there are, None where only their end shows it. rule: where their samples are.
+    total: how many feeds there are, None where only their end shows it. rule: where their samples are. parts: the same
+    feeds by number, for the workers of `engine`; None where only this process can read them.
 
     Raises ModelError for a model without a layer that can be quantized, CalibrationError, DataError.
     """
@@ -62,19 +68,21 @@ def calibrate(
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
     memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
-    watched = _Watched(samples, total, rule, progress, memory, behind=counted is not None)
-    tensors = collect_statistics(source.model, observed, watched, counted=counted or {}, before=watched.feeds)
-    if total is None:
-        progress("calibration", 1.0)
+    work = CountShards(model=source.model, tensors=tuple(observed), rule=rule, parts=parts)
+    found = count_all(work, samples, total, counted=counted, memory=memory, engine=engine, progress=progress)
+    seen = found.seen
     statistics = Statistics(
-        tensors=tensors, samples=watched.samples, digest=model_digest(source.model), factors=source.factors
+        tensors=found.seen.tensors,
+        samples=found.seen.samples,
+        digest=model_digest(source.model),
+        factors=source.factors,
     )
     solved = SolvedGrids(bench.solved_weights)
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
-    best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), watched.later)
+    best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), found.later)
     tell(best.lowered.notes)
-    judges = bench.judges() or watched.kept()
-    used = UsedData(samples=watched.samples, feeds=watched.feeds, whole=rule.whole)
+    judges = bench.judges() or _judges([*samples.samples, *found.later])
+    used = UsedData(samples=seen.samples, feeds=seen.feeds, whole=rule.whole)
     _log.info("Calibrated with %s.", used)
     if not any(decision.quantized for decision in best.lowered.decisions):
         tell([all_in_float(source, target.name, best.lowered.decisions)])
@@ -83,7 +91,7 @@ def calibrate(
         calibration=best.calibration,
         lowered=best.lowered,
         data=used,
-        sample=watched.first,
+        sample=found.first,
         judges=tuple(judges),
         judges_held_out=bench.judge is not None,
         steps=tuple(bench.steps),
@@ -111,54 +119,8 @@ def tell(notes: Iterable[str]) -> None:
         _log.warning("%s", note)
 
 
-class _Watched:
-    """Feeds, `total` of them if that is known; keeps the first sample, counts feeds and samples, and shows progress.
-
-    behind: the first samples are counted, and do not come again. later: samples at equal distances among those behind
-    the first ones, 24 at most and of `memory` bytes together; none where that is 0.
-    """
-
-    def __init__(
-        self,
-        front: FirstSamples,
-        total: int | None,
-        rule: BatchRule,
-        progress: Progress,
-        memory: int,
-        *,
-        behind: bool = False,
-    ) -> None:
-        self._feeds, self._total, self._rule, self._progress = front, total, rule, progress
-        self._memory, self._distance, self._behind = memory, 1, behind
-        self.first: Feed | None = front.samples[0] if behind else None
-        self.later: list[Feed] = []
-        self._place = 0 if behind else -len(front.samples)
-        self.samples, self.feeds = (front.count(), front.whole) if behind else (0, 0)
-
-    def __iter__(self) -> Iterator[Feed]:
-        total = self._total
-        for feed in self._feeds.others() if self._behind else self._feeds.all():
-            if self.first is None:
-                self.first = self._rule.sample(feed, 0)
-            if self._memory:
-                self._keep(feed)
-            yield feed
-            self.samples += self._rule.rows(feed)
-            self.feeds += 1
-            self._progress("calibration", self.feeds / total if total else 0.0)
-
-    def kept(self) -> list[Feed]:
-        """Some of the first and of the later samples, at equal distances, to judge the result with."""
-        pool = [*self._feeds.samples, *self.later]
-        most = _FEW if sum(array.nbytes for array in (self.first or {}).values()) > _LARGE else _JUDGES
-        places = np.linspace(0, len(pool), min(most, len(pool)), endpoint=False).astype(int)
-        return [pool[place] for place in places]
-
-    def _keep(self, feed: Feed) -> None:
-        for index in range(self._rule.count(feed)):
-            if self._place >= 0 and self._place % self._distance == 0:
-                self.later.append(self._rule.sample(feed, index))
-                size = sum(array.nbytes for sample in self.later for array in sample.values())
-                if len(self.later) > _LATER or size > self._memory:
-                    self.later, self._distance = self.later[::2], 2 * self._distance
-            self._place += 1
+def _judges(pool: Sequence[Feed]) -> list[Feed]:
+    """Some of the first and of the later samples, at equal distances, to judge the result with."""
+    large = sum(array.nbytes for array in pool[0].values()) > _LARGE if pool else False
+    places = np.linspace(0, len(pool), min(_FEW if large else _JUDGES, len(pool)), endpoint=False).astype(int)
+    return [pool[place] for place in places]

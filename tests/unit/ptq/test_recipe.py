@@ -23,7 +23,7 @@ from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import quantize as one_call
-from amct_onnx.ptq.calibrate import _Watched
+from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.targets.calibration import SolvedGrids, SolvedWeights
@@ -222,11 +222,12 @@ def test_later_samples_are_those_behind_the_first_at_equal_distances(model: ir.M
             for start in range(0, 700, size)
         )
         front = FirstSamples(feeds, rule, PLANS["default"])
-        watched = _Watched(front, None, rule, lambda *_: None, 1 << 30)
-        for _ in watched:
-            pass
-        found.append([int(sample["x"][0, 0, 0, 0]) for sample in watched.later])
-    assert found[0] == found[1] == found[2]
+        later, place = LaterSamples(rule, most_kept(front.samples[0], 1 << 30)), 0
+        for feed in front.others():
+            later.look(feed, place)
+            place += rule.count(feed)
+        found.append([int(sample["x"][0, 0, 0, 0]) for sample in later.kept])
+    assert found[0] == found[1] == found[2] == [96 + place for place in kept_places(700 - 96, 24)]
     distances = np.diff(found[0])
     assert found[0][0] == 96
     assert (distances == distances[0]).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -76,14 +76,15 @@ class FirstSamples:
     """The first samples of `feeds`. Either of `all` and `others` gives feeds, once.
 
     `rule` says what a sample is: a feed of one row, or a whole feed. `plan` is that for their size, and `rows` of them
-    make a batch that costs little. `whole`: so many feeds have all their samples here.
+    make a batch that costs little. `whole` of the feeds that were `read` have all their samples here; `left` is the
+    rest of the last one, if there is one.
     """
 
     def __init__(self, feeds: Iterator[Feed], rule: BatchRule, plan: EffortPlan) -> None:
         self._rule = rule
         self.samples: list[Feed] = []
         self.plan, self.rows = plan, 1
-        self._left: list[Feed] = []
+        self.left: list[Feed] = []
         read: list[Feed] = []
         size = 0
         while len(self.samples) < self.plan.samples and size < plan.memory and (feed := next(feeds, None)) is not None:
@@ -101,8 +102,8 @@ class FirstSamples:
                 self.samples.append(rule.sample(feed, index))
                 size += sum(array.nbytes for array in self.samples[-1].values())
             if taken < count:
-                self._left.append(rule.cut(feed, taken, count))
-        self.whole = len(read) - len(self._left)
+                self.left.append(rule.cut(feed, taken, count))
+        self.read, self.whole = len(read), len(read) - len(self.left)
         self._read, self._behind = read, feeds
 
     def all(self) -> Iterator[Feed]:
@@ -112,7 +113,13 @@ class FirstSamples:
     def others(self) -> Iterator[Feed]:
         """What is behind the samples: the rest of the feed in which the last of them was, and the feeds behind it."""
         self._read = []  # the memory is free
-        return chain(self._left, self._behind)
+        return chain(self.left, self._behind)
+
+    def close(self) -> None:
+        """Read no more: neither `all` nor `others` is asked for any more."""
+        self._read = []
+        if isinstance(self._behind, Generator):
+            self._behind.close()
 
     def count(self) -> int:
         """How many rows the samples have: more than there are of them if the model fixes the batch."""
