@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,15 +26,20 @@ TEXTS = "object"  # numpy's name of the type of an input that takes texts
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArray(ABC):
-    """The samples of one input, as an array [N, ...] that is read in parts, from the first sample on."""
+    """The samples of one input, as an array [N, ...] that is read in parts."""
 
     shape: tuple[int, ...]
     where: str
     """The file, or another name of the array for errors."""
 
+    @property
+    def in_files(self) -> bool:
+        """Whether another process that sees the same files can read them too."""
+        return True
+
     @abstractmethod
-    def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        """The first `rows` samples, `size` at a time. The last part may have fewer."""
+    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+        """The samples `start` to `rows` - 1, `size` at a time. The last part may have fewer."""
 
     def label(self, first: int, last: int) -> str:
         """A name of the samples `first` to `last` - 1 for errors."""
@@ -45,9 +52,13 @@ class MemoryArray(SampleArray):
 
     array: Array
 
-    def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        for start in range(0, rows, size):
-            yield self.array[start : min(start + size, rows)]
+    @property
+    def in_files(self) -> bool:
+        return False
+
+    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+        for first in range(start, rows, size):
+            yield self.array[first : min(first + size, rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +67,48 @@ class NpyArray(SampleArray):
 
     path: Path
 
-    def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        for start in range(0, rows, size):
-            yield np.array(np.atleast_1d(map_npy(self.path))[start : min(start + size, rows)])
+    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+        for first in range(start, rows, size):
+            yield np.array(np.atleast_1d(map_npy(self.path))[first : min(first + size, rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpzArray(SampleArray):
-    """An array in a .npz file, which is decompressed as it is read. An array in Fortran order is read as a whole."""
+    """An array in a .npz file, which is decompressed as it is read, from its beginning on in any case. An array in
+    Fortran order is read as a whole."""
 
     path: Path
     member: str
     dtype: np.dtype[Any]
     fortran: bool
 
-    def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.member}.npy") as stream:
-            _header(stream)
+    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+        with self._stream() as stream:
             if self.fortran:
                 whole = self._read(stream, self.shape[::-1]).T
-                yield from MemoryArray(array=whole, shape=self.shape, where=self.where).blocks(size, rows)
+                yield from MemoryArray(array=whole, shape=self.shape, where=self.where).blocks(size, rows, start)
                 return
-            for start in range(0, rows, size):
-                yield self._read(stream, (min(size, rows - start), *self.shape[1:]))
+            self._skip(stream, start * math.prod(self.shape[1:]) * self.dtype.itemsize)
+            for first in range(start, rows, size):
+                yield self._read(stream, (min(size, rows - first), *self.shape[1:]))
+
+    @contextmanager
+    def _stream(self) -> Iterator[IO[bytes]]:
+        """The numbers of the array. Raises DataError where there is no such file any more."""
+        try:
+            archive = zipfile.ZipFile(self.path)
+            stream = archive.open(f"{self.member}.npy")
+            _header(stream)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as reason:
+            raise DataError(f"{self.where}: cannot be read ({one_line(reason)})") from None
+        with archive, stream:
+            yield stream
+
+    def _skip(self, stream: IO[bytes], count: int) -> None:
+        try:
+            stream.seek(count, os.SEEK_CUR)
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as reason:
+            raise DataError(f"{self.where}: cannot be read ({reason})") from None
 
     def _read(self, stream: IO[bytes], shape: tuple[int, ...]) -> Array:
         data = np.empty(math.prod(shape) * self.dtype.itemsize, np.uint8)
@@ -87,7 +117,7 @@ class NpzArray(SampleArray):
             while position < data.size and (part := stream.read(min(1 << 20, data.size - position))):
                 data[position : position + len(part)] = np.frombuffer(part, np.uint8)
                 position += len(part)
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as reason:
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as reason:
             raise DataError(f"{self.where}: cannot be read ({reason})") from None
         if position < data.size:
             raise DataError(f"{self.where}: ends before its last sample, the file is not complete")
@@ -133,23 +163,33 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
 
     Raises DataError.
     """
-    arrays = {}
+    return {
+        member: NpzArray(
+            path=path,
+            member=member,
+            shape=shape or (1,),
+            where=f"{os.fspath(path)}: {member!r}",
+            dtype=dtype,
+            fortran=fortran,
+        )
+        for member, (fortran, shape, dtype) in npz_headers(path).items()
+        if not dtype.hasobject
+    }
+
+
+def npz_headers(path: Path) -> dict[str, tuple[bool, tuple[int, ...], np.dtype[Any]]]:
+    """Of the arrays in a .npz file by name, whether the order is Fortran's, the shape, the type. Raises DataError."""
+    headers = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if not name.endswith(".npy"):
                     continue
                 with archive.open(name) as stream:
-                    fortran, shape, dtype = _header(stream)
-                if not dtype.hasobject:
-                    member = name.removesuffix(".npy")
-                    where = f"{os.fspath(path)}: {member!r}"
-                    arrays[member] = NpzArray(
-                        path=path, member=member, shape=shape or (1,), where=where, dtype=dtype, fortran=fortran
-                    )
+                    headers[name.removesuffix(".npy")] = _header(stream)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
         raise DataError(f"{os.fspath(path)}: is no readable .npz file ({why_unreadable(reason)})") from None
-    return arrays
+    return headers
 
 
 def is_array(value: object) -> bool:

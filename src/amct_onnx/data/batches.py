@@ -13,6 +13,11 @@ from amct_onnx.numerics.arrays import Feed
 
 Note = Callable[[str], None]
 
+
+def quiet(_: str) -> None:
+    """A note that nobody reads."""
+
+
 _USUAL_ELEMENTS = 4 * 3 * 224 * 224  # of all inputs in a batch whose size nobody says: four common images
 _LARGEST_USUAL = 32  # samples in such a batch at most
 _FIXED = "the model fixes axis 0 of its inputs at different sizes"
@@ -207,7 +212,7 @@ def joined(feeds: Sequence[Feed], rule: BatchRule, size: int) -> list[Feed]:
     """Samples that `BatchRule.sample` made, in batches of up to `size`. They stay as they are if the batch is fixed."""
     if rule.fixed is not None or rule.whole:
         return [dict(feed) for feed in feeds]
-    return list(rebatch((Chunk(where="a sample", arrays=dict(feed)) for feed in feeds), rule, size, lambda _: None))
+    return list(rebatch((Chunk(where="a sample", arrays=dict(feed)) for feed in feeds), rule, size, quiet))
 
 
 def dropped_text(rows: int, size: int) -> str:

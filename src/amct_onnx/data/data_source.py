@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 from amct_onnx.data.batches import BatchRule, Note
+from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.data.poor_data import checked
 from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Feed
@@ -29,10 +31,17 @@ class DataSource:
         rule: BatchRule,
         notes: dict[str, None],
         sorted_by_class: str = "",
+        parts: Callable[[], FeedParts | None] = lambda: None,
     ) -> None:
         self._feeds: Iterator[Feed] | None = feeds
         self.total, self.rule, self.sorted_by_class = total, rule, sorted_by_class
-        self._notes = notes
+        self._notes, self._parts = notes, parts
+
+    @cached_property
+    def parts(self) -> FeedParts | None:
+        """The same feeds by number, for whoever sees the files; None for what only this iterator can read, as arrays in
+        memory and iterables. Feeds that were taken do not count. Raises DataError for files that cannot be read."""
+        return self._parts()
 
     @property
     def assumptions(self) -> tuple[str, ...]:

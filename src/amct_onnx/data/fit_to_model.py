@@ -10,23 +10,24 @@ import numpy as np
 from amct_onnx.data.batches import BatchRule, Chunk, Note
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
-from amct_onnx.numerics.arrays import Array
+from amct_onnx.numerics.arrays import Array, Feed
 
 
-def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: BatchRule, note: Note) -> Iterator[Chunk]:
-    """`chunks` in the shapes and types of the inputs. `note` is told what was changed.
+def fit_chunks(
+    chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: BatchRule, note: Note, first: int = 0
+) -> Iterator[Chunk]:
+    """`chunks` in the shapes and types of the inputs. `note` is told what was changed. `first`: samples before these.
 
     Raises DataError for samples that do not fit, and for NaN.
     """
-    first = 0
     for chunk in chunks:
         arrays = {}
+        shaped = fit_shapes(chunk, inputs, rule, note)
         for value in inputs:
-            if value.name not in chunk.arrays:
+            if value.name not in shaped:
                 continue
-            where = f"{chunk.places.get(value.name, chunk.where)}: input {value.name!r}"
-            array = _fit_shape(chunk.arrays[value.name], value, rule, where, note)
-            array = _fit_type(array, value, where, note)
+            where = _where(chunk, value)
+            array = _fit_type(shaped[value.name], value, where, note)
             if array.dtype.kind == "f" and array.size and np.isnan(np.min(array)):
                 sample = ""
                 if value.name in rule.batched and array.ndim:
@@ -37,6 +38,19 @@ def fit_chunks(chunks: Iterable[Chunk], inputs: Sequence[ModelInput], rule: Batc
         result = replace(chunk, arrays=arrays)
         first += rule.rows(result.arrays)
         yield result
+
+
+def fit_shapes(chunk: Chunk, inputs: Sequence[ModelInput], rule: BatchRule, note: Note) -> Feed:
+    """The arrays of a chunk in the shapes of the inputs. Raises DataError."""
+    return {
+        value.name: _fit_shape(chunk.arrays[value.name], value, rule, _where(chunk, value), note)
+        for value in inputs
+        if value.name in chunk.arrays
+    }
+
+
+def _where(chunk: Chunk, value: ModelInput) -> str:
+    return f"{chunk.places.get(value.name, chunk.where)}: input {value.name!r}"
 
 
 def _fit_shape(array: Array, value: ModelInput, rule: BatchRule, where: str, note: Note) -> Array:

@@ -200,11 +200,11 @@ class ImageArray(SampleArray):
         """The files of the samples `first` to `last` - 1."""
         return f"{self.files[first]}" + (f" to {self.files[last - 1].name}" if last > first + 1 else "")
 
-    def blocks(self, size: int, rows: int) -> Iterator[Array]:
-        """The first `rows` images, `size` at a time. Raises DataError for a file that cannot be read."""
+    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+        """The images `start` to `rows` - 1, `size` at a time. Raises DataError for a file that cannot be read."""
         values = pixel_values(self.options, self.dtype)
-        for start in range(0, rows, size):
-            part = self.files[start : min(start + size, rows)]
+        for first in range(start, rows, size):
+            part = self.files[first : min(first + size, rows)]
             block = np.empty((len(part), *self.shape[1:]), self.dtype)
             for file, target in zip(part, block, strict=True):
                 with _open(file) as image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +18,19 @@ from amct_onnx.data.batches import (
     default_batch,
     dropped_text,
     first_chunks,
+    quiet,
     rebatch,
     too_few_text,
 )
+from amct_onnx.data.chunk_files import ChunkFiles, PartFiles, chunks_of_parts
 from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.feed_parts import ArrayFeeds, FeedParts, cut_chunks, file_feeds
 from amct_onnx.data.fit_to_model import fit_chunks, shapes_agree
 from amct_onnx.data.images import ImageArray, classes_of
 from amct_onnx.data.items import named_items
-from amct_onnx.data.open_paths import DataOpener, InputParts, OpenedData, is_iterable, is_paths, length_of
+from amct_onnx.data.open_paths import DataOpener, OpenedData, is_iterable, is_paths, length_of
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.poor_data import sorted_by_class
-from amct_onnx.data.read_ahead import read_ahead
 from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
@@ -36,7 +38,6 @@ from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.words import given, named
 
-_AHEAD = 2  # batches of images that are decoded before somebody asks for them
 _MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
 _MOST_AT_ONCE = 1 << 24  # elements of an array that is one feed as a whole, though it could be several
 _FORMS = (
@@ -45,17 +46,13 @@ _FORMS = (
 )
 
 
-def _silent(_: str) -> None:
-    """Nobody listens."""
-
-
 def open_data(
     data: object,
     inputs: Sequence[ModelInput],
     options: DataOptions,
     network: Network | None = None,
     purpose: Purpose | None = None,
-    announce: Note = _silent,
+    announce: Note = quiet,
 ) -> DataSource:
     """The calibration data of a model with these inputs. Nothing is read as a whole.
 
@@ -114,7 +111,7 @@ def open_data(
     try:
         return (
             _from_chunks(opened, work)
-            if opened.items is not None or opened.parts
+            if opened.items is not None or opened.archives is not None or opened.parts
             else _from_arrays(opened.arrays, work)
         )
     finally:
@@ -134,12 +131,19 @@ class _Work:
     def fit(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         return fit_chunks(chunks, self.opener.inputs, self.declared, self.opener.note)
 
-    def source(self, feeds: Iterator[Feed], rule: BatchRule, total: int | None, order: str = "") -> DataSource:
+    def source(
+        self,
+        feeds: Iterator[Feed],
+        rule: BatchRule,
+        total: int | None,
+        order: str = "",
+        parts: Callable[[], FeedParts | None] = lambda: None,
+    ) -> DataSource:
         if rule.whole and self.declared.batched:
             self.opener.note(f"each feed is one sample, since {rule.whole}")
         if rule.fixed != self.declared.fixed:
             self.opener.note(f"the network takes {rule.fixed} samples at once, though the model leaves the batch open")
-        return DataSource(feeds, total=total, rule=rule, notes=self.notes, sorted_by_class=order)
+        return DataSource(feeds, total=total, rule=rule, notes=self.notes, sorted_by_class=order, parts=parts)
 
 
 def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
@@ -190,23 +194,36 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
         size = options.batch_size if work.declared.batched else None
         everything = sum(math.prod(array.shape) for array in arrays.values())
         cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
-        chunks, total = iter([Chunk(where=where, arrays=whole)]), 1
-        if work.declared.batched and not cut:
-            opener.note(f"the array is one feed, and {named('batch_size')} would cut it into several")
-        if cut:
-            rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
-            size = size or _usual(cut)
-            chunks, total = _cut(cut, whole, size, rows, where), -(-rows // size)
-        limited = itertools.islice(work.fit(chunks), options.limit)
-        return work.source(_peeked(chunk.arrays for chunk in limited), rule, min(total, options.limit or total))
-    cut, whole = _parted(arrays, rule, opener)
-    rows, size = _counts(cut, rule, opener)
-    chunks = _cut(cut, whole, size, rows, where) if cut else iter([Chunk(where=where, arrays=whole)])
-    feeds = rebatch(work.fit(chunks), rule, size, opener.note)
+        if not cut:
+            if work.declared.batched:
+                opener.note(f"the array is one feed, and {named('batch_size')} would cut it into several")
+            fitted = work.fit(iter([Chunk(where=where, arrays=whole)]))
+            return work.source(_peeked(chunk.arrays for chunk in fitted), rule, 1)
+        rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
+        size = size or _usual(cut)
+        total = min(-(-rows // size), options.limit or rows)
+    else:
+        cut, whole = _parted(arrays, rule, opener)
+        rows, size = _counts(cut, rule, opener)
+        total = -(-rows // size)
+        if not cut:
+            feeds = rebatch(work.fit(iter([Chunk(where=where, arrays=whole)])), rule, size, opener.note)
+            return work.source(_peeked(feeds), rule, total)
+    parts = ArrayFeeds(
+        total=total,
+        inputs=opener.inputs,
+        declared=work.declared,
+        rule=rule,
+        cut=cut,
+        whole=whole,
+        size=size,
+        rows=rows,
+        where=where,
+    )
+    made = parts.read(0, total, opener.note)
     images = [array for array in cut.values() if isinstance(array, ImageArray)]
-    made = read_ahead(feeds, _AHEAD) if images else _peeked(feeds)
     order = next((text for array in images if (text := sorted_by_class(classes_of(array.files)))), "")
-    return work.source(made, rule, -(-rows // size), order)
+    return work.source(made if images else _peeked(made), rule, total, order, lambda: parts if parts.in_files else None)
 
 
 def _tried_on_arrays(arrays: Mapping[str, SampleArray], work: _Work, network: Network, where: str) -> BatchRule:
@@ -224,7 +241,7 @@ def _tried_on_arrays(arrays: Mapping[str, SampleArray], work: _Work, network: Ne
         return decide(work.declared, everything(), None, network, where) or work.declared
     (rows,) = lengths
     size = min(rows, max(work.opener.options.batch_size or _usual(cut), 2))
-    first = next(work.fit(_cut(cut, whole, size, size, where))).arrays
+    first = next(work.fit(cut_chunks(cut, whole, size, size, where))).arrays
     rule = decide(work.declared, first, None, network, where)
     if rule is not None and rule.whole and rows > size and rule.whole == NOT_ONE_BY_ONE:
         return work.declared.fixed_at(size)
@@ -271,23 +288,20 @@ def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener)
     return rows, size
 
 
-def _cut(arrays: Mapping[str, SampleArray], whole: Feed, size: int, rows: int, where: str) -> Iterator[Chunk]:
-    blocks = {name: array.blocks(size, rows) for name, array in arrays.items()}
-    for start in range(0, rows, size):
-        last = min(start + size, rows)
-        places = {name: array.label(start, last) for name, array in arrays.items()}
-        parts = {name: next(block) for name, block in blocks.items()}
-        yield Chunk(where=where, arrays={**parts, **whole}, places=places)
-
-
 def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
     """Feeds from files or items that hold batches or samples of their own."""
     opener, options, declared = work.opener, work.opener.options, work.declared
+    files: ChunkFiles | None = opened.archives
     if opened.items is not None:
         chunks = named_items(opened.items, opener.inputs, options, opener.note)
+    elif files is not None:
+        chunks = files.read(0, len(files), opener.note)
     else:
         opener.check_complete({**opened.arrays, **opened.parts})
-        chunks = _chunks_of_parts(opened.parts, _same_for_all(opened.arrays, declared))
+        whole = _same_for_all(opened.arrays, declared)
+        chunks = chunks_of_parts({name: part.arrays for name, part in opened.parts.items()}, whole)
+        found = {name: part.files for name, part in opened.parts.items() if part.files is not None}
+        files = PartFiles(parts=found, whole=whole) if len(found) == len(opened.parts) else None
     head = list(itertools.islice(chunks, 1))
     joined_size = _joined_size(head, opener.inputs, declared)
     fitted = work.fit(itertools.chain(head, chunks))
@@ -295,10 +309,16 @@ def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
     checked = _checked(itertools.chain(read, fitted), rule, work)
     limited = first_chunks(checked, rule, options.limit)
     size = rule.fixed or options.batch_size or joined_size
-    if size is None or not rule.batched:  # the batches stay as they are
+    if not rule.batched:
+        size = None
+
+    def parts() -> FeedParts | None:
+        return None if files is None else file_feeds(files, opener.inputs, declared, rule, size, options.limit)
+
+    if size is None:  # the batches stay as they are
         total = opened.count if options.limit is None else None
-        return work.source(_peeked(chunk.arrays for chunk in limited), rule, total)
-    return work.source(_peeked(rebatch(limited, rule, size, opener.note)), rule, None)
+        return work.source(_peeked(chunk.arrays for chunk in limited), rule, total, parts=parts)
+    return work.source(_peeked(rebatch(limited, rule, size, opener.note)), rule, None, parts=parts)
 
 
 def _tried_on_chunks(chunks: Iterator[Chunk], work: _Work) -> tuple[list[Chunk], BatchRule]:
@@ -363,21 +383,6 @@ def _same_for_all(arrays: Mapping[str, SampleArray], rule: BatchRule) -> Feed:
             text = f"is one array for input {name!r}, other inputs have a folder of files or an iterable of arrays"
             raise DataError(f"{array.where}: {text}; give all alike")
     return {name: _whole(array) for name, array in arrays.items()}
-
-
-def _chunks_of_parts(parts: Mapping[str, InputParts], whole: Feed) -> Iterator[Chunk]:
-    """Raises DataError where some inputs have more parts than others."""
-    for number in itertools.count():
-        found = {name: next(part.arrays, None) for name, part in parts.items()}
-        given = {name: item for name, item in found.items() if item is not None}
-        if not given:
-            return
-        if len(given) < len(found):
-            ended, longer = next(name for name in found if name not in given), next(iter(given))
-            raise DataError(f"the data of input {ended!r} end after {number}, those of {longer!r} go on; give as many")
-        places = {name: place for name, (place, _) in given.items()}
-        arrays = {name: array for name, (_, array) in given.items()}
-        yield Chunk(where=next(iter(places.values())), arrays={**arrays, **whole}, places=places)
 
 
 def _peeked(feeds: Iterator[Feed]) -> Iterator[Feed]:

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from amct_onnx.data.array_files import ArrayFiles, ArrayRows, NpyFiles, RawFiles
 from amct_onnx.data.arrays import (
     TEXTS,
     NpzArray,
     SampleArray,
     is_array,
-    map_npy,
     open_array,
     open_npy,
     open_npz,
     to_array,
-    why_unreadable,
 )
 from amct_onnx.data.batches import Note, fed_by_position
+from amct_onnx.data.chunk_files import ArchiveFiles
 from amct_onnx.data.images import (
     IMAGE_SUFFIXES,
     ImageArray,
@@ -39,7 +39,7 @@ from amct_onnx.data.images import (
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
 from amct_onnx.data.options import DataOptions
-from amct_onnx.data.raw_folders import check_sizes, list_files, read_array
+from amct_onnx.data.raw_folders import check_sizes, list_files
 from amct_onnx.data.texts import TEXT_SUFFIX, open_texts
 from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.files.whole_files import Mistakes
@@ -62,8 +62,17 @@ class InputParts:
     """Each with its place for errors; they can be read once."""
     count: int | None
     """How many there are, None if only their end shows it."""
-    raw: bool = False
-    """Whether they are files without a header, so that `DataOptions.dtypes` may say their type."""
+    files: ArrayFiles | None = None
+    """The same by number, where they lie in files."""
+
+    @staticmethod
+    def of_files(files: ArrayFiles) -> InputParts:
+        return InputParts(arrays=files.read(0, len(files)), count=len(files), files=files)
+
+    @property
+    def raw(self) -> bool:
+        """Whether they are files without a header, so that `DataOptions.dtypes` may say their type."""
+        return isinstance(self.files, RawFiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,8 @@ class OpenedData:
     parts: Mapping[str, InputParts] = field(default_factory=dict)
     items: Iterable[tuple[str, object]] | None = None
     """Each with its place for errors."""
+    archives: ArchiveFiles | None = None
+    """.npz files with the inputs of a run each."""
     count: int | None = None
     """The number of parts or items, None if only their end shows it."""
 
@@ -124,8 +135,8 @@ class DataOpener:
                 return self.by_input(parts)
         kind, files = _array_files(place)
         if kind == ".npz":
-            keys_of_all = {self.options.key(value.name) for value in self.inputs}
-            return OpenedData(items=_archives(files, keys_of_all), count=len(files))
+            archives = ArchiveFiles(files=tuple(files), inputs=self.inputs, options=self.options)
+            return OpenedData(archives=archives, count=len(files))
         return self.by_input({self.only(os.fspath(path)).name: place})
 
     def _takes_texts(self) -> bool:
@@ -261,14 +272,13 @@ class DataOpener:
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:
         if kind != _RAW:
-            return InputParts(arrays=((os.fspath(file), map_npy(file)) for file in files), count=len(files))
+            return InputParts.of_files(NpyFiles(files=tuple(files)))
         dtype, shape = self._raw_type(value), self._raw_shape(value)
         mistakes = Mistakes(None)
         entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
         check_sizes(entry, files, mistakes)
         mistakes.raise_any(DataError)
-        arrays = ((os.fspath(file), read_array(file, dtype, shape)) for file in files)
-        return InputParts(arrays=arrays, count=len(files), raw=True)
+        return InputParts.of_files(RawFiles(files=tuple(files), dtype=dtype, dims=shape))
 
     def _raw_type(self, value: ModelInput) -> str:
         dtype = (self.options.dtypes or {}).get(value.name, value.dtype)
@@ -314,10 +324,8 @@ def length_of(data: Any) -> int | None:
 
 def _rows(array: SampleArray, *, keep: bool) -> InputParts:
     """What each run gets of an array that has one more axis than the input; or, to `keep` it, one row of the batch."""
-    count = array.shape[0]
-    blocks = enumerate(array.blocks(1, count))
-    rows = ((array.label(number, number + 1), block if keep else np.asarray(block[0])) for number, block in blocks)
-    return InputParts(arrays=rows, count=count)
+    rows = ArrayRows(array=array, keep=keep)
+    return InputParts(arrays=rows.read(0, len(rows)), count=len(rows), files=rows if array.in_files else None)
 
 
 def _existing(path: object) -> Path:
@@ -342,15 +350,3 @@ def _array_files(folder: Path) -> tuple[str | None, list[Path]]:
         raise DataError(f"{folder}: the folder mixes {', '.join(sorted(kinds))} files, leave one kind in it")
     kind = arrays[0] if arrays else None
     return kind, [file for file in files if file.suffix.lower() == kind]
-
-
-def _archives(files: Sequence[Path], wanted: Container[str]) -> Iterator[tuple[str, object]]:
-    """Each .npz file as a dict of its arrays, or as the only array in it if numpy named that by itself."""
-    for file in files:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                unnamed = [key for key in archive.files if key == "arr_0" and len(archive.files) == 1]
-                arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
-        except Exception as reason:
-            raise DataError(f"{file}: is no readable .npz file ({why_unreadable(reason)})") from None
-        yield os.fspath(file), arrays["arr_0"] if unnamed and "arr_0" not in wanted else arrays

@@ -130,6 +130,16 @@ def _size_problem(entry: InputFolder, size: int) -> str | None:
     return None if fits else f"has {size} bytes, but {entry.dtype} {list(entry.shape)} takes {needed}"
 
 
+def shape_of_file(file: Path, dtype: str, dims: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the array in a file without a header; one of `dims` may be -1. Raises DataError for a wrong size."""
+    size = _size(file)
+    problem = _size_problem(InputFolder(name="", shape=tuple(dims), dtype=dtype, folder=""), size)
+    if problem is not None:
+        raise DataError(f"{file}: {problem}")
+    unit = math.prod(dim for dim in dims if dim != -1) * np.dtype(dtype).itemsize
+    return tuple(size // unit if dim == -1 else dim for dim in dims)
+
+
 def read_array(file: str | os.PathLike[str], dtype: str, shape: Sequence[int]) -> Array:
     """The array in a file without a header. One dimension of `shape` may be -1.
 
