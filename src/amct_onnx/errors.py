@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
 _LONGEST_LIST = 250  # characters: a message is one line, which somebody reads
 
@@ -53,6 +55,9 @@ class LayerError(ModelError):
     def __init__(self, text: str, *, layer: str, reason: str) -> None:
         super().__init__(text)
         self.layer, self.reason = layer, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(LayerError, layer=self.layer, reason=self.reason), self.args
 
 
 class RecordError(AmctError, RuntimeError):

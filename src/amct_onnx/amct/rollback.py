@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -18,6 +17,7 @@ from amct_onnx.amct.calibration_model import make_calibration_model
 from amct_onnx.amct.save import assemble, read_calibrated
 from amct_onnx.files.config_json import read_config
 from amct_onnx.files.record import read_calibration, read_record, write_record
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.instrument.observers import remove_observers
 from amct_onnx.numerics.settings import Settings
 from amct_onnx.plan.ascend_layers import decide_layers
@@ -50,7 +50,7 @@ class ConfiguredModel:
             name: replace(entry, quant_enable=False) if name in layers else entry
             for name, entry in self.settings.layers.items()
         }
-        return replace(self.settings, layers=MappingProxyType(changed))
+        return replace(self.settings, layers=FrozenDict(changed))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any
 
 from amct_onnx.errors import ConfigError, ConfigTypeError, Nearest
@@ -34,6 +33,7 @@ from amct_onnx.files.config_rules import (
     check_value,
 )
 from amct_onnx.files.whole_files import Mistakes, read_json
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.layers import LAYER_OPS
 from amct_onnx.numerics.settings import (
     ActivationSettings,
@@ -74,7 +74,7 @@ def default_settings(
         )
         for name, traits in facts.supported.items()
     }
-    return Settings(batch_num=batch_num, activation_offset=activation_offset, layers=MappingProxyType(layers))
+    return Settings(batch_num=batch_num, activation_offset=activation_offset, layers=FrozenDict(layers))
 
 
 def check_skip_layers(names: Sequence[Any], facts: GraphFacts, mistakes: Mistakes) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def read_config(path: str | os.PathLike[str], facts: GraphFacts) -> Settings:
         fakequant_precision_mode=None if mode == "DEFAULT" else mode,
         skip_fusion_layers=check_skip_fusion(values.get("skip_fusion_layers", ()), facts, mistakes),
         tensor_quantize=check_repeated_tensors(tensors, mistakes),
-        layers=MappingProxyType(layers),
+        layers=FrozenDict(layers),
     )
     raise_mistakes(mistakes)
     return settings

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from amct_onnx.errors import Nearest
@@ -28,6 +27,7 @@ from amct_onnx.files.config_rules import ACT_KEY, GLOBAL_RULES, LAYER_RULES, Rul
 from amct_onnx.files.nuq_mapping import find_named_layers
 from amct_onnx.files.schema import shortest_float32
 from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.layers import LAYER_OPS
 from amct_onnx.numerics.settings import LayerSettings, Nuq, Settings, TensorSettings
 from amct_onnx.values.layers import GraphFacts, LayerTraits
@@ -114,7 +114,7 @@ def _read(config: Any, facts: GraphFacts, mistakes: Mistakes, folder: Path) -> S
         fakequant_precision_mode="FORCE_FP16_QUANT" if config.fakequant_precision_mode else None,
         skip_fusion_layers=check_skip_fusion(config.skip_fusion_layers, facts, mistakes),
         tensor_quantize=check_repeated_tensors(tensors, mistakes),
-        layers=MappingProxyType(layers),
+        layers=FrozenDict(layers),
     )
 
 

@@ -37,7 +37,7 @@ _EMBEDDED_LIMIT = 2_000_000_000
 _SMALL = 1 << 16
 # The metadata of a graph that was loaded with external data: the real paths of the model and of its data files. The
 # tensors do not tell, since passes may have replaced every external one.
-_EXTERNAL_KEY = "amct_onnx.external_data"
+EXTERNAL_KEY = "amct_onnx.external_data"
 _log = logging.getLogger("amct_onnx.Utils")
 
 
@@ -108,7 +108,7 @@ def save_model_file(model: ir.Model, path: str | os.PathLike[str], *, embedded_l
     it, one tensor after another. Raises OutputError, also if that file holds the weights of the model's own source.
     """
     target = Path(path)
-    is_external = model.graph.meta.get(_EXTERNAL_KEY) or model_bytes(model) >= embedded_limit
+    is_external = model.graph.meta.get(EXTERNAL_KEY) or model_bytes(model) >= embedded_limit
     data = f"{target.name}.data" if is_external else None
     names = [name for name in (data, target.name) if name is not None]
     if data is not None:
@@ -155,19 +155,19 @@ def model_bytes(model: ir.Model) -> int:
 
 def file_bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
     """Bytes of the file `path` that `model` was loaded from, and of the files that hold its external data."""
-    _, files = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    _, files = model.graph.meta.get(EXTERNAL_KEY) or ("", ())
     return sum(os.path.getsize(file) for file in (path, *files))
 
 
 def is_source(model: ir.Model, path: str | os.PathLike[str]) -> bool:
     """Whether `model` was loaded from `path` and may still read its external data."""
-    source, _ = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    source, _ = model.graph.meta.get(EXTERNAL_KEY) or ("", ())
     return bool(os.path.realpath(path) == source)
 
 
 def _refuse_to_overwrite_source(model: ir.Model, target: Path, data: Path) -> None:
     """Raise OutputError if `data` holds the weights of the model's source, and the source itself is not overwritten."""
-    source, files = model.graph.meta.get(_EXTERNAL_KEY) or ("", ())
+    source, files = model.graph.meta.get(EXTERNAL_KEY) or ("", ())
     if os.path.realpath(data) in files and not is_source(model, target):
         raise OutputError(
             f"Cannot write {target}: its weights would go to {data}, which holds those of {source}. "
@@ -236,7 +236,7 @@ def _take_external_data(model: ir.Model, source: Path | None) -> None:
     if files and source is None:  # they may be those of another model
         _log.warning("The model in memory has its weights in files: they are read from %s", ", ".join(sorted(files)))
     if files:
-        model.graph.meta[_EXTERNAL_KEY] = ("" if source is None else os.path.realpath(source), frozenset(files))
+        model.graph.meta[EXTERNAL_KEY] = ("" if source is None else os.path.realpath(source), frozenset(files))
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[np.ndarray]:

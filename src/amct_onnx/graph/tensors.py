@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,23 @@ def array_of(tensor: ir.TensorProtocol) -> Array:
     return array
 
 
+class Computed(ir.LazyTensor):
+    """Computed whenever its data is asked for; once where it is pickled, and then it is in memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ir.Tensor, (np.ascontiguousarray(array_of(self)), self.dtype)
+
+
+class _Renamed(Computed):
+    """Another tensor under a name of its own."""
+
+    def __init__(self, tensor: ir.TensorProtocol, name: str | None) -> None:
+        super().__init__(lambda: tensor, tensor.dtype, ir.Shape(shape_of(tensor)), name=name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return renamed, (self.raw(), self.name)
+
+
 def deferred(compute: Callable[[], Array], dtype: npt.DTypeLike, shape: tuple[int, ...]) -> ir.TensorProtocol:
     """A tensor with the data that `compute` returns: at once when it is small, else whenever the data is asked for.
 
@@ -54,7 +72,7 @@ def deferred(compute: Callable[[], Array], dtype: npt.DTypeLike, shape: tuple[in
     if math.prod(shape) * dtype.itemsize <= _SMALL:
         return ir.Tensor(np.array(compute(), dtype, order="C"))
     kind = ir.DataType.from_numpy(dtype)
-    return ir.LazyTensor(lambda: ir.Tensor(np.asarray(compute(), dtype)), kind, ir.Shape(shape))
+    return Computed(lambda: ir.Tensor(np.asarray(compute(), dtype)), kind, ir.Shape(shape))
 
 
 def renamed(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
@@ -62,7 +80,7 @@ def renamed(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
     if tensor.name == name:
         return tensor
     if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
-        return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(shape_of(tensor)), name=name)
+        return _Renamed(tensor, name)
     return ir.Tensor(array_of(tensor), dtype=tensor.dtype, name=name)
 
 

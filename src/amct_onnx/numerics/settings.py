@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.frozen import FrozenDict
 
 # Bounds that AMCT does not have. They leave room around all that makes sense, and keep a slip of the keyboard from work
 # without an end.
@@ -247,7 +247,7 @@ class Settings:
     fakequant_precision_mode: str | None = None
     skip_fusion_layers: tuple[str, ...] = ()
     tensor_quantize: tuple[TensorSettings, ...] = ()
-    layers: Mapping[str, LayerSettings] = field(default_factory=lambda: MappingProxyType({}))
+    layers: Mapping[str, LayerSettings] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
         _check_within(self, "batch_num", 1, MOST_BATCHES, _WHOLE)

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 
 from amct_onnx.errors import ArgumentTypeError, ModelError, StatisticsError, listed
 from amct_onnx.files.onnx_file import IN_MEMORY, check_opset, load_model, take_model
+from amct_onnx.files.packed_model import HoldsGraphs
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.constants import lift_ir3
 from amct_onnx.graph.layers import quantized_nodes
 from amct_onnx.graph.naming import name_nodes, name_values
@@ -36,7 +37,7 @@ SIMULATED_KEY = "amct_onnx.fake_quant"  # the layers of a fake-quant model, whos
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FloatModel:
+class FloatModel(HoldsGraphs):
     """A float model whose nodes have names, and nothing else is done to it.
 
     model: not to be changed; whoever changes it makes a copy. facts: what the graph says of each layer. path: its file,
@@ -98,7 +99,7 @@ class FloatModel:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FusedModel:
+class FusedModel(HoldsGraphs):
     """A float model after fusion: `model`, not to be changed either.
 
     origins: the nodes of the source that a fused node stands for, None where nothing was to be fused. factors:
@@ -109,7 +110,7 @@ class FusedModel:
     source: FloatModel
     model: ir.Model
     origins: Mapping[str, tuple[str, ...]] | None = None
-    factors: Mapping[str, Floats] = field(default_factory=lambda: MappingProxyType({}))
+    factors: Mapping[str, Floats] = field(default_factory=FrozenDict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -139,7 +140,7 @@ class FusedModel:
             smooth_inputs(model, smoothed)
         except (KeyError, ValueError) as error:
             raise StatisticsError("The factors of equalization belong to another model: calibrate this one.") from error
-        return replace(self, model=model, factors=MappingProxyType({**self.factors, **factors}))
+        return replace(self, model=model, factors=FrozenDict({**self.factors, **factors}))
 
 
 def _refuse_quantized(model: ir.Model, called: str) -> None:

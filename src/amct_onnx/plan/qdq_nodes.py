@@ -11,10 +11,10 @@ image, takes no part.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 
 import onnx_ir as ir
 
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import input_of, is_op, name_of
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS
@@ -31,7 +31,7 @@ _NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution h
 _TURNS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
 _PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
-NONE: Mapping[str, str] = MappingProxyType({})
+NONE: Mapping[str, str] = FrozenDict()
 
 
 def plan_qdq(
@@ -181,7 +181,7 @@ class _Planner:
             constants=constants,
             integer=frozenset(map(name_of, integer)),
             absorbed=absorbed,
-            biases=MappingProxyType({name: place for name, place in self.found.biases.items() if name in self.integer}),
+            biases=FrozenDict({name: place for name, place in self.found.biases.items() if name in self.integer}),
             flat=self.found.flat & self.integer.keys(),
         )
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.files.fusion_json import FusionOp, write_fusion
 from amct_onnx.files.onnx_file import is_source, save_model_file
+from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.passes.balance import balancing_mul, constant_first
 from amct_onnx.graph.passes.share_weights import share_weights
@@ -30,7 +31,7 @@ _log = logging.getLogger("amct_onnx.Utils")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AscendModel:
+class AscendModel(HoldsGraphs):
     """A calibrated model: float graph with fake-quantized weights, and the factors of its layers and tensors.
 
     `origins` tells for each node that absorbed others the original nodes that it stands for. `half`: the chip

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, LayerError, ModelError
 from amct_onnx.files.config_json import default_settings
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import input_of, is_op, is_standard, name_of, read_on_the_way_to
 from amct_onnx.graph.constants import constant_value
 from amct_onnx.graph.index import index_graph
@@ -185,7 +185,7 @@ class AscendTarget(Target):
                 half=settings.fakequant_precision_mode == "FORCE_FP16_QUANT",
             ),
             floats=floats,
-            records=MappingProxyType(records),
+            records=FrozenDict(records),
             weights=weights.better,
             rows=weights.better,
             decisions=decided,
@@ -217,7 +217,7 @@ def _settings(facts: GraphFacts, request: Request, in_float: Mapping[str, str]) 
     for name in request.wide:
         if name in layers and facts.layers[name].supports_int16:
             layers[name] = replace(layers[name], activation=replace(layers[name].activation, num_bits=16))
-    return replace(settings, layers=MappingProxyType(layers))
+    return replace(settings, layers=FrozenDict(layers))
 
 
 def _heads(model: ir.Model) -> frozenset[str]:

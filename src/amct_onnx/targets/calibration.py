@@ -46,6 +46,9 @@ class SolvedWeights:
         self.grids: dict[bytes, QParams] = {}
         self._read: dict[Hashable, tuple[ir.TensorProtocol, tuple[bytes, float]]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {"grids": self.grids, "_read": {}}  # tensors are known by where they are in this process
+
     def told(self, layer: Layer, rows: Callable[[], Floats]) -> tuple[bytes, float]:
         """The digest of the rows of a layer's weight, and the largest magnitude in it."""
         tensor = layer.weight

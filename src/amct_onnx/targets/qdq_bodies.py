@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from types import MappingProxyType
 
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, StatisticsError
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.bodies import all_values, bodies_with_layers, close_body, outside_reads, settle_names
 from amct_onnx.plan.ascend_layers import graph_facts
@@ -49,7 +49,7 @@ def quantize_bodies(
             with suppress(StatisticsError, CalibrationError):
                 if inner.name in values:
                     tensors[name_of(inner)] = calibration.statistic([values[name_of(inner)]])
-        statistics = replace(calibration.statistics, tensors=MappingProxyType(tensors))
+        statistics = replace(calibration.statistics, tensors=FrozenDict(tensors))
         own = replace(calibration, source=source, statistics=statistics, tuning=Tuning(), empty=_NOT_RUN)
         solver = PlanSolver(own, table)
         try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.bodies import closed_copies
 from amct_onnx.graph.constants import constant_readers
@@ -154,10 +154,8 @@ class QdqFamily(Target):
             tables=solved.tables,
             quantized=quantized,
             decisions=_known(solved.plan.decisions, (body.plan.decisions for body in inside), calibration.source),
-            activations=MappingProxyType(
-                {name: grid for part in everything for name, grid in part.activations.items()}
-            ),
-            weights=MappingProxyType({name: grid for part in everything for name, grid in _weights(part)}),
+            activations=FrozenDict({name: grid for part in everything for name, grid in part.activations.items()}),
+            weights=FrozenDict({name: grid for part in everything for name, grid in _weights(part)}),
             rows={name: grid.params for name, grid in solved.weights.items() if name not in tied},
             notes=tuple(note for part in everything for note in part.notes),
         )

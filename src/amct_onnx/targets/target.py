@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from amct_onnx.errors import listed
 from amct_onnx.files.onnx_file import save_model_file
+from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.graph.access import all_nodes, is_op
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.numerics.grid import QParams
@@ -47,7 +48,7 @@ class RangeChoice:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lowered(ABC):
+class Lowered(HoldsGraphs, ABC):
     """A model quantized for one target: all its grids are solved.
 
     decisions: what happens to each node that the target could quantize, and why where it stays in float. activations:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
+
+from amct_onnx.frozen import FrozenDict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,12 @@ def _between(table: Mapping[int, float], width: int) -> float:
 
 # ONNX Runtime 1.32 on an x86 CPU with AVX-512 VNNI. Without VNNI int8 is slower, and float is cheaper beside it.
 ONNXRUNTIME_PRICES = Prices(
-    float_rates=MappingProxyType({8: 24.0, 12: 37.0, 16: 45.0, 32: 65.0, 64: 75.0, 128: 78.0}),
-    int8_rates=MappingProxyType({8: 17.0, 12: 36.0, 16: 100.0, 32: 200.0, 64: 270.0, 128: 290.0}),
-    depthwise=MappingProxyType({8: 7.0, 16: 2.8, 32: 1.8, 64: 1.5, 96: 1.3, 144: 1.0}),
+    float_rates=FrozenDict({8: 24.0, 12: 37.0, 16: 45.0, 32: 65.0, 64: 75.0, 128: 78.0}),
+    int8_rates=FrozenDict({8: 17.0, 12: 36.0, 16: 100.0, 32: 200.0, 64: 270.0, 128: 290.0}),
+    depthwise=FrozenDict({8: 7.0, 16: 2.8, 32: 1.8, 64: 1.5, 96: 1.3, 144: 1.0}),
     moved=0.25,
     cut=0.5,
-    elementwise=MappingProxyType(
+    elementwise=FrozenDict(
         {
             "Sigmoid": Price(in_float=0.2, in_int8=0.25),
             "Mul": Price(in_float=0.2, in_int8=0.35),

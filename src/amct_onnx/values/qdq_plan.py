@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.values.layers import Decision
 
 
@@ -38,7 +38,7 @@ class QdqPlan:
     absorbed: Mapping[str, str]
     lookups: frozenset[str] = frozenset()
     also_observed: tuple[str, ...] = ()
-    biases: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+    biases: Mapping[str, tuple[str, int]] = field(default_factory=FrozenDict)
     flat: frozenset[str] = frozenset()
 
     @property

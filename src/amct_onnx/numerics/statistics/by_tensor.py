@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
 from amct_onnx.errors import StatisticsError
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 
@@ -27,11 +27,11 @@ class Statistics:
     factors: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        object.__setattr__(self, "tensors", FrozenDict(self.tensors))
         factors = {name: np.array(values, np.float32) for name, values in self.factors.items()}
         for values in factors.values():
             values.setflags(write=False)
-        object.__setattr__(self, "factors", MappingProxyType(factors))
+        object.__setattr__(self, "factors", FrozenDict(factors))
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both samples together: exact, in whatever order and grouping parts are merged.

@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.errors import ArgumentError, DataError, ModelError
+from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
@@ -190,7 +190,7 @@ class Effects:
         )
 
     def _by_output(self, effects: Doubles) -> Mapping[str, float]:
-        return MappingProxyType(dict(zip(self.outputs, effects.tolist(), strict=True)))
+        return FrozenDict(dict(zip(self.outputs, effects.tolist(), strict=True)))
 
 
 def measure(
