@@ -58,7 +58,9 @@ def _declare(command: Parser) -> None:
         metavar="NAMES",
         help=f"{', '.join(TARGET_NAMES)}; or several",
     )
-    add_options(command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
+    add_options(
+        command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic", "engine")
+    )
     command.add_argument(
         "--no_report", action="store_true", help="measure neither accuracy again nor latency, leave no run"
     )

@@ -27,9 +27,10 @@ class Work(Protocol[Item_contra, Outcome_co]):
 
 
 class Engine(Protocol):
-    """Works on items. workers: how many are worked on at a time."""
+    """Works on items. workers: how many are worked on at a time. alone: this process does it all."""
 
     workers: int
+    alone: bool
 
     def map(self, work: Work[Item, Outcome], items: Iterable[Item]) -> Generator[Outcome, None, None]:
         """The outcome of each item, in the order of `items`, which are asked for as workers become free: few wait.
@@ -54,7 +55,7 @@ class Engine(Protocol):
 class LocalEngine:
     """Works in this process, on one item after the other: what an item does may have threads of its own."""
 
-    workers = 1
+    workers, alone = 1, True
 
     def map(self, work: Work[Item, Outcome], items: Iterable[Item]) -> Generator[Outcome, None, None]:
         with work.open() as do:

@@ -41,6 +41,8 @@ class ProcessEngine:
     They share the processors that this process may use. A work is written to one temporary file, which they map.
     """
 
+    alone = False
+
     def __init__(self, workers: int | None = None) -> None:
         self.workers = processors() if workers is None else workers
         self._numbers = count()

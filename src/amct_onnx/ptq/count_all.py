@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from amct_onnx.data.feed_parts import FeedParts
-from amct_onnx.engine.engine import Engine, LocalEngine
+from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
@@ -55,7 +55,7 @@ def count_all(
     if counted is not None:
         front = Seen(tensors=dict(counted), feeds=samples.whole, samples=samples.count())
     before = 0 if front is None else samples.whole
-    by_number = work.parts is not None and not isinstance(engine, LocalEngine)
+    by_number = work.parts is not None and not engine.alone
     stream = _Stream(samples, work, total, memory, progress, before=before, behind=front is not None)
     if work.parts is not None and by_number:
         stream.look_at_first()
@@ -122,12 +122,11 @@ class _Stream:
 
 def _counted_as_it_comes(work: CountShards, stream: _Stream, engine: Engine) -> Seen | None:
     feeds = stream.feeds()
-    alone = isinstance(engine, LocalEngine)
-    first = list(islice(feeds, side_by_side() if alone else 1))
+    first = list(islice(feeds, side_by_side() if engine.alone else 1))
     if not first:
         return None
     everything = chain(first, feeds)
-    if alone:
+    if engine.alone:
         return engine.merge(
             replace(work, workers=len(first)), [Shard(first=stream.before, feeds=everything)], merge_seen
         )

@@ -15,6 +15,7 @@ from amct_onnx.options import Flag, option, positive_number
 if TYPE_CHECKING:
     import os
 
+    from amct_onnx.engine.engine import Engine
     from amct_onnx.numerics.settings import ActivationSolver, Settings
     from amct_onnx.values.findings import Effort
 
@@ -132,4 +133,11 @@ class QuantizeOptions:
         "the least signal-to-noise ratio of the outputs in dB, on samples held out",
         "It needs no evaluator. Up to 64 samples, at most a quarter of all, are held out of the calibration for it.",
         flag=Flag(help="least signal-to-noise ratio of the outputs in dB", metavar="DB", read=float),
+    )
+    engine: str | Engine = option(
+        "local",
+        "who does the work: local (this process), processes or processes:N (several on this machine)",
+        "Any engine gives the same bytes. Data in files are opened by the worker that needs them; data that only this "
+        "process can read, as an iterable, are sent. A worker that is lost is replaced, and its part is done again.",
+        flag=Flag(help="local, processes or processes:N", metavar="NAME"),
     )

@@ -15,6 +15,8 @@ from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
+from amct_onnx.engine.engine import Engine
+from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
@@ -75,6 +77,7 @@ def quantize(
     target_accuracy: float | None = None,
     min_sqnr: float | None = None,
     max_slowdown: float | None = None,
+    engine: str | Engine = "local",
 ) -> QuantizedModel:
     """Calibrate `model` with `data` in one pass and quantize it.
 
@@ -135,57 +138,65 @@ def quantize(
         return quantize_dynamic(source, request=request, target=found)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
-    inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
-    opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
-    if weight_only is not None:
-        return _quantize_weights(
+    with opened_engine(engine) as workers:
+        inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
+        opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
+        if weight_only is not None:
+            return _quantize_weights(
+                source,
+                None if data is None else opened,
+                effort=effort,
+                quantized=partial(
+                    quantize_weights,
+                    request=request,
+                    target=found,
+                    bits=weight_only,
+                    block_size=block_size,
+                    methods=METHODS[effort],
+                    progress=told,
+                ),
+            )
+        feeds = opened()
+        tell([feeds.sorted_by_class] if feeds.sorted_by_class and effort != "fast" else [])
+        calibrated = partial(
+            calibrate,
             source,
-            None if data is None else opened,
+            target=found,
+            request=request,
             effort=effort,
-            quantized=partial(
-                quantize_weights,
-                request=request,
-                target=found,
-                bits=weight_only,
-                block_size=block_size,
-                methods=METHODS[effort],
-                progress=told,
-            ),
-        )
-    feeds = opened()
-    tell([feeds.sorted_by_class] if feeds.sorted_by_class and effort != "fast" else [])
-    calibrated = partial(
-        calibrate, source, target=found, request=request, effort=effort, rule=feeds.rule, progress=told
-    )
-    if not search:
-        run = calibrated(feeds, feeds.total)
-        _warn_of_noise(run.accuracy)
-        return replace(run, assumptions=feeds.assumptions)
-    samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if evaluator is None else 0)
-    run = calibrated(samples, feeds.total)
-    notes = [*feeds.assumptions, *samples.notes]
-    if found.runs_here and not reduce_range and saturates():
-        notes.append(
-            "int8 kernels saturate on this CPU, and the search counts that; "
-            f"{given('reduce_range', True)} keeps it away"
-        )
-    quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
-    if max_slowdown is not None:
-        sped = spend_time(
-            quantized,
-            max_slowdown,
-            model=source.model,
-            samples=samples.kept,
-            held_out=samples.held_out,
+            rule=feeds.rule,
             progress=told,
+            engine=workers,
         )
-        return sped.measured(samples.held_out[:_JUDGES])
-    goal: Goal
-    if evaluator is not None:
-        goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
-    else:
-        goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=min_sqnr or 0.0)
-    return search_mixed(quantized, goal, samples.kept, told).measured(samples.held_out[:_JUDGES])
+        if not search:
+            run = calibrated(feeds, feeds.total, parts=None if workers.alone else feeds.parts)
+            _warn_of_noise(run.accuracy)
+            return replace(run, assumptions=feeds.assumptions)
+        samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if evaluator is None else 0)
+        run = calibrated(samples, feeds.total)
+        notes = [*feeds.assumptions, *samples.notes]
+        if found.runs_here and not reduce_range and saturates():
+            notes.append(
+                "int8 kernels saturate on this CPU, and the search counts that; "
+                f"{given('reduce_range', True)} keeps it away"
+            )
+        quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
+        if max_slowdown is not None:
+            sped = spend_time(
+                quantized,
+                max_slowdown,
+                model=source.model,
+                samples=samples.kept,
+                held_out=samples.held_out,
+                progress=told,
+            )
+            return sped.measured(samples.held_out[:_JUDGES])
+        goal: Goal
+        if evaluator is not None:
+            goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
+        else:
+            goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=min_sqnr or 0.0)
+        return search_mixed(quantized, goal, samples.kept, told).measured(samples.held_out[:_JUDGES])
 
 
 def _quantize_weights(

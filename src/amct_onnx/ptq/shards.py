@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
+from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.histograms import TensorCounter, counting, side_by_side
@@ -49,7 +50,7 @@ def merge_seen(one: Seen, other: Seen) -> Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountShards:
+class CountShards(HoldsGraphs):
     """The work of counting what `tensors` of a float model hold, for one shard after the other.
 
     parts: of the data, for shards that name feeds by their numbers. workers: so many feeds run at a time, if that is
