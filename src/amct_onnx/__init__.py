@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from amct_onnx import _deferred_sympy
+from amct_onnx.version import VERSION
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 
     AMCT_SO: onnxruntime.SessionOptions
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AMCT_SO",

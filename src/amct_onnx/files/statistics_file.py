@@ -12,11 +12,12 @@ Its arrays, for N tensors with a histogram each:
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
 from amct_onnx.errors import FileMissingError, StatisticsError
-from amct_onnx.files.archive import writing_archive
+from amct_onnx.files.archive import Write, writing_archive
 from amct_onnx.numerics.arrays import Array, Floats, Int64s
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
@@ -26,20 +27,26 @@ SCHEMA = 1
 
 def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> None:
     """Write `statistics` to `path`, whole or not at all. Equal statistics give equal bytes. Raises OutputError."""
-    histograms = list(statistics.tensors.values())
     with writing_archive(path) as write:
         write("schema", np.array(SCHEMA))
         write("digest", np.array(statistics.digest))
         write("samples", np.array(statistics.samples))
-        write("names", np.array(list(statistics.tensors), np.str_))
-        write("grids", np.array([(h.exponent, h.low, h.counts.size) for h in histograms], np.int64).reshape(-1, 3))
-        write("extremes", np.array([(h.minimum, h.maximum) for h in histograms], np.float64).reshape(-1, 2))
-        write("counts", np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]))
+        write_histograms(write, statistics.tensors)
         if statistics.factors:
             factors = list(statistics.factors.values())
             write("factor_names", np.array(list(statistics.factors), np.str_))
             write("factor_sizes", np.array([f.size for f in factors], np.int64))
             write("factors", np.concatenate(factors))
+
+
+def write_histograms(write: Write, tensors: Mapping[str, DyadicHistogram], *, compact: bool = False) -> None:
+    """Write the arrays of histograms, from names to counts. compact: counts take fewer bytes than 8 where they can."""
+    histograms = list(tensors.values())
+    write("names", np.array(list(tensors), np.str_))
+    write("grids", np.array([(h.exponent, h.low, h.counts.size) for h in histograms], np.int64).reshape(-1, 3))
+    write("extremes", np.array([(h.minimum, h.maximum) for h in histograms], np.float64).reshape(-1, 2))
+    counts = np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)])
+    write("counts", counts.astype(np.min_scalar_type(counts.max(initial=0))) if compact else counts)
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
@@ -75,21 +82,30 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 
 def _read(arrays: dict[str, Array]) -> Statistics:
     """Raises ValueError or KeyError for arrays that `save_statistics` does not write."""
-    names, grids, extremes = arrays["names"], arrays["grids"], arrays["extremes"]
-    counts, samples = arrays["counts"], int(arrays["samples"])
+    samples = int(arrays["samples"])
+    if samples < 0:
+        raise ValueError("its numbers contradict each other")
+    if arrays["counts"].dtype != np.int64:
+        raise ValueError("its arrays have other types")
+    factors = _read_factors(arrays) if "factor_names" in arrays else {}
+    return Statistics(tensors=read_histograms(arrays), samples=samples, digest=str(arrays["digest"]), factors=factors)
+
+
+def read_histograms(arrays: Mapping[str, Array]) -> dict[str, DyadicHistogram]:
+    """The histograms by tensor. Raises ValueError or KeyError for arrays that `write_histograms` does not write."""
+    names, grids, extremes, counts = (arrays[name] for name in ("names", "grids", "extremes", "counts"))
     if grids.shape != (names.size, 3) or extremes.shape != (names.size, 2) or counts.ndim != 1:
         raise ValueError("its arrays do not fit each other")
-    if [a.dtype for a in (grids, counts, extremes)] != [np.int64, np.int64, np.float64]:
+    if [a.dtype for a in (grids, extremes)] != [np.int64, np.float64] or counts.dtype.kind not in "iu":
         raise ValueError("its arrays have other types")
     sizes = grids[:, 2].astype(np.int64)
-    if (sizes < 0).any() or sizes.sum() != counts.size or samples < 0 or len(set(names.tolist())) != names.size:
+    if (sizes < 0).any() or sizes.sum() != counts.size or len(set(names.tolist())) != names.size:
         raise ValueError("its numbers contradict each other")
     tensors = {}
-    parts = np.split(counts, np.cumsum(sizes))[:-1]
+    parts = np.split(counts.astype(np.int64), np.cumsum(sizes))[:-1]
     for tensor, grid, (low, high), part in zip(names, grids.tolist(), extremes.tolist(), parts, strict=True):
         tensors[str(tensor)] = _histogram(grid, low, high, part)
-    factors = _read_factors(arrays) if "factor_names" in arrays else {}
-    return Statistics(tensors=tensors, samples=samples, digest=str(arrays["digest"]), factors=factors)
+    return tensors
 
 
 def _read_factors(arrays: dict[str, Array]) -> dict[str, Floats]:

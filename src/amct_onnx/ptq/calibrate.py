@@ -11,6 +11,7 @@ from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.engine.engine import Engine, LocalEngine
 from amct_onnx.errors import ModelError, StatisticsError
+from amct_onnx.files.state_folder import StateFolder
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
@@ -49,11 +50,13 @@ def calibrate(
     progress: Progress = silent,
     parts: FeedParts | None = None,
     engine: Engine = _HERE,
+    state: StateFolder | None = None,
 ) -> QuantizedModel:
     """Run the data through the model once, and solve what they say for a target.
 
     total: how many feeds there are, None where only their end shows it. rule: where their samples are. parts: the same
-    feeds by number, for the workers of `engine`; None where only this process can read them.
+    feeds by number, for the workers of `engine`; None where only this process can read them. state: where each
+    feed is kept that is done, so that it is not run again.
 
     Raises ModelError for a model without a layer that can be quantized, CalibrationError, DataError.
     """
@@ -68,7 +71,8 @@ def calibrate(
     if prepared is not source:
         source, observed = prepared, observed_tensors(prepared)
     memory = samples.plan.memory if recipe.asks_later_data else 0 if bench.judge is not None else _MEMORY
-    work = CountShards(model=source.model, tensors=tuple(observed), rule=rule, parts=parts)
+    digest = model_digest(source.model)
+    work = CountShards(model=source.model, tensors=tuple(observed), rule=rule, parts=parts, state=state, digest=digest)
     found = count_all(work, samples, total, counted=counted, memory=memory, engine=engine, progress=progress)
     seen = found.seen
     statistics = Statistics(

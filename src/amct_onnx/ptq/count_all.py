@@ -5,18 +5,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain, islice
 
 from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import DataError
+from amct_onnx.files.state_folder import Counts
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.histograms import side_by_side
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
-from amct_onnx.ptq.shards import CountShards, Seen, Shard, merge_seen
+from amct_onnx.ptq.shards import CountShards, Shard, merged_counts
 
 _SHARDS = 4  # for each worker: with fewer some are idle in the end, with more there is more to merge
 _LONGEST = 256  # feeds of a shard: so many are counted again where a worker is lost
@@ -29,7 +31,7 @@ class AllSeen:
     """What all data have shown. first: the first sample. later: some of those behind the first ones, at equal
     distances."""
 
-    seen: Seen
+    seen: Counts
     first: Feed
     later: list[Feed]
 
@@ -53,14 +55,17 @@ def count_all(
     """
     front = None
     if counted is not None:
-        front = Seen(tensors=dict(counted), feeds=samples.whole, samples=samples.count())
+        front = Counts(tensors=dict(counted), feeds=samples.whole, samples=samples.count())
     before = 0 if front is None else samples.whole
-    by_number = work.parts is not None and not engine.alone
+    as_it_comes = work.state is None and engine.alone
     stream = _Stream(samples, work, total, memory, progress, before=before, behind=front is not None)
-    if work.parts is not None and by_number:
+    if work.parts is not None and not as_it_comes:
         stream.look_at_first()
-        shards = _numbered(samples, work.parts, engine.workers, progress, behind=front is not None)
-        found = engine.merge(work, shards, merge_seen)
+        size = _shard_size(work.parts.total, engine.workers)
+        if work.state is not None:  # the workers of an earlier call had their shards
+            size = work.state.recalled("feeds of a shard", lambda: size)
+        shards = _numbered(samples, work.parts, size, progress, behind=front is not None)
+        found = engine.merge(work, shards, merged_counts)
         later = _later(work, work.parts, samples, stream, memory)
     else:
         found = _counted_as_it_comes(work, stream, engine)
@@ -69,7 +74,7 @@ def count_all(
     if not seen or stream.first is None:
         raise DataError("There are no calibration data: give at least one batch.")
     progress("calibration", 1.0)
-    return AllSeen(seen=seen[0] if len(seen) == 1 else seen[0].merge(seen[1]), first=stream.first, later=later)
+    return AllSeen(seen=reduce(merged_counts, seen), first=stream.first, later=later)
 
 
 class _Stream:
@@ -120,17 +125,18 @@ class _Stream:
         self._samples.close()
 
 
-def _counted_as_it_comes(work: CountShards, stream: _Stream, engine: Engine) -> Seen | None:
+def _counted_as_it_comes(work: CountShards, stream: _Stream, engine: Engine) -> Counts | None:
     feeds = stream.feeds()
-    first = list(islice(feeds, side_by_side() if engine.alone else 1))
+    as_it_comes = work.state is None and engine.alone
+    first = list(islice(feeds, side_by_side() if as_it_comes else 1))
     if not first:
         return None
     everything = chain(first, feeds)
-    if engine.alone:
+    if as_it_comes:
         return engine.merge(
-            replace(work, workers=len(first)), [Shard(first=stream.before, feeds=everything)], merge_seen
+            replace(work, workers=len(first)), [Shard(first=stream.before, feeds=everything)], merged_counts
         )
-    return engine.merge(replace(work, parts=None), _grouped(everything, stream.before), merge_seen)
+    return engine.merge(replace(work, parts=None), _grouped(everything, stream.before), merged_counts)
 
 
 def _grouped(feeds: Iterable[Feed], before: int) -> Iterator[Shard]:
@@ -141,20 +147,24 @@ def _grouped(feeds: Iterable[Feed], before: int) -> Iterator[Shard]:
         group.append(feed)
         size += sum(array.nbytes for array in feed.values())
         if size >= _SENT or len(group) >= _LONGEST:
-            yield Shard(first=before, feeds=tuple(group))
+            yield Shard(first=before, last=before + len(group), feeds=tuple(group))
             before, group, size = before + len(group), [], 0
     if group:
-        yield Shard(first=before, feeds=tuple(group))
+        yield Shard(first=before, last=before + len(group), feeds=tuple(group))
+
+
+def _shard_size(total: int, workers: int) -> int:
+    return max(1, min(_LONGEST, -(-total // (_SHARDS * workers))))
 
 
 def _numbered(
-    samples: FirstSamples, parts: FeedParts, workers: int, progress: Progress, *, behind: bool
+    samples: FirstSamples, parts: FeedParts, size: int, progress: Progress, *, behind: bool
 ) -> Iterator[Shard]:
-    """The feeds by their numbers, for whoever opens them; those of which a part is counted already as they are."""
+    """The feeds by their numbers, `size` of them together, for whoever opens them; one of which a part is counted
+    already comes as it is."""
     start = samples.read if behind else 0
     if behind and samples.left:
-        yield Shard(first=samples.whole, feeds=tuple(samples.left))
-    size = max(1, min(_LONGEST, -(-(parts.total - start) // (_SHARDS * workers))))
+        yield Shard(first=samples.whole, last=start, feeds=tuple(samples.left))
     for first in range(start, parts.total, size):
         progress("calibration", first / parts.total)
         yield Shard(first=first, last=min(first + size, parts.total))

@@ -141,3 +141,10 @@ class QuantizeOptions:
         "process can read, as an iterable, are sent. A worker that is lost is replaced, and its part is done again.",
         flag=Flag(help="local, processes or processes:N", metavar="NAME"),
     )
+    state: str | os.PathLike[str] | None = option(
+        None,
+        "a folder that keeps what is done, so that the same call goes on there after it was stopped",
+        "It keeps what each batch of the calibration has shown, as it comes. A folder with the state of another model, "
+        "of other data or options is refused. Delete it when the result is there.",
+        flag=Flag(help="folder that keeps what is done, to go on there later", metavar="FOLDER"),
+    )

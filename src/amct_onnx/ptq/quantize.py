@@ -7,17 +7,15 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from amct_onnx.data.data_source import DataSource, announcer
 from amct_onnx.data.image_options import ImageOptions
-from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.engine.engine import Engine
 from amct_onnx.engine.open_engine import opened_engine
-from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.errors import ArgumentError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.measure.saturation import saturates
@@ -27,14 +25,13 @@ from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.options import documented
 from amct_onnx.plan.float_model import FloatModel, FusedModel
 from amct_onnx.progress import Progress, progress_of
+from amct_onnx.ptq.aims import Aims
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
-from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
-from amct_onnx.ptq.mixed.search import search_mixed
-from amct_onnx.ptq.mixed.slowdown import spend_time
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
+from amct_onnx.ptq.state_facts import open_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.targets.table import target_of
@@ -44,9 +41,8 @@ from amct_onnx.words import either, given, named
 
 _log = logging.getLogger("amct_onnx.Quantize")
 _NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
-_SEARCHED = 64  # samples that a search may run, and as many that check what it finds; see SampleKeeper
 _JUDGES = 16  # samples that the accuracy of a result is measured on
-_LOOKED = 40  # of them judge every model, where there is no evaluator
+_SATURATED = "int8 kernels saturate on this CPU, and the search counts that; {} keeps it away"
 
 
 @documented(QuantizeOptions, DataOptions)
@@ -78,6 +74,7 @@ def quantize(
     min_sqnr: float | None = None,
     max_slowdown: float | None = None,
     engine: str | Engine = "local",
+    state: str | os.PathLike[str] | None = None,
 ) -> QuantizedModel:
     """Calibrate `model` with `data` in one pass and quantize it.
 
@@ -97,7 +94,8 @@ def quantize(
     found with about ten evaluations. `precision` of the result tells what was tried, and whether the target is met.
     With `max_slowdown`, the nodes that make most of the noise do, as far as that time goes; the last of `steps` tells.
 
-    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError.
+    Raises ArgumentError, ConfigError, ModelError, ModelFileError, FileMissingError, DataError, CalibrationError,
+    EngineError, StateError.
     """
     data_options = DataOptions(
         images=images,
@@ -108,19 +106,22 @@ def quantize(
         names=names,
         tokenizer=tokenizer,
     )
-    goals = {
-        "max_drop": max_drop,
-        "target_accuracy": target_accuracy,
-        "min_sqnr": min_sqnr,
-        "max_slowdown": max_slowdown,
-    }
-    search = _wants_search(evaluator, goals)
+    aims = Aims(
+        evaluator=evaluator,
+        max_drop=max_drop,
+        target_accuracy=target_accuracy,
+        min_sqnr=min_sqnr,
+        max_slowdown=max_slowdown,
+    )
+    search = aims.wanted()
     if full_int8 and max_slowdown is not None:
         raise ArgumentError(
             f"{named('full_int8')} leaves nothing in float, and {named('max_slowdown')} does: give one of them."
         )
     found, told = target_of(target), progress_of(progress)
     effort = check_effort(effort)
+    if state is not None and (dynamic or weight_only is not None or isinstance(data, Statistics)):
+        raise ArgumentError(f"{named('state')} keeps what a calibration has seen, and none is run here: leave it out.")
     if dynamic:
         check_dynamic(data, found, search=search, weight_only=weight_only, algorithm=algorithm)
     elif weight_only is not None:
@@ -138,6 +139,8 @@ def quantize(
         return quantize_dynamic(source, request=request, target=found)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
+    asked = {"target": target, "effort": effort, "request": request, **vars(aims), **vars(data_options)}
+    kept = None if state is None else open_state(state, source, data, asked)
     with opened_engine(engine) as workers:
         inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
         opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
@@ -167,36 +170,20 @@ def quantize(
             rule=feeds.rule,
             progress=told,
             engine=workers,
+            state=kept,
         )
         if not search:
-            run = calibrated(feeds, feeds.total, parts=None if workers.alone else feeds.parts)
+            run = calibrated(feeds, feeds.total, parts=feeds.parts if kept or not workers.alone else None)
             _warn_of_noise(run.accuracy)
             return replace(run, assumptions=feeds.assumptions)
-        samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if evaluator is None else 0)
-        run = calibrated(samples, feeds.total)
-        notes = [*feeds.assumptions, *samples.notes]
-        if found.runs_here and not reduce_range and saturates():
-            notes.append(
-                "int8 kernels saturate on this CPU, and the search counts that; "
-                f"{given('reduce_range', True)} keeps it away"
-            )
-        quantized = replace(run, assumptions=tuple(dict.fromkeys(notes)))
-        if max_slowdown is not None:
-            sped = spend_time(
-                quantized,
-                max_slowdown,
-                model=source.model,
-                samples=samples.kept,
-                held_out=samples.held_out,
-                progress=told,
-            )
-            return sped.measured(samples.held_out[:_JUDGES])
-        goal: Goal
-        if evaluator is not None:
-            goal = EvaluatorGoal.of(evaluator, quantized, max_drop=max_drop, target_accuracy=target_accuracy)
-        else:
-            goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=min_sqnr or 0.0)
-        return search_mixed(quantized, goal, samples.kept, told).measured(samples.held_out[:_JUDGES])
+        saturated = found.runs_here and not reduce_range and saturates()
+        return aims.reached(
+            lambda samples: calibrated(samples, feeds.total),
+            feeds,
+            source.model,
+            (_SATURATED.format(given("reduce_range", True)),) if saturated else (),
+            told,
+        )
 
 
 def _quantize_weights(
@@ -235,31 +222,3 @@ def _warn_of_noise(accuracy: Accuracy | None) -> None:
         )
         where = "held out" if accuracy.held_out else "of the calibration"
         _log.warning(text, accuracy.decibels, where, given("min_sqnr", _NOISY))
-
-
-def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:
-    """Whether a search is asked for. Raises ArgumentError or ArgumentTypeError where that is not clear."""
-    asked = [name for name, value in goals.items() if value is not None]
-    for name in asked:
-        if isinstance(goals[name], bool) or not isinstance(goals[name], Real):
-            raise ArgumentTypeError(f"{named(name)} must be a number, got {type(goals[name]).__name__}")
-        if goals[name] != goals[name]:
-            raise ArgumentError(f"{named(name)} is NaN: give a number.")
-    if len(asked) > 1:
-        raise ArgumentError(f"{' and '.join(map(named, asked))} are different targets: give one of them.")
-    if evaluator is not None and not callable(evaluator):
-        raise ArgumentTypeError(f"evaluator must be a function of a session, got {type(evaluator).__name__}")
-    judged = asked[:1] in (["max_drop"], ["target_accuracy"])
-    if evaluator is None and judged:
-        kind = either("a function of a session", "a script behind --evaluator")
-        raise ArgumentError(f"{named(asked[0])} needs an evaluator, {kind}; {named('min_sqnr')} needs none.")
-    if evaluator is not None and not judged:
-        raise ArgumentError(
-            f"An evaluator goes with {named('max_drop')} or {named('target_accuracy')}: give one of them."
-        )
-    if (goals["max_drop"] or 0) < 0:
-        raise ArgumentError(f"{given('max_drop', goals['max_drop'])} would be a gain: give 0 or more.")
-    slowdown = goals["max_slowdown"]
-    if slowdown is not None and slowdown < 1:
-        raise ArgumentError(f"{given('max_slowdown', slowdown)} would be faster than int8: give 1 or more, as 1.05.")
-    return bool(asked)

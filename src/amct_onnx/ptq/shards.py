@@ -9,44 +9,32 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.files.packed_model import HoldsGraphs
+from amct_onnx.files.state_folder import Counts, StateFolder
 from amct_onnx.numerics.arrays import Feed
-from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.histograms import TensorCounter, counting, side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Some feeds one after the other. first: how many are in front of them. Without `feeds` they are those up to `last`
-    - 1 of the parts of the data, which whoever counts them opens."""
+    """Some feeds one after the other: number `first` to `last` - 1 of all data. Without `feeds` they are those of the
+    parts of the data, which whoever counts them opens. last: 0 where nobody knows how many `feeds` has."""
 
     first: int
     last: int = 0
     feeds: Iterable[Feed] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What feeds have shown: the histogram of each tensor, and how many there were, with so many samples (rows)."""
-
-    tensors: dict[str, DyadicHistogram]
-    feeds: int
-    samples: int
-
-    def merge(self, other: Seen) -> Seen:
-        """The same of both: exact, in whatever order."""
-        tensors = {name: histogram.merge(other.tensors[name]) for name, histogram in self.tensors.items()}
-        return Seen(tensors=tensors, feeds=self.feeds + other.feeds, samples=self.samples + other.samples)
-
-
-def merge_seen(one: Seen, other: Seen) -> Seen:
-    """`Seen.merge` as a function that can be pickled."""
-    return one.merge(other)
+def merged_counts(one: Counts, other: Counts) -> Counts:
+    """What both have counted: exact, in whatever order."""
+    tensors = {name: histogram.merge(other.tensors[name]) for name, histogram in one.tensors.items()}
+    return Counts(tensors=tensors, feeds=one.feeds + other.feeds, samples=one.samples + other.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +42,7 @@ class CountShards(HoldsGraphs):
     """The work of counting what `tensors` of a float model hold, for one shard after the other.
 
     parts: of the data, for shards that name feeds by their numbers. workers: so many feeds run at a time, if that is
-    known.
+    known. state: where each feed that is done is kept, so that it is not run again; `digest` tells the model there.
     """
 
     model: ir.Model
@@ -62,13 +50,17 @@ class CountShards(HoldsGraphs):
     rule: BatchRule
     parts: FeedParts | None = None
     workers: int | None = None
+    state: StateFolder | None = None
+    digest: str = ""
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[Shard], Seen]]:
-        with counting(self.model, self.tensors, self.workers or side_by_side()) as counter:
-            yield partial(self._count, counter)
+    def open(self) -> Iterator[Callable[[Shard], Counts]]:
+        workers = 1 if self.state is not None else self.workers or side_by_side()
+        with counting(self.model, self.tensors, workers) as counter:
+            count = self._count if self.state is None else partial(self._count_resumably, self.state)
+            yield partial(count, counter)
 
-    def _count(self, counter: TensorCounter, shard: Shard) -> Seen:
+    def _count(self, counter: TensorCounter, shard: Shard) -> Counts:
         feeds = samples = 0
 
         def numbered() -> Iterator[tuple[int, Feed]]:
@@ -79,10 +71,23 @@ class CountShards(HoldsGraphs):
 
         for _ in counter.run(numbered()):
             pass
-        return Seen(tensors=counter.take(), feeds=feeds, samples=samples)
+        return Counts(tensors=counter.take(), feeds=feeds, samples=samples)
 
-    def _feeds(self, shard: Shard) -> Iterable[Feed]:
+    def _count_resumably(self, state: StateFolder, counter: TensorCounter, shard: Shard) -> Counts:
+        """The same, feed by feed: what is counted of the shard is kept after each."""
+        key = f"counts of {self.digest}, feeds {shard.first} to {shard.last}{' in part' if shard.feeds else ''}"
+        found = state.load_counts(key)
+        done = 0 if found is None else found.feeds
+        for number, feed in enumerate(self._feeds(shard, done), shard.first + done + 1):
+            for _ in counter.run([(number, feed)]):
+                pass
+            counts = Counts(tensors=counter.take(), feeds=1, samples=self.rule.rows(feed))
+            found = counts if found is None else merged_counts(found, counts)
+            state.save_counts(key, found)
+        return found or Counts(tensors=counter.take(), feeds=0, samples=0)
+
+    def _feeds(self, shard: Shard, done: int = 0) -> Iterable[Feed]:
         if shard.feeds is not None:
-            return shard.feeds
+            return islice(shard.feeds, done, None)
         assert self.parts is not None
-        return self.parts.read(shard.first, shard.last)
+        return self.parts.read(shard.first + done, shard.last)

@@ -1,0 +1,123 @@
+"""A folder in which long work keeps what is done, so that the same call goes on where an earlier one was stopped.
+
+It holds `state.json`, which says what the work is of, and a file for each part that is done: counts of tensors (.npz)
+and other findings (.json). Each is written whole or not at all, by whoever has done that part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amct_onnx.errors import AmctError, StateError
+from amct_onnx.files.archive import writing_archive
+from amct_onnx.files.statistics_file import read_histograms, write_histograms
+from amct_onnx.files.whole_files import make_folder, system_reason, write_atomic
+from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.words import given
+
+SCHEMA = 1
+_FACTS = "state.json"
+_LEFT = ".amct-*"  # what a process that was killed had begun to write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What is counted of a part of the data: the histogram of each tensor, over so many feeds and samples."""
+
+    tensors: Mapping[str, DyadicHistogram]
+    feeds: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFolder:
+    """The state of one call in the folder `path`. It can be sent to others, who see the same folder."""
+
+    path: str
+
+    @classmethod
+    def opened(cls, path: str | os.PathLike[str], facts: Mapping[str, str]) -> StateFolder:
+        """The state in this folder, which is new or of the same work. facts: what the work is of, a text for each.
+
+        Raises StateError for the state of other work, naming the difference, and for a folder that holds something
+        else; OutputError where it cannot be written.
+        """
+        folder, document = Path(path), {"schema": SCHEMA, **facts}
+        try:
+            known = (folder / _FACTS).exists()
+            if not known and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise StateError(f"{given('state', os.fspath(path))} holds something else: give a new folder.")
+            make_folder(folder)
+            for left in folder.glob(_LEFT):
+                left.unlink(missing_ok=True)
+        except OSError as reason:
+            raise StateError(f"{given('state', os.fspath(path))} cannot be used ({system_reason(reason)}).") from None
+        if known:
+            _compare(folder, document)
+        else:
+            write_atomic(folder / _FACTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return cls(path=os.path.abspath(path))
+
+    def recalled(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, a JSON document that is kept; it is not called where an earlier call has kept one."""
+        file = self._file(key, "json")
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as reason:
+                if isinstance(reason, FileNotFoundError):
+                    raise
+                raise self._damaged(file, reason) from None
+        made = make()
+        write_atomic(file, json.dumps(made))
+        return made
+
+    def load_counts(self, key: str) -> Counts | None:
+        """What `save_counts` has kept for this part; None if that is nothing. Raises StateError for a damaged file."""
+        file = self._file(key, "npz")
+        if not file.exists():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return Counts(tensors=read_histograms(arrays), feeds=int(arrays["feeds"]), samples=int(arrays["samples"]))
+        except Exception as reason:  # damaged bytes make zipfile and numpy raise almost anything
+            raise self._damaged(file, reason) from None
+
+    def save_counts(self, key: str, counts: Counts) -> None:
+        """Keep what is counted of a part so far, in the place of what was kept of it before. Raises OutputError."""
+        with writing_archive(self._file(key, "npz")) as write:
+            write("feeds", np.array(counts.feeds))
+            write("samples", np.array(counts.samples))
+            write_histograms(write, counts.tensors, compact=True)
+
+    def _file(self, key: str, suffix: str) -> Path:
+        name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+        return Path(self.path) / f"{name}.{suffix}"
+
+    def _damaged(self, file: Path, reason: object) -> StateError:
+        return StateError(f"{file}: the file of state is damaged ({reason}): delete it, and this part is done again.")
+
+
+def _compare(folder: Path, document: Mapping[str, Any]) -> None:
+    """Raise StateError where the folder has the state of something else."""
+    file = folder / _FACTS
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        differences = [key for key in {**document, **kept} if kept.get(key) != document.get(key)]
+    except (OSError, ValueError, AttributeError, AmctError) as reason:
+        raise StateError(f"{file}: is no state of a run ({reason}): give another folder.") from None
+    if differences:
+        key = differences[0]
+        text = f"{key} was {kept.get(key, 'not said')} and is {document.get(key, 'not said')}"
+        more = f" ({', '.join(differences[1:])} differ as well)" if differences[1:] else ""
+        raise StateError(f"{folder}: holds the state of another run: {text}{more}. Give another folder, or delete it.")
