@@ -19,8 +19,9 @@ import numpy as np
 
 from amct_onnx.errors import AmctError, StateError
 from amct_onnx.files.archive import writing_archive
-from amct_onnx.files.statistics_file import read_histograms, write_histograms
+from amct_onnx.files.statistics_file import histogram_arrays, read_histograms
 from amct_onnx.files.whole_files import make_folder, system_reason, write_atomic
+from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.words import given
 
@@ -36,6 +37,16 @@ class Counts:
     tensors: Mapping[str, DyadicHistogram]
     feeds: int
     samples: int
+
+
+class NoState:
+    """Keeps nothing: all that is asked for is made."""
+
+    def recalled(self, key: str, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def recalled_arrays(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        return make()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,17 @@ class StateFolder:
         write_atomic(file, json.dumps(made))
         return made
 
+    def recalled_arrays(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        """The same for arrays of numbers and texts by name."""
+        file = self._file(key, "npz")
+        if file.exists():
+            return self._read(file)
+        made = make()
+        with writing_archive(file) as write:
+            for name, array in made.items():
+                write(name, array)
+        return made
+
     def load_counts(self, key: str) -> Counts | None:
         """What `save_counts` has kept for this part; None if that is nothing. Raises StateError for a damaged file."""
         file = self._file(key, "npz")
@@ -98,14 +120,26 @@ class StateFolder:
         with writing_archive(self._file(key, "npz")) as write:
             write("feeds", np.array(counts.feeds))
             write("samples", np.array(counts.samples))
-            write_histograms(write, counts.tensors, compact=True)
+            for name, array in histogram_arrays(counts.tensors).items():
+                small = name == "counts"  # they take fewer bytes than 8
+                write(name, array.astype(np.min_scalar_type(array.max(initial=0))) if small else array)
 
     def _file(self, key: str, suffix: str) -> Path:
         name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
         return Path(self.path) / f"{name}.{suffix}"
 
+    def _read(self, file: Path) -> dict[str, Array]:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as reason:  # damaged bytes make zipfile and numpy raise almost anything
+            raise self._damaged(file, reason) from None
+
     def _damaged(self, file: Path, reason: object) -> StateError:
         return StateError(f"{file}: the file of state is damaged ({reason}): delete it, and this part is done again.")
+
+
+State = StateFolder | NoState
 
 
 def _compare(folder: Path, document: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from amct_onnx.errors import FileMissingError, StatisticsError
-from amct_onnx.files.archive import Write, writing_archive
+from amct_onnx.files.archive import writing_archive
 from amct_onnx.numerics.arrays import Array, Floats, Int64s
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
@@ -31,7 +31,8 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> Non
         write("schema", np.array(SCHEMA))
         write("digest", np.array(statistics.digest))
         write("samples", np.array(statistics.samples))
-        write_histograms(write, statistics.tensors)
+        for name, array in histogram_arrays(statistics.tensors).items():
+            write(name, array)
         if statistics.factors:
             factors = list(statistics.factors.values())
             write("factor_names", np.array(list(statistics.factors), np.str_))
@@ -39,14 +40,15 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike[str]) -> Non
             write("factors", np.concatenate(factors))
 
 
-def write_histograms(write: Write, tensors: Mapping[str, DyadicHistogram], *, compact: bool = False) -> None:
-    """Write the arrays of histograms, from names to counts. compact: counts take fewer bytes than 8 where they can."""
+def histogram_arrays(tensors: Mapping[str, DyadicHistogram]) -> dict[str, Array]:
+    """The arrays of histograms, from names to counts, as above."""
     histograms = list(tensors.values())
-    write("names", np.array(list(tensors), np.str_))
-    write("grids", np.array([(h.exponent, h.low, h.counts.size) for h in histograms], np.int64).reshape(-1, 3))
-    write("extremes", np.array([(h.minimum, h.maximum) for h in histograms], np.float64).reshape(-1, 2))
-    counts = np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)])
-    write("counts", counts.astype(np.min_scalar_type(counts.max(initial=0))) if compact else counts)
+    return {
+        "names": np.array(list(tensors), np.str_),
+        "grids": np.array([(h.exponent, h.low, h.counts.size) for h in histograms], np.int64).reshape(-1, 3),
+        "extremes": np.array([(h.minimum, h.maximum) for h in histograms], np.float64).reshape(-1, 2),
+        "counts": np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
+    }
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
@@ -92,7 +94,7 @@ def _read(arrays: dict[str, Array]) -> Statistics:
 
 
 def read_histograms(arrays: Mapping[str, Array]) -> dict[str, DyadicHistogram]:
-    """The histograms by tensor. Raises ValueError or KeyError for arrays that `write_histograms` does not write."""
+    """The histograms by tensor. Raises ValueError or KeyError for arrays that `histogram_arrays` does not give."""
     names, grids, extremes, counts = (arrays[name] for name in ("names", "grids", "extremes", "counts"))
     if grids.shape != (names.size, 3) or extremes.shape != (names.size, 2) or counts.ndim != 1:
         raise ValueError("its arrays do not fit each other")

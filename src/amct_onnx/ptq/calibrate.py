@@ -11,7 +11,7 @@ from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.engine.engine import Engine, LocalEngine
 from amct_onnx.errors import ModelError, StatisticsError
-from amct_onnx.files.state_folder import StateFolder
+from amct_onnx.files.state_folder import NoState, StateFolder
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
@@ -64,7 +64,7 @@ def calibrate(
     if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
-    bench = Bench(source, target, request, samples, progress)
+    bench = Bench(source, target, request, samples, progress, state or NoState())
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
     counted = None if bench.look is None or prepared is not source else bench.look.counted

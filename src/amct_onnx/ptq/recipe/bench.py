@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from amct_onnx.errors import CalibrationError, DataError, ModelError
+from amct_onnx.files.state_folder import NoState, State
 from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
 from amct_onnx.numerics.arrays import Feed, Floats
@@ -18,8 +19,9 @@ from amct_onnx.observe.channel_maxima import channel_maxima
 from amct_onnx.observe.histograms import collect_statistics
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.progress import Progress
-from amct_onnx.ptq.recipe.first_look import Channels, FirstLook, look_at
+from amct_onnx.ptq.recipe.first_look import FirstLook, look_at
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
+from amct_onnx.ptq.recipe.shown import Channels
 from amct_onnx.run.memory import give_back
 from amct_onnx.run.session import open_exact_session
 from amct_onnx.targets.calibration import Calibration, SolvedGrids, SolvedWeights
@@ -28,6 +30,7 @@ from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
 
+_NO_STATE = NoState()
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SHARE_SAMPLES = 6
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -68,7 +71,13 @@ class Bench:
     """
 
     def __init__(
-        self, source: FusedModel, target: Target, request: Request, samples: FirstSamples, progress: Progress
+        self,
+        source: FusedModel,
+        target: Target,
+        request: Request,
+        samples: FirstSamples,
+        progress: Progress,
+        state: State = _NO_STATE,
     ) -> None:
         self.best: Candidate | None = None
         self.steps: list[Step] = []
@@ -79,10 +88,11 @@ class Bench:
         self._scores: Scores | None = None  # of the best
         self.look: FirstLook | None = None
         self._problem = ""
+        self._state, self._judged = state, 0  # models so far
         if len(samples.samples) < _LEAST_SAMPLES or not request.allows_recipe or not self.plan.samples:
             return
         try:
-            self.look = look_at(source, samples, self._channels())
+            self.look = look_at(source, samples, self._channels(), state)
         except _REASONS as reason:  # samples that do not run are the calibration's to tell of
             self._problem = str(reason)
 
@@ -106,12 +116,12 @@ class Bench:
         self.progress(step, 0.0)
         try:
             for trial in trials:
-                self._try(trial, self.judge)
+                self._try(trial)
         except _REASONS as reason:
             self._leave_out(step, str(reason))
         self.progress(step, 1.0)
 
-    def _try(self, trial: Trial, judge: OutputJudge) -> None:
+    def _try(self, trial: Trial) -> None:
         if trial.make is None:
             self._leave_out(trial.name, trial.reason, measured=trial.measured)
             return
@@ -119,7 +129,7 @@ class Bench:
         try:
             before, made = self.judged(best), trial.make(best)
             candidate = Candidate(calibration=made, lowered=self.target.solve(made))
-            after = judge.scores(candidate.lowered)
+            after = self._scored(candidate)
         except _REASONS as reason:
             self._leave_out(trial.name, str(reason))
             return
@@ -150,10 +160,19 @@ class Bench:
     def judged(self, best: Candidate) -> Scores:
         """The same of the best so far, measured once."""
         if self._scores is None and self.judge is not None:
-            self._scores = self.judge.scores(best.lowered)
+            self._scores = self._scored(best)
         if self._scores is None:
             raise RuntimeError("nothing judges: no trial is made then")
         return self._scores
+
+    def _scored(self, candidate: Candidate) -> Scores:
+        """The scores of a model, which state may know: models are judged in the same order each time."""
+        if self.judge is None:
+            raise RuntimeError("nothing judges: no trial is made then")
+        judge = self.judge
+        self._judged += 1
+        key = f"scores of model {self._judged} of the recipe"
+        return Scores(**self._state.recalled_arrays(key, lambda: vars(judge.scores(candidate.lowered))))
 
     def judges(self) -> list[Feed]:
         """The samples that judge; none where nothing does."""

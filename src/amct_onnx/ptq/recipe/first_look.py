@@ -17,6 +17,7 @@ import numpy as np
 
 from amct_onnx.engine.processors import processors
 from amct_onnx.errors import DataError
+from amct_onnx.files.state_folder import NoState, State
 from amct_onnx.measure.output_judge import OutputJudge, float_outputs, judged_model
 from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
@@ -26,11 +27,12 @@ from amct_onnx.observe.operators import MOST_WORKERS, showing_session
 from amct_onnx.observe.shown_tensors import Reader
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
+from amct_onnx.ptq.recipe.shown import Channels, Shown
 from amct_onnx.run.memory import give_back
 from amct_onnx.run.threads import run_side_by_side
 from amct_onnx.targets.table import observed_tensors
 
-Channels = tuple[str, int]  # a tensor, and the axis of its channels
+_NO_STATE = NoState()
 _ALIKE = 1e-3  # of the largest output: samples that run together may differ by as much from those that run alone
 
 
@@ -51,11 +53,29 @@ class FirstLook:
     maxima: Mapping[Channels, Floats]
 
 
-def look_at(source: FusedModel, samples: FirstSamples, channels: Collection[Channels]) -> FirstLook:
-    """Run all of `samples` through `source`. channels: of which tensors the maxima are wanted.
+def look_at(
+    source: FusedModel, samples: FirstSamples, channels: Collection[Channels], state: State = _NO_STATE
+) -> FirstLook:
+    """Run all of `samples` through `source`. channels: of which tensors the maxima are wanted. state: may know already
+    what they show.
 
     Raises DataError for a sample that the network refuses, CalibrationError if ONNX Runtime cannot run it.
     """
+    shown = Shown.of_arrays(
+        state.recalled_arrays("the first samples", lambda: _shown(source, samples, channels).arrays())
+    )
+    kept, judges = samples.samples, samples.judges()
+    return FirstLook(
+        judge=OutputJudge(source.model, [kept[index] for index in judges], shown.exact),
+        fit=[sample for index, sample in enumerate(kept) if index not in judges],
+        rows=shown.rows,
+        quick=shown.quick,
+        counted=shown.counted,
+        maxima=shown.maxima,
+    )
+
+
+def _shown(source: FusedModel, samples: FirstSamples, channels: Collection[Channels]) -> Shown:
     if samples.rows == 1:
         return _look(source, samples, channels, 1)
     try:
@@ -64,7 +84,7 @@ def look_at(source: FusedModel, samples: FirstSamples, channels: Collection[Chan
         return _look(source, samples, channels, 1)
 
 
-def _look(source: FusedModel, samples: FirstSamples, channels: Collection[Channels], rows: int) -> FirstLook:
+def _look(source: FusedModel, samples: FirstSamples, channels: Collection[Channels], rows: int) -> Shown:
     kept, judges = samples.samples, samples.judges()
     fit = [sample for index, sample in enumerate(kept) if index not in judges]
     judging = [kept[index] for index in judges]
@@ -90,9 +110,8 @@ def _look(source: FusedModel, samples: FirstSamples, channels: Collection[Channe
         clean = not any(counter.wrong for counter in counters.values())
         together = _are_alike(session, samples, judging, exact, wanted)
     give_back()
-    return FirstLook(
-        judge=OutputJudge(source.model, judging, exact),
-        fit=fit,
+    return Shown(
+        exact=exact,
         rows=rows if together else 1,
         quick=first,
         counted=counted if clean and together else None,
