@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from amct_onnx.errors import AmctError, StateError
+from amct_onnx.errors import StateError
 from amct_onnx.files.archive import writing_archive
 from amct_onnx.files.statistics_file import histogram_arrays, read_histograms
 from amct_onnx.files.whole_files import make_folder, system_reason, write_atomic
@@ -148,7 +148,7 @@ def _compare(folder: Path, document: Mapping[str, Any]) -> None:
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         differences = [key for key in {**document, **kept} if kept.get(key) != document.get(key)]
-    except (OSError, ValueError, AttributeError, AmctError) as reason:
+    except (OSError, ValueError, AttributeError, TypeError) as reason:
         raise StateError(f"{file}: is no state of a run ({reason}): give another folder.") from None
     if differences:
         key = differences[0]
