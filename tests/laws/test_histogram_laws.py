@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,13 @@ def test_merge_is_associative(a: DyadicHistogram, b: DyadicHistogram, c: DyadicH
 @given(HISTOGRAMS, HISTOGRAMS)
 def test_merge_is_commutative(a: DyadicHistogram, b: DyadicHistogram) -> None:
     assert _same(a.merge(b), b.merge(a))
+
+
+@given(HISTOGRAMS, st.integers(1, 2**40))
+def test_a_pickle_holds_the_same_in_few_bytes(a: DyadicHistogram, times: int) -> None:
+    many = replace(a, counts=a.counts * times)
+    assert _same(pickle.loads(pickle.dumps(many)), many)
+    assert len(pickle.dumps(a)) < a.counts.size * 2 + 600  # these are counts of at most 3,000 values
 
 
 @given(HISTOGRAMS)

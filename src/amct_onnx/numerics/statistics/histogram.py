@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from amct_onnx.errors import CalibrationError
-from amct_onnx.numerics.arrays import Doubles, Floats, Int64s, Reals
+from amct_onnx.numerics.arrays import Array, Doubles, Floats, Int64s, Reals
 
 MAX_BINS = 1 << 14
 # Indices stay below 2^23, where float32 still represents every integer; exponents below -120 would overflow 2^-k.
@@ -174,6 +175,11 @@ class DyadicHistogram:
         ends = (self.exponent, self.low, self.low + self.counts.size - 1) == (exponent, low, high)
         return ends and bool((self.counts >= 0).all()) and bool(self.counts[0] and self.counts[-1])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Counts are small numbers for the most part: a pickle has them in as few bytes as the largest one takes."""
+        small = self.counts.astype(np.min_scalar_type(self.counts.max(initial=0)))
+        return _unpickled, (self.exponent, self.low, small, self.minimum, self.maximum)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DyadicHistogram) and (
             (self.exponent, self.low, self.minimum, self.maximum)
@@ -182,3 +188,7 @@ class DyadicHistogram:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _unpickled(exponent: int, low: int, counts: Array, minimum: float, maximum: float) -> DyadicHistogram:
+    return DyadicHistogram(exponent=exponent, low=low, counts=counts.astype(np.int64), minimum=minimum, maximum=maximum)
