@@ -58,12 +58,9 @@ def _declare(command: Parser) -> None:
         metavar="NAMES",
         help=f"{', '.join(TARGET_NAMES)}; or several",
     )
-    add_options(
-        command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic", "engine")
-    )
-    command.add_argument(
-        "--no_report", action="store_true", help="measure neither accuracy again nor latency, leave no run"
-    )
+    add_options(command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
+    add_options(command, QuantizeOptions, ("engine", "state"))
+    command.add_argument("--no_report", action="store_true", help="neither measure the result nor leave a run")
     mixed = command.add_argument_group("mixed precision", None)
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
     data = command.add_argument_group("data", image_epilog())
@@ -155,7 +152,7 @@ def _run(command: Any, output: Output) -> None:
 QUANTIZE = Command(
     name="quantize",
     summary="quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
-    about="Quantize a model: amct_onnx quantize model.onnx --data photos/ --save_path out/m",
+    about="Example: amct_onnx quantize model.onnx --data photos/ --save_path out/m",
     usage="MODEL --data PATH --save_path PREFIX",
     declare=_declare,
     read=_read,
