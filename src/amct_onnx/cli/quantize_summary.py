@@ -116,7 +116,13 @@ def document(
         "command": "quantize",
         "version": amct_onnx.__version__,
         "model": command.model,
-        "data": None if result.data is None else {"samples": result.data.samples, "feeds": result.data.feeds},
+        "data": None
+        if result.data is None
+        else {
+            "samples": result.data.samples,
+            "feeds": result.data.feeds,
+            "skipped": result.data.skipped.to_dict(),
+        },
         "assumptions": list(result.assumptions),
         "steps": [
             {

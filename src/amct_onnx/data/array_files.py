@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from amct_onnx.data.arrays import SampleArray, map_npy
 from amct_onnx.data.raw_folders import read_array, shape_of_file
+from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Array
 
 
@@ -33,8 +35,11 @@ class ArrayFiles(ABC):
         """Of one array, by what stands in front of its numbers. Raises DataError."""
 
     @abstractmethod
-    def read(self, first: int, last: int) -> Iterator[tuple[str, Array]]:
-        """The arrays `first` to `last` - 1, each with its place for errors. Raises DataError."""
+    def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
+        """The arrays `first` to `last` - 1, each with its place for errors, or why it cannot be read.
+
+        Raises DataError for what makes all that follow unreadable.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,8 @@ class NpyFiles(ArrayFiles):
     def shape(self, number: int) -> tuple[int, ...]:
         return map_npy(self.files[number]).shape
 
-    def read(self, first: int, last: int) -> Iterator[tuple[str, Array]]:
-        return ((os.fspath(file), map_npy(file)) for file in self.files[first:last])
+    def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
+        return ((os.fspath(file), _or_why_not(map_npy, file)) for file in self.files[first:last])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +78,9 @@ class RawFiles(ArrayFiles):
     def shape(self, number: int) -> tuple[int, ...]:
         return shape_of_file(self.files[number], self.dtype, self.dims)
 
-    def read(self, first: int, last: int) -> Iterator[tuple[str, Array]]:
-        return ((os.fspath(file), read_array(file, self.dtype, self.dims)) for file in self.files[first:last])
+    def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
+        read = partial(read_array, dtype=self.dtype, shape=self.dims)
+        return ((os.fspath(file), _or_why_not(read, file)) for file in self.files[first:last])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,13 @@ class ArrayRows(ArrayFiles):
         row = self.array.shape[1:]
         return (1, *row) if self.keep else row
 
-    def read(self, first: int, last: int) -> Iterator[tuple[str, Array]]:
+    def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
         for number, block in enumerate(self.array.blocks(1, last, first), first):
             yield self.place(number), block if self.keep else np.asarray(block[0])
+
+
+def _or_why_not(read: Callable[[Path], Array], file: Path) -> Array | DataError:
+    try:
+        return read(file)
+    except DataError as reason:
+        return reason

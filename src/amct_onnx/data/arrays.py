@@ -21,6 +21,8 @@ import numpy as np
 from amct_onnx.errors import DataError, one_line
 from amct_onnx.numerics.arrays import Array
 
+BadSamples = dict[int, DataError]
+"""Why samples cannot be read, by their number."""
 TEXTS = "object"  # numpy's name of the type of an input that takes texts
 
 
@@ -38,8 +40,12 @@ class SampleArray(ABC):
         return True
 
     @abstractmethod
-    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
-        """The samples `start` to `rows` - 1, `size` at a time. The last part may have fewer."""
+    def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
+        """The samples `start` to `rows` - 1, `size` at a time. The last part may have fewer.
+
+        bad: gets those that cannot be read, where others can; they are 0 in their part. Raises DataError for them
+        where it is None, and in any case for what makes all that follow unreadable.
+        """
 
     def label(self, first: int, last: int) -> str:
         """A name of the samples `first` to `last` - 1 for errors."""
@@ -56,7 +62,7 @@ class MemoryArray(SampleArray):
     def in_files(self) -> bool:
         return False
 
-    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+    def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
         for first in range(start, rows, size):
             yield self.array[first : min(first + size, rows)]
 
@@ -67,7 +73,7 @@ class NpyArray(SampleArray):
 
     path: Path
 
-    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+    def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
         for first in range(start, rows, size):
             yield np.array(np.atleast_1d(map_npy(self.path))[first : min(first + size, rows)])
 
@@ -82,7 +88,7 @@ class NpzArray(SampleArray):
     dtype: np.dtype[Any]
     fortran: bool
 
-    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
+    def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
         with self._stream() as stream:
             if self.fortran:
                 whole = self._read(stream, self.shape[::-1]).T

@@ -28,12 +28,17 @@ class ChunkFiles(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def outline(self, number: int) -> Chunk:
-        """One chunk with arrays of its shapes that take no memory, whose numbers mean nothing. Raises DataError."""
+    def place(self, number: int) -> str:
+        """The name of one chunk for errors."""
 
     @abstractmethod
-    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk]:
-        """The chunks `first` to `last` - 1. Raises DataError."""
+    def outline(self, number: int) -> Chunk | DataError:
+        """One chunk with arrays of its shapes that take no memory, whose numbers mean nothing; or why it cannot be
+        read. Raises DataError for one that lacks an input."""
+
+    @abstractmethod
+    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk | DataError]:
+        """The chunks `first` to `last` - 1, or why one cannot be read. Raises DataError for one that lacks an input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,18 @@ class PartFiles(ChunkFiles):
     def __len__(self) -> int:
         return len(next(iter(self.parts.values())))
 
-    def outline(self, number: int) -> Chunk:
-        arrays = {name: _outline(files.shape(number)) for name, files in self.parts.items()}
+    def place(self, number: int) -> str:
+        return next(iter(self.parts.values())).place(number)
+
+    def outline(self, number: int) -> Chunk | DataError:
+        try:
+            arrays = {name: _outline(files.shape(number)) for name, files in self.parts.items()}
+        except DataError as reason:
+            return reason
         places = {name: files.place(number) for name, files in self.parts.items()}
         return Chunk(where=next(iter(places.values())), arrays={**arrays, **self.whole}, places=places)
 
-    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk]:
+    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk | DataError]:
         return chunks_of_parts({name: files.read(first, last) for name, files in self.parts.items()}, self.whole)
 
 
@@ -66,14 +77,25 @@ class ArchiveFiles(ChunkFiles):
     def __len__(self) -> int:
         return len(self.files)
 
-    def outline(self, number: int) -> Chunk:
+    def place(self, number: int) -> str:
+        return os.fspath(self.files[number])
+
+    def outline(self, number: int) -> Chunk | DataError:
         file = self.files[number]
-        arrays = {name: _outline(shape) for name, (_, shape, _) in npz_headers(file).items()}
+        try:
+            arrays = {name: _outline(shape) for name, (_, shape, _) in npz_headers(file).items()}
+        except DataError as reason:
+            return reason
         item = arrays["arr_0"] if self._is_unnamed(arrays) else arrays
         return next(named_items([(os.fspath(file), item)], self.inputs, self.options, quiet))
 
-    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk]:
-        return named_items(self._items(first, last), self.inputs, self.options, note)
+    def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk | DataError]:
+        for file in self.files[first:last]:
+            item = self._item(file)
+            if isinstance(item, DataError):
+                yield item
+            else:
+                yield from named_items([(os.fspath(file), item)], self.inputs, self.options, note)
 
     def _wanted(self) -> set[str]:
         return {self.options.key(value.name) for value in self.inputs}
@@ -82,21 +104,22 @@ class ArchiveFiles(ChunkFiles):
         """Whether the file has one array, which numpy named by itself."""
         return list(names) == ["arr_0"] and "arr_0" not in self._wanted()
 
-    def _items(self, first: int, last: int) -> Iterator[tuple[str, object]]:
-        """Each file as a dict of its arrays, or as the only array in it."""
+    def _item(self, file: Path) -> object:
+        """A dict of the arrays of a file, or the only array in it; or why it cannot be read."""
         wanted = self._wanted()
-        for file in self.files[first:last]:
-            try:
-                with np.load(file, allow_pickle=False) as archive:
-                    unnamed = self._is_unnamed(dict.fromkeys(archive.files))
-                    arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
-            except Exception as reason:
-                raise DataError(f"{file}: is no readable .npz file ({why_unreadable(reason)})") from None
-            yield os.fspath(file), arrays["arr_0"] if unnamed else arrays
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                unnamed = self._is_unnamed(dict.fromkeys(archive.files))
+                arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
+        except Exception as reason:
+            return DataError(f"{file}: is no readable .npz file ({why_unreadable(reason)})")
+        return arrays["arr_0"] if unnamed else arrays
 
 
-def chunks_of_parts(parts: Mapping[str, Iterator[tuple[str, Array]]], whole: Feed) -> Iterator[Chunk]:
-    """Chunks of arrays by input, each of which comes with its place for errors.
+def chunks_of_parts(
+    parts: Mapping[str, Iterator[tuple[str, Array | DataError]]], whole: Feed
+) -> Iterator[Chunk | DataError]:
+    """Chunks of arrays by input, each of which comes with its place for errors; or why one of them cannot be read.
 
     Raises DataError where some inputs have more of them than others.
     """
@@ -109,7 +132,11 @@ def chunks_of_parts(parts: Mapping[str, Iterator[tuple[str, Array]]], whole: Fee
             ended, longer = next(name for name in found if name not in given), next(iter(given))
             raise DataError(f"the data of input {ended!r} end after {number}, those of {longer!r} go on; give as many")
         places = {name: place for name, (place, _) in given.items()}
-        arrays = {name: array for name, (_, array) in given.items()}
+        unreadable = next((array for _, array in given.values() if isinstance(array, DataError)), None)
+        if unreadable is not None:
+            yield unreadable
+            continue
+        arrays = {name: array for name, (_, array) in given.items() if not isinstance(array, DataError)}
         yield Chunk(where=next(iter(places.values())), arrays={**arrays, **whole}, places=places)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amct_onnx.data.arrays import SampleArray
+from amct_onnx.data.arrays import BadSamples, SampleArray
+from amct_onnx.data.blobs import Blob, Blobs, FileBlobs
 from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.preprocess_file import images_named
 from amct_onnx.errors import ArgumentError, DataError, one_line
@@ -174,11 +177,13 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
-def classes_of(files: Sequence[Path]) -> list[str]:
+def classes_of(files: Sequence[Path] | Blobs) -> list[str]:
     """What classes images seem to be of: those of one have a folder of their own, or names up to a last number.
 
     One class where there are as many as images, or nearly: then these are no classes.
     """
+    if isinstance(files, Blobs):
+        files = files.files if isinstance(files, FileBlobs) else ()
     found = [str(file.parent / file.stem.rstrip("0123456789")) for file in files]
     return found if len(set(found)) <= len(found) // 2 else [""] * len(found)
 
@@ -190,45 +195,63 @@ def is_image(file: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageArray(SampleArray):
-    """Image files as one array [N, C, H, W] or [N, H, W, C] of `dtype`, which is computed in parts."""
+    """Images as one array [N, C, H, W] or [N, H, W, C] of `dtype`, which is computed in parts."""
 
-    files: tuple[Path, ...]
+    encoded: Blobs
     options: ImageOptions
     dtype: np.dtype[Any]
 
     def label(self, first: int, last: int) -> str:
-        """The files of the samples `first` to `last` - 1."""
-        return f"{self.files[first]}" + (f" to {self.files[last - 1].name}" if last > first + 1 else "")
+        """The names of the samples `first` to `last` - 1."""
+        return self.encoded.name(first) + (f" to {Path(self.encoded.name(last - 1)).name}" if last > first + 1 else "")
 
-    def blocks(self, size: int, rows: int, start: int = 0) -> Iterator[Array]:
-        """The images `start` to `rows` - 1, `size` at a time. Raises DataError for a file that cannot be read."""
+    def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
         values = pixel_values(self.options, self.dtype)
+        encoded = self.encoded.read(start, rows)
         for first in range(start, rows, size):
-            part = self.files[first : min(first + size, rows)]
-            block = np.empty((len(part), *self.shape[1:]), self.dtype)
-            for file, target in zip(part, block, strict=True):
-                with _open(file) as image:
-                    pixels = _decode(image, self.options, file)
-                planes = target if self.options.layout == "NCHW" else target.transpose(2, 0, 1)
-                for channel, plane in enumerate(planes):
-                    np.take(values[channel], pixels[:, :, channel], out=plane, mode="clip")
+            block = np.empty((min(size, rows - first), *self.shape[1:]), self.dtype)
+            for number, (target, blob) in enumerate(zip(block, encoded, strict=False), first):
+                try:
+                    self._prepare(blob, number, target, values)
+                except DataError as reason:
+                    if bad is None:
+                        raise
+                    bad[number] = reason
+                    target[:] = 0
             yield block
 
+    def _prepare(self, blob: Blob, number: int, target: Array, values: Array) -> None:
+        """Make of an encoded image what the input takes. Raises DataError."""
+        if isinstance(blob, DataError):
+            raise blob
+        where = self.encoded.name(number)
+        with _open(blob, where) as image:
+            pixels = _decode(image, self.options, where)
+        planes = target if self.options.layout == "NCHW" else target.transpose(2, 0, 1)
+        for channel, plane in enumerate(planes):
+            np.take(values[channel], pixels[:, :, channel], out=plane, mode="clip")
 
-def open_images(files: Sequence[Path], options: ImageOptions, dtype: str, where: str) -> ImageArray:
-    """Image files as an array. Raises DataError for a file that is no image. Only headers are read now."""
-    for file in files:
-        with _open(file):
+
+def open_images(
+    found: Blobs | Sequence[Path], options: ImageOptions, dtype: str, where: str, *, check: bool = True
+) -> ImageArray:
+    """Images as an array. `check`: files are opened now, and their headers are read.
+
+    Raises DataError for a file that is no image.
+    """
+    encoded = found if isinstance(found, Blobs) else FileBlobs(files=tuple(found))
+    for file in encoded.files if isinstance(encoded, FileBlobs) and check else ():
+        with _open(file, os.fspath(file)):
             pass
     sample = (*options.size, options.channels) if options.layout == "NHWC" else (options.channels, *options.size)
     return ImageArray(
-        files=tuple(files), options=options, dtype=np.dtype(dtype), shape=(len(files), *sample), where=where
+        encoded=encoded, options=options, dtype=np.dtype(dtype), shape=(len(encoded), *sample), where=where
     )
 
 
 def image_size(file: Path) -> tuple[int, int]:
     """The height and width of an image as it is shown, turned as its EXIF data say. Raises DataError."""
-    with _open(file) as image:
+    with _open(file, os.fspath(file)) as image:
         turned = image.getexif().get(_ORIENTATION, 1) > _UPRIGHT
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -254,32 +277,37 @@ def placement(size: tuple[int, int], options: ImageOptions) -> Placement:
     return Placement(scale=(ratio, ratio), offset=offset)
 
 
-def _open(file: Path) -> Image:
+def _open(blob: Path | bytes, where: str) -> Image:
     from PIL import Image
 
     try:
-        return Image.open(file)
+        return Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob)
     except Exception as reason:  # a format's reader raises whatever its parser does
-        raise _unreadable(file, reason) from None
+        raise _unreadable(where, reason) from None
 
 
-def _unreadable(file: Path, reason: Exception) -> DataError:
-    return DataError(f"{os.fspath(file)}: the image cannot be read ({one_line(reason)}); repair or remove it")
+def _unreadable(where: str, reason: Exception) -> DataError:
+    return DataError(f"{where}: the image cannot be read ({_why(reason)}); repair or remove it")
 
 
-def _decode(image: Image, options: ImageOptions, file: Path) -> Uint8s:
+def _why(reason: Exception) -> str:
+    """What a reader says, without the address of the buffer that it read."""
+    return re.sub(r" file <_io\.BytesIO object at \w+>| '<_io\.BytesIO object at \w+>'", "", one_line(reason))
+
+
+def _decode(image: Image, options: ImageOptions, where: str) -> Uint8s:
     """The pixels of an image in the size and channels of the input, uint8 [height, width, channels]."""
     from PIL import ImageOps
 
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{os.fspath(file)}: has pixels of mode {image.mode!r}, save it with 8 bits a channel")
+        raise DataError(f"{where}: has pixels of mode {image.mode!r}, save it with 8 bits a channel")
     try:
         ImageOps.exif_transpose(image, in_place=True)
         if "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow warns of a palette with transparency that becomes RGB
         image = image.convert("RGB")
     except Exception as reason:
-        raise _unreadable(file, reason) from None
+        raise _unreadable(where, reason) from None
     if options.color == "L":
         image = image.convert("L")
     elif options.color == "Y":

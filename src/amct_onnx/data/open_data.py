@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from amct_onnx.data.arrays import SampleArray, is_array, open_array, to_array
@@ -24,22 +24,31 @@ from amct_onnx.data.batches import (
 )
 from amct_onnx.data.chunk_files import ChunkFiles, PartFiles, chunks_of_parts
 from amct_onnx.data.data_source import DataSource
-from amct_onnx.data.feed_parts import ArrayFeeds, FeedParts, cut_chunks, file_feeds
-from amct_onnx.data.fit_to_model import fit_chunks, shapes_agree
+from amct_onnx.data.feed_parts import ArrayFeeds, FeedParts, file_feeds, readable
+from amct_onnx.data.fit_to_model import shapes_agree
 from amct_onnx.data.images import ImageArray, classes_of
 from amct_onnx.data.items import named_items
 from amct_onnx.data.open_paths import DataOpener, OpenedData, is_iterable, is_paths, length_of
+from amct_onnx.data.opening import (
+    MOST_AT_ONCE,
+    Opening,
+    checked_chunks,
+    parted,
+    read_whole,
+    tried_on_arrays,
+    tried_on_chunks,
+    usual_batch,
+)
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.poor_data import sorted_by_class
-from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
+from amct_onnx.data.sample_axis import Network
+from amct_onnx.data.skipped_samples import SkippedTally, nothing_left
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.outputs import Purpose
-from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.numerics.arrays import Feed
 from amct_onnx.words import given, named
 
-_MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
-_MOST_AT_ONCE = 1 << 24  # elements of an array that is one feed as a whole, though it could be several
 _FORMS = (
     "a folder of images, .npy, .npz or .bin files, such a file, an array, a dict of these or of iterables of arrays by "
     "input, an iterable of arrays, tuples or dicts, a torch DataLoader or a CalibrationDataReader"
@@ -107,7 +116,8 @@ def open_data(
     rule = BatchRule.of(opener.inputs)
     if rule.fixed is not None and options.batch_size not in (None, rule.fixed):
         opener.note(f"the model fixes the batch at {rule.fixed}, {given('batch_size', options.batch_size)} is not used")
-    work = _Work(opener=opener, declared=rule, network=network, notes=notes)
+    tally = SkippedTally() if options.on_bad_data == "skip" else None
+    work = Opening(opener=opener, declared=rule, network=network, notes=notes, tally=tally)
     try:
         return (
             _from_chunks(opened, work)
@@ -117,33 +127,6 @@ def open_data(
     finally:
         if network is not None:
             network.close()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What it takes to turn opened data into feeds: `declared` is what the shapes say of the batch."""
-
-    opener: DataOpener
-    declared: BatchRule
-    network: Network | None
-    notes: dict[str, None]
-
-    def fit(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        return fit_chunks(chunks, self.opener.inputs, self.declared, self.opener.note)
-
-    def source(
-        self,
-        feeds: Iterator[Feed],
-        rule: BatchRule,
-        total: int | None,
-        order: str = "",
-        parts: Callable[[], FeedParts | None] = lambda: None,
-    ) -> DataSource:
-        if rule.whole and self.declared.batched:
-            self.opener.note(f"each feed is one sample, since {rule.whole}")
-        if rule.fixed != self.declared.fixed:
-            self.opener.note(f"the network takes {rule.fixed} samples at once, though the model leaves the batch open")
-        return DataSource(feeds, total=total, rule=rule, notes=self.notes, sorted_by_class=order, parts=parts)
 
 
 def _refined(value: ModelInput, shape: Sequence[int] | None) -> ModelInput:
@@ -184,26 +167,26 @@ def _until_none(reader: Any) -> Iterator[tuple[str, object]]:
         yield f"feed {index}", item
 
 
-def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
+def _from_arrays(arrays: Mapping[str, SampleArray], work: Opening) -> DataSource:
     """Feeds from arrays, whose sizes are known: they are cut into batches as they are read."""
     opener, options = work.opener, work.opener.options
     opener.check_complete(arrays)
     where = next(iter(arrays.values())).where if len(arrays) == 1 else "data"
-    rule = work.declared if work.network is None else _tried_on_arrays(arrays, work, work.network, where)
+    rule = work.declared if work.network is None else tried_on_arrays(arrays, work, work.network, where)
     if rule.whole:
         size = options.batch_size if work.declared.batched else None
         everything = sum(math.prod(array.shape) for array in arrays.values())
-        cut, whole = _parted(arrays, work.declared if size or everything > _MOST_AT_ONCE else rule, opener)
+        cut, whole = parted(arrays, work.declared if size or everything > MOST_AT_ONCE else rule, opener)
         if not cut:
             if work.declared.batched:
                 opener.note(f"the array is one feed, and {named('batch_size')} would cut it into several")
             fitted = work.fit(iter([Chunk(where=where, arrays=whole)]))
             return work.source(_peeked(chunk.arrays for chunk in fitted), rule, 1)
         rows = check_rows({name: array.shape[0] for name, array in cut.items()}, where)
-        size = size or _usual(cut)
+        size = size or usual_batch(cut)
         total = min(-(-rows // size), options.limit or rows)
     else:
-        cut, whole = _parted(arrays, rule, opener)
+        cut, whole = parted(arrays, rule, opener)
         rows, size = _counts(cut, rule, opener)
         total = -(-rows // size)
         if not cut:
@@ -214,64 +197,19 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: _Work) -> DataSource:
         inputs=opener.inputs,
         declared=work.declared,
         rule=rule,
+        skips=work.skips,
         cut=cut,
         whole=whole,
         size=size,
         rows=rows,
         where=where,
     )
-    made = parts.read(0, total, opener.note)
+    made = parts.read(0, total, opener.note, None if work.tally is None else work.tally.add)
     images = [array for array in cut.values() if isinstance(array, ImageArray)]
-    order = next((text for array in images if (text := sorted_by_class(classes_of(array.files)))), "")
-    return work.source(made if images else _peeked(made), rule, total, order, lambda: parts if parts.in_files else None)
-
-
-def _tried_on_arrays(arrays: Mapping[str, SampleArray], work: _Work, network: Network, where: str) -> BatchRule:
-    """The rule, after a trial on the first rows of arrays, and on the arrays as they are."""
-
-    def everything() -> Feed:
-        whole = {name: _whole(array) for name, array in arrays.items()}
-        return next(work.fit(iter([Chunk(where=where, arrays=whole)]))).arrays
-
-    cut, whole = _parted(arrays, work.declared, work.opener)
-    lengths = {array.shape[0] for array in cut.values()}
-    if not cut or work.declared.fixed is not None:
-        return work.declared
-    if len(lengths) > 1:
-        return decide(work.declared, everything(), None, network, where) or work.declared
-    (rows,) = lengths
-    size = min(rows, max(work.opener.options.batch_size or _usual(cut), 2))
-    first = next(work.fit(cut_chunks(cut, whole, size, size, where))).arrays
-    rule = decide(work.declared, first, None, network, where)
-    if rule is not None and rule.whole and rows > size and rule.whole == NOT_ONE_BY_ONE:
-        return work.declared.fixed_at(size)
-    if rule is None and rows > size and runs(network, complete := everything()):
-        return decide(work.declared, complete, None, network, where) or work.declared
-    return rule or work.declared
-
-
-def _parted(
-    arrays: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener
-) -> tuple[dict[str, SampleArray], dict[str, Array]]:
-    """The arrays that are cut into batches, and those that are in each feed as they are."""
-    batched = rule.batched_in({name: array.shape[0] for name, array in arrays.items()})
-    shapes = {value.name: value.shape for value in opener.inputs}
-    cut, whole = {}, {}
-    for name, array in arrays.items():
-        shape = shapes[name]
-        if name not in batched or (shape is not None and shapes_agree(array.shape, shape[1:])):
-            whole[name] = _whole(array)
-        else:
-            cut[name] = array
-    return cut, whole
-
-
-def _whole(array: SampleArray) -> Array:
-    return next(array.blocks(array.shape[0], array.shape[0]))
-
-
-def _usual(cut: Mapping[str, SampleArray]) -> int:
-    return default_batch([array.shape[1:] for array in cut.values()])
+    order = next((text for array in images if (text := sorted_by_class(classes_of(array.encoded)))), "")
+    return work.source(
+        made if images else _peeked(made, work.tally), rule, total, order, lambda: parts if parts.in_files else None
+    )
 
 
 def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener) -> tuple[int, int]:
@@ -279,7 +217,7 @@ def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener)
     options = opener.options
     rows = check_rows({name: array.shape[0] for name, array in cut.items()}, "data")
     rows = min(rows, options.limit or rows)
-    size = rule.fixed or options.batch_size or _usual(cut)
+    size = rule.fixed or options.batch_size or usual_batch(cut)
     if rule.fixed is not None and cut and rows % size:
         if rows < size:
             raise DataError(too_few_text(rows, size))
@@ -288,10 +226,11 @@ def _counts(cut: Mapping[str, SampleArray], rule: BatchRule, opener: DataOpener)
     return rows, size
 
 
-def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
+def _from_chunks(opened: OpenedData, work: Opening) -> DataSource:
     """Feeds from files or items that hold batches or samples of their own."""
     opener, options, declared = work.opener, work.opener.options, work.declared
     files: ChunkFiles | None = opened.archives
+    chunks: Iterator[Chunk | DataError]
     if opened.items is not None:
         chunks = named_items(opened.items, opener.inputs, options, opener.note)
     elif files is not None:
@@ -302,66 +241,31 @@ def _from_chunks(opened: OpenedData, work: _Work) -> DataSource:
         chunks = chunks_of_parts({name: part.arrays for name, part in opened.parts.items()}, whole)
         found = {name: part.files for name, part in opened.parts.items() if part.files is not None}
         files = PartFiles(parts=found, whole=whole) if len(found) == len(opened.parts) else None
-    head = list(itertools.islice(chunks, 1))
+    sound = readable(chunks, work.tally)
+    head = list(itertools.islice(sound, 1))
     joined_size = _joined_size(head, opener.inputs, declared)
-    fitted = work.fit(itertools.chain(head, chunks))
-    read, rule = _tried_on_chunks(fitted, work)
-    checked = _checked(itertools.chain(read, fitted), rule, work)
+    fitted = work.fit(itertools.chain(head, sound))
+    read, rule = tried_on_chunks(fitted, work)
+    checked = checked_chunks(itertools.chain(read, fitted), rule, work)
     limited = first_chunks(checked, rule, options.limit)
     size = rule.fixed or options.batch_size or joined_size
     if not rule.batched:
         size = None
 
     def parts() -> FeedParts | None:
-        return None if files is None else file_feeds(files, opener.inputs, declared, rule, size, options.limit)
+        if files is None:
+            return None
+        return file_feeds(files, opener.inputs, declared, rule, size, options.limit, skips=work.skips)
 
+    if work.tally is not None and (numbered := parts()) is not None:
+        work.tally.value = numbered.lost
+        feeds = numbered.read(0, numbered.total, opener.note, work.tally.add)
+        return work.source(_peeked(feeds, work.tally), rule, numbered.total, parts=lambda: numbered)
     if size is None:  # the batches stay as they are
         total = opened.count if options.limit is None else None
-        return work.source(_peeked(chunk.arrays for chunk in limited), rule, total, parts=parts)
-    return work.source(_peeked(rebatch(limited, rule, size, opener.note)), rule, None, parts=parts)
-
-
-def _tried_on_chunks(chunks: Iterator[Chunk], work: _Work) -> tuple[list[Chunk], BatchRule]:
-    """The chunks that were read for a trial, and the rule that came of it."""
-    declared, network = work.declared, work.network
-    read: list[Chunk] = []
-    if network is None:
-        return read, declared
-    first = None
-    for chunk in itertools.islice(chunks, _MOST_SEARCHED):  # what is empty shows little of what a network does
-        read.append(chunk)
-        first = first or (chunk if declared.rows(chunk.arrays) else None)
-        if all(array.size for array in chunk.arrays.values()):
-            first = chunk
-            break
-    if first is None:
-        return read, declared
-    if declared.rows(first.arrays) > 1:
-        return read, decide(declared, first.arrays, None, network, first.where) or declared
-    read += itertools.islice(chunks, 1)
-    other = next((chunk.arrays for chunk in read if chunk is not first), None)
-    if (rule := decide(declared, first.arrays, other, network, first.where)) is not None:
-        return read, rule
-    read += itertools.islice(chunks, _MOST_JOINED - len(read))
-    together = declared.join([c.arrays for c in read if c is first or declared.joinable(first.arrays, c.arrays)])
-    rule = decide(declared, together, None, network, first.where)
-    takes_all = rule is not None and rule.whole == NOT_ONE_BY_ONE
-    return read, declared.fixed_at(declared.rows(together)) if takes_all else rule or declared
-
-
-def _checked(chunks: Iterator[Chunk], rule: BatchRule, work: _Work) -> Iterator[Chunk]:
-    """`chunks` that have samples. Raises DataError for one whose inputs have different numbers of them, unless the
-    network takes it as it is."""
-    for chunk in chunks:
-        lengths = rule.lengths(chunk.arrays)
-        if len(set(lengths.values())) > 1 and not (
-            work.network is not None and rule.fixed is None and runs(work.network, chunk.arrays)
-        ):
-            check_rows(lengths, chunk.where)
-        if rule.rows(chunk.arrays):
-            yield chunk
-        else:
-            work.opener.note("items without a sample are not used")
+        return work.source(_peeked((chunk.arrays for chunk in limited), work.tally), rule, total, parts=parts)
+    feeds = rebatch(limited, rule, size, opener.note)
+    return work.source(_peeked(feeds, work.tally), rule, None, parts=parts)
 
 
 def _joined_size(head: Sequence[Chunk], inputs: Sequence[ModelInput], rule: BatchRule) -> int | None:
@@ -382,12 +286,14 @@ def _same_for_all(arrays: Mapping[str, SampleArray], rule: BatchRule) -> Feed:
         if name in rule.batched:
             text = f"is one array for input {name!r}, other inputs have a folder of files or an iterable of arrays"
             raise DataError(f"{array.where}: {text}; give all alike")
-    return {name: _whole(array) for name, array in arrays.items()}
+    return {name: read_whole(array) for name, array in arrays.items()}
 
 
-def _peeked(feeds: Iterator[Feed]) -> Iterator[Feed]:
+def _peeked(feeds: Iterator[Feed], tally: SkippedTally | None = None) -> Iterator[Feed]:
     """The same feeds. The first one is made now, so that data that do not fit are found before anything runs."""
     first = next(feeds, None)
+    if first is None and tally is not None and tally.value:
+        raise nothing_left(tally.value)
     if first is None:
         raise DataError("the data are empty, give at least one sample")
     return itertools.chain((first,), feeds)

@@ -26,6 +26,7 @@ from amct_onnx.data.arrays import (
     to_array,
 )
 from amct_onnx.data.batches import Note, fed_by_position
+from amct_onnx.data.blobs import FileBlobs
 from amct_onnx.data.chunk_files import ArchiveFiles
 from amct_onnx.data.images import (
     IMAGE_SUFFIXES,
@@ -58,7 +59,7 @@ _READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}"
 class InputParts:
     """What one input gets, part by part: each is what it takes in a run, or a sample without the axis of the batch."""
 
-    arrays: Iterator[tuple[str, Array]]
+    arrays: Iterator[tuple[str, Array | DataError]]
     """Each with its place for errors; they can be read once."""
     count: int | None
     """How many there are, None if only their end shows it."""
@@ -268,7 +269,9 @@ class DataOpener:
 
     def _images(self, value: ModelInput, files: Sequence[Path], where: str) -> ImageArray:
         options = image_options(value, self.options.images, self.note, self.purpose)
-        return open_images(files[: self.options.limit], options, value.dtype or "float32", where)
+        encoded = FileBlobs(files=tuple(files[: self.options.limit]))
+        check = self.options.on_bad_data == "fail"
+        return open_images(encoded, options, value.dtype or "float32", where, check=check)
 
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:
         if kind != _RAW:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.input_texts import parse_shapes, parse_types, split_pairs
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from amct_onnx.graph.inputs import ModelInput
 
+OnBadData = Literal["fail", "skip"]
 PRESET_NAMES = tuple(PRESETS)
 
 
@@ -86,7 +87,18 @@ class DataOptions:
         flag=Flag(help="tokenizer.json for a .txt file, a text a line", metavar="FILE"),
     )
 
+    on_bad_data: OnBadData = option(
+        "fail",
+        "what to do about an image, or another file of many, that cannot be read: fail or skip",
+        '"fail" ends the run with its name. "skip" leaves it out, and `data.skipped` of the result and a warning tell '
+        "what that was; the other samples of its batch stay, unless the model fixes the size of the batch. A run of "
+        "which nothing is left fails in any case.",
+        flag=Flag(help="what cannot be read: fail or skip", metavar="HOW"),
+    )
+
     def __post_init__(self) -> None:
+        if self.on_bad_data not in get_args(OnBadData):
+            raise ArgumentError(f"{given('on_bad_data', self.on_bad_data)} is unknown, use one of fail, skip")
         for name, number in (("batch_size", self.batch_size), ("limit", self.limit)):
             if number is not None and number < 1:
                 raise ArgumentError(f"{given(name, number)} is no number of samples, give 1 or more")

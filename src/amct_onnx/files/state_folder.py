@@ -23,6 +23,7 @@ from amct_onnx.files.statistics_file import histogram_arrays, read_histograms
 from amct_onnx.files.whole_files import make_folder, system_reason, write_atomic
 from amct_onnx.numerics.arrays import Array
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
+from amct_onnx.values.skipped_data import NOTHING_SKIPPED, SkippedData
 from amct_onnx.words import given
 
 SCHEMA = 1
@@ -32,11 +33,13 @@ _LEFT = ".amct-*"  # what a process that was killed had begun to write
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What is counted of a part of the data: the histogram of each tensor, over so many feeds and samples."""
+    """What is counted of a part of the data: the histogram of each tensor, over so many feeds and samples. skipped:
+    what could not be read of that part."""
 
     tensors: Mapping[str, DyadicHistogram]
     feeds: int
     samples: int
+    skipped: SkippedData = NOTHING_SKIPPED
 
 
 class NoState:
@@ -111,7 +114,12 @@ class StateFolder:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            return Counts(tensors=read_histograms(arrays), feeds=int(arrays["feeds"]), samples=int(arrays["samples"]))
+            return Counts(
+                tensors=read_histograms(arrays),
+                feeds=int(arrays["feeds"]),
+                samples=int(arrays["samples"]),
+                skipped=SkippedData.of_dict(json.loads(str(arrays["skipped"]))),
+            )
         except Exception as reason:  # damaged bytes make zipfile and numpy raise almost anything
             raise self._damaged(file, reason) from None
 
@@ -120,6 +128,7 @@ class StateFolder:
         with writing_archive(self._file(key, "npz")) as write:
             write("feeds", np.array(counts.feeds))
             write("samples", np.array(counts.samples))
+            write("skipped", np.array(json.dumps(counts.skipped.to_dict())))
             for name, array in histogram_arrays(counts.tensors).items():
                 small = name == "counts"  # they take fewer bytes than 8
                 write(name, array.astype(np.min_scalar_type(array.max(initial=0))) if small else array)

@@ -86,7 +86,7 @@ def calibrate(
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), found.later)
     tell(best.lowered.notes)
     judges = bench.judges() or _judges([*samples.samples, *found.later])
-    used = UsedData(samples=seen.samples, feeds=seen.feeds, whole=rule.whole)
+    used = UsedData(samples=seen.samples, feeds=seen.feeds, whole=rule.whole, skipped=seen.skipped)
     _log.info("Calibrated with %s.", used)
     if not any(decision.quantized for decision in best.lowered.decisions):
         tell([all_in_float(source, target.name, best.lowered.decisions)])

@@ -19,6 +19,7 @@ from amct_onnx.progress import Progress
 from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.ptq.shards import CountShards, Shard, merged_counts
+from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 
 _SHARDS = 4  # for each worker: with fewer some are idle in the end, with more there is more to merge
 _LONGEST = 256  # feeds of a shard: so many are counted again where a worker is lost
@@ -57,24 +58,28 @@ def count_all(
     if counted is not None:
         front = Counts(tensors=dict(counted), feeds=samples.whole, samples=samples.count())
     before = 0 if front is None else samples.whole
-    as_it_comes = work.state is None and engine.alone
+    as_it_comes, lost = work.state is None and engine.alone, NOTHING_SKIPPED
     stream = _Stream(samples, work, total, memory, progress, before=before, behind=front is not None)
     if work.parts is not None and not as_it_comes:
         stream.look_at_first()
         size = _shard_size(work.parts.total, engine.workers)
         if work.state is not None:  # the workers of an earlier call had their shards
             size = work.state.recalled("feeds of a shard", lambda: size)
-        shards = _numbered(samples, work.parts, size, progress, behind=front is not None)
+        start, lost = work.parts.behind(samples.read if front is not None else 0)
+        left = samples.left if front is not None else []
+        shards = _numbered(Shard(first=samples.whole, last=start, feeds=tuple(left)), work.parts, size, progress)
         found = engine.merge(work, shards, merged_counts)
         later = _later(work, work.parts, samples, stream, memory)
     else:
         found = _counted_as_it_comes(work, stream, engine)
-        later = stream.later.kept
+        later = stream.later.kept if work.parts is None else _later(work, work.parts, samples, stream, memory)
     seen = [part for part in (front, found) if part is not None]
     if not seen or stream.first is None:
         raise DataError("There are no calibration data: give at least one batch.")
     progress("calibration", 1.0)
-    return AllSeen(seen=reduce(merged_counts, seen), first=stream.first, later=later)
+    merged = reduce(merged_counts, seen)
+    merged = replace(merged, skipped=merged.skipped.merge(lost))
+    return AllSeen(seen=merged, first=stream.first, later=later)
 
 
 class _Stream:
@@ -157,15 +162,12 @@ def _shard_size(total: int, workers: int) -> int:
     return max(1, min(_LONGEST, -(-total // (_SHARDS * workers))))
 
 
-def _numbered(
-    samples: FirstSamples, parts: FeedParts, size: int, progress: Progress, *, behind: bool
-) -> Iterator[Shard]:
-    """The feeds by their numbers, `size` of them together, for whoever opens them; one of which a part is counted
-    already comes as it is."""
-    start = samples.read if behind else 0
-    if behind and samples.left:
-        yield Shard(first=samples.whole, last=start, feeds=tuple(samples.left))
-    for first in range(start, parts.total, size):
+def _numbered(begun: Shard, parts: FeedParts, size: int, progress: Progress) -> Iterator[Shard]:
+    """The feeds by their numbers, `size` of them together, for whoever opens them. begun: what is left of a feed that
+    is counted in part, and where the others begin."""
+    if begun.feeds:
+        yield begun
+    for first in range(begun.last, parts.total, size):
         progress("calibration", first / parts.total)
         yield Shard(first=first, last=min(first + size, parts.total))
 
@@ -179,5 +181,6 @@ def _later(work: CountShards, parts: FeedParts, samples: FirstSamples, stream: _
     for place in kept_places(parts.place(parts.total) - front, most_kept(stream.first, memory)):
         number = bisect_right(range(parts.total), front + place, key=parts.place) - 1
         index = front + place - parts.place(number)
-        found += [work.rule.sample(feed, index) for feed in parts.read(number, number + 1)]
+        feeds = parts.read(number, number + 1)
+        found += [work.rule.sample(feed, index) for feed in feeds if index < work.rule.count(feed)]
     return found

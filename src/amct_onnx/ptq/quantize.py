@@ -12,7 +12,7 @@ from typing import Any
 from amct_onnx.data.data_source import DataSource, announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.open_data import open_data
-from amct_onnx.data.options import DataOptions
+from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.engine.engine import Engine
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import ArgumentError
@@ -67,6 +67,7 @@ def quantize(
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    on_bad_data: OnBadData = "fail",
     progress: Progress | bool | None = None,
     evaluator: Evaluator | None = None,
     max_drop: float | None = None,
@@ -105,6 +106,7 @@ def quantize(
         dtypes=dtypes,
         names=names,
         tokenizer=tokenizer,
+        on_bad_data=on_bad_data,
     )
     aims = Aims(
         evaluator=evaluator,
@@ -173,17 +175,28 @@ def quantize(
             state=kept,
         )
         if not search:
-            run = calibrated(feeds, feeds.total, parts=feeds.parts if kept or not workers.alone else None)
+            by_number = kept or not workers.alone or feeds.skips
+            run = calibrated(feeds, feeds.total, parts=feeds.parts if by_number else None)
             _warn_of_noise(run.accuracy)
-            return replace(run, assumptions=feeds.assumptions)
+            return _with_skipped(replace(run, assumptions=feeds.assumptions), feeds)
         saturated = found.runs_here and not reduce_range and saturates()
-        return aims.reached(
+        reached = aims.reached(
             lambda samples: calibrated(samples, feeds.total),
             feeds,
             source.model,
             (_SATURATED.format(given("reduce_range", True)),) if saturated else (),
             told,
         )
+        return _with_skipped(reached, feeds)
+
+
+def _with_skipped(run: QuantizedModel, feeds: DataSource) -> QuantizedModel:
+    """`run`, which knows what could not be read of its data, and the user does."""
+    if run.data is None:
+        return run
+    data = replace(run.data, skipped=run.data.skipped or feeds.skipped)
+    feeds.tell(data.skipped, data.samples)
+    return replace(run, data=data)
 
 
 def _quantize_weights(

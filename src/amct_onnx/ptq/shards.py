@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
+from amct_onnx.data.skipped_samples import SkippedTally
 from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.files.state_folder import Counts, StateFolder
 from amct_onnx.numerics.arrays import Feed
@@ -34,7 +35,12 @@ class Shard:
 def merged_counts(one: Counts, other: Counts) -> Counts:
     """What both have counted: exact, in whatever order."""
     tensors = {name: histogram.merge(other.tensors[name]) for name, histogram in one.tensors.items()}
-    return Counts(tensors=tensors, feeds=one.feeds + other.feeds, samples=one.samples + other.samples)
+    return Counts(
+        tensors=tensors,
+        feeds=one.feeds + other.feeds,
+        samples=one.samples + other.samples,
+        skipped=one.skipped.merge(other.skipped),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +68,37 @@ class CountShards(HoldsGraphs):
 
     def _count(self, counter: TensorCounter, shard: Shard) -> Counts:
         feeds = samples = 0
+        tally = SkippedTally()
 
         def numbered() -> Iterator[tuple[int, Feed]]:
             nonlocal feeds, samples
-            for feed in self._feeds(shard):
+            for feed in self._feeds(shard, tally):
                 feeds, samples = feeds + 1, samples + self.rule.rows(feed)
                 yield shard.first + feeds, feed
 
         for _ in counter.run(numbered()):
             pass
-        return Counts(tensors=counter.take(), feeds=feeds, samples=samples)
+        return Counts(tensors=counter.take(), feeds=feeds, samples=samples, skipped=tally.value)
 
     def _count_resumably(self, state: StateFolder, counter: TensorCounter, shard: Shard) -> Counts:
         """The same, feed by feed: what is counted of the shard is kept after each."""
         key = f"counts of {self.digest}, feeds {shard.first} to {shard.last}{' in part' if shard.feeds else ''}"
         found = state.load_counts(key)
-        done = 0 if found is None else found.feeds
-        for number, feed in enumerate(self._feeds(shard, done), shard.first + done + 1):
+        tally = SkippedTally()
+        done = 0 if found is None else found.feeds + found.skipped.feeds
+        for number, feed in enumerate(self._feeds(shard, tally, done), shard.first + done + 1):
             for _ in counter.run([(number, feed)]):
                 pass
-            counts = Counts(tensors=counter.take(), feeds=1, samples=self.rule.rows(feed))
+            counts = Counts(tensors=counter.take(), feeds=1, samples=self.rule.rows(feed), skipped=tally.taken())
             found = counts if found is None else merged_counts(found, counts)
             state.save_counts(key, found)
-        return found or Counts(tensors=counter.take(), feeds=0, samples=0)
+        rest = tally.taken()  # behind the last feed
+        if found is None:
+            return Counts(tensors=counter.take(), feeds=0, samples=0, skipped=rest)
+        return replace(found, skipped=found.skipped.merge(rest))
 
-    def _feeds(self, shard: Shard, done: int = 0) -> Iterable[Feed]:
+    def _feeds(self, shard: Shard, tally: SkippedTally, done: int = 0) -> Iterable[Feed]:
         if shard.feeds is not None:
             return islice(shard.feeds, done, None)
         assert self.parts is not None
-        return self.parts.read(shard.first + done, shard.last)
+        return self.parts.read(shard.first + done, shard.last, skipped=tally.add)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from amct_onnx.data.data_source import announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.open_data import open_data
-from amct_onnx.data.options import DataOptions
+from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError, ModelError
 from amct_onnx.files.onnx_file import load_model, take_model
 from amct_onnx.graph.access import name_of
@@ -58,6 +58,7 @@ def compare(
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    on_bad_data: OnBadData = "fail",
     samples: int = SAMPLES,
     progress: Progress | bool | None = None,
 ) -> Comparison:
@@ -88,6 +89,7 @@ def compare(
         dtypes=dtypes,
         names=names,
         tokenizer=tokenizer,
+        on_bad_data=on_bad_data,
     )
     lift_qoperators(quantized)
     lift_deploy(quantized)

@@ -14,7 +14,7 @@ from amct_onnx.data.data_source import announcer
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
-from amct_onnx.data.options import DataOptions
+from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
@@ -62,6 +62,7 @@ def sensitivity(
     dtypes: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    on_bad_data: OnBadData = "fail",
     samples: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Sensitivity:
@@ -96,6 +97,7 @@ def sensitivity(
         dtypes=dtypes,
         names=names,
         tokenizer=tokenizer,
+        on_bad_data=on_bad_data,
     )
     opened = open_data(
         data,
