@@ -9,6 +9,7 @@ from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
 from amct_onnx.cli.model_and_data import (
+    RUNNING,
     SOLVING,
     add_data,
     add_model,
@@ -59,11 +60,9 @@ def _declare(command: Parser) -> None:
         help=f"{', '.join(TARGET_NAMES)}; or several",
     )
     add_options(
-        command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic", "engine")
+        command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic", *RUNNING)
     )
-    command.add_argument(
-        "--no_report", action="store_true", help="measure neither accuracy again nor latency, leave no run"
-    )
+    command.add_argument("--no_report", action="store_true", help="measure neither accuracy nor latency, leave no run")
     mixed = command.add_argument_group("mixed precision", None)
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
     data = command.add_argument_group("data", image_epilog())
@@ -155,7 +154,7 @@ def _run(command: Any, output: Output) -> None:
 QUANTIZE = Command(
     name="quantize",
     summary="quantize a float model in one call, for ONNX Runtime, TensorRT, OpenVINO or Ascend",
-    about="Quantize a model: amct_onnx quantize model.onnx --data photos/ --save_path out/m",
+    about="Quantize: amct_onnx quantize model.onnx --data photos/ --save_path out/m",
     usage="MODEL --data PATH --save_path PREFIX",
     declare=_declare,
     read=_read,
