@@ -32,6 +32,7 @@ from amct_onnx.report.write import load_run
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.values.layers import QuantizedOutput, QuantizedTensor
 from amct_onnx.values.roundings import Roundings
+from amct_onnx.values.skipped_data import SkippedData, Unreadable
 
 SAMPLES = 8
 
@@ -129,6 +130,7 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "machine": lambda folder: amct.doctor(),
     "images": lambda folder: amct.ImageOptions(),
     "run": run_data,
+    "skipped": lambda folder: SkippedData.of_samples([Unreadable(number=3, why="photos/3.jpg: is no image")]),
     "AMCT's flow": lambda folder: of_the_flow(),
     "roundings": lambda folder: Roundings(reads={("n", 0): quantized().activations["x"]}),
 }  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 from amct_onnx.cli.command import Command, Parser
 from amct_onnx.cli.model_and_data import add_data, image_epilog, read_data, read_data_options
 from amct_onnx.cli.output import Output
-from amct_onnx.options import positive_number
+from amct_onnx.options import add_options, given_options, positive_number
+from amct_onnx.ptq.options import QuantizeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ def _declare(command: Parser) -> None:
     command.add_argument("quantized_model", metavar="QUANT", help="what any tool has made of it")
     command.add_argument("--samples", type=positive_number, metavar="N", help="samples that are run (4)")
     command.add_argument("--all", dest="everything", action="store_true", help="show all layers")
+    add_options(command, QuantizeOptions, ["providers"])
     add_data(command.add_argument_group("data", image_epilog()))
 
 
@@ -44,7 +46,7 @@ def _read(namespace: argparse.Namespace, command: Parser) -> CompareCommand:
         quantized_model=namespace.quantized_model,
         data=read_data(namespace.data, command),
         everything=namespace.everything,
-        arguments=read_data_options(namespace, command) | samples,
+        arguments=given_options(QuantizeOptions, namespace) | read_data_options(namespace, command) | samples,
     )
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
-from amct_onnx.cli.model_and_data import image_epilog, read_data_options
+from amct_onnx.cli.model_and_data import RUNNING, image_epilog, read_data_options
 from amct_onnx.cli.output import Output
 from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.options import DataOptions
-from amct_onnx.options import add_options
+from amct_onnx.options import add_options, given_options
+from amct_onnx.ptq.options import QuantizeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ def _declare(command: Parser) -> None:
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     command.add_argument("other", metavar="OTHER", nargs="?", help="another one, shown beside it")
     command.add_argument("--labels", metavar="FILE", help='lines "name class", JSON, .npy; or boxes of COCO or YOLO')
+    add_options(command, QuantizeOptions, RUNNING)
     group = command.add_argument_group("data", image_epilog())
     group.add_argument("--images", "--data", dest="folder", metavar="PATH", help="a folder of images, .npy or .npz")
     group.add_argument("--preset", dest="images", metavar="NAME", help=f"{', '.join(PRESETS)}, or a file")
@@ -40,7 +42,7 @@ def _declare(command: Parser) -> None:
 def _read(namespace: argparse.Namespace, command: Parser) -> EvaluateCommand:
     if namespace.folder is None:
         command.error("give --images, a folder of images or an array of samples")
-    arguments = read_data_options(namespace, command)
+    arguments = given_options(QuantizeOptions, namespace) | read_data_options(namespace, command)
     if "images" in arguments:
         arguments["preset"] = arguments.pop("images")
     models = (namespace.model,) if namespace.other is None else (namespace.model, namespace.other)

@@ -15,6 +15,7 @@ from amct_onnx.options import add_options, given_options, listed_options
 from amct_onnx.words import given, of_images
 
 SOLVING = ("settings", "algorithm", "skip_layers", "reduce_range")  # fields of QuantizeOptions that say how to solve
+RUNNING = ("engine", "providers")  # and those that say who does the work, on what
 
 
 def add_model(command: Parser) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
 from amct_onnx.cli.model_and_data import (
+    RUNNING,
     SOLVING,
     add_data,
     add_model,
@@ -59,8 +60,8 @@ def _declare(command: Parser) -> None:
         help=f"{', '.join(TARGET_NAMES)}; or several",
     )
     add_options(command, QuantizeOptions, (*SOLVING, "effort", "full_int8", "weight_only", "block_size", "dynamic"))
-    add_options(command, QuantizeOptions, ("engine", "state"))
-    command.add_argument("--no_report", action="store_true", help="neither measure the result nor leave a run")
+    add_options(command, QuantizeOptions, (*RUNNING, "state"))
+    command.add_argument("--no_report", action="store_true", help="measure neither accuracy nor latency, leave no run")
     mixed = command.add_argument_group("mixed precision", None)
     add_options(mixed, QuantizeOptions, (*_GOALS, "evaluator"))
     data = command.add_argument_group("data", image_epilog())

@@ -9,6 +9,7 @@ from typing import Any
 
 from amct_onnx.cli.command import Command, Parser
 from amct_onnx.cli.model_and_data import (
+    RUNNING,
     SOLVING,
     add_data,
     add_model,
@@ -39,7 +40,7 @@ def _declare(command: Parser) -> None:
     command.add_argument(
         "--samples", type=positive_number, metavar="N", help="samples that effects are measured with (16, or as cheap)"
     )
-    add_options(command, QuantizeOptions, SOLVING)
+    add_options(command, QuantizeOptions, (*SOLVING, *RUNNING))
     add_data(command.add_argument_group("data", image_epilog()))
 
 

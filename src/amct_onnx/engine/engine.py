@@ -71,6 +71,9 @@ class LocalEngine:
         """There is nobody to let go."""
 
 
+HERE = LocalEngine()
+
+
 def merged(
     engine: Engine, work: Work[Item, Outcome], items: Iterable[Item], merge: Callable[[Outcome, Outcome], Outcome]
 ) -> Outcome | None:

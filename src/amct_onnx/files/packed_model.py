@@ -22,7 +22,6 @@ from amct_onnx.graph.tensors import Computed, array_of, shape_of
 
 _APART = 1 << 12  # bytes of a weight
 _PICKLED = (ir.Tensor, ir.TensorProtoTensor, Computed)  # what else there is stays in the message, as the bytes it is
-_GONE = "has changed since the model was pickled or sent to work on: it must stay as it is, the same for all."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +68,10 @@ class PackedModel:
         """A new model. Raises FileMissingError where a file of its weights is another one here, or none."""
         for file, stamp in self.files.items():
             if _stamp(file) != stamp:
-                raise FileMissingError(f"The external data file {file} {_GONE}")
+                raise FileMissingError(
+                    f"The external data file {file} has changed since the model was pickled or sent to a worker: it "
+                    "must stay as it is."
+                )
         model = ir.from_proto(onnx.ModelProto.FromString(self.message))
         for value, tensor in _weights(model):
             if isinstance(tensor, ir.ExternalTensor):
@@ -120,6 +122,6 @@ def _unread(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
 def _stamp(file: str | os.PathLike[str]) -> tuple[int, int]:
     """Size and time of a file. Raises FileMissingError."""
     if not os.path.exists(file):
-        raise FileMissingError(f"The external data file {file} of a model is missing here: put it there.")
+        raise FileMissingError(f"The external data file {file} of a model that was pickled is missing: put it there.")
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns

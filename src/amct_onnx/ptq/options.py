@@ -5,7 +5,7 @@ Nothing heavy is imported here, since the options of the command come from these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from amct_onnx.engine.engine import Engine
     from amct_onnx.numerics.settings import ActivationSolver, Settings
+    from amct_onnx.run.providers import Provider
     from amct_onnx.values.findings import Effort
 
 # Called with an onnxruntime.InferenceSession; gives a number, higher is better.
@@ -25,6 +26,11 @@ Evaluator = Callable[[Any], float]
 TARGET_NAMES = ("onnxruntime", "tensorrt", "openvino", "ascend")
 ALGORITHM_NAMES = ("mse", "min_max", "percentile", "entropy", "ifmr", "hfmg")
 EFFORT_NAMES = ("fast", "default", "best")
+
+
+def split_providers(text: str) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(part.strip() for part in text.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,14 @@ class QuantizeOptions:
         "the least signal-to-noise ratio of the outputs in dB, on samples held out",
         "It needs no evaluator. Up to 64 samples, at most a quarter of all, are held out of the calibration for it.",
         flag=Flag(help="least signal-to-noise ratio of the outputs in dB", metavar="DB", read=float),
+    )
+    providers: Sequence[Provider] | None = option(
+        None,
+        "execution providers of ONNX Runtime for all sessions of this call, the preferred one first",
+        'They are names, as ["CUDAExecutionProvider", "CPUExecutionProvider"], or pairs of a name and a dict of its '
+        "options. None takes the CPU. One that this ONNX Runtime does not have, or that does not start, is an error at "
+        "once. The workers of an engine use the same.",
+        flag=Flag(help="execution providers, as CUDAExecutionProvider", metavar="NAMES", read=split_providers),
     )
     engine: str | Engine = option(
         "local",

@@ -14,7 +14,6 @@ from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.engine.engine import Engine
-from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import ArgumentError
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
@@ -34,6 +33,7 @@ from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.state_facts import open_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
+from amct_onnx.run.providers import Provider, checked_providers, opened_workers
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.findings import Effort, check_effort
@@ -76,6 +76,7 @@ def quantize(
     max_slowdown: float | None = None,
     engine: str | Engine = "local",
     state: str | os.PathLike[str] | None = None,
+    providers: Sequence[Provider] | None = None,
 ) -> QuantizedModel:
     """Calibrate `model` with `data` in one pass and quantize it.
 
@@ -120,7 +121,7 @@ def quantize(
         raise ArgumentError(
             f"{named('full_int8')} leaves nothing in float, and {named('max_slowdown')} does: give one of them."
         )
-    found, told = target_of(target), progress_of(progress)
+    found, told, chosen = target_of(target), progress_of(progress), checked_providers(providers)
     effort = check_effort(effort)
     if state is not None and (dynamic or weight_only is not None or isinstance(data, Statistics)):
         raise ArgumentError(f"{named('state')} keeps what a calibration has seen, and none is run here: leave it out.")
@@ -142,8 +143,8 @@ def quantize(
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
     asked = {"target": target, "effort": effort, "request": request, **vars(aims), **vars(data_options)}
-    kept = None if state is None else open_state(state, source, data, asked)
-    with opened_engine(engine) as workers:
+    kept = None if state is None else open_state(state, source, data, asked | {"providers": chosen})
+    with opened_workers(engine, chosen) as workers:
         inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
         opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
         if weight_only is not None:

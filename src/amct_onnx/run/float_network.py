@@ -11,6 +11,7 @@ import onnxruntime as ort
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.rows import is_rowwise
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.run.providers import providers_here
 from amct_onnx.run.session import open_session, quiet, run_feed
 
 
@@ -21,6 +22,7 @@ class FloatNetwork:
         self._model = model
         self._session: ort.InferenceSession | None = None
         self._broken: ModelError | None = None
+        self._providers = providers_here()  # data may be read, and so this be called, on another thread
 
     def __call__(self, feed: Feed) -> dict[str, Array]:
         """The outputs that are tensors, by name. Raises ModelError, or DataError for a feed that it does not take."""
@@ -40,7 +42,7 @@ class FloatNetwork:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-        return open_session(self._model, options)
+        return open_session(self._model, options, providers=self._providers)
 
     def is_rowwise(self, inputs: Collection[str]) -> bool:
         """Whether the operators show that axis 0 of these inputs is a batch, whose rows are computed one by one."""

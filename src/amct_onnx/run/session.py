@@ -17,6 +17,7 @@ from amct_onnx.graph.passes.share_weights import copy_shared_weights
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.memory import give_back
+from amct_onnx.run.providers import CPU, providers_here
 from amct_onnx.run.temporary_files import temporary_folder
 
 # The runtime copies weights that are in a serialized model; a larger model goes through a file, which is mapped.
@@ -53,7 +54,8 @@ def open_session(
     own_model: bool = False,
     path: Path | None = None,
 ) -> ort.InferenceSession:
-    """A session that runs `model`: one in memory, the bytes of one, or a file. Without providers it is on the CPU.
+    """A session that runs `model`: one in memory, the bytes of one, or a file. Without providers it is on those of the
+    call that runs, or on the CPU.
 
     own_options, own_model: whether `options` and a model in memory are for this session alone, and may be changed.
     path: where a model in memory came from.
@@ -63,14 +65,16 @@ def open_session(
     no disk has the room.
     """
     chosen = ort.SessionOptions() if options is None else options
+    where = providers if providers is not None else providers_here() or CPU
 
     def session(source: str | bytes) -> ort.InferenceSession:
         try:
             return ort.InferenceSession(
                 source,
                 sess_options=chosen,
-                providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
+                providers=list(where),
                 disabled_optimizers=list(disabled_optimizers),
+                enable_fallback=False,  # it would go on elsewhere, and print that
             )
         except Exception as reason:  # ONNX Runtime has a class for each status code, and they share no base
             raise error(f"ONNX Runtime cannot {cannot}: {_one_line(reason)}") from reason

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, as_layer
 from amct_onnx.graph.tensors import shape_of
@@ -44,7 +45,7 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Units:
+class Units(HoldsGraphs):
     """`model` is the float model that the units round; `constants` the quantized ones, by node and input."""
 
     model: ir.Model

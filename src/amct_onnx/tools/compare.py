@@ -28,8 +28,10 @@ from amct_onnx.measure.tensor_errors import LayerErrors, TensorErrors
 from amct_onnx.numerics.sample_noise import decibel
 from amct_onnx.options import documented
 from amct_onnx.progress import Progress, progress_of
+from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.float_network import FloatNetwork
+from amct_onnx.run.providers import Provider, checked_providers, on_providers
 from amct_onnx.tools.causes import Causes
 from amct_onnx.values.comparison import Comparison, LayerComparison
 from amct_onnx.words import given
@@ -45,7 +47,7 @@ _EXACT = 80.0  # dB; what is better computes in floats
 _SHOWN = 10
 
 
-@documented(DataOptions)
+@documented(QuantizeOptions, DataOptions)
 def compare(
     float_model: Any,
     quantized_model: Any,
@@ -61,6 +63,7 @@ def compare(
     on_bad_data: OnBadData = "fail",
     samples: int = SAMPLES,
     progress: Progress | bool | None = None,
+    providers: Sequence[Provider] | None = None,
 ) -> Comparison:
     """Where `quantized_model` parts from `float_model`: each tensor in all, and what each layer costs alone.
 
@@ -77,7 +80,7 @@ def compare(
 
     Raises ArgumentError, ModelError, ModelFileError, FileMissingError and DataError.
     """
-    told = progress_of(progress)
+    told, chosen = progress_of(progress), checked_providers(providers)
     if samples < 1:
         raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
     floats, quantized = _opened(float_model, "float_model"), _opened(quantized_model, "quantized_model")
@@ -96,13 +99,15 @@ def compare(
     _prepare(quantized)
     found = match_models(floats, quantized)
     limited = replace(options, limit=min(options.limit or samples, samples))
-    source = open_data(data, model_inputs(floats), limited, FloatNetwork(floats), purpose_of(floats), announcer(told))
-    rule = source.rule
-    kept = [rule.sample(feed, index) for feed in source.unchecked() for index in range(rule.count(feed))][:samples]
-    if not kept:
-        raise DataError("The data hold no sample: give one at least.")
-    running = LayerErrors(floats, quantized, found, kept[0])
-    measured = {errors.pair.tensor: errors for errors in running.measure(kept, told)}
+    with on_providers(chosen):
+        network = FloatNetwork(floats)
+        source = open_data(data, model_inputs(floats), limited, network, purpose_of(floats), announcer(told))
+        rule = source.rule
+        kept = [rule.sample(feed, index) for feed in source.unchecked() for index in range(rule.count(feed))][:samples]
+        if not kept:
+            raise DataError("The data hold no sample: give one at least.")
+        running = LayerErrors(floats, quantized, found, kept[0])
+        measured = {errors.pair.tensor: errors for errors in running.measure(kept, told)}
     called = _called(float_model), _called(quantized_model)
     return _result(called, Causes(floats, quantized), (found, running.left_out), measured, _outputs(floats), len(kept))
 

@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.images import find_images, image_options, image_size, open_images, placement
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
-from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError, FileMissingError, ModelError
-from amct_onnx.files.onnx_file import load_model, take_model
-from amct_onnx.graph.inputs import ModelInput, model_inputs
-from amct_onnx.graph.outputs import purpose_of
-from amct_onnx.graph.read.lift_deploy import has_ascend_operators
-from amct_onnx.numerics.arrays import Array, Feed, Int64s
+from amct_onnx.engine.engine import Engine
+from amct_onnx.errors import ArgumentError, DataError, FileMissingError
+from amct_onnx.numerics.arrays import Array, Int64s
+from amct_onnx.options import documented
 from amct_onnx.progress import Progress, progress_of
-from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.run.deployed import open_deployed
-from amct_onnx.run.session import open_session, quiet, run_feed
+from amct_onnx.ptq.options import QuantizeOptions
+from amct_onnx.run.providers import Provider, checked_providers, opened_workers
 from amct_onnx.tools.detections import average_precision, boxes_of, in_image
+from amct_onnx.tools.judged_model import ImageBatches, JudgedModel, RunFeeds, only_rows
 from amct_onnx.tools.labels import class_array, has_boxes, read_boxes, read_classes
 from amct_onnx.values.scores import ModelScores, Scores
 from amct_onnx.words import named
@@ -33,6 +30,7 @@ _BATCH = 8  # images that run at once, where the model leaves that open
 _BACKGROUND = 1001  # classes of a model whose first one is none of ImageNet's thousand
 
 
+@documented(QuantizeOptions)
 def evaluate(
     model: Any,
     images: Any,
@@ -42,6 +40,8 @@ def evaluate(
     batch_size: int | None = None,
     limit: int | None = None,
     progress: Progress | bool | None = None,
+    engine: str | Engine = "local",
+    providers: Sequence[Provider] | None = None,
 ) -> Scores:
     """How good a model is on samples with labels, or two models side by side.
 
@@ -66,66 +66,29 @@ def evaluate(
     models = tuple(model) if isinstance(model, tuple | list) else (model,)
     if not 1 <= len(models) <= 2:
         raise ArgumentError(f"evaluate takes one model or two, got {len(models)}.")
-    opened = [_Network(one) for one in models]
+    told, chosen = progress_of(progress), checked_providers(providers)
     options = DataOptions(images=preset, batch_size=batch_size, limit=limit)
-    told = progress_of(progress)
-    folder = Path(images) if isinstance(images, str | os.PathLike) else None
-    if folder is not None and not folder.exists():
-        raise FileMissingError(f"{named('images')}: {folder} does not exist: check the path.")
-    files = find_images(folder) if folder is not None and folder.is_dir() else []
-    if folder is not None and files:
-        return _of_images(opened, folder, files, labels, options, told)
-    if labels is None or has_boxes(labels):
-        raise ArgumentError(f"{named('labels')}: data that are no folder of images take an array of classes.")
-    return _of_arrays(opened, images, labels, options, told)
-
-
-class _Network:
-    """A session of one model, what it is called, and its inputs."""
-
-    def __init__(self, model: Any) -> None:
-        options = quiet()
-        if isinstance(model, QuantizedModel):
-            self.called, graph = f"the model for {model.target}", model.model()
-        elif isinstance(model, str | os.PathLike):
-            self.called, graph = os.fspath(model), load_model(model)
-        elif isinstance(model, ir.Model) or type(model).__name__ == "ModelProto":
-            self.called, graph = "the model in memory", take_model(model)
-        else:
-            kinds = "a path, an onnx.ModelProto, an onnx_ir.Model or a QuantizedModel"
-            raise ArgumentTypeError(f"evaluate takes {kinds}, got {type(model).__name__}")
-        self.inputs, self.purpose = model_inputs(graph), purpose_of(graph)
-        if has_ascend_operators(graph):
-            self.session = open_deployed(graph, self.called, None, options)
-        else:
-            self.session = open_session(graph, options, cannot=f"open {self.called}")
-
-    @property
-    def images(self) -> ModelInput:
-        """The only input that takes data. Raises ModelError where there are several."""
-        needed = [value for value in self.inputs if not value.optional]
-        if len(needed) != 1:
-            raise ModelError(f"{self.called} has {len(needed)} inputs: images are for models with one.")
-        return needed[0]
-
-    def output(self, feed: Feed, samples: int) -> Array:
-        """The first float output of a run, [samples, ...]. Raises DataError, and ModelError where it has none."""
-        floats = [array for array in run_feed(self.session, feed) if getattr(array, "dtype", np.dtype("O")).kind == "f"]
-        if not floats or floats[0].ndim == 0:
-            raise ModelError(f"{self.called} has no output of floats to judge.")
-        if floats[0].shape[0] != samples:
-            text = f"gives {floats[0].shape[0]} rows for {samples} samples"
-            raise DataError(f"{self.called} {text}: use {named('batch_size')} 1, or a model with a batch.")
-        return floats[0]
+    with opened_workers(engine, chosen) as workers:
+        opened = [JudgedModel.of(one) for one in models]
+        folder = Path(images) if isinstance(images, str | os.PathLike) else None
+        if folder is not None and not folder.exists():
+            raise FileMissingError(f"{named('images')}: {folder} does not exist: check the path.")
+        files = find_images(folder) if folder is not None and folder.is_dir() else []
+        if folder is not None and files:
+            return _of_images(opened, folder, files, labels, options, told, workers)
+        if labels is None or has_boxes(labels):
+            raise ArgumentError(f"{named('labels')}: data that are no folder of images take an array of classes.")
+        return _of_arrays(opened, images, labels, options, told, workers)
 
 
 def _of_images(
-    networks: Sequence[_Network],
+    networks: Sequence[JudgedModel],
     folder: Path,
     files: Sequence[Path],
     labels: Any,
     options: DataOptions,
     told: Progress,
+    engine: Engine,
 ) -> Scores:
     boxes = has_boxes(labels)
     known: Mapping[Path, Any] = read_boxes(labels, files)[0] if boxes else read_classes(labels, files, folder)
@@ -134,31 +97,34 @@ def _of_images(
     batches = [_prepared(network, chosen, options, notes.setdefault) for network in networks]
     truth = [known[file] for file in chosen]
     if not boxes:
-        outputs = [
-            list(_run(network, batch, len(chosen), told)) for network, (_, batch) in zip(networks, batches, strict=True)
-        ]
+        outputs = [list(_run(network, one, told, engine)) for network, one in zip(networks, batches, strict=True)]
         return _classified(networks, outputs, np.array(truth, np.int64), notes)
     scores = []
     sizes = [image_size(file) for file in chosen]
-    for network, (how, batch) in zip(networks, batches, strict=True):
+    for network, batch in zip(networks, batches, strict=True):
+        how = batch.images.options
         if how.fit == "crop":
             text = "cuts images off, and boxes with them: use one that fits them in, as yolox or ultralytics"
             raise ArgumentError(f"{named('preset')}: this preset {text}.")
-        found = (boxes_of(rows, how.size) for rows in _run(network, batch, len(chosen), told))
+        found = (boxes_of(rows, how.size) for rows in _run(network, batch, told, engine))
         placed = [in_image(one, placement(size, how)) for one, size in zip(found, sizes, strict=True)]
         scores.append(ModelScores(model=network.called, figures=average_precision(placed, truth)))
     return Scores(task="detection", samples=len(chosen), models=tuple(scores), agreement=None, notes=tuple(notes))
 
 
-def _of_arrays(networks: Sequence[_Network], data: Any, labels: Any, options: DataOptions, told: Progress) -> Scores:
+def _of_arrays(
+    networks: Sequence[JudgedModel], data: Any, labels: Any, options: DataOptions, told: Progress, engine: Engine
+) -> Scores:
     outputs: list[list[Array]] = []
     notes: dict[str, None] = {}
     for network in networks:
         rows: list[Array] = []
         source = open_data(data, network.inputs, options)
-        for number, feed in enumerate(source.unchecked()):
-            rows += list(network.output(feed, source.rule.rows(feed)))
-            told("evaluation", (number + 1) / source.total if source.total else 0.0)
+        work = RunFeeds(model=network, count=source.rule.rows, feeds=None if engine.alone else source.parts)
+        for number, found in enumerate(work.run(source.unchecked(), engine), 1):
+            rows += found.rows
+            notes.update(dict.fromkeys(found.notes))
+            told("evaluation", number / source.total if source.total else 0.0)
         outputs.append(rows)
         notes.update(dict.fromkeys(source.assumptions))
     truth = class_array(labels, len(outputs[0]), first=options.limit is not None)
@@ -166,37 +132,33 @@ def _of_arrays(networks: Sequence[_Network], data: Any, labels: Any, options: Da
 
 
 def _prepared(
-    network: _Network, files: Sequence[Path], options: DataOptions, note: Callable[[str, None], object]
-) -> tuple[ImageOptions, Iterator[Feed]]:
-    """How images become the input of a model, and their batches."""
+    network: JudgedModel, files: Sequence[Path], options: DataOptions, note: Callable[[str, None], object]
+) -> ImageBatches:
+    """The images as they become the input of a model."""
     value = network.images
     how = image_options(value, options.images, lambda text: _tell(note, text), network.purpose)
     array = open_images(files, how, value.dtype or "float32", os.fspath(files[0].parent))
     fixed = value.shape[0] if value.shape else None
     size = fixed or options.batch_size or _BATCH
-    return how, ({value.name: block} for block in array.blocks(size, len(files)))
+    return ImageBatches(images=array, name=value.name, size=size, fixed=fixed is not None)
 
 
 def _tell(note: Callable[[str, None], object], text: str) -> None:
     note(text, None)
 
 
-def _run(network: _Network, feeds: Iterator[Feed], total: int, told: Progress) -> Iterator[Array]:
-    """The output for each sample. A last batch that the model has fixed larger is filled up, and that is cut off."""
-    fixed = network.images.shape[0] if network.images.shape else None
-    done = 0
-    for feed in feeds:
-        ((name, block),) = feed.items()
-        count = len(block)
-        if fixed is not None and count < fixed:
-            block = np.concatenate([block, np.repeat(block[-1:], fixed - count, axis=0)])
-        yield from network.output({name: block}, len(block))[:count]
-        done += count
-        told("evaluation", done / total)
+def _run(network: JudgedModel, batches: ImageBatches, told: Progress, engine: Engine) -> Iterator[Array]:
+    """The output for each image."""
+    work = RunFeeds(model=network, count=only_rows, feeds=batches)
+    left = total = batches.images.shape[0]
+    for found in work.run((), engine):
+        yield from found.rows[:left]
+        left = max(0, left - len(found.rows))
+        told("evaluation", 1 - left / total)
 
 
 def _classified(
-    networks: Sequence[_Network], outputs: Sequence[Sequence[Array]], truth: Int64s, notes: dict[str, None]
+    networks: Sequence[JudgedModel], outputs: Sequence[Sequence[Array]], truth: Int64s, notes: dict[str, None]
 ) -> Scores:
     scores, best = [], []
     for network, rows in zip(networks, outputs, strict=True):

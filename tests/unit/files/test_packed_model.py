@@ -126,7 +126,7 @@ def test_external_data_that_have_changed_are_refused(external: Path) -> None:
     with pytest.raises(FileMissingError, match=r"weights\.bin has changed since the model was pickled"):
         packed.model()
     data.unlink()
-    with pytest.raises(FileMissingError, match=r"weights\.bin of a model is missing here"):
+    with pytest.raises(FileMissingError, match=r"weights\.bin of a model that was pickled is missing"):
         packed.model()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -15,12 +16,13 @@ from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions, OnBadData
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import ArgumentError, DataError, ModelError
 from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
-from amct_onnx.measure.rounded_network import RoundedNetwork, finite, power, side_by_side
+from amct_onnx.measure.rounded_network import RoundedNetwork
 from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.sample_noise import is_wild, medians, pooled, typical
 from amct_onnx.numerics.settings import ActivationSolver, Settings
@@ -29,13 +31,14 @@ from amct_onnx.plan.float_model import FloatModel
 from amct_onnx.progress import Progress, progress_of, silent
 from amct_onnx.ptq.calibrate import calibrate, tell
 from amct_onnx.ptq.mixed.inside import InsideEffects, layers_inside, measure_inside
+from amct_onnx.ptq.mixed.unit_noise import UnitNoise
 from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.run.float_network import FloatNetwork
+from amct_onnx.run.providers import Provider, checked_providers, opened_workers
 from amct_onnx.targets.float_units import Unit, Units, float_price, operations, whole_price
 from amct_onnx.targets.table import TARGETS, target_of
-from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity
 from amct_onnx.words import either, given
 
@@ -65,6 +68,8 @@ def sensitivity(
     on_bad_data: OnBadData = "fail",
     samples: int | None = None,
     progress: Progress | bool | None = None,
+    engine: str | Engine = "local",
+    providers: Sequence[Provider] | None = None,
 ) -> Sensitivity:
     """The effect of each quantized layer alone, and of all together, on the output of `model`.
 
@@ -81,12 +86,11 @@ def sensitivity(
     most, cheap, told = samples or SAMPLES, samples is None, progress_of(progress)
     if samples is not None and samples < 1:
         raise ArgumentError(f"{given('samples', samples)} is no number of samples, give 1 or more.")
-    if isinstance(model, QuantizedModel) and data is None:
-        if model.sample is None:
-            raise ArgumentError(
-                f"The model was quantized from statistics and has no sample: give {either('data', '--data')}."
-            )
-        return measure(model, [model.sample], progress=told).sensitivity()
+    if isinstance(model, QuantizedModel) and data is None and model.sample is None:
+        raise ArgumentError(
+            f"The model was quantized from statistics and has no sample: give {either('data', '--data')}."
+        )
+    chosen = checked_providers(providers)
     calibrated = model if isinstance(model, QuantizedModel) else None
     source = calibrated.calibration.source if calibrated is not None else FloatModel.open(model).prepared()
     data_options = DataOptions(
@@ -99,34 +103,39 @@ def sensitivity(
         tokenizer=tokenizer,
         on_bad_data=on_bad_data,
     )
-    opened = open_data(
-        data,
-        model_inputs(source.model),
-        data_options,
-        FloatNetwork(source.model),
-        purpose_of(source.model),
-        announcer(told),
-    )
-    kept = SampleKeeper(opened, most=most)
-    if calibrated is not None:
-        for _ in kept:  # those that it keeps are all that is wanted
-            pass
-        return measure(calibrated, kept.kept, cheap=cheap, progress=told).sensitivity()
-    found = target_of(target)
-    tell(source.notes)
-    request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
-    found.check(source, request)
-    quantized = calibrate(
-        source,
-        kept,
-        opened.total,
-        target=found,
-        request=request,
-        effort="fast",
-        rule=opened.rule,
-        progress=told,
-    )
-    return measure(quantized, kept.kept, cheap=cheap, progress=told).sensitivity()
+    with opened_workers(engine, chosen) as workers:
+        measured = partial(measure, progress=told, engine=workers)
+        if calibrated is not None and data is None and calibrated.sample is not None:
+            return measured(calibrated, [calibrated.sample]).sensitivity()
+        opened = open_data(
+            data,
+            model_inputs(source.model),
+            data_options,
+            FloatNetwork(source.model),
+            purpose_of(source.model),
+            announcer(told),
+        )
+        kept = SampleKeeper(opened, most=most)
+        if calibrated is not None:
+            for _ in kept:  # those that it keeps are all that is wanted
+                pass
+            return measured(calibrated, kept.kept, cheap=cheap).sensitivity()
+        found = target_of(target)
+        tell(source.notes)
+        request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
+        found.check(source, request)
+        quantized = calibrate(
+            source,
+            kept,
+            opened.total,
+            target=found,
+            request=request,
+            effort="fast",
+            rule=opened.rule,
+            progress=told,
+            engine=workers,
+        )
+        return measured(quantized, kept.kept, cheap=cheap).sensitivity()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,18 +205,24 @@ class Effects:
 
 
 def measure(
-    quantized: QuantizedModel, samples: Sequence[Feed], *, cheap: bool = False, progress: Progress | None = None
+    quantized: QuantizedModel,
+    samples: Sequence[Feed],
+    *,
+    cheap: bool = False,
+    progress: Progress | None = None,
+    engine: Engine = HERE,
 ) -> Effects:
     """Run `samples` through the float model, with the roundings of each unit in turn and with all of them.
 
-    cheap: only some of the samples where all of them would take long. Raises ModelError for a model without float
-    outputs or of which nothing is quantized, and DataError for samples that it cannot run.
+    cheap: only some of the samples where all of them would take long. engine: its workers run the samples. Raises
+    ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that it
+    cannot run.
     """
     layers, name = layers_inside(quantized), quantized.calibration.source.name
     found = quantized.lowered.units()
     effects = None
     if any(unit.nodes for unit in found.units):
-        effects = _measure_units(quantized, found, samples, cheap, progress or silent)
+        effects = _measure_units(quantized, found, samples, cheap, progress or silent, engine)
         samples = samples[: len(effects.signal)]
     inside = measure_inside(quantized, layers, samples) if layers else None
     if inside is not None:
@@ -258,23 +273,27 @@ def _joined(quantized: QuantizedModel, effects: Effects, inside: InsideEffects) 
 
 
 def _measure_units(
-    quantized: QuantizedModel, found: Units, samples: Sequence[Feed], cheap: bool, progress: Progress
+    quantized: QuantizedModel,
+    found: Units,
+    samples: Sequence[Feed],
+    cheap: bool,
+    progress: Progress,
+    engine: Engine,
 ) -> Effects:
-    units, probe = found.units, _open(found, samples)
+    units, work = found.units, UnitNoise(units=found, first=samples[0])
+    probe = work.probe
     if not probe.outputs:
         raise _no_output(quantized.calibration.source.name)
     if cheap:
         samples = samples[: _cheap_count(found, probe)]
     signal, noise, shares, elements = [], [], np.zeros((len(units), 2)), 0
-    changes = [Roundings.union([unit.constants, unit.tensors]) for unit in units]
-    changes.append(Roundings.union(changes))
-    for number, sample in enumerate(samples):
-        clean = probe.clean(sample)
-        signal.append([power(finite(clean[name])) for name in probe.outputs])
-        elements += sum(clean[name].size for name in probe.outputs)
-        noise.append(side_by_side(partial(probe.noise, clean), changes))
-        shares += side_by_side(partial(_local, probe, clean), units)
-        progress("sensitivity", (number + 1) / len(samples))
+    with closing(engine.map(work, samples)) as outcomes:
+        for number, seen in enumerate(outcomes, 1):
+            signal.append(seen.signal)
+            noise.append(seen.noise)
+            shares += seen.shares
+            elements += seen.elements
+            progress("sensitivity", number / len(samples))
     if not elements:
         raise DataError(
             "No effect can be seen, the outputs of the model are empty for all of the samples: give others."
@@ -312,18 +331,3 @@ def _cheap_count(units: Units, probe: RoundedNetwork) -> int:
     nodes = [name_of(node) for node in units.model.graph]
     work = operations(units.model, nodes, probe.shapes) * (len(units.units) / 2 + 1)
     return max(_LEAST_SAMPLES, min(SAMPLES, int(_MOST_OPERATIONS / max(work, 1))))
-
-
-def _open(units: Units, samples: Sequence[Feed]) -> RoundedNetwork:
-    everything = Roundings.union(change for unit in units.units for change in (unit.constants, unit.tensors))
-    ends = [unit.last for unit in units.units if unit.last]
-    return RoundedNetwork(units.model, everything, units.constants, samples[0], ends=ends)
-
-
-def _local(probe: RoundedNetwork, clean: Feed, unit: Unit) -> tuple[float, float]:
-    """Of the error of a unit where it ends, the powers that come from its constants and from its tensors."""
-    if not unit.constants.constants or not unit.last:
-        return (1.0, 0.0) if unit.constants.constants else (0.0, 1.0)
-    alone = probe.noise_at(clean, unit.constants, unit.last)
-    whole = probe.noise_at(clean, Roundings.union([unit.constants, unit.tensors]), unit.last)
-    return alone, max(whole - alone, 0.0)
