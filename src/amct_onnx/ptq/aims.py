@@ -41,18 +41,24 @@ class Aims:
 
     def reached(
         self,
-        calibrated: Callable[[SampleKeeper], QuantizedModel],
+        calibrated: Callable[..., QuantizedModel],
         feeds: DataSource,
         model: ir.Model,
         notes: tuple[str, ...],
         progress: Progress,
+        *,
+        by_number: bool,
     ) -> QuantizedModel:
         """Calibrate with these data, without the samples that are held out, and search.
 
-        model: the float model. notes: what else is assumed.
+        calibrated: gives the calibrated model, of feeds and of their `parts`. model: the float model. notes: what else
+        is assumed. by_number: others than this process read the feeds, where they can.
         """
         samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if self.evaluator is None else 0)
-        run = calibrated(samples)
+        parts = samples.parts() if by_number else None
+        run = calibrated(samples, parts=parts)
+        if parts is not None:
+            samples.gather()
         assumed = [*feeds.assumptions, *samples.notes, *notes]
         quantized = replace(run, assumptions=tuple(dict.fromkeys(assumed)))
         judges = samples.held_out[:_JUDGES]

@@ -177,16 +177,17 @@ def quantize(
         )
         if not search:
             by_number = kept or not workers.alone or feeds.skips
-            run = calibrated(feeds, feeds.total, parts=feeds.parts if by_number else None)
+            run = calibrated(feeds, total=feeds.total, parts=feeds.parts if by_number else None)
             _warn_of_noise(run.accuracy)
             return _with_skipped(replace(run, assumptions=feeds.assumptions), feeds)
         saturated = found.runs_here and not reduce_range and saturates()
         reached = aims.reached(
-            lambda samples: calibrated(samples, feeds.total),
+            partial(calibrated, total=feeds.total),
             feeds,
             source.model,
             (_SATURATED.format(given("reduce_range", True)),) if saturated else (),
             told,
+            by_number=bool(kept or not workers.alone),
         )
         return _with_skipped(reached, feeds)
 

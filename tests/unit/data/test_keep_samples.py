@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from examples import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
+from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
 
 
@@ -76,3 +84,41 @@ def test_large_samples_are_kept_within_a_bound_of_memory(monkeypatch: pytest.Mon
     assert (len(kept), len(out)) == (20, 20)
     monkeypatch.setattr("amct_onnx.data.keep_samples._MOST_BYTES", 1)
     assert len(passed(400, size=4, most=64)[1]) == 16
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 8), st.integers(0, 8), st.integers(1, 5), st.booleans())
+def test_whoever_reads_by_number_gets_the_same(
+    tmp_path: Path, batch: int | None, count: int, size: int, most: int, hold_out: int, step: int, files: bool
+) -> None:
+    """The feeds, the samples that are kept and those that are held out; of an array, or of files of a batch each."""
+    if files:
+        data = Path(tempfile.mkdtemp(dir=tmp_path))
+        numbers = np.repeat(np.arange(count * size, dtype=np.float32)[:, None], 2, axis=1)
+        for number, rows in enumerate(np.split(numbers, count)):
+            np.save(data / f"{number:03}.npy", rows)
+    else:
+        data = tmp_path / "x.npy"
+        np.save(data, np.repeat(np.arange(count * (batch or 1), dtype=np.float32)[:, None], 2, axis=1))
+    found = inputs(batch)
+    options = DataOptions() if files or batch else DataOptions(batch_size=size)
+
+    def keeper() -> SampleKeeper:
+        return SampleKeeper(open_data(data, found, options), most=most, hold_out=hold_out)
+
+    try:
+        iterated = keeper()
+    except DataError:  # too few samples for a batch of the model
+        return
+    feeds = list(iterated)
+    gathered = keeper()
+    parts = pickle.loads(pickle.dumps(gathered.parts()))
+    read = [feed for first in range(0, parts.total, step) for feed in parts.read(first, min(first + step, parts.total))]
+    gathered.gather()
+    assert [feed["x"].tolist() for feed in read] == [feed["x"].tolist() for feed in feeds]
+    for one, two in ((iterated.kept, gathered.kept), (iterated.held_out, gathered.held_out)):
+        assert [feed["x"].tolist() for feed in one] == [feed["x"].tolist() for feed in two]
+    assert iterated.notes == gathered.notes
+    rule = gathered.parts().rule
+    assert [parts.place(k + 1) - parts.place(k) for k in range(parts.total)] == [rule.count(feed) for feed in feeds]
