@@ -5,19 +5,22 @@ Each is what an input of a network takes in one run, or one sample of it. Their 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from amct_onnx.data.arrays import SampleArray, map_npy
+from amct_onnx.data.arrays import BadSamples, SampleArray, map_npy, read_npy
+from amct_onnx.data.blobs import Blobs
 from amct_onnx.data.raw_folders import read_array, shape_of_file
 from amct_onnx.errors import DataError
 from amct_onnx.numerics.arrays import Array
+
+Source = TypeVar("Source", Path, bytes, Path | bytes)
 
 
 class ArrayFiles(ABC):
@@ -52,13 +55,13 @@ class NpyFiles(ArrayFiles):
         return len(self.files)
 
     def place(self, number: int) -> str:
-        return os.fspath(self.files[number])
+        return str(self.files[number])
 
     def shape(self, number: int) -> tuple[int, ...]:
         return map_npy(self.files[number]).shape
 
     def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
-        return ((os.fspath(file), _or_why_not(map_npy, file)) for file in self.files[first:last])
+        return ((str(file), _or_why_not(map_npy, file)) for file in self.files[first:last])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +76,14 @@ class RawFiles(ArrayFiles):
         return len(self.files)
 
     def place(self, number: int) -> str:
-        return os.fspath(self.files[number])
+        return str(self.files[number])
 
     def shape(self, number: int) -> tuple[int, ...]:
         return shape_of_file(self.files[number], self.dtype, self.dims)
 
     def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
         read = partial(read_array, dtype=self.dtype, shape=self.dims)
-        return ((os.fspath(file), _or_why_not(read, file)) for file in self.files[first:last])
+        return ((str(file), _or_why_not(read, file)) for file in self.files[first:last])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +104,38 @@ class ArrayRows(ArrayFiles):
         return (1, *row) if self.keep else row
 
     def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
-        for number, block in enumerate(self.array.blocks(1, last, first), first):
-            yield self.place(number), block if self.keep else np.asarray(block[0])
+        bad: BadSamples = {}
+        for number, block in enumerate(self.array.blocks(1, last, first, bad), first):
+            row = block if self.keep else np.asarray(block[0])
+            yield self.place(number), bad.pop(number, row)
 
 
-def _or_why_not(read: Callable[[Path], Array], file: Path) -> Array | DataError:
+@dataclass(frozen=True, kw_only=True)
+class BlobArrays(ArrayFiles):
+    """The content of a .npy file for each array, wherever it lies."""
+
+    blobs: Blobs
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def place(self, number: int) -> str:
+        return self.blobs.name(number)
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        ((_, found),) = self.read(number, number + 1)
+        if isinstance(found, DataError):
+            raise found
+        return found.shape
+
+    def read(self, first: int, last: int) -> Iterator[tuple[str, Array | DataError]]:
+        for number, blob in enumerate(self.blobs.read(first, last), first):
+            where = self.place(number)
+            yield where, blob if isinstance(blob, DataError) else _or_why_not(partial(read_npy, where=where), blob)
+
+
+def _or_why_not(read: Callable[[Source], Array], source: Source) -> Array | DataError:
     try:
-        return read(file)
+        return read(source)
     except DataError as reason:
         return reason

@@ -5,6 +5,7 @@ Whatever else numpy can make an array of, as tensors of torch or lists of number
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from amct_onnx.data.places import is_local
 from amct_onnx.errors import DataError, one_line
 from amct_onnx.numerics.arrays import Array
 
@@ -102,7 +104,7 @@ class NpzArray(SampleArray):
     def _stream(self) -> Iterator[IO[bytes]]:
         """The numbers of the array. Raises DataError where there is no such file any more."""
         try:
-            archive = zipfile.ZipFile(self.path)
+            archive = zipfile.ZipFile(self.path if is_local(self.path) else self.path.open("rb"))
             stream = archive.open(f"{self.member}.npy")
             _header(stream)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as reason:
@@ -130,6 +132,21 @@ class NpzArray(SampleArray):
         return data.view(self.dtype).reshape(shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemoteNpyArray(NpzArray):
+    """An array in a .npy file behind a URL, which is read as it comes."""
+
+    @contextmanager
+    def _stream(self) -> Iterator[IO[bytes]]:
+        try:
+            stream = self.path.open("rb")
+            _header(stream)
+        except Exception as reason:  # whatever the client of a cloud raises
+            raise DataError(f"{self.where}: cannot be read ({one_line(reason)})") from None
+        with stream:
+            yield stream
+
+
 def open_array(array: Array, where: str) -> MemoryArray:
     """An array in memory as samples. Raises DataError for a single number."""
     if array.ndim == 0:
@@ -139,13 +156,24 @@ def open_array(array: Array, where: str) -> MemoryArray:
 
 def map_npy(path: Path) -> Array:
     """The array in a .npy file, mapped into memory. Raises DataError."""
+    if not is_local(path):
+        return read_npy(path, str(path))
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as reason:  # numpy raises many classes for what is no array file
-        raise DataError(f"{os.fspath(path)}: is no readable .npy file ({why_unreadable(reason)})") from None
+        raise DataError(f"{path!s}: is no readable .npy file ({why_unreadable(reason)})") from None
     if not isinstance(data, np.ndarray):
-        raise DataError(f"{os.fspath(path)}: is no .npy file; one with several arrays ends in .npz")
+        raise DataError(f"{path!s}: is no .npy file; one with several arrays ends in .npz")
     return np.asarray(data)
+
+
+def read_npy(source: Path | bytes, where: str) -> Array:
+    """The array in the bytes of a .npy file, or in one that cannot be mapped. Raises DataError."""
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
+    except Exception as reason:  # numpy raises many classes for what is no array file, and a cloud's client its own
+        raise DataError(f"{where}: is no readable .npy file ({why_unreadable(reason)})") from None
 
 
 def why_unreadable(error: Exception) -> str:
@@ -154,13 +182,26 @@ def why_unreadable(error: Exception) -> str:
     return "it is broken, or holds objects of Python" if "pickle" in text else text
 
 
-def open_npy(path: Path, *, scalar: bool = False) -> NpyArray:
+def _remote_header(path: Path) -> tuple[bool, tuple[int, ...], np.dtype[Any]]:
+    try:
+        with path.open("rb") as stream:
+            return _header(stream)
+    except Exception as reason:  # whatever the client of a cloud raises
+        raise DataError(f"{path}: is no readable .npy file ({why_unreadable(reason)})") from None
+
+
+def open_npy(path: Path, *, scalar: bool = False) -> SampleArray:
     """The array in a .npy file, of which only the header is read now; `scalar`: it may be a single number.
 
     Raises DataError.
     """
+    if not is_local(path):
+        fortran, shape, dtype = _remote_header(path)
+        if not shape and not scalar:
+            raise DataError(f"{path}: is a single number, give an array [N, ...] of samples")
+        return RemoteNpyArray(path=path, member="", shape=shape or (1,), where=str(path), dtype=dtype, fortran=fortran)
     mapped = map_npy(path)
-    array = open_array(np.atleast_1d(mapped) if scalar else mapped, os.fspath(path))
+    array = open_array(np.atleast_1d(mapped) if scalar else mapped, str(path))
     return NpyArray(path=path, shape=array.shape, where=array.where)
 
 
@@ -174,7 +215,7 @@ def open_npz(path: Path) -> dict[str, NpzArray]:
             path=path,
             member=member,
             shape=shape or (1,),
-            where=f"{os.fspath(path)}: {member!r}",
+            where=f"{path!s}: {member!r}",
             dtype=dtype,
             fortran=fortran,
         )
@@ -187,14 +228,14 @@ def npz_headers(path: Path) -> dict[str, tuple[bool, tuple[int, ...], np.dtype[A
     """Of the arrays in a .npz file by name, whether the order is Fortran's, the shape, the type. Raises DataError."""
     headers = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if is_local(path) else path.open("rb")) as archive:
             for name in archive.namelist():
                 if not name.endswith(".npy"):
                     continue
                 with archive.open(name) as stream:
                     headers[name.removesuffix(".npy")] = _header(stream)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as reason:
-        raise DataError(f"{os.fspath(path)}: is no readable .npz file ({why_unreadable(reason)})") from None
+        raise DataError(f"{path!s}: is no readable .npz file ({why_unreadable(reason)})") from None
     return headers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class FileBlobs(Blobs):
         return len(self.files)
 
     def name(self, number: int) -> str:
-        return os.fspath(self.files[number])
+        return str(self.files[number])
 
     def read(self, first: int, last: int) -> Iterator[Blob]:
         return iter(self.files[first:last])

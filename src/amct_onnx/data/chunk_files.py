@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from amct_onnx.data.arrays import npz_headers, why_unreadable
 from amct_onnx.data.batches import Chunk, Note, quiet
 from amct_onnx.data.items import named_items
 from amct_onnx.data.options import DataOptions
+from amct_onnx.data.places import is_local
 from amct_onnx.errors import DataError
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.numerics.arrays import Array, Feed
@@ -78,7 +79,7 @@ class ArchiveFiles(ChunkFiles):
         return len(self.files)
 
     def place(self, number: int) -> str:
-        return os.fspath(self.files[number])
+        return str(self.files[number])
 
     def outline(self, number: int) -> Chunk | DataError:
         file = self.files[number]
@@ -87,7 +88,7 @@ class ArchiveFiles(ChunkFiles):
         except DataError as reason:
             return reason
         item = arrays["arr_0"] if self._is_unnamed(arrays) else arrays
-        return next(named_items([(os.fspath(file), item)], self.inputs, self.options, quiet))
+        return next(named_items([(str(file), item)], self.inputs, self.options, quiet))
 
     def read(self, first: int, last: int, note: Note = quiet) -> Iterator[Chunk | DataError]:
         for file in self.files[first:last]:
@@ -95,7 +96,7 @@ class ArchiveFiles(ChunkFiles):
             if isinstance(item, DataError):
                 yield item
             else:
-                yield from named_items([(os.fspath(file), item)], self.inputs, self.options, note)
+                yield from named_items([(str(file), item)], self.inputs, self.options, note)
 
     def _wanted(self) -> set[str]:
         return {self.options.key(value.name) for value in self.inputs}
@@ -108,7 +109,8 @@ class ArchiveFiles(ChunkFiles):
         """A dict of the arrays of a file, or the only array in it; or why it cannot be read."""
         wanted = self._wanted()
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            source = file if is_local(file) else io.BytesIO(file.read_bytes())
+            with np.load(source, allow_pickle=False) as archive:
                 unnamed = self._is_unnamed(dict.fromkeys(archive.files))
                 arrays = {key: archive[key] if key in wanted or unnamed else None for key in archive.files}
         except Exception as reason:

@@ -194,6 +194,7 @@ def file_feeds(
     limit: int | None,
     *,
     skips: bool,
+    lost: SkippedData = NOTHING_SKIPPED,
 ) -> FileFeeds | None:
     """The feeds of files, after a look at the header of each; None where headers do not tell what is in each feed.
 
@@ -201,7 +202,6 @@ def file_feeds(
     """
     used: list[int] = []
     ends: list[int] = []
-    lost = NOTHING_SKIPPED
     front: Feed | None = None
     for number in range(len(files)):
         outline = files.outline(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy as np
 from amct_onnx.data.arrays import BadSamples, SampleArray
 from amct_onnx.data.blobs import Blob, Blobs, FileBlobs
 from amct_onnx.data.image_options import PRESETS, ImageOptions
+from amct_onnx.data.places import is_local
 from amct_onnx.data.preprocess_file import images_named
 from amct_onnx.errors import ArgumentError, DataError, one_line
 from amct_onnx.graph.inputs import ModelInput
@@ -235,14 +235,15 @@ class ImageArray(SampleArray):
 def open_images(
     found: Blobs | Sequence[Path], options: ImageOptions, dtype: str, where: str, *, check: bool = True
 ) -> ImageArray:
-    """Images as an array. `check`: files are opened now, and their headers are read.
+    """Images as an array. `check`: files of this machine are opened now, and their headers are read.
 
     Raises DataError for a file that is no image.
     """
     encoded = found if isinstance(found, Blobs) else FileBlobs(files=tuple(found))
     for file in encoded.files if isinstance(encoded, FileBlobs) and check else ():
-        with _open(file, os.fspath(file)):
-            pass
+        if is_local(file):
+            with _open(file, str(file)):
+                pass
     sample = (*options.size, options.channels) if options.layout == "NHWC" else (options.channels, *options.size)
     return ImageArray(
         encoded=encoded, options=options, dtype=np.dtype(dtype), shape=(len(encoded), *sample), where=where
@@ -251,7 +252,7 @@ def open_images(
 
 def image_size(file: Path) -> tuple[int, int]:
     """The height and width of an image as it is shown, turned as its EXIF data say. Raises DataError."""
-    with _open(file, os.fspath(file)) as image:
+    with _open(file, str(file)) as image:
         turned = image.getexif().get(_ORIENTATION, 1) > _UPRIGHT
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -281,6 +282,8 @@ def _open(blob: Path | bytes, where: str) -> Image:
     from PIL import Image
 
     try:
+        if not isinstance(blob, bytes) and not is_local(blob):
+            blob = blob.read_bytes()
         return Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob)
     except Exception as reason:  # a format's reader raises whatever its parser does
         raise _unreadable(where, reason) from None

@@ -47,11 +47,13 @@ from amct_onnx.errors import ArgumentError, ArgumentTypeError, DataError
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Feed
+from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 from amct_onnx.words import given, named
 
 _FORMS = (
-    "a folder of images, .npy, .npz or .bin files, such a file, an array, a dict of these or of iterables of arrays by "
-    "input, an iterable of arrays, tuples or dicts, a torch DataLoader or a CalibrationDataReader"
+    "a folder of images, .npy, .npz, .bin, .tar or .parquet files, such a file, an array, a dict of these or of "
+    "iterables of arrays by input, an iterable of arrays, tuples or dicts, a torch DataLoader or a "
+    "CalibrationDataReader"
 )
 
 
@@ -69,6 +71,9 @@ def open_data(
     - a folder of images, or of a folder of images for each class;
     - a folder of .npy or .npz files, or of files without a header (.bin); each file is for one run;
     - a .npy or .npz file;
+    - tar files of images or .npy files as WebDataset writes them, or parquet files with images: a folder or a list of
+      them, or a pattern as "shard-{000000..000099}.tar";
+    - a URL of one of these that fsspec can open, as "s3://bucket/folder";
     - an array [N, ...], or a tensor of torch;
     - an iterable of arrays, of tuples in the order of the inputs or of dicts, such as a torch DataLoader;
     - a dict that gives each input one of these: a path, an array [N, ...], or an iterable of arrays;
@@ -97,17 +102,23 @@ def open_data(
             announce(text)
 
     shapes = options.shapes or {}
+    tally = SkippedTally() if options.on_bad_data == "skip" else None
     opener = DataOpener(
         inputs=tuple(_refined(value, shapes.get(value.name)) for value in inputs),
         options=options,
         note=note,
         purpose=purpose,
+        lost=None if tally is None else tally.add,
     )
     opened = _open(data, opener)
+    lost = NOTHING_SKIPPED if tally is None else tally.value
     for array in opened.arrays.values():
+        if not array.shape[0] and lost:
+            raise nothing_left(lost)
         if not array.shape[0]:
             raise DataError(f"{array.where}: is empty, its shape is {list(array.shape)}; give at least one sample")
-    if options.images is not None and not any(isinstance(array, ImageArray) for array in opened.arrays.values()):
+    images = [isinstance(array, ImageArray) for array in opened.arrays.values()]
+    if options.images is not None and not any([*images, *(part.are_images for part in opened.parts.values())]):
         raise ArgumentError(
             f"{named('images')} is for folders of images, and the data are of another kind; leave it out"
         )
@@ -116,8 +127,7 @@ def open_data(
     rule = BatchRule.of(opener.inputs)
     if rule.fixed is not None and options.batch_size not in (None, rule.fixed):
         opener.note(f"the model fixes the batch at {rule.fixed}, {given('batch_size', options.batch_size)} is not used")
-    tally = SkippedTally() if options.on_bad_data == "skip" else None
-    work = Opening(opener=opener, declared=rule, network=network, notes=notes, tally=tally)
+    work = Opening(opener=opener, declared=rule, network=network, notes=notes, tally=tally, lost=lost)
     try:
         return (
             _from_chunks(opened, work)
@@ -198,6 +208,7 @@ def _from_arrays(arrays: Mapping[str, SampleArray], work: Opening) -> DataSource
         declared=work.declared,
         rule=rule,
         skips=work.skips,
+        lost=work.lost,
         cut=cut,
         whole=whole,
         size=size,
@@ -255,7 +266,7 @@ def _from_chunks(opened: OpenedData, work: Opening) -> DataSource:
     def parts() -> FeedParts | None:
         if files is None:
             return None
-        return file_feeds(files, opener.inputs, declared, rule, size, options.limit, skips=work.skips)
+        return file_feeds(files, opener.inputs, declared, rule, size, options.limit, skips=work.skips, lost=work.lost)
 
     if work.tally is not None and (numbered := parts()) is not None:
         work.tally.value = numbered.lost

@@ -5,9 +5,10 @@ A path may be a file, a folder of files, or a folder of one folder for each inpu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -39,7 +40,9 @@ from amct_onnx.data.images import (
 )
 from amct_onnx.data.input_texts import InputFolder, check_data_type
 from amct_onnx.data.items import missing_text, note_unused, select_keys
+from amct_onnx.data.open_shards import SHARDS, open_shards, shard_kind, shards_in
 from amct_onnx.data.options import DataOptions
+from amct_onnx.data.places import expanded, find_place, is_local, is_place
 from amct_onnx.data.raw_folders import check_sizes, list_files
 from amct_onnx.data.texts import TEXT_SUFFIX, open_texts
 from amct_onnx.errors import ArgumentError, DataError
@@ -47,12 +50,13 @@ from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.outputs import Purpose
 from amct_onnx.numerics.arrays import Array
+from amct_onnx.values.skipped_data import SkippedData
 from amct_onnx.words import either, given, given_for, named
 
 _log = logging.getLogger("amct_onnx.Data")
 _RAW = ".bin"  # numbers without a header
 _KINDS = (".npy", ".npz", _RAW)
-_READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}"
+_READABLE = f"{', '.join(sorted(IMAGE_SUFFIXES))}, {', '.join(_KINDS)}, {', '.join(SHARDS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,10 @@ class InputParts:
     @staticmethod
     def of_files(files: ArrayFiles) -> InputParts:
         return InputParts(arrays=files.read(0, len(files)), count=len(files), files=files)
+
+    @property
+    def are_images(self) -> bool:
+        return isinstance(self.files, ArrayRows) and isinstance(self.files.array, ImageArray)
 
     @property
     def raw(self) -> bool:
@@ -101,6 +109,8 @@ class DataOpener:
     options: DataOptions
     note: Note
     purpose: Purpose | None = None
+    lost: Callable[[SkippedData], None] | None = None
+    """Is told of files of many samples that cannot be read, where these are skipped."""
 
     def only(self, what: str) -> ModelInput:
         """The input that data without names belong to. `what` names the data in the error of a model with several."""
@@ -120,14 +130,19 @@ class DataOpener:
                 raise DataError(f"the model needs input {value.name!r}, and no data are given for it")
 
     def path(self, path: str | os.PathLike[str]) -> OpenedData:
-        """A folder or a file for the whole model."""
-        place = _existing(path)
+        """A folder, a file, or a pattern of files, for the whole model."""
+        several = expanded(os.fspath(path))
+        if len(several) > 1:
+            return self.paths(several)
+        place = find_place(several[0])
+        if shards := shards_in(place):
+            return self.by_input(self._shards(shards, fed_by_position(self.inputs)))
         if place.suffix.lower() == ".npz" and place.is_file():
             return self.by_input(self._archive(place))
         if place.suffix.lower() == TEXT_SUFFIX and place.is_file() and self._takes_texts():
             return self._texts(place)
         if not place.is_dir():
-            return self.by_input({self.only(os.fspath(path)).name: place})
+            return self.by_input({self.only(str(path)).name: place})
         wanted = fed_by_position(self.inputs)
         keys = {value.name: self.options.key(value.name) for value in wanted}
         for suffix in ("", ".npy"):
@@ -138,7 +153,7 @@ class DataOpener:
         if kind == ".npz":
             archives = ArchiveFiles(files=tuple(files), inputs=self.inputs, options=self.options)
             return OpenedData(archives=archives, count=len(files))
-        return self.by_input({self.only(os.fspath(path)).name: place})
+        return self.by_input({self.only(str(path)).name: place})
 
     def _takes_texts(self) -> bool:
         return self.options.tokenizer is not None or all(value.dtype.startswith("int") for value in self.inputs)
@@ -146,8 +161,18 @@ class DataOpener:
     def _texts(self, place: Path) -> OpenedData:
         if self.options.tokenizer is None:
             raise DataError(f"{place}: a text becomes tokens by {named('tokenizer')}, a tokenizer.json: give that too")
+        if not is_local(place):
+            raise DataError(f"{place}: a text is read from a file of this machine, copy it here")
         found = open_texts(place, self.options.tokenizer, self.inputs)
         return OpenedData(items=found, count=len(found))
+
+    def _shards(self, files: Sequence[Path], inputs: Sequence[ModelInput]) -> dict[str, SampleArray | InputParts]:
+        found = open_shards(files, inputs, self.options, self.note, self.purpose, self.lost)
+        arrays = {name: samples for name, samples in found.items() if isinstance(samples, SampleArray)}
+        if len(arrays) == len(found):
+            return dict(arrays)
+        alike = found | {name: ArrayRows(array=array, keep=False) for name, array in arrays.items()}
+        return {name: InputParts.of_files(files) for name, files in alike.items() if isinstance(files, ArrayFiles)}
 
     def mapping(self, data: Mapping[Any, Any]) -> OpenedData:
         """Arrays or paths by input."""
@@ -156,8 +181,10 @@ class DataOpener:
 
     def paths(self, data: Sequence[str | os.PathLike[str]]) -> OpenedData:
         """A list of images or of .npy or .bin files for one input, or a path for each input in their order."""
-        places = [_existing(path) for path in data]
+        places = _places(data)
         wanted = fed_by_position(self.inputs)
+        if shard_kind(places):
+            return self.by_input(self._shards(places, wanted))
         if len(wanted) == len(places) and (len(places) > 1 or places[0].is_dir()):
             return self.by_input({value.name: place for value, place in zip(wanted, places, strict=True)})
         return self.by_input({self.only("a list of files").name: places})
@@ -181,18 +208,27 @@ class DataOpener:
     def _open(self, value: ModelInput, data: object) -> SampleArray | InputParts:
         if value.dtype == TEXTS and isinstance(data, (list, tuple)):
             data = to_array(data, f"data of input {value.name!r}", texts=True)
-        if isinstance(data, (str, os.PathLike)):
-            place = _existing(data)
-            found = self._folder(value, place) if place.is_dir() else self._file(value, place)
+        found: SampleArray | InputParts
+        if is_place(data):
+            found = self._folder(value, data) if data.is_dir() else self._file(value, data)
+        elif isinstance(data, (str, os.PathLike)):
+            places = _places([data])
+            found = self._open(value, places[0]) if len(places) == 1 else self._listed(value, places)
         elif is_paths(data):
-            found = self._listed(value, [_existing(path) for path in data])
-        elif isinstance(data, SampleArray):
-            found = data
+            found = self._listed(value, _places(data))
+        elif isinstance(data, list) and data and all(map(is_place, data)):
+            found = self._listed(value, data)
+        elif isinstance(data, (SampleArray, InputParts)):
+            return data if isinstance(data, InputParts) else self._rows_of(value, data)
         else:
             found = self._array_or_arrays(value, data, f"data of input {value.name!r}")
-        if isinstance(found, SampleArray) and value.shape is not None and len(found.shape) == len(value.shape) + 1:
-            return found if value.shape == () and found.shape == (1,) else _rows(found, keep=False)
-        return found
+        return found if isinstance(found, InputParts) else self._rows_of(value, found)
+
+    def _rows_of(self, value: ModelInput, array: SampleArray) -> SampleArray | InputParts:
+        """What each run gets of an array that has an axis more than the input; else the array."""
+        if value.shape is None or len(array.shape) != len(value.shape) + 1 or (value.shape, array.shape) == ((), (1,)):
+            return array
+        return _rows(array, keep=False)
 
     def _array_or_arrays(self, value: ModelInput, data: object, where: str) -> SampleArray | InputParts:
         """An array, as nested lists of numbers are; or, of an iterable that is neither, an array for each run."""
@@ -204,6 +240,8 @@ class DataOpener:
         return open_array(np.atleast_1d(array) if value.shape == () else array, where)
 
     def _listed(self, value: ModelInput, places: Sequence[Path]) -> SampleArray | InputParts:
+        if shard_kind(places):
+            return self._shards(places, [value])[value.name]
         if all(is_image(place) for place in places):
             return self._images(value, places, "data")
         kinds = {place.suffix.lower() for place in places}
@@ -212,6 +250,8 @@ class DataOpener:
         raise DataError(f"data: the list of files mixes kinds, or holds others than {_READABLE}")
 
     def _folder(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
+        if shards := shards_in(place):
+            return self._shards(shards, [value])[value.name]
         kind, arrays = _array_files(place)
         if kind == ".npz":
             how = either("as the data of the model", "as --data without a name")
@@ -223,12 +263,14 @@ class DataOpener:
         files = find_images(place)
         if not files:
             raise DataError(f"{place}: the folder holds no data, put files into it: {_READABLE}")
-        return self._images(value, self._spread(files), os.fspath(place))
+        return self._images(value, self._spread(files), str(place))
 
     def _file(self, value: ModelInput, place: Path) -> SampleArray | InputParts:
         suffix = place.suffix.lower()
+        if shard_kind([place]):
+            return self._shards([place], [value])[value.name]
         if is_image(place):
-            return self._images(value, [place], os.fspath(place))
+            return self._images(value, [place], str(place))
         if suffix == ".npy":
             return open_npy(place, scalar=value.shape == ())
         if suffix == ".npz":
@@ -276,9 +318,11 @@ class DataOpener:
     def _file_list(self, value: ModelInput, files: Sequence[Path], kind: str) -> InputParts:
         if kind != _RAW:
             return InputParts.of_files(NpyFiles(files=tuple(files)))
+        if not all(map(is_local, files)):
+            raise DataError(f"{files[0]}: files without a header are read from this machine, copy them here")
         dtype, shape = self._raw_type(value), self._raw_shape(value)
         mistakes = Mistakes(None)
-        entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=os.fspath(files[0].parent))
+        entry = InputFolder(name=value.name, shape=shape, dtype=dtype, folder=str(files[0].parent))
         check_sizes(entry, files, mistakes)
         mistakes.raise_any(DataError)
         return InputParts.of_files(RawFiles(files=tuple(files), dtype=dtype, dims=shape))
@@ -331,14 +375,9 @@ def _rows(array: SampleArray, *, keep: bool) -> InputParts:
     return InputParts(arrays=rows.read(0, len(rows)), count=len(rows), files=rows if array.in_files else None)
 
 
-def _existing(path: object) -> Path:
-    place = Path(os.fspath(path))  # type: ignore[call-overload]
-    try:
-        if place.exists():
-            return place
-    except (OSError, ValueError):  # too long; a NUL byte
-        pass
-    raise DataError(f"{place}: the data do not exist, check the path{either('', ' of --data')}")
+def _places(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The places of a list of paths, URLs and patterns of these."""
+    return [find_place(path) for path in itertools.chain.from_iterable(expanded(os.fspath(path)) for path in data)]
 
 
 def _array_files(folder: Path) -> tuple[str | None, list[Path]]:

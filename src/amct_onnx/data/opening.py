@@ -16,6 +16,7 @@ from amct_onnx.data.open_paths import DataOpener
 from amct_onnx.data.sample_axis import NOT_ONE_BY_ONE, Network, decide, runs
 from amct_onnx.data.skipped_samples import SkippedTally
 from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.values.skipped_data import SkippedData
 
 _MOST_SEARCHED, _MOST_JOINED = 8, 32  # items that are read ahead for a trial
 MOST_AT_ONCE = 1 << 24  # elements of an array that is one feed as a whole, though it could be several
@@ -30,6 +31,8 @@ class Opening:
     network: Network | None
     notes: dict[str, None]
     tally: SkippedTally | None
+    lost: SkippedData
+    """What was left out when the data were opened."""
 
     @property
     def skips(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from amct_onnx.data.input_texts import InputFolder, check_data_type
+from amct_onnx.data.places import is_local, is_place
 from amct_onnx.errors import DataError, did_you_mean
 from amct_onnx.files.whole_files import Mistakes, system_reason
 from amct_onnx.graph.inputs import ModelInput
@@ -94,6 +95,8 @@ def find_batches(inputs: Sequence[InputFolder], number: int | None, mistakes: Mi
 def list_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The files in a folder in the order of their names, without hidden ones. Raises DataError."""
     try:
+        if is_place(folder) and not is_local(folder):
+            return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         raise DataError(f"{folder}: the data folder does not exist, check the path") from None

@@ -24,6 +24,8 @@ PURPOSES = {
     "docs": "to build the site of the documentation",
     "evaluate": "mean average precision of detectors, as COCO computes it (evaluate)",
     "pandas": "results as tables of pandas (to_pandas)",
+    "parquet": "parquet files as data",
+    "remote": "data behind URLs, as s3://",
     "samples": "the samples",
     "text": "text files as data, by a tokenizer.json",
     "train": "to train the networks of the benchmarks",
