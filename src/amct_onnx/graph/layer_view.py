@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.access import input_of, is_standard, label_of, name_of, optional_input
 from amct_onnx.graph.constants import Data, ValueNames, constant_tensor, own_constant
-from amct_onnx.graph.tensors import array_of, shape_of
+from amct_onnx.graph.tensors import array_of, parts_of, shape_of, tensor_of_parts
 from amct_onnx.numerics.arrays import Array
 
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -96,6 +97,12 @@ class Layer:
         """Whether a Gemm reads its weight as [outputs, inputs] (transB)."""
         return self.op_type == "Gemm" and bool(self.node.attributes.get_int("transB", 0))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A layer travels without its model: what its node says of it, and its weight."""
+        kinds = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.INTS, ir.AttributeType.STRING)
+        attributes = {name: kept.value for name, kept in self.node.attributes.items() if kept.type in kinds}
+        return _alone, (self.op_type, self.name, attributes, *parts_of(self.array()), self.weight.dtype)
+
     def replace_weight(self, data: Data, *, names: ValueNames) -> None:
         """Give the layer a weight of its own; other readers of the old one keep it. See `own_constant`."""
         own_constant(self.node, 1, data, f"{label_of(self.node)}.weight", names=names)
@@ -103,6 +110,15 @@ class Layer:
     def replace_bias(self, data: Data, *, names: ValueNames) -> None:
         """Give the layer a bias of its own, whether it had one or not. See `own_constant`."""
         own_constant(self.node, 2, data, f"{label_of(self.node)}.bias", names=names)
+
+
+def _alone(op_type: str, name: str, attributes: Mapping[str, Any], *weight: Any) -> Layer:
+    tensor = tensor_of_parts(*weight)
+    shape = ir.Shape(shape_of(tensor))
+    value = ir.Value(name=f"{name}.weight", shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    node = ir.node(op_type, [ir.val(f"{name}.input"), value], attributes, name=name)
+    ir.Graph([], [], nodes=[node], initializers=[value])
+    return Layer(node)
 
 
 def layer_of(node: ir.Node) -> Layer:

@@ -49,7 +49,19 @@ class Computed(ir.LazyTensor):
     """Computed whenever its data is asked for; once where it is pickled, and then it is in memory."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ir.Tensor, (np.ascontiguousarray(array_of(self)), self.dtype)
+        return tensor_of_parts, (*parts_of(array_of(self)), self.dtype)
+
+
+def parts_of(array: Array) -> tuple[Array, tuple[int, ...]]:
+    """An array as it lies in memory, and how its axes are turned then. Pickle would lose that of one that is turned,
+    and sums of another order in memory have other last bits."""
+    order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
+    return array.transpose(order), tuple(int(axis) for axis in np.argsort(order))
+
+
+def tensor_of_parts(array: Array, axes: tuple[int, ...], dtype: ir.DataType) -> ir.TensorProtocol:
+    """The tensor of an array that `parts_of` took apart."""
+    return ir.Tensor(array.transpose(axes), dtype)
 
 
 class _Renamed(Computed):

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.engine.processors import processors
 from amct_onnx.errors import ModelError
 from amct_onnx.graph.index import index_graph
@@ -69,6 +70,7 @@ def learn_blocks(
     methods: Sequence[Method],
     settings: AdaRound,
     progress: Progress,
+    engine: Engine = HERE,
 ) -> dict[str, RoundedBlocks]:
     """The weights of `layers` of a normalized model, by layer; one that the data do not reach is left out.
 
@@ -84,7 +86,7 @@ def learn_blocks(
             yield RoundingJob(layer=name, solve=tries)
 
     total = len(set(twins.values()))
-    found = round_layers(jobs(), total=total, workers=processors(), what="rounding", progress=progress)
+    found = round_layers(jobs(), total=total, workers=processors(), what="rounding", progress=progress, engine=engine)
     return {name: found[twins[name]] for name in layers if twins[name] in found}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
-from amct_onnx.engine.engine import Engine, LocalEngine
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.files.state_folder import NoState, StateFolder
 from amct_onnx.graph.digest import model_digest
@@ -34,7 +34,6 @@ from amct_onnx.values.used_data import UsedData
 _MEMORY = 16 << 20  # bytes of them, where nothing else judges what comes of the calibration
 _JUDGES, _FEW = 16, 8  # samples, the second of large ones
 _LARGE = 1 << 16  # bytes
-_HERE = LocalEngine()
 _log = logging.getLogger("amct_onnx.Config")
 
 
@@ -49,7 +48,7 @@ def calibrate(
     rule: BatchRule,
     progress: Progress = silent,
     parts: FeedParts | None = None,
-    engine: Engine = _HERE,
+    engine: Engine = HERE,
     state: StateFolder | None = None,
 ) -> QuantizedModel:
     """Run the data through the model once, and solve what they say for a target.
@@ -64,7 +63,7 @@ def calibrate(
     if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
-    bench = Bench(source, target, request, samples, progress, state or NoState())
+    bench = Bench(source, target, request, samples, progress, state or NoState(), engine)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
     counted = None if bench.look is None or prepared is not source else bench.look.counted

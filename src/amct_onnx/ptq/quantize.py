@@ -160,6 +160,7 @@ def quantize(
                     block_size=block_size,
                     methods=METHODS[effort],
                     progress=told,
+                    engine=workers,
                 ),
             )
         feeds = opened()

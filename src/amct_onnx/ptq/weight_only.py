@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.data_source import DataSource
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError, ArgumentError, DataError, ModelError
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.graph.index import index_graph
@@ -83,6 +84,7 @@ def quantize_weights(
     methods: Sequence[Method] = ("gptq",),
     settings: AdaRound | None = None,
     progress: Progress = silent,
+    engine: Engine = HERE,
 ) -> QuantizedModel:
     """Quantize the weights of all MatMul and Gemm with a constant weight of two dimensions.
 
@@ -115,7 +117,15 @@ def quantize_weights(
             source_index = index_graph(source.model)
             twins = first_readers(source_index.layer(name) for name in layers)
             rounded = learn_blocks(
-                model, layers, twins, division, solve, methods=methods, settings=learning, progress=progress
+                model,
+                layers,
+                twins,
+                division,
+                solve,
+                methods=methods,
+                settings=learning,
+                progress=progress,
+                engine=engine,
             )
     index, blocks = index_graph(model), dict[str, BlockWeight]()
     for done, name in enumerate(layers, 1):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError, CalibrationError
 from amct_onnx.numerics.weights.second_order import Advance
 from amct_onnx.progress import Progress
@@ -38,15 +40,19 @@ def round_layers(
     what: str,
     progress: Progress,
     ahead: int = AHEAD,
+    engine: Engine = HERE,
 ) -> dict[str, Outcome]:
     """What each job gives, by layer, in the order of `jobs`; `workers` run at a time.
 
     jobs: may be computed while others run, on the thread of the caller; not more than `ahead` wait to be run. total:
-    the sum of their sizes. what: the name of the work, for `progress`.
+    the sum of their sizes. what: the name of the work, for `progress`. engine: where it has others, they do the jobs,
+    which then can be pickled.
 
     Where a job fails, or the caller is interrupted, those that run end with their next call of `advance`, and the
     others never begin. Raises CalibrationError for a weight that cannot be rounded, and whatever a job raises.
     """
+    if not engine.alone:
+        return _round_elsewhere(jobs, total, what, progress, engine)
     stop, lock = threading.Event(), threading.Lock()
     failures: list[BaseException] = []
     done, shown = 0.0, -1
@@ -90,6 +96,44 @@ def round_layers(
     finally:
         progress(what, 1.0)
     return found
+
+
+def _round_elsewhere(
+    jobs: Iterable[RoundingJob[Outcome]], total: int, what: str, progress: Progress, engine: Engine
+) -> dict[str, Outcome]:
+    given: deque[tuple[str, int]] = deque()  # their layers and sizes
+
+    def sent() -> Iterator[RoundingJob[Outcome]]:
+        for job in jobs:
+            given.append((job.layer, job.size))
+            yield job
+
+    work: _Rounding[Outcome] = _Rounding()
+    found: dict[str, Outcome] = {}
+    done = 0
+    try:
+        with closing(engine.map(work, sent())) as outcomes:
+            for outcome in outcomes:
+                layer, size = given.popleft()
+                found[layer] = outcome
+                done += size
+                progress(what, min(done / total, 0.999))
+    finally:
+        progress(what, 1.0)
+    return found
+
+
+class _Rounding(Generic[Outcome]):
+    """The work of rounding layers."""
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[RoundingJob[Outcome]], Outcome]]:
+        with one_blas_thread():
+            yield lambda job: _solve(job, _nothing)
+
+
+def _nothing(_: float) -> None:
+    """Tells nobody how far a job is."""
 
 
 def _solve(job: RoundingJob[Outcome], advance: Advance) -> Outcome:

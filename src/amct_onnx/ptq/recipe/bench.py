@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.files.state_folder import NoState, State
 from amct_onnx.graph.passes.equalize import channel_groups
@@ -78,11 +79,12 @@ class Bench:
         samples: FirstSamples,
         progress: Progress,
         state: State = _NO_STATE,
+        engine: Engine = HERE,
     ) -> None:
         self.best: Candidate | None = None
         self.steps: list[Step] = []
         self.source, self.target, self.request = source, target, request
-        self.samples, self.plan, self.progress = samples, samples.plan, progress
+        self.samples, self.plan, self.progress, self.engine = samples, samples.plan, progress, engine
         self.solved_weights = SolvedWeights()  # which all trials share
         self.is_first = True  # trials are of a first quantization
         self._scores: Scores | None = None  # of the best

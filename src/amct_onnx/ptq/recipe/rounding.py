@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.engine.processors import processors
 from amct_onnx.graph.constants import ValueNames
 from amct_onnx.graph.index import index_graph
@@ -51,6 +52,7 @@ def round_weights(
     settings: AdaRound | None = None,
     corrected: Collection[str] = (),
     progress: Progress = silent,
+    engine: Engine = HERE,
 ) -> dict[str, WeightGrid]:
     """The integers of the weights of `layers` by GPTQ or AdaRound.
 
@@ -58,6 +60,7 @@ def round_weights(
     scales of the output channels of each weight, symmetric, at most 8 bits. settings: those of AdaRound. corrected: the
     layers whose results have a correction of the bias. The mean of their errors costs nothing then, so they are rounded
     by the covariance of their inputs. Layers with one weight and one grid get the same integers, by the inputs of all.
+    engine: its workers round the layers.
 
     Raises like `collect_moments`, and CalibrationError where a weight or its Gram matrix cannot be rounded.
     """
@@ -82,7 +85,9 @@ def round_weights(
         solve = partial(_round, index.layer(first), grids[first], seen, learning)
         return RoundingJob(layer=first, solve=solve, size=len(sharing[first]))
 
-    found = round_layers(jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress)
+    found = round_layers(
+        jobs(), total=len(layers), workers=processors(), what="rounding", progress=progress, engine=engine
+    )
     give_back()
     return {name: grid for grids_of in found.values() for name, grid in grids_of.items()}
 

@@ -252,6 +252,7 @@ class Recipe:
             method=method,
             corrected=corrected,
             progress=self.bench.progress,
+            engine=self.bench.engine,
         )
         return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
 
