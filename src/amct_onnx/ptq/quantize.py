@@ -178,7 +178,7 @@ def quantize(
         if not search:
             by_number = kept or not workers.alone or feeds.skips
             run = calibrated(feeds, feeds.total, parts=feeds.parts if by_number else None)
-            _warn_of_noise(run.accuracy)
+            warn_of_noise(run.accuracy)
             return _with_skipped(replace(run, assumptions=feeds.assumptions), feeds)
         saturated = found.runs_here and not reduce_range and saturates()
         reached = aims.reached(
@@ -212,7 +212,7 @@ def _quantize_weights(
     result = quantized(source, opened() if opened is not None and asks else None)
     if opened is not None and not asks:
         result = result.measured(_first_samples(opened()))
-    _warn_of_noise(result.accuracy)
+    warn_of_noise(result.accuracy)
     return result
 
 
@@ -227,7 +227,7 @@ def _first_samples(feeds: DataSource) -> list[Feed]:
     return samples
 
 
-def _warn_of_noise(accuracy: Accuracy | None) -> None:
+def warn_of_noise(accuracy: Accuracy | None) -> None:
     """Say so where the outputs have more noise than most tasks bear, and what to do."""
     if accuracy is not None and accuracy.decibels < _NOISY:
         text = (
