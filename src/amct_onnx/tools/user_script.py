@@ -96,3 +96,10 @@ def read_script(path: str) -> bytes:
         raise ScriptError(f"{path}: is a folder, give the path of a Python script") from None
     except (OSError, ValueError) as reason:
         raise ScriptError(f"{path}: the evaluator script cannot be read ({system_reason(reason)})") from None
+
+
+def check_script(path: str) -> None:
+    """Raise ScriptError for a script that cannot be read or is no Python; nothing of it runs."""
+    source = read_script(path)
+    with explained(path, "cannot be imported"):
+        compile(source, os.path.realpath(path), "exec")

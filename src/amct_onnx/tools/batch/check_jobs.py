@@ -1,0 +1,57 @@
+"""Finds what is wrong with jobs before the first one runs: files that are missing, options that do not go together, and
+results in each other's way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from amct_onnx.errors import AmctError, DataError
+from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.ptq.dynamic import check_dynamic
+from amct_onnx.ptq.options import QuantizeOptions
+from amct_onnx.ptq.quantize import wants_search
+from amct_onnx.ptq.quantized_model import check_results
+from amct_onnx.ptq.weight_only import check_weight_only
+from amct_onnx.targets.table import target_of
+from amct_onnx.tools.batch.job import Job, is_local, paths_of
+from amct_onnx.tools.batch.option_values import OPTIONS
+from amct_onnx.tools.user_script import check_script
+
+_GOALS = ("max_drop", "target_accuracy", "min_sqnr", "max_slowdown")
+
+
+def check_jobs(jobs: Sequence[Job], mistakes: Mistakes) -> None:
+    """Add what is wrong with jobs to `mistakes`."""
+    owners: dict[str, Job] = {}
+    for job in jobs:
+        try:
+            _check_options(job)
+            check_results(job.written, job.model)
+        except AmctError as error:
+            mistakes.add(job.where, str(error))
+        for path in paths_of(job.data):
+            if is_local(path) and not os.path.exists(path):
+                mistakes.add(job.where, f"data: {path} does not exist")
+        for file in job.written:
+            owner = owners.setdefault(os.path.realpath(file), job)
+            if owner is not job:
+                both = f"{owner.where} writes {file} as well" if owner.where != job.where else f"it writes {file} twice"
+                mistakes.add(job.where, f"{both}: give another save_path, as {{model}} and {{target}} in it do")
+                break
+
+
+def _check_options(job: Job) -> None:
+    """Raise AmctError for options that do not go together."""
+    own = {name: value for name, value in job.options.items() if OPTIONS[name].kind is QuantizeOptions}
+    options = QuantizeOptions(**own)
+    found = target_of(job.target)
+    if job.evaluator:
+        check_script(job.evaluator)
+    search = wants_search((lambda _: 0.0) if job.evaluator else None, {name: getattr(options, name) for name in _GOALS})
+    if options.dynamic:
+        check_dynamic(job.data, found, search=search, weight_only=options.weight_only, algorithm=options.algorithm)
+    elif options.weight_only is not None:
+        check_weight_only(options.weight_only, options.block_size, found, job.data, search=search)
+    elif job.data is None:
+        raise DataError("data are missing: give data, or say dynamic = true")

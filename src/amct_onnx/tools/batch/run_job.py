@@ -1,0 +1,107 @@
+"""Runs one job: quantizes, writes the results and the report, and says what they are worth."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amct_onnx.errors import one_line
+from amct_onnx.progress import Progress
+from amct_onnx.ptq.other_target import serves_other_targets, to_other_target
+from amct_onnx.ptq.quantize import quantize
+from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
+from amct_onnx.report.write import save_run, write_report
+from amct_onnx.targets.target import without_suffix
+from amct_onnx.tools.batch.job import Job
+from amct_onnx.tools.heard import warnings_heard
+from amct_onnx.tools.user_script import session_evaluator
+from amct_onnx.values.batch_result import DONE, JobResult
+
+_log = logging.getLogger("amct_onnx.Batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated:
+    """The last result that serves other targets, and what it was made from. warnings: those about its data."""
+
+    key: tuple[Any, ...]
+    result: QuantizedModel
+    warnings: tuple[str, ...]
+
+
+class Calibrations:
+    """Quantizes jobs; one calibration serves those that differ in the target alone, where no recipe fits to a target.
+
+    What comes of it is what `quantize` gives for the job alone, byte for byte. One calibration is kept at a time.
+    """
+
+    def __init__(self) -> None:
+        self._last: _Calibrated | None = None
+
+    def quantized(self, job: Job, warnings: list[str], arguments: Mapping[str, Any]) -> QuantizedModel:
+        """The result of a job. warnings: those that are heard. arguments: of `quantize`, besides those of the job."""
+        key = (job.model, job.data, job.options, job.evaluator)
+        if self._last is not None and self._last.key == key and self._last.result.target != job.target:
+            warnings.extend(self._last.warnings)
+            return to_other_target(self._last.result, job.target)
+        self._last = None  # the memory is free
+        with ExitStack() as stack:
+            given = {**job.options, **arguments, "target": job.target}
+            if job.evaluator:
+                given["evaluator"] = stack.enter_context(session_evaluator(job.evaluator))
+            result = quantize(job.model, job.data, **given)
+        if serves_other_targets(result):
+            own = set(result.lowered.notes)
+            told = tuple(text for text in warnings if text not in own)
+            self._last = _Calibrated(key=key, result=result, warnings=told)
+        return result
+
+
+def run_job(job: Job, calibrations: Calibrations, progress: Progress, arguments: Mapping[str, Any]) -> JobResult:
+    """Make the results of a job; what it is worth. Raises what `quantize` and `save` raise, and ScriptError."""
+    start = time.monotonic()
+    with warnings_heard() as warnings:
+        result = calibrations.quantized(job, warnings, {**arguments, "progress": progress})
+        if os.path.exists(job.record):  # what an earlier call made is no surprise that save has to warn of
+            for file in (job.record, *job.files):
+                Path(file).unlink(missing_ok=True)
+        saved = result.save(job.prefix, inspect=job.report)
+        run = _reported(job, result, saved, progress) if job.report else ""
+    report, decisions = saved.report, result.decisions
+    latency = None if report is None else report.latency
+    return JobResult(
+        name=job.name,
+        target=job.target,
+        model=job.model,
+        state=DONE,
+        seconds=time.monotonic() - start,
+        accuracy=result.accuracy if report is None else report.accuracy,
+        met=None if result.precision is None else result.precision.met,
+        bytes_before=None if report is None else report.bytes_before,
+        bytes_after=None if report is None else report.bytes_after,
+        speedup=None if latency is None or latency.too_busy else latency.speedup,
+        quantized=sum(decision.quantized for decision in decisions),
+        candidates=len(decisions),
+        files=job.files,
+        run=run,
+        report=job.page if run else "",
+        warnings=tuple(warnings),
+        assumptions=result.assumptions,
+    )
+
+
+def _reported(job: Job, result: QuantizedModel, saved: SavedModel, progress: Progress) -> str:
+    """Leave a run file and a report beside the results, which are written whatever fails here; the run file's path."""
+    try:
+        run = save_run(result, without_suffix(job.prefix), saved=saved, progress=progress)
+        write_report(run, job.page, progress=False)
+    except Exception as error:
+        _log.warning("%s is written, but there is no report of it: %s", saved.files[0], one_line(error))
+        return ""
+    return run
