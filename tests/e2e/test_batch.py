@@ -204,6 +204,15 @@ def test_what_has_changed_is_done_again(change: Callable[[], None], options: dic
     assert states(run({**job, **options})) == ["kept"]
 
 
+def test_who_does_the_work_changes_nothing() -> None:
+    run({"target": list(TWO)}, {"model": "other.onnx"}, engine="processes:2")
+    first = results()
+    result = run({"target": list(TWO)}, {"model": "other.onnx"})
+    assert states(result) == ["kept"] * 3
+    run({"target": list(TWO)}, {"model": "other.onnx"}, again=True)
+    assert results() == first
+
+
 def test_another_version_does_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
     run({})
     monkeypatch.setattr(amct_onnx, "__version__", "9.9")

@@ -161,8 +161,8 @@ def file_bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
 
 def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The file of a model and those of its external data. Raises what `load_model` raises."""
-    _, files = load_model(path).graph.meta.get(_EXTERNAL_KEY) or ("", ())
-    return (os.fspath(path), *files)
+    _, files = load_model(path).graph.meta.get(EXTERNAL_KEY) or ("", ())
+    return (os.fspath(path), *sorted(files))
 
 
 def is_source(model: ir.Model, path: str | os.PathLike[str]) -> bool:

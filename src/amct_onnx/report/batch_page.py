@@ -95,7 +95,7 @@ def _cells(job: JobResult, folder: str) -> tuple[_Cell, ...]:
     notes = [f"Failed: {job.error}"] if job.error else []
     notes += [f"Done again, since {job.because}."] if job.because and not job.error else []
     notes += ["The target of accuracy is not met."] if job.met is False else []
-    notes += [*job.warnings, *(f"Assumed: {text}." for text in job.assumptions)]
+    notes += job.warnings
     link = _link(job.report, folder) if job.report else ""
     return (
         _Cell(text=job.name, value=job.name, kind="name"),

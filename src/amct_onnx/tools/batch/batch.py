@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from amct_onnx.tools.batch.job import Job
 from amct_onnx.tools.batch.made_from import Origins
 from amct_onnx.tools.batch.read_jobs import JobSource, read_jobs
 from amct_onnx.tools.batch.record import earlier_result, write_record
-from amct_onnx.tools.batch.run_job import Calibrations, run_job
+from amct_onnx.tools.batch.run_job import Shared, run_job
 from amct_onnx.values.batch_result import FAILED, WAITING, BatchResult, JobResult
 from amct_onnx.words import of_python
 
@@ -93,12 +93,11 @@ class _Run:
         self._write_page()
         # What ran when a call was killed may have been the reason: the others go first.
         tasks.sort(key=lambda task: os.path.exists(task.state))
-        calibrations = Calibrations()
-        for number, task in enumerate(tasks, 1):
-            result = self._done(task, calibrations, f"{number}/{len(tasks)}")
-            self._results[task.place] = result
-            self._write_page()
-            give_back()
+        with closing(Shared()) as shared:
+            for number, task in enumerate(tasks, 1):
+                self._results[task.place] = self._done(task, shared, f"{number}/{len(tasks)}")
+                self._write_page()
+                give_back()
         with suppress(OSError):
             os.rmdir(self._states)
         return tuple(self._results)
@@ -136,14 +135,14 @@ class _Run:
                 if name not in known:
                     shutil.rmtree(os.path.join(self._states, name), ignore_errors=True)
 
-    def _done(self, task: _Task, calibrations: Calibrations, place: str) -> JobResult:
+    def _done(self, task: _Task, shared: Shared, place: str) -> JobResult:
         """What comes of a job."""
         job, because = task.job, self._results[task.place].because
         _log.info("Job %s: %s%s.", place, job, f" is done again, since {because}" if because else "")
         told = _Told(self._progress, f"{place} {job}")
         try:
             make_folder(Path(task.state))
-            result = replace(run_job(job, calibrations, told, {}), because=because)
+            result = replace(run_job(job, shared, told, {}), because=because)
             write_record(job, task.origin, result)
         except Exception as error:
             if not isinstance(error, AmctError):

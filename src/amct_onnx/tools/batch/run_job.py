@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amct_onnx.engine.engine import Engine
+from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import one_line
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.other_target import serves_other_targets, to_other_target
@@ -35,14 +37,17 @@ class _Calibrated:
     warnings: tuple[str, ...]
 
 
-class Calibrations:
-    """Quantizes jobs; one calibration serves those that differ in the target alone, where no recipe fits to a target.
+class Shared:
+    """What jobs share: a calibration, which serves those that differ in the target alone, where no recipe fits to one;
+    and an engine, as long as the jobs name the same. One of each is kept, and let go by `close`.
 
-    What comes of it is what `quantize` gives for the job alone, byte for byte. One calibration is kept at a time.
+    What comes of a job is what `quantize` gives for it alone, byte for byte.
     """
 
     def __init__(self) -> None:
         self._last: _Calibrated | None = None
+        self._engines = ExitStack()
+        self._engine: tuple[str, Engine | None] = ("", None)
 
     def quantized(self, job: Job, warnings: list[str], arguments: Mapping[str, Any]) -> QuantizedModel:
         """The result of a job. warnings: those that are heard. arguments: of `quantize`, besides those of the job."""
@@ -53,6 +58,8 @@ class Calibrations:
         self._last = None  # the memory is free
         with ExitStack() as stack:
             given = {**job.options, **arguments, "target": job.target}
+            if "engine" in given:
+                given["engine"] = self._opened(given["engine"])
             if job.evaluator:
                 given["evaluator"] = stack.enter_context(session_evaluator(job.evaluator))
             result = quantize(job.model, job.data, **given)
@@ -62,12 +69,24 @@ class Calibrations:
             self._last = _Calibrated(key=key, result=result, warnings=told)
         return result
 
+    def close(self) -> None:
+        """Let calibration and engine go."""
+        self._last = None
+        self._engine = ("", None)
+        self._engines.close()
 
-def run_job(job: Job, calibrations: Calibrations, progress: Progress, arguments: Mapping[str, Any]) -> JobResult:
+    def _opened(self, name: str) -> Engine | None:
+        if name != self._engine[0]:
+            self.close()
+            self._engine = (name, self._engines.enter_context(opened_engine(name)))
+        return self._engine[1]
+
+
+def run_job(job: Job, shared: Shared, progress: Progress, arguments: Mapping[str, Any]) -> JobResult:
     """Make the results of a job; what it is worth. Raises what `quantize` and `save` raise, and ScriptError."""
     start = time.monotonic()
     with warnings_heard() as warnings:
-        result = calibrations.quantized(job, warnings, {**arguments, "progress": progress})
+        result = shared.quantized(job, warnings, {**arguments, "progress": progress})
         if os.path.exists(job.record):  # what an earlier call made is no surprise that save has to warn of
             for file in (job.record, *job.files):
                 Path(file).unlink(missing_ok=True)
