@@ -14,10 +14,12 @@ from typing import Any
 from amct_onnx.engine.engine import Engine
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import one_line
+from amct_onnx.files.onnx_file import file_bytes
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.other_target import serves_other_targets, to_other_target
 from amct_onnx.ptq.quantize import quantize
 from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
+from amct_onnx.ptq.saved_report import written_bytes
 from amct_onnx.report.write import save_run, write_report
 from amct_onnx.targets.target import without_suffix
 from amct_onnx.tools.batch.job import Job
@@ -92,7 +94,7 @@ def run_job(job: Job, shared: Shared, progress: Progress, arguments: Mapping[str
                 Path(file).unlink(missing_ok=True)
         saved = result.save(job.prefix, inspect=job.report)
         run = _reported(job, result, saved, progress) if job.report else ""
-    report, decisions = saved.report, result.decisions
+    report, decisions, source = saved.report, result.decisions, result.calibration.source.source
     latency = None if report is None else report.latency
     return JobResult(
         name=job.name,
@@ -102,8 +104,8 @@ def run_job(job: Job, shared: Shared, progress: Progress, arguments: Mapping[str
         seconds=time.monotonic() - start,
         accuracy=result.accuracy if report is None else report.accuracy,
         met=None if result.precision is None else result.precision.met,
-        bytes_before=None if report is None else report.bytes_before,
-        bytes_after=None if report is None else report.bytes_after,
+        bytes_before=file_bytes(source.model, job.model) if report is None else report.bytes_before,
+        bytes_after=written_bytes(saved.files[0]) if report is None else report.bytes_after,
         speedup=None if latency is None or latency.too_busy else latency.speedup,
         quantized=sum(decision.quantized for decision in decisions),
         candidates=len(decisions),
