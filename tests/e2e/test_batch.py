@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import batch as batch_benchmark
 import jsonschema
 import numpy as np
 import onnx
@@ -280,6 +281,14 @@ def test_what_ran_when_a_call_was_killed_comes_last(monkeypatch: pytest.MonkeyPa
         with pytest.raises(KeyboardInterrupt):
             run(*jobs)
         assert order == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
+def test_real_models_are_killed_and_go_on(tmp_path: Path) -> None:
+    answer = batch_benchmark.check(tmp_path, ["resnet20", "kws", "squeezenet"], limit=4, effort="fast", report=False)
+    assert [job["state"] for job in answer["jobs"]].count("failed") == 1
+    assert all(job["accuracy"]["decibels"] > 20 for job in answer["jobs"] if job["state"] != "failed")
 
 
 # --- what is wrong with a file
