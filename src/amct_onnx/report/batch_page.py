@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +13,7 @@ from amct_onnx.files.whole_files import write_atomic
 from amct_onnx.measure.kernel_report import size_phrase
 from amct_onnx.report.render import environment, page_file
 from amct_onnx.values.batch_result import DONE, FAILED, KEPT, WAITING, JobResult
+from amct_onnx.version import VERSION
 
 _STATES = (DONE, KEPT, FAILED, WAITING)
 _CHIPS = {DONE: "int", KEPT: "int", FAILED: "bad", WAITING: ""}
@@ -74,7 +74,7 @@ def batch_page(jobs: Sequence[JobResult], path: str) -> str:
         .render(
             title=f"{Path(path).stem}: {len(jobs)} jobs",
             subtitle=f"{models} model{'s' * (models != 1)}, {targets} target{'s' * (targets != 1)}",
-            version=metadata.version("amct_onnx"),
+            version=VERSION,
             style=Markup(page_file("style.css")),
             script=Markup(page_file("batch.js")),
             tiles=tiles,

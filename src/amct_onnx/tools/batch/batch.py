@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amct_onnx.errors import AmctError, ConfigError, one_line
+from amct_onnx.errors import AmctError, ConfigError, StateError, one_line
 from amct_onnx.files.whole_files import check_writable, make_folder
 from amct_onnx.progress import Progress, TerminalProgress, progress_of, say_before
 from amct_onnx.report.batch_page import write_batch_page
@@ -63,7 +63,7 @@ def batch(
         check_jobs(found.jobs, found.mistakes)
         found.mistakes.raise_any(ConfigError)
         place = f"{found.stem}.html" if page is None else os.fspath(page)
-        run = _Run(place, f"{os.path.splitext(place)[0]}_state", told)
+        run = _Calls(place, f"{os.path.splitext(place)[0]}_state", told)
         results = run.all(found.jobs, again=again)
     return BatchResult(jobs=results, page=place, seconds=time.monotonic() - start)
 
@@ -78,7 +78,7 @@ class _Task:
     state: str
 
 
-class _Run:
+class _Calls:
     """What a call does. states: the folder in which each job that was begun has one until it is done."""
 
     def __init__(self, page: str, states: str, progress: Progress) -> None:
@@ -142,7 +142,7 @@ class _Run:
         told = _Told(self._progress, f"{place} {job}")
         try:
             make_folder(Path(task.state))
-            result = replace(run_job(job, shared, told, {}), because=because)
+            result = replace(_run(task, shared, told), because=because)
             write_record(job, task.origin, result)
         except Exception as error:
             if not isinstance(error, AmctError):
@@ -162,6 +162,16 @@ class _Run:
             write_batch_page(self._results, self._page)
         except AmctError as error:
             _log.warning("The page over all jobs is behind: %s", error)
+
+
+def _run(task: _Task, shared: Shared, progress: Progress) -> JobResult:
+    """Run a job with its state; anew where that cannot be used."""
+    try:
+        return run_job(task.job, shared, progress, task.state)
+    except StateError as error:
+        _log.info("%s begins anew: %s", task.job, error)
+        shutil.rmtree(task.state, ignore_errors=True)
+        return run_job(task.job, shared, progress, task.state)
 
 
 class _Told(TerminalProgress):

@@ -3,22 +3,21 @@ results in each other's way."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
 from amct_onnx.errors import AmctError, DataError
 from amct_onnx.files.whole_files import Mistakes
+from amct_onnx.ptq.aims import Aims
 from amct_onnx.ptq.dynamic import check_dynamic
 from amct_onnx.ptq.options import QuantizeOptions
-from amct_onnx.ptq.quantize import wants_search
 from amct_onnx.ptq.quantized_model import check_results
 from amct_onnx.ptq.weight_only import check_weight_only
 from amct_onnx.targets.table import target_of
 from amct_onnx.tools.batch.job import Job, is_local, paths_of
 from amct_onnx.tools.batch.option_values import OPTIONS
 from amct_onnx.tools.user_script import check_script
-
-_GOALS = ("max_drop", "target_accuracy", "min_sqnr", "max_slowdown")
 
 
 def check_jobs(jobs: Sequence[Job], mistakes: Mistakes) -> None:
@@ -48,10 +47,16 @@ def _check_options(job: Job) -> None:
     found = target_of(job.target)
     if job.evaluator:
         check_script(job.evaluator)
-    search = wants_search((lambda _: 0.0) if job.evaluator else None, {name: getattr(options, name) for name in _GOALS})
+    aims = {field.name: getattr(options, field.name) for field in dataclasses.fields(Aims)}
+    search = Aims(**{**aims, "evaluator": _stand_in if job.evaluator else None}).wanted()
     if options.dynamic:
         check_dynamic(job.data, found, search=search, weight_only=options.weight_only, algorithm=options.algorithm)
     elif options.weight_only is not None:
         check_weight_only(options.weight_only, options.block_size, found, job.data, search=search)
     elif job.data is None:
         raise DataError("data are missing: give data, or say dynamic = true")
+
+
+def _stand_in(_: object) -> float:
+    """In the place of the evaluator, whose script runs with its job."""
+    return 0.0

@@ -38,6 +38,11 @@ class Job:
         return f"{self.name} for {self.target}"
 
     @property
+    def calibrates(self) -> bool:
+        """Whether data are run through the network for ranges of activations."""
+        return not self.options.get("dynamic") and self.options.get("weight_only") is None
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The model files that `quantize` writes."""
         return tuple(TARGETS[self.target].files(self.prefix))

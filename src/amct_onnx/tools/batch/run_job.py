@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,17 @@ class Shared:
         self._engines = ExitStack()
         self._engine: tuple[str, Engine | None] = ("", None)
 
-    def quantized(self, job: Job, warnings: list[str], arguments: Mapping[str, Any]) -> QuantizedModel:
-        """The result of a job. warnings: those that are heard. arguments: of `quantize`, besides those of the job."""
+    def quantized(self, job: Job, warnings: list[str], progress: Progress, state: str) -> QuantizedModel:
+        """The result of a job. warnings: those that are heard, to which those of a shared calibration are added."""
         key = (job.model, job.data, job.options, job.evaluator)
         if self._last is not None and self._last.key == key and self._last.result.target != job.target:
             warnings.extend(self._last.warnings)
             return to_other_target(self._last.result, job.target)
         self._last = None  # the memory is free
         with ExitStack() as stack:
-            given = {**job.options, **arguments, "target": job.target}
+            given = {**job.options, "target": job.target, "progress": progress}
+            if job.calibrates:
+                given["state"] = state
             if "engine" in given:
                 given["engine"] = self._opened(given["engine"])
             if job.evaluator:
@@ -84,11 +85,14 @@ class Shared:
         return self._engine[1]
 
 
-def run_job(job: Job, shared: Shared, progress: Progress, arguments: Mapping[str, Any]) -> JobResult:
-    """Make the results of a job; what it is worth. Raises what `quantize` and `save` raise, and ScriptError."""
+def run_job(job: Job, shared: Shared, progress: Progress, state: str) -> JobResult:
+    """Make the results of a job; what it is worth. state: a folder for what is done of it, from which it goes on.
+
+    Raises what `quantize` and `save` raise, and ScriptError.
+    """
     start = time.monotonic()
     with warnings_heard() as warnings:
-        result = shared.quantized(job, warnings, {**arguments, "progress": progress})
+        result = shared.quantized(job, warnings, progress, state)
         if os.path.exists(job.record):  # what an earlier call made is no surprise that save has to warn of
             for file in (job.record, *job.files):
                 Path(file).unlink(missing_ok=True)
