@@ -284,6 +284,52 @@ def test_what_ran_when_a_call_was_killed_comes_last(monkeypatch: pytest.MonkeyPa
         assert order == expected
 
 
+def _quantize_that_dies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """`quantize` keeps something and dies, the first time; the states that it gets."""
+    from amct_onnx.tools.batch import run_job
+
+    given: list[Any] = []
+
+    def quantize(*arguments: Any, **options: Any) -> Any:
+        given.append(options.get("state"))
+        if len(given) == 1 and options.get("state"):
+            Path(options["state"], "other.txt").write_text("what no state holds")
+            raise KeyboardInterrupt
+        return amct_onnx.quantize(*arguments, **options)
+
+    monkeypatch.setattr(run_job, "quantize", quantize)
+    return given
+
+
+def test_each_job_has_a_state_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _quantize_that_dies(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run({})
+    assert Path(given[0]).parent == Path("batch_state")
+    assert Path(given[0]).exists()
+    assert states(run({})) == ["done"]  # though the state cannot be used
+    assert set(given) == {given[0]}
+    assert not Path("batch_state").exists()
+
+
+def test_the_state_of_a_job_that_has_changed_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _quantize_that_dies(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run({})
+    run({"limit": 16})
+    assert given[1] != given[0]
+    assert not Path("batch_state").exists()
+
+
+@pytest.mark.parametrize("job", [{"state": False}, {"data": "", "effort": "", "weight_only": 8}])
+def test_no_state_is_kept_where_none_is_wanted(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _quantize_that_dies(monkeypatch)
+    onnx.save(build("g (float[N,64] x) => (float[N,32] y) { y = MatMul (x, w) }", w=normal(1, 64, 32)), "m.onnx")
+    np.save("x.npy", normal(2, 24, 64))
+    assert states(run(job)) == ["done"]
+    assert given == [None]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
 def test_real_models_are_killed_and_go_on(tmp_path: Path) -> None:

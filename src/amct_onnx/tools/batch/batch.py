@@ -44,16 +44,17 @@ def batch(
     jobs: the path of a TOML file with `[defaults]` and `[[job]]` tables, or a mapping of the same layout. A job has
         `model` (a path, a pattern as "models/*.onnx", or a list of these), `data`, `target` (one or a list),
         `save_path` (a prefix in which {name}, {model} and {target} are filled in) and the other arguments of
-        `quantize` under their names; `evaluator` is the path of a script, `report = false` measures nothing. An empty
-        text takes away what the defaults say. Paths are those of the file's folder.
+        `quantize` under their names; `evaluator` is the path of a script, `report = false` measures nothing, and
+        `state = false` keeps nothing of a job that is not done. An empty text takes away what the defaults say. Paths
+        are those of the file's folder.
     again: do all jobs, those too that are done.
     page: the page over all jobs, which is written anew after each; `<jobs>.html` if not given.
     progress: as for `quantize`.
 
     All jobs are checked before the first one runs. A job that fails stops no other, and the result tells why. A job is
     done when its results are there and were made from the same model, data (names, sizes and times of files), options
-    and version; `<prefix>_<target>_job.json` beside them says so. A call that was killed goes on with the next one;
-    the job that ran then comes last.
+    and version; `<prefix>_<target>_job.json` beside them says so. The call after one that was killed goes on where
+    that was: what was seen of the data so far is in `<page>_state`. The job that ran then comes last.
 
     Raises FileMissingError, ConfigError with all mistakes of the file, ArgumentTypeError, OutputError.
     """

@@ -21,7 +21,8 @@ class Job:
 
     where: what messages call it, with its number in the file. name: of its row in the table. model: the path. data:
     None for a job without. prefix: of the results. options: arguments of `quantize`, without those that have a field
-    here. evaluator: the path of a script, "" for none. report: whether the result is measured and gets a page.
+    here. evaluator: the path of a script, "" for none. report: whether the result is measured and gets a page. state:
+    whether what is done of it is kept as it comes.
     """
 
     where: str
@@ -33,14 +34,15 @@ class Job:
     options: Mapping[str, Any]
     evaluator: str
     report: bool
+    state: bool
 
     def __str__(self) -> str:
         return f"{self.name} for {self.target}"
 
     @property
-    def calibrates(self) -> bool:
-        """Whether data are run through the network for ranges of activations."""
-        return not self.options.get("dynamic") and self.options.get("weight_only") is None
+    def keeps_state(self) -> bool:
+        """Whether there is state to keep: data are run through the network for ranges of activations."""
+        return self.state and not self.options.get("dynamic") and self.options.get("weight_only") is None
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from amct_onnx.version import VERSION
 
 _PART = 1 << 20  # bytes that are read at a time
 # Who does the work, and with what at hand, makes no difference to what comes of it.
-_NO_DIFFERENCE = ("engine", "state")
+_NO_DIFFERENCE = ("engine",)
 
 
 class Origins:

@@ -27,10 +27,10 @@ _OWN: Mapping[str, str] = {
     "data": "a path, a list of paths, or a table with them by input",
     "save_path": "a path and a prefix",
     "report": "true or false",
+    "state": "true or false",
     "target": "a name or a list of names",
     "evaluator": "the path of a Python script",
 }
-_KEPT = ("state", "progress")  # arguments of `quantize` that a batch gives itself
 _PLACES = re.compile(r"\{(\w*)\}")
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -137,6 +137,7 @@ class _Reader:
                         options=options,
                         evaluator=self._path(values["evaluator"]) if "evaluator" in values else "",
                         report=values.get("report", True),
+                        state=values.get("state", True),
                     )
                 )
         return made
@@ -196,14 +197,13 @@ class _Reader:
 
 def _problem(key: str, value: Any) -> str:
     """What is wrong with a key or its value; "" for nothing."""
-    if key in _KEPT and key in (*OPTIONS, "progress"):
-        return f"{key} is kept by the batch itself: delete it"
     if key in _OWN:
         right = {
             "model": _is_listed(value),
             "target": _is_listed(value),
             "data": _is_listed(value) or (isinstance(value, Mapping) and all(map(_is_listed, value.values()))),
             "report": isinstance(value, bool),
+            "state": isinstance(value, bool),
         }.get(key, isinstance(value, str))
         if not right:
             return f"{key} takes {_OWN[key]}, got {value!r}"

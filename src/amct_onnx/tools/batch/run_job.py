@@ -59,7 +59,7 @@ class Shared:
         self._last = None  # the memory is free
         with ExitStack() as stack:
             given = {**job.options, "target": job.target, "progress": progress}
-            if job.calibrates:
+            if job.keeps_state:
                 given["state"] = state
             if "engine" in given:
                 given["engine"] = self._opened(given["engine"])
