@@ -240,6 +240,18 @@ def test_a_failed_job_stops_no_other_and_is_tried_again() -> None:
     assert states(run(*jobs)) == ["done", "failed", "kept"]
 
 
+def test_what_does_not_go_with_the_model_is_told_before_a_job_runs(caplog: pytest.LogCaptureFixture) -> None:
+    Path("settings.json").write_text("{")
+    wrong = {"skip_layers": ["none*"], "names": {"z": "a"}, "settings": "settings.json", "shapes": {"z": [1, 2]}}
+    jobs = [{"name": key, key: value} for key, value in wrong.items()]
+    result = run(*jobs, {"model": "other.onnx"})
+    assert states(result) == ["failed"] * 4 + ["done"]
+    first = next(k for k, record in enumerate(caplog.records) if record.getMessage().startswith("Job 1/1"))
+    errors = [record.getMessage() for record in caplog.records[:first] if record.levelname == "ERROR"]
+    assert len(errors) == 4
+    assert "none*" in errors[0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
 def test_after_a_kill_the_next_call_goes_on(here: Path) -> None:

@@ -19,7 +19,7 @@ from amct_onnx.files.whole_files import check_writable, make_folder
 from amct_onnx.progress import Progress, TerminalProgress, progress_of, say_before
 from amct_onnx.report.batch_page import write_batch_page
 from amct_onnx.run.memory import give_back
-from amct_onnx.tools.batch.check_jobs import check_jobs
+from amct_onnx.tools.batch.check_jobs import check_jobs, check_model
 from amct_onnx.tools.batch.job import Job
 from amct_onnx.tools.batch.made_from import Origins
 from amct_onnx.tools.batch.read_jobs import JobSource, read_jobs
@@ -107,20 +107,19 @@ class _Calls:
         """The jobs that are left; the results have the others."""
         origins, tasks = Origins(), []
         for place, job in enumerate(jobs):
-            because = "all jobs are" if again else ""
+            found, because, origin = None, "", {}
             try:
                 origin = origins.of(job)
-            except (AmctError, OSError) as error:
-                self._results.append(_failed(job, error))
-                continue
-            kept = None
-            if not again:
-                kept, because = earlier_result(job, origin)
-            if kept is not None:
-                self._results.append(kept)
-                continue
-            self._results.append(_result(job, WAITING, because=because))
-            tasks.append(_Task(place=place, job=job, origin=origin, state=self._state_of(job, origin)))
+                if not again:
+                    found, because = earlier_result(job, origin)
+                if found is None:
+                    check_model(job)
+            except Exception as error:
+                found = _failed(job, error, because)
+            if found is None:
+                found = _result(job, WAITING, because=because)
+                tasks.append(_Task(place=place, job=job, origin=origin, state=self._state_of(job, origin)))
+            self._results.append(found)
         return tasks
 
     def _state_of(self, job: Job, origin: Mapping[str, Any]) -> str:
@@ -146,10 +145,7 @@ class _Calls:
             result = replace(_run(task, shared, told), because=because)
             write_record(job, task.origin, result)
         except Exception as error:
-            if not isinstance(error, AmctError):
-                _log.debug("The error came from:", exc_info=error)
             result = _failed(job, error, because)
-            _log.error("%s: %s", job, result.error)
             with suppress(OSError):
                 os.rmdir(task.state)  # unless it holds work that the next call goes on with
         else:
@@ -197,8 +193,11 @@ def _result(job: Job, state: str, **more: Any) -> JobResult:
     return JobResult(name=job.name, target=job.target, model=job.model, state=state, **more)
 
 
-def _failed(job: Job, error: Exception, because: str = "") -> JobResult:
+def _failed(job: Job, error: Exception, because: str) -> JobResult:
+    """The result of a job that failed, which the log is told of as well."""
     text = one_line(error, _LONGEST)
     if not isinstance(error, AmctError):
         text = f"unexpected {type(error).__name__}: {text}"
+        _log.debug("The error came from:", exc_info=error)
+    _log.error("%s: %s", job, text)
     return _result(job, FAILED, error=text, because=because)
