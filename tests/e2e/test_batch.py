@@ -119,6 +119,8 @@ def test_models_by_pattern_and_list_multiply_with_targets(here: Path) -> None:
     again = run({"model": "*.onnx", "target": TWO, "save_path": "{model}"})  # though results lie among the models now
     assert [str(job) for job in again.jobs] == [str(job) for job in result.jobs]
     assert states(again) == ["kept"] * 4
+    fewer = run({"model": "*.onnx", "target": "ascend", "save_path": "{model}"})
+    assert [str(job) for job in fewer.jobs] == ["m for ascend", "other for ascend"]
     named = run({"name": "both", "model": ["m.onnx", "other.onnx"], "save_path": "o/{name}/{model}"})
     assert [job.name for job in named.jobs] == ["both m", "both other"]
     assert Path("o/both/other_onnxruntime.onnx").exists()

@@ -12,7 +12,7 @@ from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import without_suffix
 
 Data = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-_RECORD, _REPORT = "_job.json", "_report.html"
+RECORD, _REPORT = "_job.json", "_report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Job:
     @property
     def record(self) -> str:
         """The file that says what the results were made from."""
-        return self.run.removesuffix(ENDING) + _RECORD
+        return self.run.removesuffix(ENDING) + RECORD
 
     @property
     def written(self) -> tuple[str, ...]:

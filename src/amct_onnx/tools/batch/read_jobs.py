@@ -19,6 +19,7 @@ from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.targets.target import without_suffix
 from amct_onnx.tools.batch.job import Data, Job, is_local
 from amct_onnx.tools.batch.option_values import OPTIONS, first_error, images_of, known_as
+from amct_onnx.tools.batch.record import recorded_files
 
 JobSource = str | os.PathLike[str] | Mapping[str, Any]
 _OWN: Mapping[str, str] = {
@@ -149,7 +150,9 @@ class _Reader:
         if not _MAGIC.search(word):
             self._mistakes.add(where, f"model: {path} does not exist")
             return []
-        found = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        found = [match for match in sorted(glob.glob(path, recursive=True)) if os.path.isfile(match)]
+        results = {file for folder in set(map(os.path.dirname, found)) for file in recorded_files(folder)}
+        found = [match for match in found if os.path.realpath(match) not in results]
         if not found:
             self._mistakes.add(where, f"model: no file is like {path}")
         return found

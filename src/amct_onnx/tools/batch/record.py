@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from amct_onnx.errors import AmctError
 from amct_onnx.files.onnx_file import model_files
 from amct_onnx.files.whole_files import write_atomic
 from amct_onnx.report.run_data import read_value, to_document
-from amct_onnx.tools.batch.job import Job
+from amct_onnx.tools.batch.job import RECORD, Job
 from amct_onnx.tools.batch.made_from import digest_of, what_changed
 from amct_onnx.values.batch_result import KEPT, JobResult
 
@@ -29,6 +30,16 @@ def write_record(job: Job, origin: Mapping[str, Any], result: JobResult) -> None
     files = {os.path.relpath(os.path.realpath(path), folder): digest_of(path) for path in _all_files(result)}
     document = {"schema": SCHEMA, "made_from": origin, "files": files, "result": to_document(result)}
     write_atomic(job.record, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def recorded_files(folder: str) -> set[str]:
+    """The real paths of the files that records in a folder name: results, and no models to quantize."""
+    found: set[str] = set()
+    for record in Path(folder or ".").glob(f"*{RECORD}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            names = json.loads(record.read_text(encoding="utf-8"))["files"]
+            found.update(os.path.realpath(record.parent / name) for name in names)
+    return found
 
 
 def earlier_result(job: Job, origin: Mapping[str, Any]) -> tuple[JobResult | None, str]:
