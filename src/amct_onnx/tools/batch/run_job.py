@@ -15,7 +15,7 @@ from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import one_line
 from amct_onnx.files.onnx_file import file_bytes
 from amct_onnx.progress import Progress
-from amct_onnx.ptq.other_target import serves_other_targets, to_other_target
+from amct_onnx.ptq.other_target import serves_other_targets, to_other_target, warnings_of_target
 from amct_onnx.ptq.quantize import quantize
 from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
 from amct_onnx.ptq.saved_report import written_bytes
@@ -67,7 +67,7 @@ class Shared:
                 given["evaluator"] = stack.enter_context(session_evaluator(job.evaluator))
             result = quantize(job.model, job.data, **given)
         if serves_other_targets(result):
-            own = set(result.lowered.notes)
+            own = warnings_of_target(result)
             told = tuple(text for text in warnings if text not in own)
             self._last = _Calibrated(key=key, result=result, warnings=told)
         return result
