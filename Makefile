@@ -16,7 +16,7 @@ DEMO := model/resnet-101.onnx --data data/images --preset torch --save_path outp
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed large adaround rounding transformers dynamic qat patterns encoder prices placement clean
+.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns encoder prices placement clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +83,9 @@ auto: $(STAMP)
 
 mixed: $(STAMP)
 	$(BIN)/python benchmarks/mixed.py $(ARGS)
+
+batch: $(STAMP)
+	$(BIN)/python benchmarks/batch.py $(ARGS)
 
 large: $(STAMP)
 	$(BIN)/python benchmarks/large.py

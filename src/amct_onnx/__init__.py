@@ -53,10 +53,12 @@ if TYPE_CHECKING:
     from amct_onnx.ptq.quantized_model import QuantizedModel
     from amct_onnx.report.write import save_run, write_report
     from amct_onnx.run.deployed import deployed_session
+    from amct_onnx.tools.batch.batch import batch
     from amct_onnx.tools.compare import compare
     from amct_onnx.tools.doctor import doctor
     from amct_onnx.tools.evaluate import evaluate
     from amct_onnx.tools.inspect import inspect
+    from amct_onnx.values.batch_result import BatchResult
     from amct_onnx.values.comparison import Comparison
     from amct_onnx.values.machine import Machine
     from amct_onnx.values.mixed_precision import MixedPrecision
@@ -73,6 +75,7 @@ __all__ = [
     "ActivationSettings",
     "AdaRound",
     "Arq",
+    "BatchResult",
     "Comparison",
     "Entropy",
     "Hfmg",
@@ -95,6 +98,7 @@ __all__ = [
     "WeightSettings",
     "__version__",
     "accuracy_based_auto_calibration",
+    "batch",
     "compare",
     "convert_qat_model",
     "create_quant_config",
@@ -133,10 +137,12 @@ _MODULES = {
     "ptq.quantized_model": ("QuantizedModel",),
     "report.write": ("save_run", "write_report"),
     "run.deployed": ("deployed_session",),
+    "tools.batch.batch": ("batch",),
     "tools.compare": ("compare",),
     "tools.doctor": ("doctor",),
     "tools.evaluate": ("evaluate",),
     "tools.inspect": ("inspect",),
+    "values.batch_result": ("BatchResult",),
     "values.comparison": ("Comparison",),
     "values.machine": ("Machine",),
     "values.mixed_precision": ("MixedPrecision",),

@@ -28,7 +28,20 @@ _DOOR = _Door()
 @contextmanager
 def of_the_command_line() -> Iterator[None]:
     """While the block runs, messages are about options of the command, in all threads."""
-    before, _DOOR.is_command = _DOOR.is_command, True
+    with _speaking(command=True):
+        yield
+
+
+@contextmanager
+def of_python() -> Iterator[None]:
+    """While the block runs, messages are about arguments of Python, as a file of jobs names them too."""
+    with _speaking(command=False):
+        yield
+
+
+@contextmanager
+def _speaking(*, command: bool) -> Iterator[None]:
+    before, _DOOR.is_command = _DOOR.is_command, command
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import amct_onnx
+from amct_onnx.cli.batch_options import BATCH
 from amct_onnx.cli.calibration_options import CALIBRATION
 from amct_onnx.cli.command import Command, Parser, main_parser
 from amct_onnx.cli.compare_options import COMPARE
@@ -23,7 +24,7 @@ from amct_onnx.cli.report_options import REPORT
 from amct_onnx.cli.sensitivity_options import SENSITIVITY
 from amct_onnx.words import of_the_command_line
 
-_ALL = (QUANTIZE, INSPECT, SENSITIVITY, COMPARE, EVALUATE, REPORT, DOCTOR, CALIBRATION, CONVERT)
+_ALL = (QUANTIZE, BATCH, INSPECT, SENSITIVITY, COMPARE, EVALUATE, REPORT, DOCTOR, CALIBRATION, CONVERT)
 COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
 
 

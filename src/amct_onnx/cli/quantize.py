@@ -7,8 +7,6 @@ import os
 
 import amct_onnx
 from amct_onnx.cli.command import AlreadyTold
-from amct_onnx.cli.evaluator import session_evaluator
-from amct_onnx.cli.heard import warnings_heard
 from amct_onnx.cli.output import Output
 from amct_onnx.cli.quantize_options import QuantizeCommand
 from amct_onnx.cli.quantize_summary import Saved, document, show
@@ -19,6 +17,8 @@ from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel, check_resu
 from amct_onnx.ptq.saved_report import reason_lines
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import without_suffix
+from amct_onnx.tools.heard import warnings_heard
+from amct_onnx.tools.user_script import session_evaluator
 
 _log = logging.getLogger("amct_onnx.Quantize")
 

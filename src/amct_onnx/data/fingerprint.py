@@ -19,12 +19,17 @@ def data_fingerprint(data: object) -> str:
 
     An iterable is read only once, so that nothing but its type is known of it.
     """
+    return f"{_shown(data)} ({data_digest(data)})"
+
+
+def data_digest(data: object) -> str:
+    """The same wherever the data lie: without their path."""
     digest, what = hashlib.blake2b(digest_size=12), []
     for text in _texts(data):
         digest.update(text.encode(errors="surrogateescape"))
         what.append(text)
     count = f"{len(what)} files, " if len(what) > 1 else ""
-    return f"{_shown(data)} ({count}digest {digest.hexdigest()})"
+    return f"{count}digest {digest.hexdigest()}"
 
 
 def feed_fingerprint(feed: Feed) -> str:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from amct_onnx.data.image_options import FILTERS, PRESETS, ImageOptions
 from amct_onnx.errors import AmctError, ConfigError, did_you_mean
-from amct_onnx.files.whole_files import read_json, read_text
+from amct_onnx.files.toml_file import read_toml
+from amct_onnx.files.whole_files import read_json
 
 _WHAT = "description of the images"
 _FIELDS = {field.name: field.default for field in dataclasses.fields(ImageOptions)}
@@ -40,13 +40,13 @@ def images_named(name: str, **changes: Any) -> ImageOptions:
 def read_image_options(path: str | os.PathLike[str]) -> ImageOptions:
     """The image options in a file, TOML by its suffix or else JSON. Raises FileMissingError or ConfigError."""
     name = os.fspath(path)
-    document = _toml(name) if name.lower().endswith(".toml") else _json(name)
+    document = read_toml(name, what=_WHAT) if name.lower().endswith(".toml") else _json(name)
     if not isinstance(document, Mapping):
         raise ConfigError(f"{name}: holds no fields, give some of {', '.join(_FIELDS)}")
     try:
         if any(key in document for key in _OF_HUGGING_FACE):
             return _of_hugging_face(document)
-        return _of_ours(document)
+        return image_options_of(document)
     except (AmctError, KeyError, TypeError, ValueError) as reason:
         text = f"{reason} is missing" if isinstance(reason, KeyError) else str(reason)
         raise ConfigError(f"{name}: {text}") from None
@@ -56,19 +56,8 @@ def _json(name: str) -> Any:
     return read_json(name, what=_WHAT, advice="give TOML in a file that ends in .toml, or JSON")
 
 
-def _toml(name: str) -> Any:
-    text = read_text(name, what=_WHAT)
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as reason:
-        raise ConfigError(f"{name}: no TOML: {reason}") from None
-
-
-def _of_ours(document: Mapping[str, Any]) -> ImageOptions:
+def image_options_of(document: Mapping[str, Any]) -> ImageOptions:
+    """The image options that fields of ours say, with `preset` where they change one. Raises AmctError."""
     changes = {}
     for key, value in document.items():
         if key == "preset":

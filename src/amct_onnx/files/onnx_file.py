@@ -159,6 +159,12 @@ def file_bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
     return sum(os.path.getsize(file) for file in (path, *files))
 
 
+def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The file of a model and those of its external data. Raises what `load_model` raises."""
+    _, files = load_model(path).graph.meta.get(EXTERNAL_KEY) or ("", ())
+    return (os.fspath(path), *sorted(files))
+
+
 def is_source(model: ir.Model, path: str | os.PathLike[str]) -> bool:
     """Whether `model` was loaded from `path` and may still read its external data."""
     source, _ = model.graph.meta.get(EXTERNAL_KEY) or ("", ())

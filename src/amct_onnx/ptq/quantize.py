@@ -27,6 +27,7 @@ from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.aims import Aims
 from amct_onnx.ptq.calibrate import calibrate, from_statistics, tell
 from amct_onnx.ptq.dynamic import check_dynamic, quantize_dynamic
+from amct_onnx.ptq.noise import warn_of_noise
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
@@ -35,12 +36,10 @@ from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weigh
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.run.providers import Provider, checked_providers, opened_workers
 from amct_onnx.targets.table import target_of
-from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.findings import Effort, check_effort
 from amct_onnx.words import either, given, named
 
 _log = logging.getLogger("amct_onnx.Quantize")
-_NOISY = 12  # dB; classifiers lose points of top-1 below, detectors many
 _JUDGES = 16  # samples that the accuracy of a result is measured on
 _SATURATED = "int8 kernels saturate on this CPU, and the search counts that; {} keeps it away"
 
@@ -179,7 +178,7 @@ def quantize(
         if not search:
             by_number = kept or not workers.alone or feeds.skips
             run = calibrated(feeds, total=feeds.total, parts=feeds.parts if by_number else None)
-            _warn_of_noise(run.accuracy)
+            warn_of_noise(run.accuracy)
             return _with_skipped(replace(run, assumptions=feeds.assumptions), feeds)
         saturated = found.runs_here and not reduce_range and saturates()
         reached = aims.reached(
@@ -214,7 +213,7 @@ def _quantize_weights(
     result = quantized(source, opened() if opened is not None and asks else None)
     if opened is not None and not asks:
         result = result.measured(_first_samples(opened()))
-    _warn_of_noise(result.accuracy)
+    warn_of_noise(result.accuracy)
     return result
 
 
@@ -227,14 +226,3 @@ def _first_samples(feeds: DataSource) -> list[Feed]:
         if len(samples) == _JUDGES:
             break
     return samples
-
-
-def _warn_of_noise(accuracy: Accuracy | None) -> None:
-    """Say so where the outputs have more noise than most tasks bear, and what to do."""
-    if accuracy is not None and accuracy.decibels < _NOISY:
-        text = (
-            "The outputs are only %.1f dB above the noise of int8 on samples %s: %s leaves the layers that are to "
-            "blame in float, `amct_onnx sensitivity` shows them."
-        )
-        where = "held out" if accuracy.held_out else "of the calibration"
-        _log.warning(text, accuracy.decibels, where, given("min_sqnr", _NOISY))

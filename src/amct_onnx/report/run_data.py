@@ -231,7 +231,7 @@ def to_document(value: Any) -> Any:
 
 def run_of(document: Any) -> RunData:
     """The run that `to_document` gave. Raises ValueError with the place and what is wrong there."""
-    found: RunData = _read(document, RunData, "the run")
+    found: RunData = read_value(document, RunData, "the run")
     numbers = range(len(found.nodes))
     if any(one not in numbers or two not in numbers for one, two in found.edges):
         raise ValueError("an edge leads to a node that is not there")
@@ -250,10 +250,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _read(value: Any, kind: Any, where: str) -> Any:
+def read_value(value: Any, kind: Any, where: str) -> Any:
+    """What `to_document` made of a value of a type. where: what a message calls it. Raises ValueError."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _read(value, inner[0], where)
+        return None if value is None else read_value(value, inner[0], where)
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} is no list")
@@ -261,12 +262,13 @@ def _read(value: Any, kind: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise ValueError(f"{where} has {len(value)} entries in the place of {len(kinds)}")
         return tuple(
-            _read(item, one, f"{where}[{number}]") for number, (item, one) in enumerate(zip(value, kinds, strict=True))
+            read_value(item, one, f"{where}[{number}]")
+            for number, (item, one) in enumerate(zip(value, kinds, strict=True))
         )
     if origin is Mapping:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is no object")
-        return {key: _read(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: read_value(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{where} is no object")
@@ -274,7 +276,7 @@ def _read(value: Any, kind: Any, where: str) -> Any:
         missing = [name for name in hints if name not in value]
         if missing:
             raise ValueError(f"{where} has no {missing[0]}")
-        return kind(**{name: _read(value[name], hint, f"{where}.{name}") for name, hint in hints.items()})
+        return kind(**{name: read_value(value[name], hint, f"{where}.{name}") for name, hint in hints.items()})
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -8,8 +8,9 @@ from textwrap import dedent
 
 import pytest
 
-from amct_onnx.cli.evaluator import calibrate, evaluator_script, session_evaluator
+from amct_onnx.cli.evaluator import calibrate, evaluator_script
 from amct_onnx.errors import ScriptError
+from amct_onnx.tools.user_script import session_evaluator
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_convert() -> None:
     [
         ([], ["required: command"]),
         (["calibrate"], ["unknown command 'calibrate', did you mean calibration?"]),
-        (["frobnicate"], ["use calibration or compare or convert"]),
+        (["frobnicate"], ["use batch or calibration or compare"]),
         (["calibration"], ["required: --model, --save_path"]),
         (["convert", "--model", "m"], ["required: --save_path"]),
         (["convert", "--model", "m", "--save_path", "p", "--batch_num", "1"], ["unknown option --batch_num"]),
