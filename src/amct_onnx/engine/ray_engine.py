@@ -55,7 +55,7 @@ _KNOCK = 5.0  # seconds to find out whether anybody listens at an address
 _MOST_FAILED = 4  # workers in a row that do not start
 _ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)")
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
-_LONGEST_FOLDER = 30  # letters of a folder for a cluster: the names of sockets in it may have about a hundred
+_LONGEST_FOLDER = 20  # letters of a folder with sockets of Ray, whose names may have about a hundred in all
 _log = logging.getLogger("amct_onnx.Engine")
 _LOST_WORKER = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError)
 
@@ -297,10 +297,10 @@ def _connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with ExitStack() as stack:
         if address == "local":
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="amct_", ignore_cleanup_errors=True))
+            at = "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > _LONGEST_FOLDER else None
+            folder = tempfile.TemporaryDirectory(prefix="amct_ray_", dir=at, ignore_cleanup_errors=True)
             options |= {"num_cpus": processors(), "include_dashboard": False}
-            if len(folder) <= _LONGEST_FOLDER:
-                options["_temp_dir"] = folder
+            options["_temp_dir"] = stack.enter_context(folder)
         elif address != "auto":
             _knock(address)
         for name in _QUIET.keys() - os.environ.keys():

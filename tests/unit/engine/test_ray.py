@@ -112,6 +112,7 @@ with opened_engine("ray") as engine:
 def test_a_cluster_is_started_and_ended_quietly(tmp_path: Path) -> None:
     environment = {**os.environ, "AMCT_ONNX_THREADS": "1", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", SCRIPT.format(path=sys.path)]
+    left = set(Path("/tmp").glob("amct_ray_*"))
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
     )
@@ -128,4 +129,5 @@ def test_a_cluster_is_started_and_ended_quietly(tmp_path: Path) -> None:
     assert process.returncode in (-signal.SIGINT, 130)
     assert (out, err.strip().splitlines()[-1]) == ("", "KeyboardInterrupt")
     assert err.count("Traceback") == 1
+    assert set(Path("/tmp").glob("amct_ray_*")) <= left
     assert list(tmp_path.iterdir()) == []
