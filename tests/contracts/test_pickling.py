@@ -30,6 +30,7 @@ from amct_onnx.ptq.quantized_model import QuantizedModel, SavedModel
 from amct_onnx.report.run_data import RunData
 from amct_onnx.report.write import load_run
 from amct_onnx.targets.table import TARGETS
+from amct_onnx.values.batch_result import BatchResult, JobResult
 from amct_onnx.values.layers import QuantizedOutput, QuantizedTensor
 from amct_onnx.values.roundings import Roundings
 from amct_onnx.values.skipped_data import SkippedData, Unreadable
@@ -130,6 +131,7 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "machine": lambda folder: amct.doctor(),
     "images": lambda folder: amct.ImageOptions(),
     "run": run_data,
+    "batch": lambda folder: BatchResult(jobs=(JobResult(name="a", target="ascend", model="m", state="done"),), page="", seconds=1.0),
     "skipped": lambda folder: SkippedData.of_samples([Unreadable(number=3, why="photos/3.jpg: is no image")]),
     "AMCT's flow": lambda folder: of_the_flow(),
     "roundings": lambda folder: Roundings(reads={("n", 0): quantized().activations["x"]}),

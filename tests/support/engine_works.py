@@ -70,6 +70,15 @@ class Wrong:
         return number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doubled:
+    """Gives the double of numbers, or of arrays."""
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        yield lambda array: 2 * array
+
+
 class AwkwardError(Exception):
     def __init__(self, number: int, *, why: str) -> None:
         super().__init__(f"{number}: {why}")

@@ -1,4 +1,4 @@
-"""The engine that a user names: `local`, `processes`, `processes:4`, or an `Engine` itself."""
+"""The engine that a user names: `local`, `processes:4`, `ray://HOST:PORT` and the like, or an `Engine` itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from amct_onnx.engine.engine import Engine, LocalEngine
 from amct_onnx.engine.processes import ProcessEngine
-from amct_onnx.errors import ArgumentError, ArgumentTypeError, did_you_mean
+from amct_onnx.errors import ArgumentError, ArgumentTypeError, EngineError, did_you_mean, one_line
 from amct_onnx.words import given, named
 
-NAMES = ("local", "processes")
+NAMES = ("local", "processes", "ray")
+_RAY = 'pip install "amct-onnx[ray]"'
 _MOST = 256  # processes on one machine
 
 
@@ -18,7 +19,8 @@ _MOST = 256  # processes on one machine
 def opened_engine(engine: str | Engine) -> Iterator[Engine]:
     """The engine of this name as long as the block runs; an `Engine` is taken as it is, and is not closed.
 
-    Raises ArgumentError for a name that is unknown, and for a number of processes that is none.
+    Raises ArgumentError for a name that is unknown, and for a number of processes that is none; EngineError where Ray
+    is not installed, or its cluster cannot be joined.
     """
     if not isinstance(engine, str):
         if not callable(getattr(engine, "map", None)):
@@ -38,8 +40,18 @@ def _make(name: str) -> Engine:
         return LocalEngine()
     if kind == "processes":
         return ProcessEngine(_count(name, rest) if _ else None)
-    advice = "use local, processes or processes:N."
+    if name == "ray" or name.startswith("ray://"):
+        return _on_ray(None if name == "ray" else name)
+    advice = "use local, processes, processes:N, ray or ray://HOST:PORT."
     raise ArgumentError(f"{given('engine', name)} is unknown: {did_you_mean(kind, NAMES, advice)}")
+
+
+def _on_ray(address: str | None) -> Engine:
+    try:
+        from amct_onnx.engine.ray_engine import RayEngine
+    except ImportError as reason:
+        raise EngineError(f"{given('engine', address or 'ray')} needs Ray ({one_line(reason)}): {_RAY}") from None
+    return RayEngine(address)
 
 
 def _count(name: str, text: str) -> int:

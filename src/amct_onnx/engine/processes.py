@@ -58,13 +58,16 @@ class ProcessEngine:
         waiting: deque[Future[Outcome]] = deque()
         pool, stopped = ThreadPoolExecutor(self.workers, thread_name_prefix="amct_onnx"), threading.Event()
         try:
-            for number, item in enumerate(items, 1):
+            failed: list[Exception] = []
+            for number, item in enumerate(_until_failure(items, failed), 1):
                 data = _pickled(item)
                 waiting.append(pool.submit(self._do, path, data, number, stopped))
                 if len(waiting) >= self.workers * (1 + _AHEAD):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failed:
+                raise failed[0]
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -186,6 +189,14 @@ class _Worker:
             process.kill()
             process.wait()
         process.stdout.close()  # type: ignore[union-attr]
+
+
+def _until_failure(items: Iterable[Item], failed: list[Exception]) -> Generator[Item, None, None]:
+    """The items up to where no more can be had, which is noted: it concerns only those who want more."""
+    try:
+        yield from items
+    except Exception as error:
+        failed.append(error)
 
 
 def _pickled(item: object) -> bytes:

@@ -50,7 +50,7 @@ class Answer:
     log: list[logging.LogRecord] = field(default_factory=list)
 
 
-class _Log(logging.Handler):
+class KeptLog(logging.Handler):
     """Keeps what is logged, in a form that can be pickled."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def main() -> None:
         hello: Hello = pickle.loads(receive(sys.stdin.buffer))
         orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
-        log, logger = _Log(), logging.getLogger("amct_onnx")
+        log, logger = KeptLog(), logging.getLogger("amct_onnx")
         logger.addHandler(log)
         logger.propagate = False
         logger.setLevel(hello.level)
@@ -111,7 +111,7 @@ def _listen(stream: IO[bytes], orders: queue.SimpleQueue[bytes]) -> None:
         os._exit(0)  # nobody waits for an outcome any more
 
 
-def _work(out: IO[bytes], orders: queue.SimpleQueue[bytes], log: _Log) -> None:
+def _work(out: IO[bytes], orders: queue.SimpleQueue[bytes], log: KeptLog) -> None:
     opened = _Opened()
     while True:
         order: Order = pickle.loads(orders.get())

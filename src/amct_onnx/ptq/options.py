@@ -150,15 +150,16 @@ class QuantizeOptions:
     )
     engine: str | Engine = option(
         "local",
-        "who does the work: local (this process), processes or processes:N (several on this machine)",
-        "Any engine gives the same bytes. Data in files are opened by the worker that needs them; data that only this "
+        "who does the work: local (this process), processes[:N] (several here) or ray[://HOST:PORT] (a cluster)",
+        "`ray` starts a cluster on this machine, `ray://HOST:PORT` joins one; it takes the package ray, an extra. Any "
+        "engine gives the same bytes. Data in files are opened by the worker that needs them; data that only this "
         "process can read, as an iterable, are sent. A worker that is lost is replaced, and its part is done again.",
-        flag=Flag(help="local, processes or processes:N", metavar="NAME"),
+        flag=Flag(help="local, processes, processes:N, ray or ray://HOST:PORT", metavar="NAME"),
     )
     state: str | os.PathLike[str] | None = option(
         None,
         "a folder that keeps what is done, so that the same call goes on there after it was stopped",
-        "It keeps what each batch of the calibration has shown, as it comes. A folder with the state of another model, "
-        "of other data or options is refused. Delete it when the result is there.",
+        "It keeps what each batch of the calibration has shown, and what trials are worth, as they come. A folder with "
+        "the state of another model, of other data or options is refused. Delete it when the result is there.",
         flag=Flag(help="folder that keeps what is done, to go on there later", metavar="FOLDER"),
     )

@@ -22,7 +22,7 @@ from amct_onnx.measure.output_judge import OutputJudge
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.weights.mse import solve_weight_mse
-from amct_onnx.ptq import quantize as one_call
+from amct_onnx.ptq import noise as noisy_results
 from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
@@ -173,10 +173,10 @@ def test_outputs_that_stay_noisy_are_told_of_with_the_cure(
     model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as noisier:
-        noisier.setattr(one_call, "_NOISY", -60)
+        noisier.setattr(noisy_results, "_NOISY", -60)
         assert amct_onnx.quantize(model, images).accuracy is not None
         assert "above the noise of int8" not in caplog.text
-    monkeypatch.setattr(one_call, "_NOISY", 60)
+    monkeypatch.setattr(noisy_results, "_NOISY", 60)
     for effort, where in (("fast", "of the calibration"), ("default", "held out")):
         caplog.clear()
         accuracy = amct_onnx.quantize(model, images, effort=effort).accuracy
