@@ -131,7 +131,7 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "machine": lambda folder: amct.doctor(),
     "images": lambda folder: amct.ImageOptions(),
     "run": run_data,
-    "batch": lambda folder: BatchResult(jobs=(JobResult(name="a", target="ascend", model="m", state="done"),), page="", seconds=1.0),
+    "batch": lambda folder: BatchResult(jobs=(JobResult(name="a", target="b", model="m", state="done"),), page="", seconds=1),
     "skipped": lambda folder: SkippedData.of_samples([Unreadable(number=3, why="photos/3.jpg: is no image")]),
     "AMCT's flow": lambda folder: of_the_flow(),
     "roundings": lambda folder: Roundings(reads={("n", 0): quantized().activations["x"]}),
