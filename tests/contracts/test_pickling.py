@@ -103,6 +103,10 @@ def settings() -> amct.Settings:
     return amct.Settings(layers=FrozenDict(layers), tensor_quantize=tensors)
 
 
+def job() -> JobResult:
+    return JobResult(name="a", target="ascend", model="m.onnx", state="done")
+
+
 def of_the_flow() -> tuple[object, ...]:
     """What AMCT's functions hand to each other."""
     grid = QParams(scale=np.ones(1, np.float32), zero_point=np.zeros(1, np.int32), spec=QSpec(bits=8))
@@ -131,7 +135,7 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "machine": lambda folder: amct.doctor(),
     "images": lambda folder: amct.ImageOptions(),
     "run": run_data,
-    "batch": lambda folder: BatchResult(jobs=(JobResult(name="a", target="b", model="m", state="done"),), page="", seconds=1),
+    "batch": lambda folder: BatchResult(jobs=(job(),), page="", seconds=1.0),
     "skipped": lambda folder: SkippedData.of_samples([Unreadable(number=3, why="photos/3.jpg: is no image")]),
     "AMCT's flow": lambda folder: of_the_flow(),
     "roundings": lambda folder: Roundings(reads={("n", 0): quantized().activations["x"]}),
