@@ -13,7 +13,7 @@ from amct_onnx.errors import CalibrationError, DataError, ModelError
 from amct_onnx.files.state_folder import NoState, State
 from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
-from amct_onnx.numerics.arrays import Feed, Floats
+from amct_onnx.numerics.arrays import Array, Feed, Floats
 from amct_onnx.numerics.statistics.by_tensor import Statistics
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.channel_maxima import channel_maxima
@@ -90,7 +90,7 @@ class Bench:
         self._scores: Scores | None = None  # of the best
         self.look: FirstLook | None = None
         self._problem = ""
-        self._state, self._judged = state, 0  # models so far
+        self._state, self._asked = state, 0  # so many times so far
         if len(samples.samples) < _LEAST_SAMPLES or not request.allows_recipe or not self.plan.samples:
             return
         try:
@@ -168,13 +168,16 @@ class Bench:
         return self._scores
 
     def _scored(self, candidate: Candidate) -> Scores:
-        """The scores of a model, which state may know: models are judged in the same order each time."""
+        """The scores of a model, which state may know."""
         if self.judge is None:
             raise RuntimeError("nothing judges: no trial is made then")
         judge = self.judge
-        self._judged += 1
-        key = f"scores of model {self._judged} of the recipe"
-        return Scores(**self._state.recalled_arrays(key, lambda: vars(judge.scores(candidate.lowered))))
+        return Scores(**self.recalled("scores", lambda: vars(judge.scores(candidate.lowered))))
+
+    def recalled(self, what: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        """What `make` gives, which state may know: a recipe asks for the same things in the same order each time."""
+        self._asked += 1
+        return self._state.recalled_arrays(f"{what}, number {self._asked} of the recipe", make)
 
     def judges(self) -> list[Feed]:
         """The samples that judge; none where nothing does."""

@@ -22,7 +22,7 @@ from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.weights import join_groups, kernel_rows, output_rows_shape, row_scales, split_groups, weight_axis
-from amct_onnx.numerics.arrays import Doubles, Feed
+from amct_onnx.numerics.arrays import Array, Doubles, Feed
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.rounding import fake_quantize
 from amct_onnx.numerics.settings import AdaRound
@@ -90,6 +90,27 @@ def round_weights(
     )
     give_back()
     return {name: grid for grids_of in found.values() for name, grid in grids_of.items()}
+
+
+def grid_arrays(weights: Mapping[str, WeightGrid]) -> dict[str, Array]:
+    """What `round_weights` has found, as arrays by name, in which form state keeps it."""
+    found: dict[str, Array] = {}
+    for name, grid in weights.items():
+        for kind, array in (("integers", grid.integers), ("correction", grid.correction)):
+            if array is not None:
+                found[f"{kind}/{name}"] = array
+    return found
+
+
+def grids_of_arrays(arrays: Mapping[str, Array], grids: Mapping[str, QParams]) -> dict[str, WeightGrid]:
+    """The same again. grids: as `round_weights` takes them."""
+    names = [name.removeprefix("integers/") for name in arrays if name.startswith("integers/")]
+    return {
+        name: WeightGrid(
+            params=grids[name], integers=arrays[f"integers/{name}"], correction=arrays.get(f"correction/{name}")
+        )
+        for name in names
+    }
 
 
 def _sharing(layers: Sequence[Layer], grids: Mapping[str, QParams]) -> dict[str, tuple[str, ...]]:

@@ -44,7 +44,7 @@ from amct_onnx.ptq.recipe.bench import Bench, Candidate, Trial, Trials
 from amct_onnx.ptq.recipe.equalization import group_factors, promised_gain
 from amct_onnx.ptq.recipe.placement import Prefix, float_prefixes
 from amct_onnx.ptq.recipe.ranges import cheaper_ranges
-from amct_onnx.ptq.recipe.rounding import Method, round_weights, with_rounded_weights
+from amct_onnx.ptq.recipe.rounding import Method, grid_arrays, grids_of_arrays, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.scores import extremes_near
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.values.findings import Tuning
@@ -244,7 +244,8 @@ class Recipe:
     def _rounded(self, method: Method, corrected: frozenset[str], start: Candidate) -> Calibration:
         """`start` with weights rounded by `method`, and with these layers' biases corrected."""
         params = start.lowered.rows
-        weights = round_weights(
+        rounded = partial(
+            round_weights,
             start.calibration.source.model,
             list(params),
             self._feeds(),
@@ -254,6 +255,7 @@ class Recipe:
             progress=self.bench.progress,
             engine=self.bench.engine,
         )
+        weights = grids_of_arrays(self.bench.recalled("weights", lambda: grid_arrays(rounded())), params)
         return replace(start.calibration, tuning=replace(start.calibration.tuning, weights=weights))
 
     def _feeds(self) -> list[Feed]:
