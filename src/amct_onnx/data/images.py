@@ -236,7 +236,8 @@ class ImageArray(SampleArray):
             try:
                 self._prepare(blob, number, target, values)
             except DataError as reason:
-                bad[number] = reason
+                names = self.encoded.name(number), self.encoded.exact_name(number)
+                bad[number] = DataError(str(reason).replace(*names, 1))
                 target[:] = 0
         return bad
 
