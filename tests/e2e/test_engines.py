@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from engine_networks import (
     a_folder_of_images,
@@ -17,6 +19,7 @@ from engine_networks import (
     network,
     samples,
 )
+from pyarrow.parquet import write_table
 
 import amct_onnx
 from amct_onnx.engine.engine import Engine, Work
@@ -62,7 +65,24 @@ def few_samples(folder: Path) -> Any:
     return samples(3)
 
 
-FORMS = [a_folder_of_images, an_array_in_a_file, files_of_batches, an_array_in_memory, a_generator, few_samples]
+def tars_of_images(folder: Path) -> Any:
+    files = sorted(Path(a_folder_of_images(folder)).iterdir())
+    for number, part in enumerate((files[:5], files[5:])):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for file in part:
+                archive.add(file, file.name)
+    return f"{folder}/{{0..1}}.tar"
+
+
+def parquet_of_images(folder: Path) -> Any:
+    files = sorted(Path(a_folder_of_images(folder)).iterdir())
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    write_table(pyarrow.table({"image": images}), folder / "a.parquet", row_group_size=7)
+    return folder / "a.parquet"
+
+
+OF_IMAGES = [a_folder_of_images, tars_of_images, parquet_of_images]
+FORMS = [*OF_IMAGES, an_array_in_a_file, files_of_batches, an_array_in_memory, a_generator, few_samples]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -74,7 +94,7 @@ def test_every_engine_gives_the_same(
     engines: dict[str, str | Engine] = {"local": "local", "processes": processes, "backwards": Backwards()}
     for name, engine in engines.items():
         (tmp_path / name).mkdir()
-        options: dict[str, Any] = {"images": "torch"} if form is a_folder_of_images else {}
+        options: dict[str, Any] = {"images": "torch"} if form in OF_IMAGES else {}
         data = form(tmp_path / name)
         result = amct_onnx.quantize(model, data, effort=effort, engine=engine, batch_size=4, **options)
         facts = result.steps, result.accuracy, result.data, result.assumptions

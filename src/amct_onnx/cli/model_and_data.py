@@ -30,7 +30,7 @@ def add_data(data: argparse._ArgumentGroup) -> None:
         "--data",
         metavar="PATH",
         action="append",
-        help="images, .npy, .npz or .bin; NAME=PATH for each input",
+        help="images, arrays, .tar, .parquet, a URL; or NAME=PATH",
     )
     add_options(data, DataOptions)
     add_options(data, ImageOptions, hidden=True)

@@ -23,6 +23,10 @@ class Blobs(ABC):
     def name(self, number: int) -> str:
         """Of one sample, for errors."""
 
+    def exact_name(self, number: int) -> str:
+        """The same, as exact as can be: it may read something for that."""
+        return self.name(number)
+
     @abstractmethod
     def read(self, first: int, last: int) -> Iterator[Blob]:
         """The samples `first` to `last` - 1."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from amct_onnx.data.arrays import is_array, to_array
+from amct_onnx.data.places import expanded, find_place, is_local, place_of, state_of
+from amct_onnx.data.raw_folders import list_files
 from amct_onnx.numerics.arrays import Feed
 
 
@@ -50,7 +52,8 @@ def _shown(data: object) -> str:
 
 def _texts(data: object) -> Iterator[str]:
     if isinstance(data, (str, os.PathLike)):
-        yield from _of_path(os.fspath(data))
+        for path in expanded(os.fspath(data)):
+            yield from _of_path(path)
     elif isinstance(data, Mapping):
         for name in data:
             yield str(name)
@@ -65,8 +68,12 @@ def _texts(data: object) -> Iterator[str]:
 
 
 def _of_path(path: str) -> Iterator[str]:
-    place = Path(path)
-    if place.is_dir():
+    place = place_of(path)
+    if not is_local(place):
+        place = find_place(path)
+        for file in list_files(place) if place.is_dir() else [place]:
+            yield f"{file} {state_of(file)}"
+    elif place.is_dir():
         for folder, folders, files in os.walk(place):
             folders.sort()
             for name in sorted(files):

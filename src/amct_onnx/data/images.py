@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from amct_onnx.data.blobs import Blob, Blobs, FileBlobs
 from amct_onnx.data.image_options import PRESETS, ImageOptions
 from amct_onnx.data.places import is_local
 from amct_onnx.data.preprocess_file import images_named
+from amct_onnx.engine.processors import processors
 from amct_onnx.errors import ArgumentError, DataError, one_line
 from amct_onnx.graph.inputs import ModelInput
 from amct_onnx.graph.outputs import Purpose
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("amct_onnx.Data")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+_MOST_THREADS = 8  # that decode images of a batch side by side: Pillow lets others run while it works
 _MARGIN = 256 / 224  # of the short side of an image to that of the crop, as torchvision and TensorFlow evaluate
 _SMALL = 64  # pixels; images for inputs up to that size (CIFAR) have just the size of the input, so nothing is cut off
 _ORIENTATION, _UPRIGHT = 0x0112, 4  # the tag of EXIF, and its last value that keeps height and width
@@ -208,17 +212,34 @@ class ImageArray(SampleArray):
     def blocks(self, size: int, rows: int, start: int = 0, bad: BadSamples | None = None) -> Iterator[Array]:
         values = pixel_values(self.options, self.dtype)
         encoded = self.encoded.read(start, rows)
-        for first in range(start, rows, size):
-            block = np.empty((min(size, rows - first), *self.shape[1:]), self.dtype)
-            for number, (target, blob) in enumerate(zip(block, encoded, strict=False), first):
-                try:
-                    self._prepare(blob, number, target, values)
-                except DataError as reason:
-                    if bad is None:
-                        raise
-                    bad[number] = reason
-                    target[:] = 0
-            yield block
+        workers = min(_MOST_THREADS, processors())
+        with ThreadPoolExecutor(workers, thread_name_prefix="amct_onnx images") as threads:
+            for first in range(start, rows, size):
+                count = min(size, rows - first)
+                block, blobs = np.empty((count, *self.shape[1:]), self.dtype), list(itertools.islice(encoded, count))
+                each = -(-count // workers)
+                tasks = [
+                    threads.submit(self._prepare_all, blobs[part : part + each], first + part, block[part:], values)
+                    for part in range(0, count, each)
+                ]
+                for task in tasks:
+                    for number, reason in task.result().items():
+                        if bad is None:
+                            raise reason
+                        bad[number] = reason
+                yield block
+
+    def _prepare_all(self, blobs: Sequence[Blob], first: int, block: Array, values: Array) -> BadSamples:
+        """Fill the rows of a block, the first of which has this number; why some cannot be, which are 0 then."""
+        bad: BadSamples = {}
+        for number, (target, blob) in enumerate(zip(block, blobs, strict=False), first):
+            try:
+                self._prepare(blob, number, target, values)
+            except DataError as reason:
+                names = self.encoded.name(number), self.encoded.exact_name(number)
+                bad[number] = DataError(str(reason).replace(*names, 1))
+                target[:] = 0
+        return bad
 
     def _prepare(self, blob: Blob, number: int, target: Array, values: Array) -> None:
         """Make of an encoded image what the input takes. Raises DataError."""

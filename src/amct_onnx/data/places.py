@@ -65,6 +65,15 @@ def is_place(data: object) -> TypeGuard[Path]:
     return isinstance(data, Path) or (not is_local(data) and callable(getattr(data, "iterdir", None)))
 
 
+def state_of(place: Path) -> str:
+    """What changes when a file behind a URL does, as far as its storage tells. Raises DataError."""
+    url = cast(Any, place)
+    try:
+        return str(url.fs.ukey(url.path))
+    except Exception as reason:  # whatever the client of a cloud raises
+        raise DataError(f"{place}: cannot be reached ({one_line(reason)})") from None
+
+
 def expanded(text: str) -> list[str]:
     """The paths of a pattern as `shard-{000000..000099}.tar`; the path itself where it is none.
 

@@ -50,6 +50,17 @@ class TarBlobs(Blobs):
         shard = bisect_right(self.ends, number)
         return f"{self.shards[shard]}: sample {number - (self.ends[shard - 1] if shard else 0)}"
 
+    def exact_name(self, number: int) -> str:
+        """With the name in the header of the file, which is in front of it."""
+        shard = self.shards[bisect_right(self.ends, number)]
+        try:
+            with shard.open("rb") as stream:
+                stream.seek(int(self.offsets[number]) - tarfile.BLOCKSIZE)
+                header = stream.read(tarfile.BLOCKSIZE)
+            return f"{shard}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
+        except Exception:  # it cannot be read any more, or is no header
+            return self.name(number)
+
     def read(self, first: int, last: int) -> Iterator[Blob]:
         while first < last:
             shard = bisect_right(self.ends, first)
@@ -77,7 +88,9 @@ class TarBlobs(Blobs):
                     yield DataError(f"{self.name(number)}: cannot be read ({one_line(reason)})")
                     continue
                 whole = len(content) == size
-                yield content if whole else DataError(f"{self.name(number)}: ends early, the file is not complete")
+                yield (
+                    content if whole else DataError(f"{self.exact_name(number)}: ends early, the file is not complete")
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,8 @@ def quantize(
     """Calibrate `model` with `data` in one pass and quantize it.
 
     model: a path, an onnx.ModelProto or an onnx_ir.Model; it stays as it is.
-    data: a folder of images, .npy, .npz, a folder of .npy, .npz or (with `shapes` and `dtypes`) .bin files; an array
+    data: a folder of images, .npy, .npz, a folder of .npy, .npz or (with `shapes` and `dtypes`) .bin files; tar files
+        as WebDataset writes them or parquet files with images, or a pattern of these; a URL that fsspec opens; an array
         [N, ...]; an iterable of arrays, tuples or {input: array}; a CalibrationDataReader; a torch DataLoader; a dict
         that gives each input a path, an array or an iterable of arrays; or the `Statistics` of an earlier call, and
         then nothing is run. The axes of an array of an iterable tell what it is: as many as the input has are what it

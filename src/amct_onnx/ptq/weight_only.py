@@ -38,6 +38,7 @@ from amct_onnx.targets.to_nbits import BlockWeight, PackedWeights, lower_nbits
 from amct_onnx.values.findings import Effort, Step
 from amct_onnx.values.layers import Decision, LayerTraits
 from amct_onnx.values.request import Request
+from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 from amct_onnx.values.used_data import UsedData
 from amct_onnx.words import either, given, named
 
@@ -110,7 +111,8 @@ def quantize_weights(
         if not kept:
             raise DataError("There are no calibration data: give at least one batch.")
         sample = rule.sample(kept[0], 0)
-        used = UsedData(samples=samples, feeds=len(kept), whole=rule.whole)
+        skipped = feeds.skipped if isinstance(feeds, DataSource) else NOTHING_SKIPPED
+        used = UsedData(samples=samples, feeds=len(kept), whole=rule.whole, skipped=skipped)
         division = hold_out(kept, rule)
         if division.judge:
             learning = settings or AdaRound()

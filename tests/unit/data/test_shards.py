@@ -18,6 +18,7 @@ from PIL import Image
 from pyarrow.parquet import write_table
 
 from amct_onnx.data.data_source import DataSource
+from amct_onnx.data.fingerprint import data_fingerprint
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
 from amct_onnx.data.places import expanded
@@ -161,7 +162,7 @@ def test_bad_parts_of_tar_files(what: str, tmp_path: Path) -> None:
         assert not source.skipped
         return
     assert source.skipped
-    assert "1.tar" in source.skipped.first[0].why
+    assert ("1.tar: 2.png" if what == "broken image" else "1.tar") in source.skipped.first[0].why
     assert (source.skipped.files > 0) == (what in ("cut off", "no tar"))
     with pytest.raises(DataError, match=r"1\.tar"):
         list(opened(tmp_path, batch_size=4))
@@ -252,3 +253,19 @@ def test_a_part_opens_only_its_shard(tmp_path: Path) -> None:
         assert [feed["x"][0, 0, 0, 0] for feed in parts.read(1, 2)] == [10]
         with pytest.raises(DataError, match=rf"2\.{kind}: cannot be read|2\.{kind}: is no readable"):
             list(parts.read(1, 3))
+
+
+def test_the_fingerprint_tells_other_shards(tmp_path: Path) -> None:
+    from upath import UPath
+
+    url = UPath("memory://fingerprint")
+    url.mkdir(exist_ok=True)
+    for number in range(2):
+        tar(tmp_path / f"{number}.tar", {"0.png": image(number)})
+        (url / f"{number}.tar").write_bytes((tmp_path / f"{number}.tar").read_bytes())
+    pattern = f"{tmp_path}/{{0..1}}.tar"
+    before = [data_fingerprint(data) for data in (pattern, str(url))]
+    assert before == [data_fingerprint(data) for data in (pattern, str(url))]
+    more = tar(tmp_path / "1.tar", {"0.png": image(1), "1.png": image(2)})
+    (url / "1.tar").write_bytes(more.read_bytes())
+    assert not set(before) & {data_fingerprint(data) for data in (pattern, str(url))}
