@@ -66,6 +66,15 @@ def partly(folder: Path) -> SavedModel:
     return result.save(folder / "partly")
 
 
+def of_a_batch(folder: Path) -> object:
+    """One job that is done."""
+    onnx.save(network(), folder / "float.onnx")
+    np.save(folder / "x.npy", data())
+    job = {"model": str(folder / "float.onnx"), "data": str(folder / "x.npy"), "effort": "fast"}
+    job |= {"save_path": str(folder / "job"), "target": "onnxruntime"}
+    return amct.batch({"job": [job]}, page=folder / "jobs.html", progress=False)
+
+
 def words() -> QuantizedModel:
     """A table that is looked up in."""
     proto = build(
@@ -133,6 +142,7 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "comparison": lambda folder: amct.compare(network(), quantized(), data(), progress=False),
     "scores": lambda folder: amct.evaluate(network(), data(), np.arange(SAMPLES) % 4, progress=False),
     "machine": lambda folder: amct.doctor(),
+    "jobs": of_a_batch,
     "images": lambda folder: amct.ImageOptions(),
     "run": run_data,
     "batch": lambda folder: BatchResult(jobs=(job(),), page="", seconds=1.0),

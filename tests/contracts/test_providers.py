@@ -150,6 +150,17 @@ def test_the_commands_take_names_with_commas(
         assert {tuple(providers) for providers in opened} == {tuple(names.split(","))}
         assert main([*line.split(), "--providers", "CUDAExecutionProvider"]) != 0
         assert "--providers CUDAExecutionProvider is none that this ONNX Runtime has" in capsys.readouterr().err
+        assert main([*line.split(), "--providers", ","]) != 0
+        assert "--providers names none: give one of AzureExecutionProvider" in capsys.readouterr().err
+
+
+def test_a_job_of_a_file_has_a_list_of_names(tmp_path: Path, opened: list[Any]) -> None:
+    onnx.save(network(), tmp_path / "float.onnx")
+    np.save(tmp_path / "x.npy", data())
+    job = {"model": str(tmp_path / "float.onnx"), "data": str(tmp_path / "x.npy"), "effort": "fast", "report": False}
+    job |= {"save_path": str(tmp_path / "out"), "providers": [name for name, _ in GIVEN]}
+    assert not amct.batch({"job": [job]}, page=tmp_path / "jobs.html", progress=False).failed
+    assert {tuple(providers) for providers in opened} == {tuple(name for name, _ in GIVEN)}
 
 
 def test_one_module_opens_sessions() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from far_engine import FarEngine
 from flow import build, normal, sqnr
 from graphs import graphs
 
@@ -229,7 +230,10 @@ def test_effects_of_layers_in_bodies_are_those_of_each_alone(name: str, tmp_path
             found.append(errors / sum(np.square(a, dtype=np.float64).sum() for a in exact))
         return float(np.mean(found))
 
-    found = measure(amct.quantize(model, data, effort="fast"), samples).sensitivity()
+    quantized, far = amct.quantize(model, data, effort="fast"), FarEngine()
+    found = measure(quantized, samples).sensitivity()
+    assert repr(measure(quantized, samples, engine=far).sensitivity()) == repr(found)
+    assert "NoiseAlone" in far.works
     assert {effect.layer for effect in found.layers} == set(layers)
     assert found.together == pytest.approx(noise(), rel=1e-6)
     inside = [effect for effect in found.layers if np.isnan(effect.from_weight)]

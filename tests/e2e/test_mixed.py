@@ -145,8 +145,8 @@ def test_a_target_that_cannot_be_met_is_said_to_be_missed(
 class Unsure(SqnrGoal):
     """Its samples prove nothing."""
 
-    def judge(self, session: Any) -> Judgement:
-        found = super().judge(session)
+    def judge(self, measured: Any) -> Judgement:
+        found = super().judge(measured)
         return replace(found, met=False, enough=False, likely=is_enough(found.value, self.required))
 
 

@@ -11,6 +11,7 @@ import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from goals import judged
 
 import amct_onnx
 from amct_onnx.graph.passes.equalize import channel_groups
@@ -105,7 +106,7 @@ def test_a_search_goes_beyond_what_the_change_allows(target: str, caplog: pytest
     assert result.precision is not None
     assert result.precision.met
     assert "undone" in str(result.precision)
-    other = SqnrGoal(changed, seen, samples(32, 7), required=0.0).judge(result.lowered.session())
+    other = judged(SqnrGoal(changed, seen, samples(32, 7), required=0.0), result.lowered.session())
     assert other.checked is not None
     assert other.checked >= allowed + 12
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from amct_onnx.data.data_source import DataSource
 from amct_onnx.data.keep_samples import SampleKeeper
+from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
@@ -46,13 +47,15 @@ class Aims:
         model: ir.Model,
         notes: tuple[str, ...],
         progress: Progress,
+        engine: Engine,
         *,
         by_number: bool,
     ) -> QuantizedModel:
         """Calibrate with these data, without the samples that are held out, and search.
 
         calibrated: gives the calibrated model, of feeds and of their `parts`. model: the float model. notes: what else
-        is assumed. by_number: others than this process read the feeds, where they can.
+        is assumed. engine: its workers measure layers and models. by_number: others than this process read the feeds,
+        where they can.
         """
         samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if self.evaluator is None else 0)
         parts = samples.parts() if by_number else None
@@ -70,6 +73,7 @@ class Aims:
                 samples=samples.kept,
                 held_out=samples.held_out,
                 progress=progress,
+                engine=engine,
             ).measured(judges)
         goal: Goal
         if self.evaluator is not None:
@@ -77,7 +81,7 @@ class Aims:
             goal = EvaluatorGoal.of(self.evaluator, quantized, max_drop=drop, target_accuracy=least)
         else:
             goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=self.min_sqnr or 0.0)
-        return search_mixed(quantized, goal, samples.kept, progress).measured(judges)
+        return search_mixed(quantized, goal, samples.kept, progress, engine).measured(judges)
 
 
 def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:

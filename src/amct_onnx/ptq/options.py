@@ -5,7 +5,7 @@ Nothing heavy is imported here, since the options of the command come from these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from amct_onnx.engine.engine import Engine
     from amct_onnx.numerics.settings import ActivationSolver, Settings
-    from amct_onnx.run.providers import Provider
     from amct_onnx.values.findings import Effort
 
 # Called with an onnxruntime.InferenceSession; gives a number, higher is better.
@@ -30,7 +29,7 @@ EFFORT_NAMES = ("fast", "default", "best")
 
 def split_providers(text: str) -> tuple[str, ...]:
     """The names of a list with commas."""
-    return tuple(part.strip() for part in text.split(","))
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ class QuantizeOptions:
         "It needs no evaluator. Up to 64 samples, at most a quarter of all, are held out of the calibration for it.",
         flag=Flag(help="least signal-to-noise ratio of the outputs in dB", metavar="DB", read=float),
     )
-    providers: Sequence[Provider] | None = option(
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = option(
         None,
         "execution providers of ONNX Runtime for all sessions of this call, the preferred one first",
         'They are names, as ["CUDAExecutionProvider", "CPUExecutionProvider"], or pairs of a name and a dict of its '

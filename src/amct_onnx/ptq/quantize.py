@@ -188,6 +188,7 @@ def quantize(
             source.model,
             (_SATURATED.format(given("reduce_range", True)),) if saturated else (),
             told,
+            workers,
             by_number=bool(kept or not workers.alone),
         )
         return _with_skipped(reached, feeds)

@@ -6,7 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,7 @@ from amct_onnx.errors import ScriptError
 from amct_onnx.files.whole_files import system_reason
 
 _FUNCTION = "evaluate"
+_FOR_GOOD = ExitStack()  # scripts that stay imported
 
 
 @contextmanager
@@ -23,17 +26,41 @@ def session_evaluator(path: str) -> Iterator[Callable[[Any], Any]]:
     Raises ScriptError if the script or, later, the function fails.
     """
     with imported_script(path) as module:
-        function = getattr(module, _FUNCTION, None)
-        if not callable(function):
-            raise ScriptError(
-                f"{path}: no evaluator: the script needs a function {_FUNCTION}(session) that returns a number"
-            )
+        yield _function_of(module, path)
 
-        def evaluate(session: Any) -> Any:
-            with explained(path, f"failed in {_FUNCTION}()"):
-                return function(session)
 
-        yield evaluate
+@dataclass(frozen=True)
+class SessionEvaluator:
+    """The function `evaluate(session)` of the script at `path`. It travels as that path, and the script is imported
+    once where it arrives."""
+
+    path: str
+    function: Callable[[Any], Any]
+
+    def __call__(self, session: Any) -> Any:
+        with explained(self.path, f"failed in {_FUNCTION}()"):
+            return self.function(session)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _imported_for_good, (os.path.abspath(self.path),)
+
+
+@cache
+def _imported_for_good(path: str) -> SessionEvaluator:
+    """The evaluator of a script, in a process that works for another one."""
+    return _function_of(_FOR_GOOD.enter_context(imported_script(path)), path)
+
+
+def _function_of(module: ModuleType, path: str) -> SessionEvaluator:
+    function = getattr(module, _FUNCTION, None)
+    if not callable(function):
+        raise ScriptError(
+            f"{path}: no evaluator: the script needs a function {_FUNCTION}(session) that returns a number"
+        )
+    return SessionEvaluator(path, function)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from goals import judged
 
 import amct_onnx
 from amct_onnx.errors import ArgumentTypeError
@@ -46,7 +47,7 @@ def goal_of(quantized: Any, answers: Sequence[Any], drop: float) -> tuple[Evalua
 
 def test_a_value_is_met_if_it_is_so_by_more_than_the_step_of_one_image(quantized: amct_onnx.QuantizedModel) -> None:
     goal, _ = goal_of(quantized, [80.0, 79.6, 80.0, 78.0], 1.0)  # of 250 images
-    found = [goal.judge(None) for _ in range(3)]
+    found = [judged(goal) for _ in range(3)]
     assert [judgement.value for judgement in found] == [79.6, 80.0, 78.0]
     assert [judgement.met for judgement in found] == [False, True, False]
     assert [judgement.enough for judgement in found] == [False, True, False]
@@ -54,15 +55,15 @@ def test_a_value_is_met_if_it_is_so_by_more_than_the_step_of_one_image(quantized
 
 def test_what_the_steps_of_an_evaluator_cannot_show_is_not_searched_for(quantized: amct_onnx.QuantizedModel) -> None:
     goal, _ = goal_of(quantized, [80.0, 80.4, 79.6], 0.1)
-    found = goal.judge(None)
+    found = judged(goal)
     assert (found.met, found.enough) == (False, True)
-    assert not goal.judge(None).enough
+    assert not judged(goal).enough
 
 
 def test_a_number_without_steps_needs_no_margin(quantized: amct_onnx.QuantizedModel) -> None:
     goal, _ = goal_of(quantized, [0.0, -0.0421873, -0.0027731], 0.003)
-    assert not goal.judge(None).enough
-    assert goal.judge(None).met
+    assert not judged(goal).enough
+    assert judged(goal).met
 
 
 def test_numbers_of_single_samples_tell_how_far_their_mean_may_be_off(quantized: amct_onnx.QuantizedModel) -> None:
@@ -72,7 +73,7 @@ def test_numbers_of_single_samples_tell_how_far_their_mean_may_be_off(quantized:
     many[30:60] = 2  # gains, by which the mean is the same
     goal, _ = goal_of(quantized, [right, few, many, [1.0] * 1000], 0.01)
     assert goal.reference == 1.0
-    found = [goal.judge(None) for _ in range(3)]
+    found = [judged(goal) for _ in range(3)]
     assert found[0].value == pytest.approx(0.996)
     assert [judgement.met for judgement in found] == [True, False, True]
 
@@ -86,19 +87,19 @@ def test_what_is_no_number_is_refused(quantized: amct_onnx.QuantizedModel, answe
 def test_a_signal_to_noise_ratio_is_met_with_a_margin(quantized: amct_onnx.QuantizedModel) -> None:
     session = quantized.lowered.session()
     seen, others = feeds(samples(16, 2)), feeds(samples(16, 3))
-    reached = SqnrGoal(quantized, seen, others, required=0.0).judge(session)
+    reached = judged(SqnrGoal(quantized, seen, others, required=0.0), session)
     assert reached.checked is not None
     assert reached.met
     least = min(reached.value, reached.checked)
-    close = SqnrGoal(quantized, seen, others, required=least - 0.001).judge(session)
+    close = judged(SqnrGoal(quantized, seen, others, required=least - 0.001), session)
     assert not close.met
-    assert SqnrGoal(quantized, seen, others, required=least - 5).judge(session).met
-    assert SqnrGoal(quantized, seen, others, required=reached.value + 1).judge(session).checked is None
+    assert judged(SqnrGoal(quantized, seen, others, required=least - 5), session).met
+    assert judged(SqnrGoal(quantized, seen, others, required=reached.value + 1), session).checked is None
 
 
 def test_one_sample_that_is_held_out_proves_nothing(quantized: amct_onnx.QuantizedModel) -> None:
     found = SqnrGoal(quantized, feeds(samples(2, 2)), feeds(samples(1, 3)), required=0.0)
-    judgement = found.judge(quantized.lowered.session())
+    judgement = judged(found, quantized.lowered.session())
     assert (judgement.met, judgement.enough) == (False, True)
 
 
@@ -107,7 +108,7 @@ def test_the_median_judges_where_one_sample_in_twenty_is_wild(quantized: amct_on
     calm, wild = samples(40, 4), samples(40, 4)
     wild[::20] *= 30  # far outside of what calibrated
     usual, clipped = (SqnrGoal(quantized, feeds(x[:20]), feeds(x[20:]), required=0.0) for x in (calm, wild))
-    first, second = usual.judge(session), clipped.judge(session)
+    first, second = judged(usual, session), judged(clipped, session)
     assert usual.measure == "SQNR in dB"
     assert "median" in clipped.measure
     assert second.checked == pytest.approx(first.checked, abs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,14 @@ def test_what_buys_most_goes_first() -> None:
 def test_what_buys_next_to_nothing_waits_however_cheap_it_is() -> None:
     order = Order(parts=[alone("a", 0.01), alone("b", 1.0), alone("c", 2.0)], prices={**PRICES, ("float", "a"): 1e-6})
     assert names_of(order.path()) == [[], ["c"], ["b", "c"], ["a", "b", "c"]]
+
+
+def test_prices_add_up_to_the_same_in_every_order() -> None:
+    """A set has its members in another order in each process."""
+    prices: dict[Wish, float] = {("float", str(number)): 10.0**-number + 0.1 for number in range(30)}
+    order, shuffled = Order(parts=[], prices=prices), random.Random(0)
+    orders = [shuffled.sample(list(prices), len(prices)) for _ in range(50)]
+    assert len({order.cost(wishes) for wishes in orders}) == 1  # type: ignore[arg-type]
 
 
 def test_a_tensor_goes_when_all_who_hold_it_do() -> None:

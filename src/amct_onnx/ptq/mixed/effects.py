@@ -224,7 +224,7 @@ def measure(
     if any(unit.nodes for unit in found.units):
         effects = _measure_units(quantized, found, samples, cheap, progress or silent, engine)
         samples = samples[: len(effects.signal)]
-    inside = measure_inside(quantized, layers, samples) if layers else None
+    inside = measure_inside(quantized, layers, samples, engine) if layers else None
     if inside is not None:
         return _of_bodies(quantized, inside) if effects is None else _joined(quantized, effects, inside)
     if effects is None:

@@ -6,7 +6,7 @@ A model is looked at on what the search may use, and checked by what it reaches 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class Judgement:
     likely: bool = False
 
 
+# Runs the model of a session. It can be pickled, unless a function of the user's cannot; and so can what it gives.
+Measuring = Callable[[Any], Any]
+
+
 class Goal(Protocol):
     """`measure` says what values are, higher is better; `reference` is that of the float model, `required` the least
     that is asked for."""
@@ -50,8 +54,12 @@ class Goal(Protocol):
     reference: float
     required: float
 
-    def judge(self, session: Any) -> Judgement:
-        """Run a model."""
+    def measuring(self) -> Measuring:
+        """What runs a model, so that it can be judged."""
+        ...
+
+    def judge(self, measured: Any) -> Judgement:
+        """What a model is worth, by what `measuring()` gives for it. It may depend on the models judged before."""
         ...
 
     def leaves_room(self, session: Any) -> bool:
@@ -62,6 +70,27 @@ class Goal(Protocol):
 def is_enough(value: float, required: float) -> bool:
     """Whether a value is enough; 82.8 - 0.1 is not 82.7 in floating point, and counts as it."""
     return value >= required or math.isclose(value, required, rel_tol=1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOnSamples:
+    """Gives the noise of a model on the samples of the search and, where that is little enough or it is not known
+    whether some samples are wild, on those held out."""
+
+    look: OutputNoise
+    check: OutputNoise
+    required: float
+    wild: bool | None
+
+    def __call__(self, session: Any) -> tuple[Doubles, Doubles | None]:
+        seen = self.look.by_sample(session)
+        if self.wild is not None and not is_enough(_decibels(seen, self.look, wild=self.wild), self.required):
+            return seen, None
+        return seen, self.check.by_sample(session)
+
+
+def _decibels(noise: Doubles, judge: OutputNoise, *, wild: bool) -> float:
+    return decibel(typical(noise, judge.signal, wild=wild)) if judge.outputs else math.inf
 
 
 @dataclass
@@ -82,10 +111,13 @@ class SqnrGoal:
         self._look = OutputNoise(model.clone(), self.samples)
         self._check = OutputNoise(model.clone(), self.held_out)
 
-    def judge(self, session: Any) -> Judgement:
-        seen, others = self._look.by_sample(session), None
+    def measuring(self) -> Measuring:
+        return NoiseOnSamples(look=self._look, check=self._check, required=self.required, wild=self._wild)
+
+    def judge(self, measured: tuple[Doubles, Doubles | None]) -> Judgement:
+        seen, others = measured
         if self._wild is None:
-            others = self._check.by_sample(session)
+            assert others is not None  # `NoiseOnSamples` has looked
             signal = np.concatenate([self._look.signal, self._check.signal])
             self._wild = is_wild(np.concatenate([seen, others]), signal)
             if self._wild:
@@ -93,7 +125,7 @@ class SqnrGoal:
         value = self._decibel(seen, self._look)
         if not is_enough(value, self.required):
             return Judgement(value=value)
-        others = self._check.by_sample(session) if others is None else others
+        assert others is not None
         checked = self._decibel(others, self._check)
         plain, some = is_enough(checked, self.required), len(self.held_out) >= _FEWEST
         # Ranges fit the samples that calibrate better than others: only those held out tell what others reach.
@@ -108,7 +140,17 @@ class SqnrGoal:
         return self._decibel(self._look.by_sample(session), self._look) >= self.required + _ROOM
 
     def _decibel(self, noise: Doubles, judge: OutputNoise) -> float:
-        return decibel(typical(noise, judge.signal, wild=bool(self._wild))) if judge.outputs else math.inf
+        return _decibels(noise, judge, wild=bool(self._wild))
+
+
+@dataclass(frozen=True)
+class ScoresOf:
+    """Gives what an evaluator says of a model: a number, or one for each sample. Raises ArgumentTypeError."""
+
+    evaluator: Evaluator
+
+    def __call__(self, session: Any) -> tuple[float, ...]:
+        return _scores(self.evaluator(session))
 
 
 @dataclass
@@ -142,8 +184,11 @@ class EvaluatorGoal:
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
         return cls(evaluator=evaluator, reference=reference, required=required, _exact=exact, _values=[reference])
 
-    def judge(self, session: Any) -> Judgement:
-        scores = _scores(self.evaluator(session))
+    def measuring(self) -> Measuring:
+        return ScoresOf(self.evaluator)
+
+    def judge(self, measured: tuple[float, ...]) -> Judgement:
+        scores = measured
         value = _mean(scores)
         self._values.append(value)
         plain = is_enough(value, self.required)

@@ -6,11 +6,13 @@ The float model that takes roundings is cut into segments of the main graph, and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import StatisticsError
 from amct_onnx.graph.access import input_of
 from amct_onnx.graph.layer_view import Layer, as_layer
@@ -42,16 +44,34 @@ def layers_inside(quantized: QuantizedModel) -> tuple[Layer, ...]:
     return tuple(layer for layer in layers if layer is not None)
 
 
-def measure_inside(quantized: QuantizedModel, layers: Sequence[Layer], samples: Sequence[Feed]) -> InsideEffects:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseAlone:
+    """The work of measuring the noise of a model in which one layer alone is quantized."""
+
+    quantized: QuantizedModel
+    noise: OutputNoise
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[str], Doubles]]:
+        yield self._measure
+
+    def _measure(self, layer: str) -> Doubles:
+        calibration = self.quantized.calibration
+        others = sorted(d.layer for d in self.quantized.decisions if d.quantized and d.layer != layer)
+        skipped = tuple(dict.fromkeys([*calibration.request.skip_layers, *others]))
+        request = replace(calibration.request, skip_layers=skipped)
+        alone = self.quantized.solved(replace(calibration, request=request))
+        return self.noise.by_sample(alone.lowered.exact_session())
+
+
+def measure_inside(
+    quantized: QuantizedModel, layers: Sequence[Layer], samples: Sequence[Feed], engine: Engine = HERE
+) -> InsideEffects:
     """The effects of `layers`, of which there is one at least. Raises DataError for samples that cannot be run."""
-    calibration = quantized.calibration
-    noise = OutputNoise(calibration.source.model, samples)
-    leading = {decision.layer for decision in quantized.decisions if decision.quantized}
-    effects = []
-    for layer in layers:
-        skipped = tuple(dict.fromkeys([*calibration.request.skip_layers, *sorted(leading - {layer.name})]))
-        alone = quantized.solved(replace(calibration, request=replace(calibration.request, skip_layers=skipped)))
-        effects.append(noise.by_sample(alone.lowered.exact_session()))
+    noise = OutputNoise(quantized.calibration.source.model, samples)
+    work = NoiseAlone(quantized=quantized, noise=noise)
+    with closing(engine.map(work, [layer.name for layer in layers])) as outcomes:
+        effects = list(outcomes)
     return InsideEffects(
         units=tuple(
             Unit(

@@ -7,6 +7,7 @@ float with the first tensor that it reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,7 +52,7 @@ class Order:
         dearest: dict[str, float] = {}
         for wish in wishes:
             dearest[wish[1]] = max(dearest.get(wish[1], 0.0), self.prices[wish])
-        return sum(dearest.values())
+        return math.fsum(dearest.values())  # exact, in whatever order a set has them
 
     def noise(self, wishes: Wishes) -> float:
         """The noise that is left."""

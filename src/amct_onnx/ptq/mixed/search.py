@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.mixed.effects import SAMPLES, Effects, measure
-from amct_onnx.ptq.mixed.goals import Goal, Judgement
+from amct_onnx.ptq.mixed.goals import Goal, Judgement, Measuring
 from amct_onnx.ptq.mixed.order import NONE, Order, Part, Wish, Wishes
 from amct_onnx.ptq.mixed.same_function import same_function
 from amct_onnx.ptq.quantized_model import QuantizedModel
@@ -35,20 +40,23 @@ def search_mixed(
     goal: Goal,
     samples: Sequence[Feed],
     progress: Progress,
+    engine: Engine = HERE,
 ) -> QuantizedModel:
     """`quantized` with as few and as cheap layers in more than int8 as `goal` allows.
 
     The result has the search in `precision`. Where the goal is missed it is the best model that was evaluated, and a
     warning is logged. `samples`: those that calibrated it, some of them; for the effects of layers, and to calibrate
-    it again where steps of the recipe have changed the function of the float network (`same_function`).
+    it again where steps of the recipe have changed the function of the float network (`same_function`). engine: its
+    workers measure effects, and models that the search may come to, before it does; the result does not tell.
     """
-    search = _Search(quantized, goal, progress)
+    search = _Search(quantized, goal, progress, engine if engine.alone else travelling(goal, engine))
     enough = search.try_wishes(NONE)
     if not enough and any(decision.quantized for decision in quantized.decisions):
         try:
             enough = search.keep_function(samples)
             if not enough:
-                search.look_for(measure(search.quantized, spread(samples), cheap=True, progress=progress))
+                effects = measure(search.quantized, spread(samples), cheap=True, progress=progress, engine=engine)
+                search.look_for(effects)
         except AmctError as error:  # e.g. outputs that are empty for all samples
             _log.warning("Which layers are to blame could not be measured: %s", error)
     result = search.result()
@@ -84,6 +92,45 @@ def order_of(quantized: QuantizedModel, effects: Effects) -> Order:
     return Order(parts=parts, prices=prices, follows=follows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a goal's `measuring` gives for a model. done: whether it did; else the search tries it itself."""
+
+    found: Any = None
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasureTrials:
+    """The work of lowering models with other wishes than `quantized`, and measuring them. nodes: those of each unit."""
+
+    quantized: QuantizedModel
+    nodes: Mapping[str, Sequence[str]]
+    measuring: Measuring
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Wishes], Measured]]:
+        yield self._measure
+
+    def _measure(self, wishes: Wishes) -> Measured:
+        try:
+            model = with_wishes(self.quantized, wishes, self.nodes)
+            return Measured() if model is None else Measured(found=self.measuring(model.lowered.session()), done=True)
+        except Exception:  # the search may never come here; where it does, it meets the same
+            return Measured()
+
+
+def travelling(goal: Goal, engine: Engine) -> Engine:
+    """`engine`, or this process where others do not know the function that measures models, which the log says."""
+    try:
+        unknown = b"__main__" in pickle.dumps(goal.measuring())
+    except Exception:  # whatever a function of the user's holds says why it cannot be pickled
+        unknown = True
+    if unknown:
+        _log.info("The evaluator runs in this process, since others cannot import it: put it into a module for that.")
+    return HERE if unknown else engine
+
+
 def with_wishes(quantized: QuantizedModel, wishes: Wishes, nodes: Mapping[str, Sequence[str]]) -> QuantizedModel | None:
     """`quantized` with these wishes, None where no layer is left in integers. nodes: those of each unit."""
     units = {unit for kind, unit in wishes if kind == "float"}
@@ -108,6 +155,7 @@ class _Search:
     quantized: QuantizedModel
     goal: Goal
     progress: Progress
+    engine: Engine = HERE
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     order: Order | None = None
     found: list[QuantizedModel] = field(default_factory=list)  # without what they were lowered to
@@ -115,6 +163,8 @@ class _Search:
     known: dict[tuple[object, ...], int] = field(default_factory=dict)
     most: int = MOST_EVALUATIONS
     notes: tuple[str, ...] = ()
+    tried: set[Wishes] = field(default_factory=set)
+    ahead: dict[Wishes, Measured] = field(default_factory=dict)  # of models that are not evaluated yet
 
     def keep_function(self, samples: Sequence[Feed]) -> bool:
         """Go on without the steps that changed the float function, where that is in the way; whether it is enough."""
@@ -156,8 +206,23 @@ class _Search:
         low, high = 0, len(path)
         while high - low > 1 and len(self.evaluations) < self.most:
             middle = (low + high) // 2
+            if not self.engine.alone and path[middle] not in self.tried | self.ahead.keys():
+                self._measure_ahead(path, low, high)
             low, high = (low, middle) if good(path[middle]) else (middle, high)
         return low, high
+
+    def _measure_ahead(self, path: Sequence[Wishes], low: int, high: int) -> None:
+        """Let each worker measure one of the models that the bisection of this part of the path may come to next."""
+        waiting, wanted = deque([(low, high, self.most - len(self.evaluations))]), list[Wishes]()
+        while waiting and len(wanted) < self.engine.workers:
+            low, high, left = waiting.popleft()
+            middle = (low + high) // 2
+            if high - low > 1 and left:
+                wanted += [path[middle]] if path[middle] not in self.tried | self.ahead.keys() else []
+                waiting += [(low, middle, left - 1), (middle, high, left - 1)]
+        work = MeasureTrials(quantized=self.quantized, nodes=self.nodes, measuring=self.goal.measuring())
+        with closing(self.engine.map(work, wanted)) as outcomes:
+            self.ahead |= zip(wanted, outcomes, strict=True)
 
     def try_wishes(self, wishes: Wishes) -> bool:
         """Lower and evaluate the model with these wishes; whether it is good enough. All in float is."""
@@ -170,13 +235,16 @@ class _Search:
 
     def _evaluated(self, wishes: Wishes) -> Evaluation | None:
         """Lower and evaluate the model with these wishes, once; None where no layer is left in integers."""
+        self.tried.add(wishes)
         model = self._model(wishes)
         if model is None:
             return None
         request = model.calibration.request
         key = (id(self.quantized), model.decisions, request.wide)
         if key not in self.known:
-            judgement = self.goal.judge(model.lowered.session())
+            known = self.ahead.pop(wishes, Measured())
+            found = known.found if known.done else self.goal.measuring()(model.lowered.session())
+            judgement = self.goal.judge(found)
             self.known[key] = len(self.evaluations)
             self.found.append(replace(self.quantized, calibration=model.calibration))
             self.evaluations.append(self._evaluation(model, judgement, self._share(wishes)))

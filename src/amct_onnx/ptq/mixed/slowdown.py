@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError
 from amct_onnx.measure.output_judge import OutputJudge, gain
 from amct_onnx.numerics.arrays import Feed
@@ -30,14 +31,16 @@ def spend_time(
     samples: Sequence[Feed],
     held_out: Sequence[Feed],
     progress: Progress,
+    engine: Engine = HERE,
 ) -> QuantizedModel:
     """`quantized` with the nodes in float that make most of the noise, if that helps on samples `held_out`.
 
     most: how many times as long as now it may take, by the prices of nodes and not by measurement. model: the float
-    network that it is judged by. samples: some that calibrated it. The step is the last of `steps`.
+    network that it is judged by. samples: some that calibrated it. engine: its workers run them. The step is the last
+    of `steps`.
     """
     try:
-        effects = measure(quantized, spread(samples), cheap=True, progress=progress)
+        effects = measure(quantized, spread(samples), cheap=True, progress=progress, engine=engine)
     except AmctError as error:
         _log.warning("Which layers are to blame could not be measured: %s", error)
         return quantized
