@@ -106,6 +106,7 @@ def run_job(job: Job, shared: Shared, progress: Progress, state: str) -> JobResu
         model=job.model,
         state=DONE,
         seconds=time.monotonic() - start,
+        data=result.data,
         accuracy=result.accuracy if report is None else report.accuracy,
         met=None if result.precision is None else result.precision.met,
         bytes_before=file_bytes(source.model, job.model) if report is None else report.bytes_before,
