@@ -384,6 +384,7 @@ def test_real_models_are_killed_and_go_on(tmp_path: Path) -> None:
         ("[[job]]\nlimit = 2.5", "job 1: limit takes a whole number, got 2.5"),
         ("[[job]]\nlimit = 0", "limit=0 is no number of samples"),
         ('[[job]]\non_bad_data = "skp"', "job 1: on_bad_data takes 'fail' or 'skip', got 'skp'"),
+        ('[[job]]\nengine = "procesess:2"', "engine='procesess:2' is unknown: did you mean 'processes'?"),
         ("[[job]]\nfull_int8 = 1", "job 1: full_int8 takes true or false, got 1"),
         ('[[job]]\nskip_layers = "a"', "job 1: skip_layers takes a list of texts, got 'a'"),
         ("[[job]]\nshapes = {x = [1, 2.5]}", "job 1: shapes takes a table"),
