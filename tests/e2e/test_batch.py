@@ -235,6 +235,12 @@ def test_who_does_the_work_changes_nothing() -> None:
     assert results() == first
 
 
+def test_no_report_of_an_older_result_stays() -> None:
+    assert Path(run({}, report=True).jobs[0].report).exists()
+    assert run({"limit": 12}).jobs[0].report == ""
+    assert {path.name for path in Path("out").iterdir()} == {"m_onnxruntime.onnx", "m_onnxruntime_job.json"}
+
+
 def test_another_version_does_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
     run({})
     monkeypatch.setattr(made_from, "VERSION", "9.9")

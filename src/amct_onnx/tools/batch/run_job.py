@@ -94,7 +94,7 @@ def run_job(job: Job, shared: Shared, progress: Progress, state: str) -> JobResu
     with warnings_heard() as warnings:
         result = shared.quantized(job, warnings, progress, state)
         if os.path.exists(job.record):  # what an earlier call made is no surprise that save has to warn of
-            for file in (job.record, *job.files):
+            for file in (job.record, *job.files, job.run, job.page):
                 Path(file).unlink(missing_ok=True)
         saved = result.save(job.prefix, inspect=job.report)
         run = _reported(job, result, saved, progress) if job.report else ""
