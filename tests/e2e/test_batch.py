@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 from flow import build, images, normal, two_convs
+from PIL import Image
 
 import amct_onnx
 from amct_onnx.cli.main import main
@@ -111,6 +112,23 @@ def test_options_of_python_can_be_said(here: Path) -> None:
     result = run({"evaluator": "script.py", "max_drop": 0.5, "skip_layers": ["conv1"], "limit": 16, "batch_size": 4})
     assert states(result) == ["done"]
     assert result.jobs[0].met is not None
+
+
+def test_what_cannot_be_read_is_counted(here: Path) -> None:
+    Path("photos").mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+        Image.fromarray(pixels).save(f"photos/{number:02}.png")
+    Path("photos/05.png").write_bytes(b"no image")
+    job = {"data": "photos", "images": "unit", "target": list(TWO), "on_bad_data": "skip"}
+    first, second = run(job), run(job)
+    assert (states(first), states(second)) == (["done", "done"], ["kept", "kept"])
+    for one in (*first.jobs, *second.jobs):
+        assert one.data is not None
+        assert (one.data.samples, one.data.skipped.samples) == (11, 1)
+        assert any("05.png" in text for text in one.warnings)
+    assert second.jobs[0].data == first.jobs[0].data
+    assert "05.png" in run({**job, "on_bad_data": "fail"}).jobs[0].error
 
 
 def test_models_by_pattern_and_list_multiply_with_targets(here: Path) -> None:
@@ -215,6 +233,12 @@ def test_who_does_the_work_changes_nothing() -> None:
     assert states(result) == ["kept"] * 3
     run({"target": list(TWO)}, {"model": "other.onnx"}, again=True)
     assert results() == first
+
+
+def test_no_report_of_an_older_result_stays() -> None:
+    assert Path(run({}, report=True).jobs[0].report).exists()
+    assert run({"limit": 12}).jobs[0].report == ""
+    assert {path.name for path in Path("out").iterdir()} == {"m_onnxruntime.onnx", "m_onnxruntime_job.json"}
 
 
 def test_another_version_does_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +389,8 @@ def test_real_models_are_killed_and_go_on(tmp_path: Path) -> None:
         ("[[job]]\ntarget = 3", "job 1: target takes a name or a list of names, got 3"),
         ("[[job]]\nlimit = 2.5", "job 1: limit takes a whole number, got 2.5"),
         ("[[job]]\nlimit = 0", "limit=0 is no number of samples"),
+        ('[[job]]\non_bad_data = "skp"', "job 1: on_bad_data takes 'fail' or 'skip', got 'skp'"),
+        ('[[job]]\nengine = "procesess:2"', "engine='procesess:2' is unknown: did you mean 'processes'?"),
         ("[[job]]\nfull_int8 = 1", "job 1: full_int8 takes true or false, got 1"),
         ('[[job]]\nskip_layers = "a"', "job 1: skip_layers takes a list of texts, got 'a'"),
         ("[[job]]\nshapes = {x = [1, 2.5]}", "job 1: shapes takes a table"),

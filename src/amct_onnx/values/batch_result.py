@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from amct_onnx.errors import listed
 from amct_onnx.values.accuracy import Accuracy
 from amct_onnx.values.shown import Shown, Table
+from amct_onnx.values.used_data import UsedData
 
 DONE, KEPT, FAILED, WAITING = "done", "kept", "failed", "waiting"
 _STATES = {DONE: "done", KEPT: "kept from before", FAILED: "failed", WAITING: "waiting"}
@@ -22,12 +23,13 @@ class JobResult:
 
     name: of the job, as the table has it. model: the path of the float model. state: "done" by this call; "kept", since
     an earlier call made the same; "failed"; "waiting" until its turn comes. because: why it was done again, as a
-    clause; "" where it was not. error: why it failed, in one line. seconds: what it took when it was done. accuracy:
-    None where it was not measured. met: whether the target of accuracy is met, None without one. bytes_before,
-    bytes_after: of the float model and of what the target loads. speedup: how many times as fast as the float model in
-    ONNX Runtime on this machine; None where that was not measured. quantized: nodes, of the `candidates` that the
-    target could quantize. files: the results. run: the run file, report: the page made of it; "" where there is none.
-    warnings: what the log warned of. assumptions: what was assumed of the data.
+    clause; "" where it was not. error: why it failed, in one line. seconds: what it took when it was done. data: what
+    calibrated, and what of it was left out, None for a job without. accuracy: None where it was not measured. met:
+    whether the target of accuracy is met, None without one. bytes_before, bytes_after: of the float model and of what
+    the target loads. speedup: how many times as fast as the float model in ONNX Runtime on this machine; None where
+    that was not measured. quantized: nodes, of the `candidates` that the target could quantize. files: the results.
+    run: the run file, report: the page made of it; "" where there is none. warnings: what the log warned of.
+    assumptions: what was assumed of the data.
     """
 
     name: str
@@ -37,6 +39,7 @@ class JobResult:
     because: str = ""
     error: str = ""
     seconds: float | None = None
+    data: UsedData | None = None
     accuracy: Accuracy | None = None
     met: bool | None = None
     bytes_before: int | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from amct_onnx.values.batch_result import FAILED, WAITING, BatchResult, JobResul
 from amct_onnx.words import of_python
 
 _LONGEST = 1000  # characters of an error
+_STATE = re.compile(r"[0-9a-f]{16}")  # the name of a state's folder
 _log = logging.getLogger("amct_onnx.Batch")
 
 
@@ -132,7 +134,7 @@ class _Calls:
         known = {os.path.basename(task.state) for task in tasks}
         with suppress(OSError):
             for name in os.listdir(self._states):
-                if name not in known:
+                if name not in known and _STATE.fullmatch(name):
                     shutil.rmtree(os.path.join(self._states, name), ignore_errors=True)
 
     def _done(self, task: _Task, shared: Shared, place: str) -> JobResult:
@@ -196,7 +198,9 @@ def _result(job: Job, state: str, **more: Any) -> JobResult:
 def _failed(job: Job, error: Exception, because: str) -> JobResult:
     """The result of a job that failed, which the log is told of as well."""
     text = one_line(error, _LONGEST)
-    if not isinstance(error, AmctError):
+    if isinstance(error, MemoryError):
+        text = "there is not enough memory: use smaller batches, or a machine with more"
+    elif not isinstance(error, AmctError | OSError):
         text = f"unexpected {type(error).__name__}: {text}"
         _log.debug("The error came from:", exc_info=error)
     _log.error("%s: %s", job, text)

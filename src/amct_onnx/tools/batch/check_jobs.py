@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from amct_onnx.data.options import DataOptions
-from amct_onnx.errors import AmctError, DataError
+from amct_onnx.engine.open_engine import NAMES as ENGINES
+from amct_onnx.errors import AmctError, ArgumentError, DataError, did_you_mean, listed
 from amct_onnx.files.whole_files import Mistakes
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.plan.float_model import FloatModel
@@ -23,6 +24,7 @@ from amct_onnx.targets.table import target_of
 from amct_onnx.tools.batch.job import Job, is_local, paths_of
 from amct_onnx.tools.batch.option_values import OPTIONS
 from amct_onnx.tools.user_script import check_script
+from amct_onnx.words import given
 
 
 def check_jobs(jobs: Sequence[Job], mistakes: Mistakes) -> None:
@@ -67,6 +69,11 @@ def _check_options(job: Job) -> None:
     """Raise AmctError for options that do not go together."""
     options = QuantizeOptions(**_of_kind(job, QuantizeOptions))
     found = target_of(job.target)
+    engine = options.engine
+    if isinstance(engine, str) and (kind := engine.partition(":")[0]) not in ENGINES:
+        raise ArgumentError(
+            f"{given('engine', engine)} is unknown: {did_you_mean(kind, ENGINES, f'use {listed(ENGINES, 9)}')}"
+        )
     if job.evaluator:
         check_script(job.evaluator)
     aims = {field.name: getattr(options, field.name) for field in dataclasses.fields(Aims)}

@@ -75,15 +75,17 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     (part,) = parts
     origin, inner = typing.get_origin(part), typing.get_args(part)
+    if origin is typing.Literal:
+        return value in inner
     if part is os.PathLike or origin is os.PathLike:
         return isinstance(value, str)
     if part is float:
         return isinstance(value, float | int) and not isinstance(value, bool)
     if part in (str, int, bool):
         return isinstance(value, part) and (part is bool or not isinstance(value, bool))
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
-    if origin is not None and issubclass(origin, Sequence | Collection):
+    if isinstance(origin, type) and issubclass(origin, Sequence | Collection):
         return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     return part is ImageOptions and isinstance(value, dict)
 
@@ -93,9 +95,11 @@ def _words(hint: Any) -> list[str]:
     found = []
     for part in _parts(hint):
         origin, inner = typing.get_origin(part), typing.get_args(part)
-        if part is ImageOptions or (origin is not None and issubclass(origin, Mapping)):
+        if origin is typing.Literal:
+            found += [repr(value) for value in inner]
+        elif part is ImageOptions or (isinstance(origin, type) and issubclass(origin, Mapping)):
             found.append("a table")
-        elif origin is not None and origin is not os.PathLike and issubclass(origin, Sequence | Collection):
+        elif isinstance(origin, type) and origin is not os.PathLike and issubclass(origin, Sequence | Collection):
             found.append(f"a list of {'whole numbers' if inner[0] is int else 'texts'}")
         elif (known := _WORDS.get(origin or part)) is not None:
             found.append(known)

@@ -94,7 +94,7 @@ def run_job(job: Job, shared: Shared, progress: Progress, state: str) -> JobResu
     with warnings_heard() as warnings:
         result = shared.quantized(job, warnings, progress, state)
         if os.path.exists(job.record):  # what an earlier call made is no surprise that save has to warn of
-            for file in (job.record, *job.files):
+            for file in (job.record, *job.files, job.run, job.page):
                 Path(file).unlink(missing_ok=True)
         saved = result.save(job.prefix, inspect=job.report)
         run = _reported(job, result, saved, progress) if job.report else ""
@@ -106,6 +106,7 @@ def run_job(job: Job, shared: Shared, progress: Progress, state: str) -> JobResu
         model=job.model,
         state=DONE,
         seconds=time.monotonic() - start,
+        data=result.data,
         accuracy=result.accuracy if report is None else report.accuracy,
         met=None if result.precision is None else result.precision.met,
         bytes_before=file_bytes(source.model, job.model) if report is None else report.bytes_before,
