@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from far_engine import FarEngine
@@ -19,6 +20,8 @@ from PIL import Image
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.engine.processes import ProcessEngine
+from amct_onnx.measure.output_noise import OutputNoise
+from amct_onnx.measure.rounded_network import RoundedNetwork
 
 SAMPLES = 120
 
@@ -175,6 +178,61 @@ def test_an_evaluator_that_cannot_travel_runs_here(caplog: pytest.LogCaptureFixt
     assert len(seen) == 2 * count
     assert "MeasureTrials" not in engine.works
     assert caplog.text.count("The evaluator runs in this process") == 1
+
+
+@pytest.mark.parametrize("engine", ["local", FarEngine(3)], ids=["local", "far"])
+def test_a_search_that_was_stopped_goes_on(engine: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", data())
+    left, calls = [0], [0]
+
+    def evaluator(session: Any) -> np.ndarray:
+        if not left[0]:
+            raise InterruptedError
+        left[0] -= 1
+        calls[0] += 1
+        return closeness(session)
+
+    def search(**options: Any) -> Any:
+        found = amct_onnx.quantize(
+            chain(), tmp_path / "x.npy", evaluator=evaluator, target_accuracy=33.0, progress=False, **options
+        )
+        return found.precision, ir.to_proto(found.model()).SerializeToString()
+
+    left[0] = 100
+    whole, needed = search(), calls[0]
+    calls[0], left[0] = 0, 2
+    for _ in range((needed - 1) // 2):
+        with pytest.raises(InterruptedError):
+            search(engine=engine, state=tmp_path / "state")
+        left[0] = 2
+    assert search(engine=engine, state=tmp_path / "state") == whole
+    assert calls[0] == needed
+    left[0] = 0
+    assert search(engine=engine, state=tmp_path / "state") == whole
+
+
+def test_measurements_of_a_search_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", data())
+    runs = [0]
+    by_sample, clean = OutputNoise.by_sample, RoundedNetwork.clean
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            runs[0] += 1
+            return function(*arguments)
+
+        return count
+
+    monkeypatch.setattr(OutputNoise, "by_sample", counted(by_sample))
+    monkeypatch.setattr(RoundedNetwork, "clean", counted(clean))
+    found = []
+    for engine in ("local", FarEngine(3)):
+        options: dict[str, Any] = {"min_sqnr": 33.0, "effort": "fast", "progress": False, "engine": engine}
+        found.append(amct_onnx.quantize(chain(), tmp_path / "x.npy", state=tmp_path / str(len(found)), **options))
+        before = runs[0]
+        found.append(amct_onnx.quantize(chain(), tmp_path / "x.npy", state=tmp_path / str(len(found) - 1), **options))
+        assert runs[0] == before
+    assert len({repr(one.precision) for one in found}) == 1
 
 
 def test_effects_of_layers_are_the_same() -> None:

@@ -149,6 +149,7 @@ class StateFolder:
 
 
 State = StateFolder | NoState
+NO_STATE = NoState()
 
 
 def _compare(folder: Path, document: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from amct_onnx.data.data_source import DataSource
 from amct_onnx.data.keep_samples import SampleKeeper
 from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
+from amct_onnx.files.state_folder import State
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.mixed.goals import EvaluatorGoal, Goal, SqnrGoal
 from amct_onnx.ptq.mixed.search import search_mixed
@@ -48,14 +49,15 @@ class Aims:
         notes: tuple[str, ...],
         progress: Progress,
         engine: Engine,
+        state: State,
         *,
         by_number: bool,
     ) -> QuantizedModel:
         """Calibrate with these data, without the samples that are held out, and search.
 
         calibrated: gives the calibrated model, of feeds and of their `parts`. model: the float model. notes: what else
-        is assumed. engine: its workers measure layers and models. by_number: others than this process read the feeds,
-        where they can.
+        is assumed. engine: its workers measure layers and models. state: knows and keeps what they show. by_number:
+        others than this process read the feeds, where they can.
         """
         samples = SampleKeeper(feeds, most=_SEARCHED, hold_out=_SEARCHED if self.evaluator is None else 0)
         parts = samples.parts() if by_number else None
@@ -74,14 +76,15 @@ class Aims:
                 held_out=samples.held_out,
                 progress=progress,
                 engine=engine,
+                state=state,
             ).measured(judges)
         goal: Goal
         if self.evaluator is not None:
             drop, least = self.max_drop, self.target_accuracy
-            goal = EvaluatorGoal.of(self.evaluator, quantized, max_drop=drop, target_accuracy=least)
+            goal = EvaluatorGoal.of(self.evaluator, quantized, max_drop=drop, target_accuracy=least, state=state)
         else:
             goal = SqnrGoal(quantized, samples.spread(_LOOKED), samples.held_out, required=self.min_sqnr or 0.0)
-        return search_mixed(quantized, goal, samples.kept, progress, engine).measured(judges)
+        return search_mixed(quantized, goal, samples.kept, progress, engine, state).measured(judges)
 
 
 def _wants_search(evaluator: Evaluator | None, goals: Mapping[str, float | None]) -> bool:

@@ -15,6 +15,7 @@ from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import ArgumentError
+from amct_onnx.files.state_folder import NO_STATE
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
 from amct_onnx.measure.saturation import saturates
@@ -189,6 +190,7 @@ def quantize(
             (_SATURATED.format(given("reduce_range", True)),) if saturated else (),
             told,
             workers,
+            kept or NO_STATE,
             by_number=bool(kept or not workers.alone),
         )
         return _with_skipped(reached, feeds)

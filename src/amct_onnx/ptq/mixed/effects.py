@@ -18,6 +18,7 @@ from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions, OnBadData
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import ArgumentError, DataError, ModelError
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import name_of
 from amct_onnx.graph.inputs import model_inputs
@@ -211,18 +212,19 @@ def measure(
     cheap: bool = False,
     progress: Progress | None = None,
     engine: Engine = HERE,
+    state: State = NO_STATE,
 ) -> Effects:
     """Run `samples` through the float model, with the roundings of each unit in turn and with all of them.
 
-    cheap: only some of the samples where all of them would take long. engine: its workers run the samples. Raises
-    ModelError for a model without float outputs or of which nothing is quantized, and DataError for samples that it
-    cannot run.
+    cheap: only some of the samples where all of them would take long. engine: its workers run the samples. state:
+    knows samples that were run before, and keeps the others. Raises ModelError for a model without float outputs or
+    of which nothing is quantized, and DataError for samples that it cannot run.
     """
     layers, name = layers_inside(quantized), quantized.calibration.source.name
     found = quantized.lowered.units()
     effects = None
     if any(unit.nodes for unit in found.units):
-        effects = _measure_units(quantized, found, samples, cheap, progress or silent, engine)
+        effects = _measure_units(quantized, found, samples, cheap, progress or silent, engine, state)
         samples = samples[: len(effects.signal)]
     inside = measure_inside(quantized, layers, samples, engine) if layers else None
     if inside is not None:
@@ -279,15 +281,17 @@ def _measure_units(
     cheap: bool,
     progress: Progress,
     engine: Engine,
+    state: State,
 ) -> Effects:
-    units, work = found.units, UnitNoise(units=found, first=samples[0])
+    units, key = found.units, f"effects in {quantized.statistics.digest}"
+    work = UnitNoise(units=found, first=samples[0], state=state, key=key)
     probe = work.probe
     if not probe.outputs:
         raise _no_output(quantized.calibration.source.name)
     if cheap:
         samples = samples[: _cheap_count(found, probe)]
     signal, noise, shares, elements = [], [], np.zeros((len(units), 2)), 0
-    with closing(engine.map(work, samples)) as outcomes:
+    with closing(engine.map(work, enumerate(samples))) as outcomes:
         for number, seen in enumerate(outcomes, 1):
             signal.append(seen.signal)
             noise.append(seen.noise)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from amct_onnx.errors import ArgumentTypeError
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.measure.output_noise import OutputNoise
 from amct_onnx.numerics.arrays import Doubles, Feed
 from amct_onnx.numerics.sample_noise import decibel, is_wild, least_decibels, one_sided, typical
@@ -42,7 +43,7 @@ class Judgement:
     likely: bool = False
 
 
-# Runs the model of a session. It can be pickled, unless a function of the user's cannot; and so can what it gives.
+# Runs the model of a session, and gives numbers in lists. It can be pickled, unless a function of the user's cannot.
 Measuring = Callable[[Any], Any]
 
 
@@ -74,19 +75,19 @@ def is_enough(value: float, required: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseOnSamples:
-    """Gives the noise of a model on the samples of the search and, where that is little enough or it is not known
-    whether some samples are wild, on those held out."""
+    """Gives the noise of a model by sample and output, on the samples of the search and, where that is little enough or
+    it is not known whether some samples are wild, on those held out."""
 
     look: OutputNoise
     check: OutputNoise
     required: float
     wild: bool | None
 
-    def __call__(self, session: Any) -> tuple[Doubles, Doubles | None]:
+    def __call__(self, session: Any) -> list[Any]:
         seen = self.look.by_sample(session)
         if self.wild is not None and not is_enough(_decibels(seen, self.look, wild=self.wild), self.required):
-            return seen, None
-        return seen, self.check.by_sample(session)
+            return [seen.tolist(), None]
+        return [seen.tolist(), self.check.by_sample(session).tolist()]
 
 
 def _decibels(noise: Doubles, judge: OutputNoise, *, wild: bool) -> float:
@@ -114,8 +115,9 @@ class SqnrGoal:
     def measuring(self) -> Measuring:
         return NoiseOnSamples(look=self._look, check=self._check, required=self.required, wild=self._wild)
 
-    def judge(self, measured: tuple[Doubles, Doubles | None]) -> Judgement:
-        seen, others = measured
+    def judge(self, measured: Sequence[Any]) -> Judgement:
+        seen, others = (None if part is None else self._array(part) for part in measured)
+        assert seen is not None
         if self._wild is None:
             assert others is not None  # `NoiseOnSamples` has looked
             signal = np.concatenate([self._look.signal, self._check.signal])
@@ -139,6 +141,9 @@ class SqnrGoal:
     def leaves_room(self, session: Any) -> bool:
         return self._decibel(self._look.by_sample(session), self._look) >= self.required + _ROOM
 
+    def _array(self, noise: Sequence[Sequence[float]]) -> Doubles:
+        return np.array(noise, np.float64).reshape(len(noise), len(self._look.outputs))
+
     def _decibel(self, noise: Doubles, judge: OutputNoise) -> float:
         return _decibels(noise, judge, wild=bool(self._wild))
 
@@ -149,8 +154,8 @@ class ScoresOf:
 
     evaluator: Evaluator
 
-    def __call__(self, session: Any) -> tuple[float, ...]:
-        return _scores(self.evaluator(session))
+    def __call__(self, session: Any) -> list[float]:
+        return list(_scores(self.evaluator(session)))
 
 
 @dataclass
@@ -177,22 +182,28 @@ class EvaluatorGoal:
         *,
         max_drop: float | None,
         target_accuracy: float | None,
+        state: State = NO_STATE,
     ) -> EvaluatorGoal:
-        """The float model is evaluated for it. Raises ArgumentTypeError."""
-        exact = _scores(evaluator(open_session(quantized.calibration.source.source.model.clone(), own_model=True)))
+        """The float model is evaluated for it, unless `state` knows what that gave. Raises ArgumentTypeError."""
+        floats = quantized.calibration.source.source.model
+        measuring = ScoresOf(evaluator)
+        exact = state.recalled(
+            "trial of the float model", lambda: measuring(open_session(floats.clone(), own_model=True))
+        )
         reference = _mean(exact)
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
-        return cls(evaluator=evaluator, reference=reference, required=required, _exact=exact, _values=[reference])
+        return cls(
+            evaluator=evaluator, reference=reference, required=required, _exact=tuple(exact), _values=[reference]
+        )
 
     def measuring(self) -> Measuring:
         return ScoresOf(self.evaluator)
 
-    def judge(self, measured: tuple[float, ...]) -> Judgement:
-        scores = measured
-        value = _mean(scores)
+    def judge(self, measured: Sequence[float]) -> Judgement:
+        value = _mean(measured)
         self._values.append(value)
         plain = is_enough(value, self.required)
-        met = plain and is_enough(value - self._margin(scores, value), self.required)
+        met = plain and is_enough(value - self._margin(measured, value), self.required)
         hopeless = self.reference - self.required < self._margin(self._exact, self.reference)
         return Judgement(value=value, met=met, enough=met or (plain and hopeless), likely=plain)
 

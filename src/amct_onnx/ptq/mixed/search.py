@@ -18,6 +18,7 @@ from typing import Any
 
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.mixed.effects import SAMPLES, Effects, measure
@@ -41,22 +42,24 @@ def search_mixed(
     samples: Sequence[Feed],
     progress: Progress,
     engine: Engine = HERE,
+    state: State = NO_STATE,
 ) -> QuantizedModel:
     """`quantized` with as few and as cheap layers in more than int8 as `goal` allows.
 
     The result has the search in `precision`. Where the goal is missed it is the best model that was evaluated, and a
     warning is logged. `samples`: those that calibrated it, some of them; for the effects of layers, and to calibrate
     it again where steps of the recipe have changed the function of the float network (`same_function`). engine: its
-    workers measure effects, and models that the search may come to, before it does; the result does not tell.
+    workers measure effects, and models that the search may come to, before it does; the result does not tell. state:
+    knows what was measured before, and keeps what is.
     """
-    search = _Search(quantized, goal, progress, engine if engine.alone else travelling(goal, engine))
+    search = _Search(quantized, goal, progress, engine if engine.alone else travelling(goal, engine), state)
     enough = search.try_wishes(NONE)
     if not enough and any(decision.quantized for decision in quantized.decisions):
         try:
             enough = search.keep_function(samples)
             if not enough:
-                effects = measure(search.quantized, spread(samples), cheap=True, progress=progress, engine=engine)
-                search.look_for(effects)
+                some, model = spread(samples), search.quantized
+                search.look_for(measure(model, some, cheap=True, progress=progress, engine=engine, state=state))
         except AmctError as error:  # e.g. outputs that are empty for all samples
             _log.warning("Which layers are to blame could not be measured: %s", error)
     result = search.result()
@@ -100,6 +103,11 @@ class Measured:
     done: bool = False
 
 
+def key_of(quantized: QuantizedModel, wishes: Wishes) -> str:
+    """What resumable state calls the model with these wishes."""
+    return f"trial of {quantized.statistics.digest} with {sorted(wishes)}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MeasureTrials:
     """The work of lowering models with other wishes than `quantized`, and measuring them. nodes: those of each unit."""
@@ -107,6 +115,7 @@ class MeasureTrials:
     quantized: QuantizedModel
     nodes: Mapping[str, Sequence[str]]
     measuring: Measuring
+    state: State
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Wishes], Measured]]:
@@ -115,7 +124,11 @@ class MeasureTrials:
     def _measure(self, wishes: Wishes) -> Measured:
         try:
             model = with_wishes(self.quantized, wishes, self.nodes)
-            return Measured() if model is None else Measured(found=self.measuring(model.lowered.session()), done=True)
+            if model is None:
+                return Measured()
+            key = key_of(self.quantized, wishes)
+            found = self.state.recalled(key, lambda: self.measuring(model.lowered.session()))
+            return Measured(found=found, done=True)
         except Exception:  # the search may never come here; where it does, it meets the same
             return Measured()
 
@@ -156,6 +169,7 @@ class _Search:
     goal: Goal
     progress: Progress
     engine: Engine = HERE
+    state: State = NO_STATE
     nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     order: Order | None = None
     found: list[QuantizedModel] = field(default_factory=list)  # without what they were lowered to
@@ -171,9 +185,12 @@ class _Search:
         plain = same_function(self.quantized, samples)
         if plain is None:
             return False
-        changed = open_session(self.quantized.calibration.source.model.clone(), own_model=True)
+        changed = self.quantized.calibration.source.model
         self.most -= 1
-        hinders = not self.goal.leaves_room(changed)
+        hinders = not self.state.recalled(
+            "trial of the changed float model",
+            lambda: self.goal.leaves_room(open_session(changed.clone(), own_model=True)),
+        )
         with_it, before = self.quantized, self.evaluations[0].value
         self.quantized = plain
         enough = self.try_wishes(NONE)
@@ -220,7 +237,8 @@ class _Search:
             if high - low > 1 and left:
                 wanted += [path[middle]] if path[middle] not in self.tried | self.ahead.keys() else []
                 waiting += [(low, middle, left - 1), (middle, high, left - 1)]
-        work = MeasureTrials(quantized=self.quantized, nodes=self.nodes, measuring=self.goal.measuring())
+        measuring = self.goal.measuring()
+        work = MeasureTrials(quantized=self.quantized, nodes=self.nodes, measuring=measuring, state=self.state)
         with closing(self.engine.map(work, wanted)) as outcomes:
             self.ahead |= zip(wanted, outcomes, strict=True)
 
@@ -242,14 +260,17 @@ class _Search:
         request = model.calibration.request
         key = (id(self.quantized), model.decisions, request.wide)
         if key not in self.known:
-            known = self.ahead.pop(wishes, Measured())
-            found = known.found if known.done else self.goal.measuring()(model.lowered.session())
+            known, session = self.ahead.pop(wishes, Measured()), model.lowered.session
+            found = known.found if known.done else self._measured(wishes, session)
             judgement = self.goal.judge(found)
             self.known[key] = len(self.evaluations)
             self.found.append(replace(self.quantized, calibration=model.calibration))
             self.evaluations.append(self._evaluation(model, judgement, self._share(wishes)))
             self.progress("evaluation", len(self.evaluations) / MOST_EVALUATIONS)
         return self.evaluations[self.known[key]]
+
+    def _measured(self, wishes: Wishes, session: Callable[[], Any]) -> Any:
+        return self.state.recalled(key_of(self.quantized, wishes), lambda: self.goal.measuring()(session()))
 
     def _share(self, wishes: Wishes) -> float:
         if self.order is None or not wishes:

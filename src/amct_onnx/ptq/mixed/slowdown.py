@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import AmctError
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.measure.output_judge import OutputJudge, gain
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.progress import Progress
@@ -32,15 +33,16 @@ def spend_time(
     held_out: Sequence[Feed],
     progress: Progress,
     engine: Engine = HERE,
+    state: State = NO_STATE,
 ) -> QuantizedModel:
     """`quantized` with the nodes in float that make most of the noise, if that helps on samples `held_out`.
 
     most: how many times as long as now it may take, by the prices of nodes and not by measurement. model: the float
-    network that it is judged by. samples: some that calibrated it. engine: its workers run them. The step is the last
-    of `steps`.
+    network that it is judged by. samples: some that calibrated it. engine: its workers run them. state: knows and
+    keeps what they show. The step is the last of `steps`.
     """
     try:
-        effects = measure(quantized, spread(samples), cheap=True, progress=progress, engine=engine)
+        effects = measure(quantized, spread(samples), cheap=True, progress=progress, engine=engine, state=state)
     except AmctError as error:
         _log.warning("Which layers are to blame could not be measured: %s", error)
         return quantized

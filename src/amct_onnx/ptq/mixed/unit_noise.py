@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from amct_onnx.files.packed_model import HoldsGraphs
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.measure.rounded_network import RoundedNetwork, finite, power, side_by_side
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.targets.float_units import Unit, Units
@@ -27,10 +28,15 @@ class SampleSeen:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitNoise(HoldsGraphs):
-    """The work of running a sample with the roundings of each unit in turn. first: a sample that shows the shapes."""
+    """The work of running a sample, which comes with its number, with the roundings of each unit in turn.
+
+    first: a sample that shows the shapes. state: knows samples that were run, as those of `key`, and keeps others.
+    """
 
     units: Units
     first: Feed
+    state: State = NO_STATE
+    key: str = ""
 
     @cached_property
     def probe(self) -> RoundedNetwork:
@@ -41,12 +47,17 @@ class UnitNoise(HoldsGraphs):
         return RoundedNetwork(self.units.model, everything, self.units.constants, self.first, ends=ends)
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[Feed], SampleSeen]]:
+    def open(self) -> Iterator[Callable[[tuple[int, Feed]], SampleSeen]]:
         changes = [Roundings.union([unit.constants, unit.tensors]) for unit in self.units.units]
         changes.append(Roundings.union(changes))
         yield partial(self._see, self.probe, changes)
 
-    def _see(self, probe: RoundedNetwork, changes: Sequence[Roundings], sample: Feed) -> SampleSeen:
+    def _see(self, probe: RoundedNetwork, changes: Sequence[Roundings], item: tuple[int, Feed]) -> SampleSeen:
+        number, sample = item
+        seen = self.state.recalled(f"{self.key}, sample {number}", lambda: vars(self._run(probe, changes, sample)))
+        return SampleSeen(**seen)
+
+    def _run(self, probe: RoundedNetwork, changes: Sequence[Roundings], sample: Feed) -> SampleSeen:
         clean = probe.clean(sample)
         return SampleSeen(
             signal=[power(finite(clean[name])) for name in probe.outputs],
