@@ -113,7 +113,8 @@ class LossyCrew:
 
     def close(self, run: int, hands: Sequence[Hand], patience: float) -> Sequence[Said]:
         for hand in hands:
-            self._open.pop((hand, run))[0].close()
+            if (hand, run) in self._open:  # else it has not come to what it was given
+                self._open.pop((hand, run))[0].close()
         return []
 
 
