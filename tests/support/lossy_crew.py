@@ -59,8 +59,11 @@ class LossyCrew:
             self.nodes = set(self._here)
         return len(self.hands)
 
-    def put(self, value: Any) -> Lying:
-        return Lying("", value)
+    def pack(self, value: Any) -> tuple[Any, int]:
+        return value, self._random.choice((1, 10**6))
+
+    def put(self, packed: Any) -> Lying:
+        return Lying("", packed)
 
     def give(self, hand: Hand, run: int, work: Lying, arguments: Sequence[Any], has_item: bool) -> tuple[Any, Any]:
         order = Order(hand, run, work.value, arguments, has_item, Lying(hand.node))
@@ -110,7 +113,8 @@ class LossyCrew:
 
     def close(self, run: int, hands: Sequence[Hand], patience: float) -> Sequence[Said]:
         for hand in hands:
-            self._open.pop((hand, run))[0].close()
+            if (hand, run) in self._open:  # else it has not come to what it was given
+                self._open.pop((hand, run))[0].close()
         return []
 
 

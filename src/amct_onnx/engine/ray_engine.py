@@ -12,16 +12,20 @@ import logging
 import math
 import os
 import pickle
+import platform
 import re
 import socket
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import reduce
 from typing import Any, TypeVar
+
+import numpy as np
 
 from amct_onnx.engine.engine import Work
 from amct_onnx.engine.processors import THREADS, processors
@@ -67,8 +71,8 @@ class RayEngine:
     in the environment, or else for workers on this machine, which `close` ends. A cluster that this process has joined
     before is used whatever the address. Whatever was there before is left as it was.
 
-    Arrays may be read-only: those of works and items for a worker, and those of outcomes. Raises EngineError if there
-    is no cluster at the address, or if it does not fit: another version of Ray, Python or amct_onnx.
+    For a worker the arrays of works and items are read-only. Raises EngineError if there is no cluster at the address,
+    or if it does not fit: another version of Ray, Python or amct_onnx.
     """
 
     alone = False
@@ -119,15 +123,15 @@ class _RayCrew:
                 self._await(Hand(_ACTOR.remote(*self._settings)))
         return self._size
 
-    def put(self, value: Any) -> Any:
+    def pack(self, value: Any) -> tuple[Any, int]:
         try:
-            return ray.put(value)
-        except lost.RayError:
-            raise
+            packed = _packed(value)
         except Exception as reason:
-            raise EngineError(
-                f"The work cannot be sent to other processes: {one_line(reason.__cause__ or reason)}."
-            ) from reason
+            raise EngineError(f"The work cannot be sent to other processes: {one_line(reason)}.") from reason
+        return packed, len(packed[0]) + sum(array.nbytes for array in packed[1])
+
+    def put(self, packed: Any) -> Any:
+        return ray.put(packed)
 
     def give(self, hand: Hand, run: int, work: Any, arguments: Sequence[Any], has_item: bool) -> tuple[Any, Any]:
         said, result = hand.actor.do.remote(run, [work], has_item, *arguments)
@@ -163,12 +167,10 @@ class _RayCrew:
 
     def fetch(self, reference: Any) -> Any:
         try:
-            found = ray.get(reference)
+            head, arrays = ray.get(reference)
         except lost.ObjectLostError:
             raise LostThingError from None
-        arrays = list[pickle.PickleBuffer]()  # of the store of objects, which may end before they do
-        head = cloudpickle.dumps(found, protocol=5, buffer_callback=arrays.append)
-        return pickle.loads(head, buffers=[bytearray(array.raw()) for array in arrays])
+        return pickle.loads(head, buffers=[bytearray(array) for array in arrays])  # they may outlive the store
 
     def lose(self, hand: Hand) -> None:
         _kill(hand)
@@ -242,13 +244,15 @@ class _Worker:
     def do(self, run: int, work: Sequence[Any], has_item: bool, *arguments: Any) -> tuple[Said, Any]:
         """What `Crew.give` asks for; the work comes as a reference. What is said comes apart from the outcome, which
         the driver need not fetch then."""
-        outcomes, in_merging = list(arguments), False
+        in_merging = False
         try:
             do, merge = self._opened(run, work[0])
+            outcomes = [pickle.loads(head, buffers=arrays) for head, arrays in arguments]
             if has_item:
                 outcomes[0] = do(outcomes[0])
             in_merging = True
-            return Said(log=self._log.taken()), reduce(merge, outcomes)
+            packed = _packed(reduce(merge, outcomes))
+            return Said(log=self._log.taken()), packed
         except BaseException as error:
             return self._raised(error, in_merging), None
 
@@ -262,10 +266,8 @@ class _Worker:
 
     def _opened(self, run: int, reference: Any) -> tuple[Callable[[Any], Any], Merge]:
         if run not in self._open:
-            try:
-                work, merge = ray.get(reference)
-            except lost.RayError as error:
-                raise EngineError(f"A worker cannot read what it is to do: {one_line(error)}") from None
+            head, arrays = ray.get(reference)
+            work, merge = pickle.loads(head, buffers=arrays)
             stack = ExitStack()
             self._open[run] = stack, stack.enter_context(work.open()), merge
         return self._open[run][1:]
@@ -277,6 +279,13 @@ class _Worker:
         except Exception:
             pickled = pickle.dumps(EngineError(f"{type(error).__name__}: {one_line(error)}"))
         return Said(log=self._log.taken(), error=pickled, trace=traceback.format_exc(), in_merging=in_merging)
+
+
+def _packed(value: Any) -> tuple[bytes, list[Any]]:
+    """A value, pickled, and its arrays as bytes, uint8[n], which Ray lets lie where it gets them."""
+    arrays = list[pickle.PickleBuffer]()
+    head = cloudpickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    return head, [np.frombuffer(array.raw(), np.uint8) for array in arrays]
 
 
 _ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Worker)
@@ -308,9 +317,11 @@ def _connected(address: str | None) -> Iterator[None]:
             os.environ[name] = _QUIET[name]
         stack.callback(ray.shutdown)
         try:
-            ray.init(address=address, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(address=address, **options)
         except Exception as reason:  # of any class, as where a part of a cluster does not start in time
-            raise EngineError(f"Ray at {address}: {one_line(reason)}") from reason
+            raise EngineError(f"Ray at {address}: {one_line(reason)}{_hint(address)}") from reason
         yield
 
 
@@ -326,6 +337,15 @@ def _knock(address: str) -> None:
     raise EngineError(
         f"Ray at {address}: {problem}: give ray://HOST:PORT of the head node of a running cluster, with the port of "
         "its client server (10001 unless set otherwise), or only ray for workers on this machine."
+    )
+
+
+def _hint(address: str) -> str:
+    if address == "local":
+        return ""
+    return (
+        f". It has to be a cluster of Ray {ray.__version__} with Python {platform.python_version()}, and if it asks "
+        "for tokens, RAY_AUTH_MODE=token has to be set here, too."
     )
 
 

@@ -85,13 +85,17 @@ class Crew(Protocol):
         """Look for processors that have no worker; how many workers there should be."""
         ...
 
-    def put(self, value: Any) -> Reference:
-        """Let others read it. Raises EngineError for something that cannot be pickled."""
+    def pack(self, value: Any) -> tuple[Any, int]:
+        """A value in the form in which it travels, and the bytes of that. Raises EngineError if it has none."""
+        ...
+
+    def put(self, packed: Any) -> Reference:
+        """Let it lie here, where others can read it, each node once."""
         ...
 
     def give(self, hand: Hand, run: int, work: Reference, arguments: Sequence[Any], has_item: bool) -> tuple[Any, Any]:
-        """Let a worker merge the arguments, of which the first is an item to be worked on before, if that is said.
-        Gives what the job is known by, and a reference to what it makes."""
+        """Let a worker merge the arguments, packed or as references, of which the first is an item to be worked on
+        before, if that is said. Gives what the job is known by, and a reference to what it makes."""
         ...
 
     def ended(self, jobs: Sequence[Any]) -> Sequence[Any]:
@@ -153,13 +157,16 @@ def merge_scattered(
 
 @dataclass(eq=False)
 class _Item:
-    """An item on its way. argument: the item, or a reference to it."""
+    """An item on its way. argument: the item, packed, or a reference to it. size: its bytes."""
 
     number: int
     argument: Any
     size: int
-    name: str
     losses: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"part {self.number + 1} of the work"
 
 
 @dataclass(eq=False)
@@ -204,7 +211,7 @@ class _Run:
     failures: dict[int, BaseException] = field(default_factory=dict)
 
     def __enter__(self) -> _Run:
-        self._number, self._work = next(_RUNS), self.crew.put((self.work, self.merges))
+        self._number, self._work = next(_RUNS), self.crew.put(self.crew.pack((self.work, self.merges))[0])
         self._source, self._ended = iter(self.source), False
         self._queue, self._jobs, self._opened = deque[_Item](), dict[Any, _Job](), set[Hand]()
         return self
@@ -274,18 +281,10 @@ class _Run:
         except Exception as error:
             self._fail(self.asked, error)
         else:
-            self._queue.append(self._packed(item))
+            argument, size = self.crew.pack(item)
+            argument = self.crew.put(argument) if size >= _LARGE else argument
+            self._queue.append(_Item(number=self.asked, argument=argument, size=size))
             self.asked += 1
-
-    def _packed(self, item: Any) -> _Item:
-        name, arrays = f"part {self.asked + 1} of the work", list[pickle.PickleBuffer]()
-        try:
-            size = len(pickle.dumps(item, protocol=5, buffer_callback=arrays.append))
-        except Exception:
-            size = _LARGE  # the crew may know how to pickle it
-        size += sum(array.raw().nbytes for array in arrays)
-        argument = self.crew.put(item) if size >= _LARGE else item
-        return _Item(number=self.asked, argument=argument, size=size, name=name)
 
     def _give_out(self) -> None:
         at_work = {job.hand for job in self._jobs.values()}

@@ -50,6 +50,7 @@ def test_a_node_is_lost_in_merging_and_comes_back(engine: Any) -> None:
 def test_a_node_is_lost_between_outcomes_and_comes_back(engine: Any) -> None:
     found = list(engine.map(Doubled(), arrays(60, 20, 40)))
     assert [int(array[0]) for array in found] == [2 * number for number in range(60)]
+    assert all(array.flags.writeable for array in found)
     wait_for_two(engine)
 
 
