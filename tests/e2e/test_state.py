@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from engine_networks import a_folder_of_images, an_array_in_a_file, files_of, network
+from engine_networks import a_folder_of_images, an_array_in_a_file, files_of, network, samples
 
 import amct_onnx
 from amct_onnx.errors import ArgumentError, StateError
+from amct_onnx.files.state_folder import StateFolder
 from amct_onnx.measure.output_judge import OutputJudge
 from amct_onnx.observe.histograms import TensorCounter
 
@@ -78,6 +80,54 @@ def test_what_is_done_is_not_done_again(
     assert (again.steps, again.accuracy) == (result.steps, result.accuracy)
     assert dict(runs) == before[0]
     assert judged - before[1] <= 1  # what the result is worth
+
+
+@pytest.mark.parametrize("goal", [{"min_sqnr": 40.0}, {"max_slowdown": 1.5}, {"max_drop": 0.0}])
+def test_a_search_goes_on_where_it_was(
+    model: Path, tmp_path: Path, goal: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at any time, nothing is measured twice, and the search is the same."""
+    data = an_array_in_a_file(tmp_path)
+    x = {"x": samples(32)}
+    calls = 0
+
+    def evaluate(session: Any) -> float:
+        nonlocal calls
+        calls += 1
+        return -float(np.square(session.run(None, x)[0] - exact).mean())
+
+    exact = onnxruntime.InferenceSession(model).run(None, x)[0]
+    options: dict[str, Any] = {**goal, **({"evaluator": evaluate} if "max_drop" in goal else {})}
+    whole = amct_onnx.quantize(model, data, effort="fast", **options)
+    evaluated, calls = calls, 0
+    done: Counter[str] = Counter()
+    write = StateFolder.recalled
+
+    def stopping(self: StateFolder, key: str, make: Any) -> Any:
+        def once() -> Any:
+            made = make()
+            done[key] += 1
+            return made
+
+        before = sum(done.values())
+        found = write(self, key, once)
+        if sum(done.values()) > before and len(done) % 3 == 0:
+            raise StoppedError
+        return found
+
+    monkeypatch.setattr(StateFolder, "recalled", stopping)
+    stops = 0
+    while True:
+        try:
+            result = amct_onnx.quantize(model, data, effort="fast", state=tmp_path / "state", **options)
+            break
+        except StoppedError:
+            stops += 1
+    assert stops >= 2
+    assert set(done.values()) == {1}
+    assert calls == evaluated
+    assert (result.precision, result.steps) == (whole.precision, whole.steps)
+    assert files_of(result, tmp_path / "resumed") == files_of(whole, tmp_path / "whole")
 
 
 SCRIPT = """
