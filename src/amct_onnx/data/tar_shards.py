@@ -126,7 +126,7 @@ def open_tars(
     count, unreadable = 0, ""
     for shard in shards:
         try:
-            for sample in itertools.islice(_samples(shard), None if limit is None else limit - count):
+            for sample in _samples(shard):
                 if fields is None:
                     if not _endings(sample):
                         continue
@@ -137,6 +137,8 @@ def open_tars(
                 for name, place in found.items():
                     places[name].extend(place or (0, -1))
                 count += 1
+                if count == limit:
+                    break
         except DataError as reason:
             if lost is None:
                 raise

@@ -74,7 +74,9 @@ def test_files_of_a_sample_share_their_name_up_to_the_first_dot(tmp_path: Path) 
         "./b/._0003.png": b"what a Mac leaves behind",
         "./b/0003.webp": image(30, "webp"),
     }
-    assert shades(opened(tar(tmp_path / "a.tar", members))) == [10, 20, 30]
+    path = tar(tmp_path / "a.tar", members)
+    assert shades(opened(path)) == [10, 20, 30]
+    assert shades(opened(path, limit=2)) == [10, 20]
 
 
 @pytest.mark.parametrize("inputs", [(X, Y, MASK), tuple(replace(v, shape=(1, *v.shape[1:])) for v in (X, Y, MASK))])
