@@ -76,7 +76,8 @@ def count_all(
     seen = [part for part in (front, found) if part is not None]
     if not seen or stream.first is None:
         raise DataError("There are no calibration data: give at least one batch.")
-    progress("calibration", 1.0)
+    if total is None or not as_it_comes:
+        progress("calibration", 1.0)
     merged = reduce(merged_counts, seen)
     merged = replace(merged, skipped=merged.skipped.merge(lost))
     return AllSeen(seen=merged, first=stream.first, later=later)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -20,6 +20,7 @@ from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.files.state_folder import Counts, StateFolder
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.observe.histograms import TensorCounter, counting, side_by_side
+from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +84,26 @@ class CountShards(HoldsGraphs):
     def _count_resumably(self, state: StateFolder, counter: TensorCounter, shard: Shard) -> Counts:
         """The same, feed by feed: what is counted of the shard is kept after each."""
         key = f"counts of {self.digest}, feeds {shard.first} to {shard.last}{' in part' if shard.feeds else ''}"
-        found = state.load_counts(key)
-        tally = SkippedTally()
-        done = 0 if found is None else found.feeds + found.skipped.feeds
+        kept = state.load_counts(key)
+        tally, skipped = SkippedTally(), NOTHING_SKIPPED
+        done = 0 if kept is None else kept.feeds + kept.skipped.feeds
+        feeds = samples = 0
+
+        def counted() -> Counts:
+            """With those of an earlier call. They stay in the counter, which has less to do than who merges."""
+            now = Counts(tensors=counter.histograms(), feeds=feeds, samples=samples, skipped=skipped)
+            return now if kept is None else merged_counts(kept, now)
+
         for number, feed in enumerate(self._feeds(shard, tally, done), shard.first + done + 1):
             for _ in counter.run([(number, feed)]):
                 pass
-            counts = Counts(tensors=counter.take(), feeds=1, samples=self.rule.rows(feed), skipped=tally.taken())
-            found = counts if found is None else merged_counts(found, counts)
-            state.save_counts(key, found)
-        rest = tally.taken()  # behind the last feed
-        if found is None:
-            return Counts(tensors=counter.take(), feeds=0, samples=0, skipped=rest)
-        return replace(found, skipped=found.skipped.merge(rest))
+            feeds, samples = feeds + 1, samples + self.rule.rows(feed)
+            skipped = skipped.merge(tally.taken())
+            state.save_counts(key, counted())
+        skipped = skipped.merge(tally.taken())  # behind the last feed
+        found = counted()
+        counter.take()
+        return found
 
     def _feeds(self, shard: Shard, tally: SkippedTally, done: int = 0) -> Iterable[Feed]:
         if shard.feeds is not None:
