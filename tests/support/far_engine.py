@@ -39,7 +39,7 @@ class FarEngine:
 
     def _work(self, work: Any, items: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
         with work.open() as do:
-            return [(number, sent(do(item))) for number, item in items]
+            return [(number, sent(Context().run(do, item))) for number, item in items]
 
     def merge(
         self, work: Work[Item, Outcome], items: Iterable[Item], merge: Callable[[Outcome, Outcome], Outcome]

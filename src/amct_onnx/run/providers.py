@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import onnx_ir as ir
@@ -70,11 +71,12 @@ def checked_providers(providers: Sequence[Provider] | None) -> Providers | None:
 @contextmanager
 def on_providers(providers: Providers | None) -> Iterator[None]:
     """Sessions that open while the block runs are on these, which are checked; None changes nothing."""
-    token = _HERE.set(providers or _HERE.get())
+    before = _HERE.get()
+    _HERE.set(providers or before)
     try:
         yield
     finally:
-        _HERE.reset(token)
+        _HERE.set(before)
 
 
 @contextmanager
@@ -114,7 +116,11 @@ class _WorkOn(Generic[Item, Outcome]):
     @contextmanager
     def open(self) -> Iterator[Callable[[Item], Outcome]]:
         with on_providers(self.providers), self.work.open() as do:
-            yield do
+            yield partial(self._do, do)  # some open sessions there
+
+    def _do(self, do: Callable[[Item], Outcome], item: Item) -> Outcome:
+        with on_providers(self.providers):
+            return do(item)
 
 
 def _pair(entry: Any) -> Provider:
