@@ -1,8 +1,8 @@
 """`make kill`: workers and drivers are killed at random, and the files have to be those of a run that nobody disturbed.
 
 A worker, or a node of two, is lost during a calibration and during a search, so many times each. As often the process
-of the user is killed (SIGKILL) and started again with `state=`; each batch is counted, also those that run again: a kill
-may cost one for each worker. The exit code is 1 where files differ or more ran again.
+of the user is killed (SIGKILL) and started again with `state=`; each batch is counted, also those that run again: a
+kill may cost one for each worker. The exit code is 1 where files differ or more ran again.
 """
 
 from __future__ import annotations

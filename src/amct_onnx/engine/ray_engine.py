@@ -143,7 +143,9 @@ class _RayCrew:
             time.sleep(_PAUSE / 100)
             return []
         ready, _ = ray.wait(waited, timeout=_PAUSE, fetch_local=False)
-        if not self.hands and time.monotonic() - self._alone > _SILENCE:
+        if self.hands:
+            self._alone = time.monotonic()
+        elif time.monotonic() - self._alone > _SILENCE:
             self._alone = math.inf
             _log.warning("Ray has no processor that is free: waiting for one.")
         if ready:
