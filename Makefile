@@ -16,7 +16,7 @@ DEMO := model/resnet-101.onnx --data data/images --preset torch --save_path outp
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns encoder prices placement streaming clean
+.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns scale kill engines encoder prices placement streaming clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -119,6 +119,15 @@ patterns: $(STAMP)
 
 streaming: $(STAMP)
 	$(BIN)/python benchmarks/streaming.py $(ARGS)
+
+scale: $(STAMP)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+kill: $(STAMP)
+	$(BIN)/python benchmarks/kill.py $(ARGS)
+
+engines: $(STAMP)
+	$(BIN)/python benchmarks/engines.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from engine_works import Deadly, Doubled, Scaled, Wrong, add
 from lossy_crew import LossyEngine
-from ray_nodes import ray_nodes
+from shared_nodes import ray_nodes
 
 from amct_onnx.engine.engine import Engine, LocalEngine
 from amct_onnx.engine.processes import ProcessEngine

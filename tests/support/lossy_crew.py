@@ -124,14 +124,14 @@ class LossyEngine:
     alone = False
 
     def __init__(self, seed: int, nodes: int, losses: int) -> None:
-        self._crew = LossyCrew(seed, nodes, losses)
+        self.crew = LossyCrew(seed, nodes, losses)
         self.workers = 2 * nodes
 
     def map(self, work: Work[Any, Any], items: Iterable[Any]) -> Generator[Any, None, None]:
-        return map_scattered(self._crew, work, items)
+        return map_scattered(self.crew, work, items)
 
     def merge(self, work: Work[Any, Any], items: Iterable[Any], merge: Callable[[Any, Any], Any]) -> Any:
-        return merge_scattered(self._crew, work, items, merge)
+        return merge_scattered(self.crew, work, items, merge)
 
     def close(self) -> None:
         """There is nobody to let go."""

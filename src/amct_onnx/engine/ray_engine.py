@@ -143,7 +143,9 @@ class _RayCrew:
             time.sleep(_PAUSE / 100)
             return []
         ready, _ = ray.wait(waited, timeout=_PAUSE, fetch_local=False)
-        if not self.hands and time.monotonic() - self._alone > _SILENCE:
+        if self.hands:
+            self._alone = time.monotonic()
+        elif time.monotonic() - self._alone > _SILENCE:
             self._alone = math.inf
             _log.warning("Ray has no processor that is free: waiting for one.")
         if ready:
@@ -207,13 +209,17 @@ class _RayCrew:
         try:
             version, node = ray.get(hello)
         except lost.RayError as error:
-            self.lose(hand)
-            if not hand.node:  # else it has been here before
-                self._failed += 1
-                if "ModuleNotFoundError" in str(error):
-                    raise EngineError(_other_version(_version_there())) from None
-                if self._failed >= _MOST_FAILED:
-                    raise EngineError(f"Ray cannot start workers: {one_line(error)}") from None
+            if hand.node:  # it was one of us, and is gone
+                self.lose(hand)
+                return
+            _kill(hand)
+            if "ModuleNotFoundError" in str(error):
+                raise EngineError(_other_version(_version_there())) from None
+            self._failed += 1
+            others = [*self.hands, *(one for one in self._starting.values() if one.node)]
+            if self._failed >= _MOST_FAILED and not others:  # with others it may be a node that was lost meanwhile
+                said = " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
+                raise EngineError(f"Ray cannot start workers: {one_line(said)}") from None
             return
         if version != VERSION:
             raise EngineError(_other_version(f"amct_onnx {version}"))

@@ -2,7 +2,7 @@
 
 Workers, and what they have made, may be lost at any time; then their items go back into the queue. What is merged stays
 on the node where it was made: a worker merges what comes of its next item with something there, and in the end things
-are merged in pairs, those of one node before those of two. What `_MOST_ITEMS` or more have come to is fetched by the
+are merged in pairs, those of one node before those of two. What `MOST_ITEMS` or more have come to is fetched by the
 driver, so that a node that is lost takes few items of each of its workers with it.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 from amct_onnx.engine.engine import Work
 from amct_onnx.errors import AmctError, EngineError, one_line
 
-_MOST_ITEMS = 64  # in something that is not fetched yet
+MOST_ITEMS = 64  # in something that is not fetched yet
 _AHEAD = 2  # items that wait for a worker
 _MOST_BYTES = 512 << 20  # of the items in all things that are not fetched: they are kept as long as they may be needed
 _LARGE = 100_000  # bytes of an item that the crew keeps, so that it is not sent again with each order
@@ -254,7 +254,7 @@ class _Run:
         if not self.is_busy() and len(self.things) == 1:
             return True
         size = sum(item.size for item in thing.items)
-        return len(thing.items) >= _MOST_ITEMS or size > _MOST_BYTES / max(1, len(self.crew.hands))
+        return len(thing.items) >= MOST_ITEMS or size > _MOST_BYTES / max(1, len(self.crew.hands))
 
     def fetch(self, thing: _Thing) -> list[Any]:
         """What was made; nothing if it is lost, and then its items are worked on again."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_works import Doubled, Slow, add
-from ray_nodes import ray_nodes
+from shared_nodes import ray_nodes
 
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import EngineError

@@ -1,27 +1,22 @@
-"""A cluster of Ray on this machine with two nodes, each with a processor and a store of its own; one can be lost.
-
-`ray_nodes()` is made once for all tests of a process, and ends with it. Tests that ask for it have the mark `ray`.
-"""
+"""A cluster of Ray on this machine with two nodes, each with a processor and a store of its own; one can be lost."""
 
 from __future__ import annotations
 
 import atexit
 import logging
 import os
-from functools import cache
 from typing import Any
-
-import pytest
 
 
 class RayNodes:
     """The cluster, which this process has joined, as a user's own script may have done."""
 
     def __init__(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # of what Ray says of lost workers; read when it is imported
         import ray
         from ray.cluster_utils import Cluster
 
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self._node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 200 << 20}
         # Ray notices within seconds what takes it some tens of seconds otherwise.
         soon = {"health_check_period_ms": 300, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
@@ -29,7 +24,7 @@ class RayNodes:
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={**self._node, "_system_config": soon})
         self._second: Any = self._cluster.add_node(**self._node)
         ray.init(address=self._cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        atexit.register(self._end)
+        atexit.register(self.end)
 
     def lose_one(self) -> None:
         """The second node is gone from one moment to the other, and whatever lay on it."""
@@ -41,18 +36,9 @@ class RayNodes:
         if self._second is None:
             self._second = self._cluster.add_node(wait=False, **self._node)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End both nodes."""
         import ray
 
         ray.shutdown()
         self._cluster.shutdown()
-
-
-@cache
-def ray_nodes() -> RayNodes:
-    """The cluster of this process; without Ray the test is skipped."""
-    # The engine, and not Ray itself: it has Ray keep quiet about lost workers, which has to be said before that.
-    pytest.importorskip(
-        "amct_onnx.engine.ray_engine", reason='Ray is not installed: pip install "amct-onnx[ray]"', exc_type=ImportError
-    )
-    return RayNodes()
