@@ -21,7 +21,7 @@ from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.ptq.shards import CountShards, Shard, merged_counts
 from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 
-_SHARDS = 4  # for each worker: with fewer some are idle in the end, with more there is more to merge
+_SHARDS = 8  # for each worker: with fewer some are idle in the end, with more there is more to merge
 _LONGEST = 256  # feeds of a shard: so many are counted again where a worker is lost
 _SENT = 1 << 24  # bytes of feeds that are sent together
 _LOOKED = 64  # samples that are looked at here, for what is wrong with data

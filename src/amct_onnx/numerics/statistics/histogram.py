@@ -161,7 +161,8 @@ class DyadicHistogram:
         index = np.arange(self.low, self.low + self.counts.size)
         coarse = np.sign(index) * (np.abs(index) >> min(shift, 62))
         counts = np.zeros(int(coarse[-1] - coarse[0]) + 1, np.int64)
-        np.add.at(counts, coarse - coarse[0], self.counts)
+        starts = np.flatnonzero(np.diff(coarse, prepend=coarse[0] - 1))  # of the bins that fall together
+        counts[coarse[starts] - coarse[0]] = np.add.reduceat(self.counts, starts)
         return int(coarse[0]), counts
 
     def is_consistent(self) -> bool:
