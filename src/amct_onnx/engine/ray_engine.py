@@ -58,7 +58,7 @@ _SILENCE = 10.0  # seconds without workers until that is said
 _KNOCK = 5.0  # seconds to find out whether anybody listens at an address
 _MOST_FAILED = 4  # workers in a row that do not start
 _ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)")
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1", "RAY_worker_niceness": "0"}
 _LONGEST_FOLDER = 20  # letters of a folder with sockets of Ray, whose names may have about a hundred in all
 _log = logging.getLogger("amct_onnx.Engine")
 _LOST_WORKER = (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError)
@@ -318,9 +318,9 @@ def _connected(address: str | None) -> Iterator[None]:
             options["_temp_dir"] = stack.enter_context(folder)
         elif address != "auto":
             _knock(address)
-        for name in _QUIET.keys() - os.environ.keys():
+        for name in _SETTINGS.keys() - os.environ.keys():
             stack.callback(os.environ.pop, name, None)
-            os.environ[name] = _QUIET[name]
+            os.environ[name] = _SETTINGS[name]
         stack.callback(ray.shutdown)
         try:
             with warnings.catch_warnings():
