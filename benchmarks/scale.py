@@ -167,9 +167,9 @@ def from_many(call: Callable[[], Any]) -> float:
 def plan(name: str, sample: float, size: int, merge: float) -> None:
     """Print the plan for a million images."""
     measured = Measured(sample=sample, start=START, merge=merge, size=size, bandwidth=BANDWIDTH)
-    print(f"\n{MILLION:,} images, {name}, {NODES} nodes with {WORKERS} workers each, shards of 496 images")
-    found = cost(measured, samples=MILLION, shard=496, nodes=NODES, workers=WORKERS)
-    alone = cost(measured, samples=MILLION, shard=496, nodes=1, workers=1)
+    print(f"\n{MILLION:,} images, {name}, {NODES} nodes with {WORKERS} workers each, shards of 248 images")
+    found = cost(measured, samples=MILLION, shard=248, nodes=NODES, workers=WORKERS)
+    alone = cost(measured, samples=MILLION, shard=248, nodes=1, workers=1)
     print(f"one worker            {alone.seconds / 3600:8.1f} h")
     print(f"shards                {found.shards:8}, {found.turns} for each worker")
     print(f"counting              {found.counting:8.1f} s")

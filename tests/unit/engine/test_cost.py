@@ -19,7 +19,7 @@ from amct_onnx.ptq.shards import merged_counts
 
 SHARDS, SAMPLES = 64, 500
 MEASURED = Measured(sample=0.02, start=5.0, merge=0.02, size=10 << 20, bandwidth=1e9)
-MILLION = cost(MEASURED, samples=1_000_000, shard=496, nodes=64, workers=8)
+MILLION = cost(MEASURED, samples=1_000_000, shard=248, nodes=64, workers=8)
 
 
 def shard(number: int) -> dict[str, np.ndarray]:
@@ -73,8 +73,8 @@ def test_any_tree_merges_to_what_one_worker_counts(one_worker: dict[str, DyadicH
 
 
 def test_a_million_samples_on_64_nodes() -> None:
-    assert (MILLION.shards, MILLION.turns) == (2017, 4)
-    assert MILLION.counting == pytest.approx(4 * 496 * 0.02)
+    assert (MILLION.shards, MILLION.turns) == (4033, 8)
+    assert MILLION.counting == pytest.approx(8 * 248 * 0.02)
     assert MILLION.seconds == pytest.approx(simulated(MILLION, nodes=64, workers=8), rel=0.05)
     assert MILLION.efficiency > 0.8
 
