@@ -1,7 +1,8 @@
 """`make scale`: what two workers win over one, what merging costs for real models, and a plan for a million images.
 
 Each worker has one thread. The workers of both sizes are there all the time and take turns, in one run; shown is the
-median over the rounds. The exit code is 1 where two workers count less than 1.7 times as fast as one.
+median over the rounds. Beside them, one and two processes run the float model alone: no work gains more than that here.
+The exit code is 1 where two workers count less than 1.7 times as fast as one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 from engine_runs import calibration
 from processes import machine
 from tasks import TASKS
@@ -101,14 +104,58 @@ class Workers:
         self._process.wait()
 
 
+def serve_float(model: str) -> None:
+    """For each line of stdin run the float model so many times, on one thread; say when that is done."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options)
+    (value,) = session.get_inputs()
+    shape = [BATCH, *(size if isinstance(size, int) else 224 for size in value.shape[1:])]
+    feed = {value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            session.run(None, feed)
+        print("done", flush=True)
+
+
+class FloatRuns:
+    """So many processes that run the float model and count nothing: what this machine has for two at most."""
+
+    def __init__(self, count: int, model: str) -> None:
+        command = [sys.executable, __file__, "--serve_float", model]
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+        ]
+
+    def seconds(self) -> float:
+        """Run all samples, shared out."""
+        start = time.perf_counter()
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{SAMPLES // BATCH // len(self._processes)}\n")
+            process.stdin.flush()
+        for process in self._processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        return time.perf_counter() - start
+
+    def end(self) -> None:
+        """Let them go."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+
+
 def throughput(name: str, kinds: list[str], rounds: int, folder: Path) -> tuple[float, bool]:
     """Print how fast one and two workers count; seconds of a sample on one thread, and whether it is fast enough."""
     model, data = str(TASKS[name].case.model), str(calibration(name, folder, SAMPLES))
     good, sample = True, 0.0
     print(f"\n{name}, {SAMPLES} samples, a thread for each worker, median of {rounds} rounds")
     print(f"{'':12}{'1 worker':>12}{'2 workers':>12}{'gain':>8}{'rounds':>14}")
-    for kind in kinds:
-        both = [Workers(kind, count, model, data) for count in (1, 2)]
+    for kind in ("float runs", *kinds):
+        is_float = kind == "float runs"
+        both = [FloatRuns(count, model) if is_float else Workers(kind, count, model, data) for count in (1, 2)]
         for workers in both:
             workers.seconds()
         times = [[workers.seconds() for workers in both] for _ in range(rounds)]
@@ -117,7 +164,8 @@ def throughput(name: str, kinds: list[str], rounds: int, folder: Path) -> tuple[
         one, two = (statistics.median(column) for column in zip(*times, strict=True))
         gains = sorted(first / second for first, second in times)
         gain = statistics.median(gains)
-        good, sample = good and gain >= ASKED, one / SAMPLES
+        if not is_float:
+            good, sample = good and gain >= ASKED, one / SAMPLES
         print(
             f"{kind:12}{SAMPLES / one:10.1f}/s{SAMPLES / two:10.1f}/s{gain:8.2f}{gains[0]:9.2f}-{gains[-1]:.2f}",
             flush=True,
@@ -187,9 +235,13 @@ def main() -> int:
     parser.add_argument("--model", default="mobilenetv2", choices=list(TASKS), metavar="NAME")
     parser.add_argument("--engines", nargs="+", default=["processes", "ray"], choices=["processes", "ray"])
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve_float", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(*args.serve)
+        return 0
+    if args.serve_float:
+        serve_float(args.serve_float)
         return 0
     print(machine())
     with tempfile.TemporaryDirectory() as text:
