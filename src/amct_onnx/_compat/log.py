@@ -31,7 +31,14 @@ class _Formatter(logging.Formatter):
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Lines on stderr, where a line of progress may stand."""
+    """Lines on stderr, wherever that leads now, where a line of progress may stand."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # which knows no stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # somebody may redirect it later
+        return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         wipe()
@@ -47,7 +54,7 @@ def start_log(usual: str = "INFO") -> None:
     if any(isinstance(handler.formatter, _Formatter) for handler in logger.handlers):
         return  # an application may have handlers of its own here
     screen, file = _level("AMCT_LOG_LEVEL", usual), _level("AMCT_LOG_FILE_LEVEL", "INFO")
-    console = _Console(sys.stderr)
+    console = _Console()
     console.setLevel(screen)
     console.setFormatter(_Formatter(_FORMAT))
     logger.addHandler(console)

@@ -35,7 +35,7 @@ from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.state_facts import open_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
-from amct_onnx.run.providers import Provider, checked_providers, opened_workers
+from amct_onnx.run.providers import checked_providers, opened_workers
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
 from amct_onnx.words import either, given, named
@@ -76,7 +76,7 @@ def quantize(
     max_slowdown: float | None = None,
     engine: str | Engine = "local",
     state: str | os.PathLike[str] | None = None,
-    providers: Sequence[Provider] | None = None,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
 ) -> QuantizedModel:
     """Calibrate `model` with `data` in one pass and quantize it.
 

@@ -25,6 +25,7 @@ PURPOSES = {
     "evaluate": "mean average precision of detectors, as COCO computes it (evaluate)",
     "pandas": "results as tables of pandas (to_pandas)",
     "parquet": "parquet files as data",
+    "ray": "work on a cluster (engine)",
     "remote": "data behind URLs, as s3://",
     "samples": "the samples",
     "text": "text files as data, by a tokenizer.json",

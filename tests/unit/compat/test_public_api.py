@@ -37,6 +37,7 @@ OURS = (
     *("ImageOptions", "MixedPrecision", "QuantizedModel", "Sensitivity", "Statistics"),
     *("load_statistics", "quantize", "save_run", "save_statistics", "sensitivity", "write_report"),
     *("Comparison", "Machine", "ModelSummary", "Scores", "compare", "doctor", "evaluate", "inspect"),
+    *("BatchResult", "batch"),
     *("ActivationSettings", "LayerSettings", "Settings", "TensorSettings", "WeightSettings"),
     *("AdaRound", "Arq", "Entropy", "Hfmg", "Ifmr", "MinMax", "Mse", "Nuq", "Percentile"),
 )
