@@ -173,6 +173,22 @@ def test_other_work_is_refused_by_what_differs(model: Path, tmp_path: Path) -> N
         amct_onnx.quantize(model, data, effort="fast", state=state)
 
 
+@pytest.mark.parametrize("effort", ["fast", "default"])
+def test_other_data_of_an_iterable_are_refused(model: Path, tmp_path: Path, effort: Any) -> None:
+    """They can be read only once, and so are known when they come."""
+
+    def run(data: Iterable[np.ndarray]) -> None:
+        amct_onnx.quantize(model, data, effort=effort, batch_size=4, state=tmp_path / "state")
+
+    run(iter(samples(150)))
+    run(iter(samples(150)))
+    for place in (0, 149):
+        changed = samples(150)
+        changed[place] += 1
+        with pytest.raises(StateError, match=r"of another run: the (first samples|feeds .* of the data) were others"):
+            run(iter(changed))
+
+
 def test_what_is_no_state_is_refused(model: Path, tmp_path: Path) -> None:
     data = an_array_in_a_file(tmp_path)
     with pytest.raises(StateError, match="holds something else: give a new folder"):

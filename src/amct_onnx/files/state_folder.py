@@ -95,6 +95,13 @@ class StateFolder:
         write_atomic(file, json.dumps(made))
         return made
 
+    def confirm(self, what: str, digest: str) -> None:
+        """Raise StateError where an earlier call had another digest of `what`, some samples or feeds."""
+        if self.recalled(f"digest of {what}", lambda: digest) != digest:
+            raise StateError(
+                f"{self.path}: holds the state of another run: {what} were others. Give another folder, or delete it."
+            )
+
     def recalled_arrays(self, key: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
         """The same for arrays of numbers and texts by name."""
         file = self._file(key, "npz")

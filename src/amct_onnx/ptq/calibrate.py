@@ -9,6 +9,7 @@ import numpy as np
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
+from amct_onnx.data.fingerprint import feed_fingerprint
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import ModelError, StatisticsError
 from amct_onnx.files.state_folder import NoState, StateFolder
@@ -63,6 +64,8 @@ def calibrate(
     if not observed:
         raise ModelError(all_in_float(source, target.name, target.decisions(source, request)))
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
+    if state is not None:
+        state.confirm("the first samples", " ".join(map(feed_fingerprint, samples.samples)))
     bench = Bench(source, target, request, samples, progress, state or NoState(), engine)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from amct_onnx.data.batches import BatchRule
 from amct_onnx.data.feed_parts import FeedParts
+from amct_onnx.data.fingerprint import feed_fingerprint
 from amct_onnx.data.skipped_samples import SkippedTally
 from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.files.state_folder import Counts, StateFolder
@@ -84,20 +85,25 @@ class CountShards(HoldsGraphs):
     def _count_resumably(self, state: StateFolder, counter: TensorCounter, shard: Shard) -> Counts:
         """The same, feed by feed: what is counted of the shard is kept after each."""
         key = f"counts of {self.digest}, feeds {shard.first} to {shard.last}{' in part' if shard.feeds else ''}"
+        if shard.feeds is not None:  # by their files they are known already
+            feeds = tuple(shard.feeds)
+            shard = Shard(first=shard.first, last=shard.last, feeds=feeds)
+            digest = " ".join(map(feed_fingerprint, feeds))
+            state.confirm(f"the feeds {shard.first} to {shard.last} of the data", digest)
         kept = state.load_counts(key)
         tally, skipped = SkippedTally(), NOTHING_SKIPPED
         done = 0 if kept is None else kept.feeds + kept.skipped.feeds
-        feeds = samples = 0
+        count = samples = 0
 
         def counted() -> Counts:
             """With those of an earlier call. They stay in the counter, which has less to do than who merges."""
-            now = Counts(tensors=counter.histograms(), feeds=feeds, samples=samples, skipped=skipped)
+            now = Counts(tensors=counter.histograms(), feeds=count, samples=samples, skipped=skipped)
             return now if kept is None else merged_counts(kept, now)
 
         for number, feed in enumerate(self._feeds(shard, tally, done), shard.first + done + 1):
             for _ in counter.run([(number, feed)]):
                 pass
-            feeds, samples = feeds + 1, samples + self.rule.rows(feed)
+            count, samples = count + 1, samples + self.rule.rows(feed)
             skipped = skipped.merge(tally.taken())
             state.save_counts(key, counted())
         skipped = skipped.merge(tally.taken())  # behind the last feed
