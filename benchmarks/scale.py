@@ -32,7 +32,7 @@ from amct_onnx.engine.engine import LocalEngine
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.engine.processors import THREADS
 
-SAMPLES, BATCH = 768, 2
+SAMPLES, BATCH = 384, 2
 ASKED = 1.7
 MERGED = ("resnet20", "resnet56", "mobilenetv2", "yolox_nano", "minilm")
 NODES, WORKERS, MILLION = 64, 8, 1_000_000
