@@ -18,7 +18,7 @@ import onnx_ir as ir
 from amct_onnx.errors import FileMissingError
 from amct_onnx.files.onnx_file import EXTERNAL_KEY
 from amct_onnx.graph.access import name_of
-from amct_onnx.graph.tensors import Computed, array_of, shape_of
+from amct_onnx.graph.tensors import Computed, array_of, shape_of, unmapped
 
 _APART = 1 << 12  # bytes of a weight
 _PICKLED = (ir.Tensor, ir.TensorProtoTensor, Computed)  # what else there is stays in the message, as the bytes it is
@@ -50,7 +50,7 @@ class PackedModel:
             if isinstance(tensor, ir.ExternalTensor) and whole:
                 taken = ir.Tensor(array_of(tensor), tensor.dtype, name=tensor.name)
             elif isinstance(tensor, ir.ExternalTensor):
-                taken = _unread(tensor)
+                taken = unmapped(tensor)
                 files[os.fspath(tensor.path)] = _stamp(tensor.path)
             elif not isinstance(tensor, _PICKLED) or tensor.nbytes < _APART:
                 continue
@@ -104,19 +104,6 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
-
-
-def _unread(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The same tensor without the mapping of its file, which belongs to this process."""
-    return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        base_dir=tensor.base_dir,
-    )
 
 
 def _stamp(file: str | os.PathLike[str]) -> tuple[int, int]:

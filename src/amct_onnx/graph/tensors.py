@@ -22,6 +22,19 @@ from amct_onnx.numerics.arrays import Array
 _SMALL = 1 << 20
 
 
+def unmapped(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same tensor without the mapping of its file, which belongs to whoever reads it."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        base_dir=tensor.base_dir,
+    )
+
+
 def array_of(tensor: ir.TensorProtocol) -> Array:
     """The data of `tensor`, read-only.
 
@@ -31,15 +44,7 @@ def array_of(tensor: ir.TensorProtocol) -> Array:
     while isinstance(tensor, ir.LazyTensor):
         tensor = tensor.raw()
     if isinstance(tensor, ir.ExternalTensor):
-        tensor = ir.ExternalTensor(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=tensor.shape,
-            name=tensor.name,
-            base_dir=tensor.base_dir,
-        )
+        tensor = unmapped(tensor)
     array: Array = np.asarray(tensor.numpy()).view()  # a view, since the flag of the tensor's own array is not ours
     array.flags.writeable = False
     return array

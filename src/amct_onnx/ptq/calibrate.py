@@ -12,7 +12,7 @@ from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.data.fingerprint import feed_fingerprint
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import ModelError, StatisticsError
-from amct_onnx.files.state_folder import NoState, StateFolder
+from amct_onnx.files.state_folder import NO_STATE, StateFolder
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.measure.accuracy import measure_accuracy
 from amct_onnx.numerics.arrays import Feed
@@ -66,7 +66,7 @@ def calibrate(
     samples = FirstSamples(iter(feeds), rule, PLANS[effort])
     if state is not None:
         state.confirm("the first samples", " ".join(map(feed_fingerprint, samples.samples)))
-    bench = Bench(source, target, request, samples, progress, state or NoState(), engine)
+    bench = Bench(source, target, request, samples, progress, state or NO_STATE, engine)
     recipe = Recipe(bench)
     prepared, tuning = recipe.prepare()
     counted = None if bench.look is None or prepared is not source else bench.look.counted
@@ -77,12 +77,7 @@ def calibrate(
     work = CountShards(model=source.model, tensors=tuple(observed), rule=rule, parts=parts, state=state, digest=digest)
     found = count_all(work, samples, total, counted=counted, memory=memory, engine=engine, progress=progress)
     seen = found.seen
-    statistics = Statistics(
-        tensors=found.seen.tensors,
-        samples=found.seen.samples,
-        digest=model_digest(source.model),
-        factors=source.factors,
-    )
+    statistics = Statistics(tensors=seen.tensors, samples=seen.samples, digest=digest, factors=source.factors)
     solved = SolvedGrids(bench.solved_weights)
     calibration = Calibration(source=source, statistics=statistics, request=request, tuning=tuning, solved=solved)
     best = recipe.tune(Candidate(calibration=calibration, lowered=target.solve(calibration)), found.later)

@@ -71,7 +71,7 @@ def count_all(
         found = engine.merge(work, shards, merged_counts)
         later = _later(work, work.parts, samples, stream, memory)
     else:
-        found = _counted_as_it_comes(work, stream, engine)
+        found = _counted_here(work, stream, engine) if as_it_comes else _counted_of_sent(work, stream, engine)
         later = stream.later.kept if work.parts is None else _later(work, work.parts, samples, stream, memory)
     seen = [part for part in (front, found) if part is not None]
     if not seen or stream.first is None:
@@ -131,18 +131,17 @@ class _Stream:
         self._samples.close()
 
 
-def _counted_as_it_comes(work: CountShards, stream: _Stream, engine: Engine) -> Counts | None:
+def _counted_here(work: CountShards, stream: _Stream, engine: Engine) -> Counts | None:
+    """All as one shard, as many feeds at a time as there are."""
     feeds = stream.feeds()
-    as_it_comes = work.state is None and engine.alone
-    first = list(islice(feeds, side_by_side() if as_it_comes else 1))
-    if not first:
+    if not (first := list(islice(feeds, side_by_side()))):
         return None
-    everything = chain(first, feeds)
-    if as_it_comes:
-        return engine.merge(
-            replace(work, workers=len(first)), [Shard(first=stream.before, feeds=everything)], merged_counts
-        )
-    return engine.merge(replace(work, parts=None), _grouped(everything, stream.before), merged_counts)
+    everything = Shard(first=stream.before, feeds=chain(first, feeds))
+    return engine.merge(replace(work, workers=len(first)), [everything], merged_counts)
+
+
+def _counted_of_sent(work: CountShards, stream: _Stream, engine: Engine) -> Counts | None:
+    return engine.merge(replace(work, parts=None), _grouped(stream.feeds(), stream.before), merged_counts)
 
 
 def _grouped(feeds: Iterable[Feed], before: int) -> Iterator[Shard]:

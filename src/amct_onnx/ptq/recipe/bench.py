@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from amct_onnx.engine.engine import HERE, Engine
 from amct_onnx.errors import CalibrationError, DataError, ModelError
-from amct_onnx.files.state_folder import NoState, State
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.graph.passes.equalize import channel_groups
 from amct_onnx.measure.output_judge import OutputJudge, Scores, gain
 from amct_onnx.numerics.arrays import Array, Feed, Floats
@@ -31,7 +31,6 @@ from amct_onnx.targets.target import Lowered, Target
 from amct_onnx.values.findings import Step, Tuning
 from amct_onnx.values.request import Request
 
-_NO_STATE = NoState()
 _LEAST_SAMPLES = 4  # two to fit, two to judge
 _SHARE_SAMPLES = 6
 _REASONS = (CalibrationError, DataError, ModelError)  # why a step cannot be tried; quantization itself may go on
@@ -78,7 +77,7 @@ class Bench:
         request: Request,
         samples: FirstSamples,
         progress: Progress,
-        state: State = _NO_STATE,
+        state: State = NO_STATE,
         engine: Engine = HERE,
     ) -> None:
         self.best: Candidate | None = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from amct_onnx.engine.processors import processors
 from amct_onnx.errors import DataError
-from amct_onnx.files.state_folder import NoState, State
+from amct_onnx.files.state_folder import NO_STATE, State
 from amct_onnx.measure.output_judge import OutputJudge, float_outputs, judged_model
 from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
@@ -32,7 +32,6 @@ from amct_onnx.run.memory import give_back
 from amct_onnx.run.threads import run_side_by_side
 from amct_onnx.targets.table import observed_tensors
 
-_NO_STATE = NoState()
 _ALIKE = 1e-3  # of the largest output: samples that run together may differ by as much from those that run alone
 
 
@@ -54,7 +53,7 @@ class FirstLook:
 
 
 def look_at(
-    source: FusedModel, samples: FirstSamples, channels: Collection[Channels], state: State = _NO_STATE
+    source: FusedModel, samples: FirstSamples, channels: Collection[Channels], state: State = NO_STATE
 ) -> FirstLook:
     """Run all of `samples` through `source`. channels: of which tensors the maxima are wanted. state: may know already
     what they show.
