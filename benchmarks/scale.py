@@ -31,6 +31,7 @@ from amct_onnx.engine.cost import Measured, cost
 from amct_onnx.engine.engine import LocalEngine
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.engine.processors import THREADS
+from amct_onnx.values.counts import merged_counts
 
 SAMPLES, BATCH = 384, 2
 ASKED = 1.7
@@ -183,7 +184,7 @@ def merging(folder: Path) -> dict[str, tuple[int, float]]:
         amct_onnx.quantize(str(model), str(data), engine=watched, effort="fast", batch_size=BATCH, progress=False)
         one, other = watched.outcomes[:2]
         data_of = pickle.dumps(one, protocol=5)
-        merge = from_many(lambda one=one, other=other: merged(one, other))
+        merge = from_many(lambda one=one, other=other: merged_counts(one, other))
         both = from_many(lambda data_of=data_of: pickle.dumps(pickle.loads(data_of), protocol=5))
         found[name] = len(data_of), merge + both
         tensors = len(one.tensors)
@@ -193,13 +194,6 @@ def merging(folder: Path) -> dict[str, tuple[int, float]]:
             flush=True,
         )
     return found
-
-
-def merged(one: Any, other: Any) -> Any:
-    """Both outcomes together."""
-    from amct_onnx.ptq.shards import merged_counts
-
-    return merged_counts(one, other)
 
 
 def from_many(call: Callable[[], Any]) -> float:

@@ -22,24 +22,13 @@ from amct_onnx.files.archive import writing_archive
 from amct_onnx.files.statistics_file import histogram_arrays, read_histograms
 from amct_onnx.files.whole_files import make_folder, system_reason, write_atomic
 from amct_onnx.numerics.arrays import Array
-from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-from amct_onnx.values.skipped_data import NOTHING_SKIPPED, SkippedData
+from amct_onnx.values.counts import Counts
+from amct_onnx.values.skipped_data import SkippedData
 from amct_onnx.words import given
 
 SCHEMA = 1
 _FACTS = "state.json"
 _LEFT = ".amct-*"  # what a process that was killed had begun to write
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What is counted of a part of the data: the histogram of each tensor, over so many feeds and samples. skipped:
-    what could not be read of that part."""
-
-    tensors: Mapping[str, DyadicHistogram]
-    feeds: int
-    samples: int
-    skipped: SkippedData = NOTHING_SKIPPED
 
 
 class NoState:

@@ -11,14 +11,14 @@ from itertools import chain, islice
 from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.engine.engine import Engine
 from amct_onnx.errors import DataError
-from amct_onnx.files.state_folder import Counts
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.histograms import side_by_side
 from amct_onnx.progress import Progress
 from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
-from amct_onnx.ptq.shards import CountShards, Shard, merged_counts
+from amct_onnx.ptq.shards import CountShards, Shard
+from amct_onnx.values.counts import Counts, merged_counts
 from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 
 _SHARDS = 8  # for each worker: with fewer some are idle in the end, with more there is more to merge

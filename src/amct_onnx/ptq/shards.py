@@ -18,9 +18,10 @@ from amct_onnx.data.feed_parts import FeedParts
 from amct_onnx.data.fingerprint import feed_fingerprint
 from amct_onnx.data.skipped_samples import SkippedTally
 from amct_onnx.files.packed_model import HoldsGraphs
-from amct_onnx.files.state_folder import Counts, StateFolder
+from amct_onnx.files.state_folder import StateFolder
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.observe.histograms import TensorCounter, counting, side_by_side
+from amct_onnx.values.counts import Counts, merged_counts
 from amct_onnx.values.skipped_data import NOTHING_SKIPPED
 
 
@@ -32,17 +33,6 @@ class Shard:
     first: int
     last: int = 0
     feeds: Iterable[Feed] | None = None
-
-
-def merged_counts(one: Counts, other: Counts) -> Counts:
-    """What both have counted: exact, in whatever order."""
-    tensors = {name: histogram.merge(other.tensors[name]) for name, histogram in one.tensors.items()}
-    return Counts(
-        tensors=tensors,
-        feeds=one.feeds + other.feeds,
-        samples=one.samples + other.samples,
-        skipped=one.skipped.merge(other.skipped),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,8 @@ import pytest
 from lossy_crew import LossyEngine
 
 from amct_onnx.engine.cost import Cost, Measured, cost
-from amct_onnx.files.state_folder import Counts
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
-from amct_onnx.ptq.shards import merged_counts
+from amct_onnx.values.counts import Counts, merged_counts
 
 SHARDS, SAMPLES = 64, 500
 MEASURED = Measured(sample=0.02, start=5.0, merge=0.02, size=10 << 20, bandwidth=1e9)
