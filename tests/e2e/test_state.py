@@ -125,7 +125,7 @@ def test_a_search_goes_on_where_it_was(
             stops += 1
     assert stops >= 2
     assert set(done.values()) == {1}
-    assert calls == evaluated
+    assert calls == evaluated + (stops if evaluated else 0)  # of the float model, whether it still gives the same
     assert (result.precision, result.steps) == (whole.precision, whole.steps)
     assert files_of(result, tmp_path / "resumed") == files_of(whole, tmp_path / "whole")
 
@@ -171,6 +171,26 @@ def test_other_work_is_refused_by_what_differs(model: Path, tmp_path: Path) -> N
     np.save(data, np.ones((150, 3, 16, 16), np.float32))
     with pytest.raises(StateError, match="data was "):
         amct_onnx.quantize(model, data, effort="fast", state=state)
+
+
+def test_an_evaluator_that_judges_otherwise_is_refused(model: Path, tmp_path: Path) -> None:
+    """Its text is the same, and not the labels that it reads."""
+    x = {"x": samples(32)}
+    labels = onnxruntime.InferenceSession(model).run(None, x)[0].argmax(1)
+
+    def evaluate(session: Any) -> float:
+        return float((session.run(None, x)[0].argmax(1) == labels).mean())
+
+    def run() -> float:
+        options = {"evaluator": evaluate, "max_drop": 0.1, "state": tmp_path / "state"}
+        found = amct_onnx.quantize(model, samples(40), effort="fast", **options).precision
+        assert found is not None
+        return found.reference
+
+    assert run() == run() == 1.0
+    labels = labels + 1
+    with pytest.raises(StateError, match="the scores that the evaluator gives the float model were others"):
+        run()
 
 
 @pytest.mark.parametrize("effort", ["fast", "default"])

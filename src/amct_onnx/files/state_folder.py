@@ -34,6 +34,9 @@ _LEFT = ".amct-*"  # what a process that was killed had begun to write
 class NoState:
     """Keeps nothing: all that is asked for is made."""
 
+    def confirm(self, what: str, digest: str) -> None:
+        """Nothing was there before."""
+
     def recalled(self, key: str, make: Callable[[], Any]) -> Any:
         return make()
 
@@ -85,7 +88,7 @@ class StateFolder:
         return made
 
     def confirm(self, what: str, digest: str) -> None:
-        """Raise StateError where an earlier call had another digest of `what`, some samples or feeds."""
+        """Raise StateError where an earlier call had another digest of `what`, as some samples."""
         if self.recalled(f"digest of {what}", lambda: digest) != digest:
             raise StateError(
                 f"{self.path}: holds the state of another run: {what} were others. Give another folder, or delete it."

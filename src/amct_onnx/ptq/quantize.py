@@ -35,7 +35,8 @@ from amct_onnx.ptq.request import make_request
 from amct_onnx.ptq.state_facts import open_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
-from amct_onnx.run.providers import checked_providers, opened_workers
+from amct_onnx.run.providers import checked_providers
+from amct_onnx.run.workers import opened_workers
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort
 from amct_onnx.words import either, given, named

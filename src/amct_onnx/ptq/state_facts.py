@@ -11,6 +11,7 @@ from amct_onnx.data.fingerprint import data_fingerprint
 from amct_onnx.files.state_folder import StateFolder
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.run.workers import runtime_version
 from amct_onnx.version import VERSION
 
 
@@ -19,7 +20,8 @@ def open_state(
 ) -> StateFolder:
     """The state of the call with this model, these data and options. Raises StateError where the folder has that of
     another one."""
-    facts = {"version": VERSION, "model": model_digest(source.model), "data": data_fingerprint(data)}
+    versions = {"version": VERSION, "onnxruntime": runtime_version()}
+    facts = {**versions, "model": model_digest(source.model), "data": data_fingerprint(data)}
     return StateFolder.opened(path, facts | {name: _text(value) for name, value in options.items()})
 
 

@@ -7,23 +7,17 @@ and no argument of a hundred functions. Other threads have a context of their ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import onnx_ir as ir
 import onnxruntime as ort
 
-from amct_onnx.engine.engine import Engine, Work
-from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import ArgumentError, ArgumentTypeError, one_line
 from amct_onnx.words import given, named
 
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
 Provider = str | tuple[str, Mapping[str, Any]]  # a name, or one with its options
 Providers = tuple[Provider, ...]
 
@@ -77,50 +71,6 @@ def on_providers(providers: Providers | None) -> Iterator[None]:
         yield
     finally:
         _HERE.set(before)
-
-
-@contextmanager
-def opened_workers(engine: str | Engine, providers: Providers | None) -> Iterator[Engine]:
-    """An engine, as `opened_engine` takes it, and sessions on these providers while the block runs, also those of its
-    workers. Raises as `opened_engine` does."""
-    with on_providers(providers), opened_engine(engine) as workers:
-        yield workers if providers is None or workers.alone else _OnProviders(workers, providers)
-
-
-class _OnProviders:
-    """An engine, and what its workers open sessions on."""
-
-    def __init__(self, engine: Engine, providers: Providers) -> None:
-        self._engine, self._providers = engine, providers
-        self.workers, self.alone = engine.workers, engine.alone
-
-    def map(self, work: Work[Item, Outcome], items: Iterable[Item]) -> Generator[Outcome, None, None]:
-        return self._engine.map(_WorkOn(work=work, providers=self._providers), items)
-
-    def merge(
-        self, work: Work[Item, Outcome], items: Iterable[Item], merge: Callable[[Outcome, Outcome], Outcome]
-    ) -> Outcome | None:
-        return self._engine.merge(_WorkOn(work=work, providers=self._providers), items, merge)
-
-    def close(self) -> None:
-        self._engine.close()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WorkOn(Generic[Item, Outcome]):
-    """A work whose sessions are on these providers."""
-
-    work: Work[Item, Outcome]
-    providers: Providers
-
-    @contextmanager
-    def open(self) -> Iterator[Callable[[Item], Outcome]]:
-        with on_providers(self.providers), self.work.open() as do:
-            yield partial(self._do, do)  # some open sessions there
-
-    def _do(self, do: Callable[[Item], Outcome], item: Item) -> Outcome:
-        with on_providers(self.providers):
-            return do(item)
 
 
 def _pair(entry: Any) -> Provider:

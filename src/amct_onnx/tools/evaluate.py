@@ -19,7 +19,8 @@ from amct_onnx.numerics.arrays import Array, Int64s
 from amct_onnx.options import documented
 from amct_onnx.progress import Progress, progress_of
 from amct_onnx.ptq.options import QuantizeOptions
-from amct_onnx.run.providers import Provider, checked_providers, opened_workers
+from amct_onnx.run.providers import Provider, checked_providers
+from amct_onnx.run.workers import opened_workers
 from amct_onnx.tools.detections import average_precision, boxes_of, in_image
 from amct_onnx.tools.judged_model import ImageBatches, JudgedModel, RunFeeds, only_rows
 from amct_onnx.tools.labels import class_array, has_boxes, read_boxes, read_classes

@@ -37,7 +37,8 @@ from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
 from amct_onnx.run.float_network import FloatNetwork
-from amct_onnx.run.providers import checked_providers, opened_workers
+from amct_onnx.run.providers import checked_providers
+from amct_onnx.run.workers import opened_workers
 from amct_onnx.targets.float_units import Unit, Units, float_price, operations, whole_price
 from amct_onnx.targets.table import TARGETS, target_of
 from amct_onnx.values.sensitivity import LayerEffect, Sensitivity

@@ -184,12 +184,11 @@ class EvaluatorGoal:
         target_accuracy: float | None,
         state: State = NO_STATE,
     ) -> EvaluatorGoal:
-        """The float model is evaluated for it, unless `state` knows what that gave. Raises ArgumentTypeError."""
+        """The float model is evaluated for it, each time: what the evaluator reads may have changed since `state` has
+        kept trials. Raises ArgumentTypeError, and StateError where it has."""
         floats = quantized.calibration.source.source.model
-        measuring = ScoresOf(evaluator)
-        exact = state.recalled(
-            "trial of the float model", lambda: measuring(open_session(floats.clone(), own_model=True))
-        )
+        exact = ScoresOf(evaluator)(open_session(floats.clone(), own_model=True))
+        state.confirm("the scores that the evaluator gives the float model", repr(exact))
         reference = _mean(exact)
         required = target_accuracy if target_accuracy is not None else reference - (max_drop or 0.0)
         return cls(
