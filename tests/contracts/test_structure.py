@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from flow import CPU, build, normal
+from flow import CPU, classifier, normal
 
 import amct_onnx
 from amct_onnx.numerics import rounding
@@ -86,13 +86,7 @@ def first(trips: list[list[str]]) -> list[str]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    proto = build(
-        """g (float[N,3,8,8] x) => (float[N,4] y) {
-            [conv] a = Conv <pads=[1,1,1,1]> (x, w, b) [relu] r = Relu (a) [pool] p = GlobalAveragePool (r)
-            [flat] f = Flatten (p) [fc] y = Gemm (f, v) }""",
-        w=normal(1, 8, 3, 3, 3), b=normal(2, 8), v=normal(3, 8, 4),
-    )  # fmt: skip
-    onnx.save(proto, tmp_path / "model.onnx")
+    onnx.save(classifier(), tmp_path / "model.onnx")
     return str(tmp_path / "model.onnx")
 
 

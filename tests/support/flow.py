@@ -59,6 +59,16 @@ def two_convs(*, opset: int = 17) -> onnx.ModelProto:
     )
 
 
+def classifier() -> onnx.ModelProto:
+    """A convolution, a pool and a product."""
+    return build(
+        """g (float[N,3,8,8] x) => (float[N,4] y) {
+            [conv] a = Conv <pads=[1,1,1,1]> (x, w, b) [relu] r = Relu (a) [pool] p = GlobalAveragePool (r)
+            [flat] f = Flatten (p) [fc] y = Gemm (f, v) }""",
+        w=normal(1, 8, 3, 3, 3), b=normal(2, 8), v=normal(3, 8, 4),
+    )  # fmt: skip
+
+
 def images(seed: int, count: int = 2, size: int = 6) -> np.ndarray:
     """Input of `two_convs`."""
     return normal(seed, count, 3, size, size)

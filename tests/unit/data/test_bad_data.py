@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from flow import build, normal
+from flow import classifier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -167,13 +167,7 @@ def test_the_option_is_one_of_two() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    proto = build(
-        """g (float[N,3,8,8] x) => (float[N,4] y) {
-            [conv] a = Conv <pads=[1,1,1,1]> (x, w, b) [relu] r = Relu (a) [pool] p = GlobalAveragePool (r)
-            [flat] f = Flatten (p) [fc] y = Gemm (f, v) }""",
-        w=normal(1, 8, 3, 3, 3), b=normal(2, 8), v=normal(3, 8, 4),
-    )  # fmt: skip
-    onnx.save(proto, tmp_path / "model.onnx")
+    onnx.save(classifier(), tmp_path / "model.onnx")
     return str(tmp_path / "model.onnx")
 
 
