@@ -297,3 +297,14 @@ def test_the_script_of_the_command_travels_as_its_path(
     assert files[0] == files[1]
     assert "Calibrated with" in (told := capsys.readouterr().err)
     assert "runs in this process" not in told
+
+
+def test_workers_open_the_data_of_sensitivity(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", data())
+    engine = FarEngine()
+    found = [amct_onnx.sensitivity(network(), tmp_path / "x.npy", engine=one) for one in ("local", engine)]
+    assert found[0] == found[1]
+    assert "CountShards" in engine.works
+    quantized = amct_onnx.quantize(network(), data(), effort="fast")
+    inputs = (tmp_path / "x.npy", data())  # of the file only those samples are read that are kept
+    assert amct_onnx.sensitivity(quantized, inputs[0]) == amct_onnx.sensitivity(quantized, inputs[1])

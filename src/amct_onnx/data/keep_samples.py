@@ -25,7 +25,7 @@ class SampleKeeper:
     nevertheless. Large samples are kept up to 64 MiB. `rule` of the source says what a sample is: a feed of one row, or
     a whole feed.
 
-    Where others read the feeds, by `parts`, `gather` takes the place of iterating to the end.
+    `gather` takes the place of iterating to the end where others read the feeds, by `parts`, or nobody does.
     """
 
     def __init__(self, source: DataSource, *, most: int, hold_out: int = 0) -> None:
@@ -79,9 +79,12 @@ class SampleKeeper:
         )
 
     def gather(self) -> None:
-        """Read the samples to keep and to hold out, where others have read the feeds."""
+        """Read the samples to keep and to hold out, where others read the feeds or nobody does: as far as these can be
+        read by number, no others are."""
         whole = self._source.parts
-        if whole is None:
+        if whole is None or whole.skips:
+            for _ in self:
+                pass
             return
         self.kept, self.held_out = [], []
         plan = self._plan(next(whole.read(0, 1)))

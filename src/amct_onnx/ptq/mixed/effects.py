@@ -119,13 +119,13 @@ def sensitivity(
         )
         kept = SampleKeeper(opened, most=most)
         if calibrated is not None:
-            for _ in kept:  # those that it keeps are all that is wanted
-                pass
+            kept.gather()
             return measured(calibrated, kept.kept, cheap=cheap).sensitivity()
         found = target_of(target)
         tell(source.notes)
         request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
         found.check(source, request)
+        parts = None if workers.alone else kept.parts()
         quantized = calibrate(
             source,
             kept,
@@ -135,8 +135,11 @@ def sensitivity(
             effort="fast",
             rule=opened.rule,
             progress=told,
+            parts=parts,
             engine=workers,
         )
+        if parts is not None:
+            kept.gather()
         return measured(quantized, kept.kept, cheap=cheap).sensitivity()
 
 
