@@ -143,16 +143,16 @@ class _RayCrew:
             time.sleep(_PAUSE / 100)
             return []
         ready, _ = ray.wait(waited, timeout=_PAUSE, fetch_local=False)
-        if self.hands:
-            self._alone = time.monotonic()
-        elif time.monotonic() - self._alone > _SILENCE:
-            self._alone = math.inf
-            _log.warning("Ray has no processor that is free: waiting for one.")
         if ready:
             ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0, fetch_local=False)
         for one in ready:
             if one in self._starting:
                 self._welcome(one)
+        if self.hands:
+            self._alone = time.monotonic()
+        elif time.monotonic() - self._alone > _SILENCE:
+            self._alone = math.inf
+            _log.warning("Ray has no processor that is free: waiting for one.")
         return [one for one in ready if one in jobs]
 
     def said(self, job: Any) -> Said:

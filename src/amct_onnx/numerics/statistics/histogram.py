@@ -158,12 +158,13 @@ class DyadicHistogram:
         shift = exponent - self.exponent
         if shift == 0:
             return self.low, self.counts
-        index = np.arange(self.low, self.low + self.counts.size)
-        coarse = np.sign(index) * (np.abs(index) >> min(shift, 62))
-        counts = np.zeros(int(coarse[-1] - coarse[0]) + 1, np.int64)
-        starts = np.flatnonzero(np.diff(coarse, prepend=coarse[0] - 1))  # of the bins that fall together
-        counts[coarse[starts] - coarse[0]] = np.add.reduceat(self.counts, starts)
-        return int(coarse[0]), counts
+        shift = min(shift, 62)  # then all is in bin 0
+        ends = self.low, self.low + self.counts.size - 1
+        first, last = (-(-end >> shift) if end < 0 else end >> shift for end in ends)
+        bins = np.arange(first, last + 1)
+        starts = np.where(bins > 0, bins << shift, ((bins - 1) << shift) + 1) - self.low
+        starts[0] = 0  # the first and the last bin may be cut by the extremes
+        return first, np.add.reduceat(self.counts, starts)
 
     def is_consistent(self) -> bool:
         """Whether exponent, bins and extremes are what `of` would give for some sample: a file may hold anything."""
