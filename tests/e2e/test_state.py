@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,18 @@ def test_a_damaged_part_is_named(model: Path, tmp_path: Path) -> None:
         amct_onnx.quantize(model, data, effort="fast", state=state)
     part.unlink()
     assert amct_onnx.quantize(model, data, effort="fast", state=state).statistics == first.statistics
+
+
+def test_one_call_at_a_time_works_with_a_folder(model: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+
+    def twice() -> Iterator[Any]:
+        with pytest.raises(StateError, match="another call works with this folder now: wait until it has ended"):
+            amct_onnx.quantize(model, twice(), effort="fast", state=state)
+        yield samples(4)
+
+    expected = amct_onnx.quantize(model, [samples(4)], effort="fast")
+    assert amct_onnx.quantize(model, twice(), effort="fast", state=state).statistics == expected.statistics
 
 
 def test_state_says_what_it_is_of(model: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from amct_onnx.errors import StateError
 from amct_onnx.files.archive import writing_archive
@@ -27,7 +28,7 @@ from amct_onnx.values.skipped_data import SkippedData
 from amct_onnx.words import given
 
 SCHEMA = 1
-_FACTS = "state.json"
+_FACTS, _LOCK = "state.json", ".lock"
 _LEFT = ".amct-*"  # what a process that was killed had begun to write
 
 
@@ -51,27 +52,37 @@ class StateFolder:
     path: str
 
     @classmethod
-    def opened(cls, path: str | os.PathLike[str], facts: Mapping[str, str]) -> StateFolder:
-        """The state in this folder, which is new or of the same work. facts: what the work is of, a text for each.
+    @contextlib.contextmanager
+    def opened(cls, path: str | os.PathLike[str], facts: Mapping[str, str]) -> Iterator[StateFolder]:
+        """The state in this folder, which is new or of the same work, and belongs to this call while the block runs.
+        facts: what the work is of, a text for each.
 
-        Raises StateError for the state of other work, naming the difference, and for a folder that holds something
-        else; OutputError where it cannot be written.
+        Raises StateError for the state of other work, naming the difference, for a folder that holds something else,
+        and where another call works with it; OutputError where it cannot be written.
         """
         folder, document = Path(path), {"schema": SCHEMA, **facts}
-        try:
-            known = (folder / _FACTS).exists()
-            if not known and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise StateError(f"{given('state', os.fspath(path))} holds something else: give a new folder.")
-            make_folder(folder)
-            for left in folder.glob(_LEFT):
-                left.unlink(missing_ok=True)
-        except OSError as reason:
-            raise StateError(f"{given('state', os.fspath(path))} cannot be used ({system_reason(reason)}).") from None
-        if known:
-            _compare(folder, document)
-        else:
-            write_atomic(folder / _FACTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        return cls(path=os.path.abspath(path))
+        with contextlib.ExitStack() as stack:
+            try:
+                others = folder.exists() and (not folder.is_dir() or any(one.name != _LOCK for one in folder.iterdir()))
+                if others and not (folder / _FACTS).exists():
+                    raise StateError(f"{given('state', os.fspath(path))} holds something else: give a new folder.")
+                make_folder(folder)
+                stack.enter_context(FileLock(folder / _LOCK, timeout=0))
+                for left in folder.glob(_LEFT):
+                    left.unlink(missing_ok=True)
+            except Timeout:
+                raise StateError(
+                    f"{given('state', os.fspath(path))}: another call works with this folder now: wait until it has "
+                    "ended, or give another folder."
+                ) from None
+            except OSError as reason:
+                text = f"{given('state', os.fspath(path))} cannot be used ({system_reason(reason)})."
+                raise StateError(text) from None
+            if (folder / _FACTS).exists():
+                _compare(folder, document)
+            else:
+                write_atomic(folder / _FACTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            yield cls(path=os.path.abspath(path))
 
     def recalled(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, a JSON document that is kept; it is not called where an earlier call has kept one."""

@@ -32,7 +32,7 @@ from amct_onnx.ptq.noise import warn_of_noise
 from amct_onnx.ptq.options import Evaluator, QuantizeOptions
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.ptq.request import make_request
-from amct_onnx.ptq.state_facts import open_state
+from amct_onnx.ptq.state_facts import opened_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.run.providers import checked_providers
@@ -144,9 +144,9 @@ def quantize(
         return quantize_dynamic(source, request=request, target=found)
     if isinstance(data, Statistics):
         return from_statistics(source, data, target=found, request=request)
-    asked = {"target": target, "effort": effort, "request": request, **vars(aims), **vars(data_options)}
-    kept = None if state is None else open_state(state, source, data, asked | {"providers": chosen})
-    with opened_workers(engine, chosen) as workers:
+    asked = {"target": target, "effort": effort, "request": request, "providers": chosen}
+    asked |= {**vars(aims), **vars(data_options)}
+    with opened_state(state, source, data, asked) as kept, opened_workers(engine, chosen) as workers:
         inputs, network, purpose = model_inputs(source.model), FloatNetwork(source.model), purpose_of(source.model)
         opened = partial(open_data, data, inputs, data_options, network, purpose, announcer(told))
         if weight_only is not None:

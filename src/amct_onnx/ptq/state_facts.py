@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from amct_onnx.data.fingerprint import data_fingerprint
 from amct_onnx.files.state_folder import StateFolder
 from amct_onnx.graph.digest import model_digest
 from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.run.last_bits import last_bits
 from amct_onnx.run.workers import runtime_version
 from amct_onnx.version import VERSION
 
 
-def open_state(
-    path: str | os.PathLike[str], source: FusedModel, data: object, options: Mapping[str, object]
-) -> StateFolder:
-    """The state of the call with this model, these data and options. Raises StateError where the folder has that of
-    another one."""
-    versions = {"version": VERSION, "onnxruntime": runtime_version()}
+@contextmanager
+def opened_state(
+    path: str | os.PathLike[str] | None, source: FusedModel, data: object, options: Mapping[str, object]
+) -> Iterator[StateFolder | None]:
+    """The state of the call with this model, these data and options, which belongs to it while the block runs; None
+    without a path. Raises StateError where the folder has that of another call, or another one works with it."""
+    if path is None:
+        yield None
+        return
+    versions = {"version": VERSION, "onnxruntime": runtime_version(), "last bits of the processor": last_bits()}
     facts = {**versions, "model": model_digest(source.model), "data": data_fingerprint(data)}
-    return StateFolder.opened(path, facts | {name: _text(value) for name, value in options.items()})
+    with StateFolder.opened(path, facts | {name: _text(value) for name, value in options.items()}) as state:
+        yield state
 
 
 def _text(value: object) -> str:

@@ -1,10 +1,11 @@
-"""The workers of an engine run ONNX Runtime as this process does: on the same providers, and the same version of it.
+"""The workers of an engine compute as this process does: on the same providers, and to the same last bits.
 
-Another version computes other last bits, and so other files: that is refused.
+Another version of ONNX Runtime and another kind of processor compute others, and so other files: that is refused.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from amct_onnx.engine.engine import Engine, Work
 from amct_onnx.engine.open_engine import opened_engine
 from amct_onnx.errors import EngineError
+from amct_onnx.run.last_bits import last_bits
 from amct_onnx.run.providers import Providers, on_providers
 
 Item = TypeVar("Item")
@@ -30,13 +32,13 @@ def runtime_version() -> str:
 @contextmanager
 def opened_workers(engine: str | Engine, providers: Providers | None) -> Iterator[Engine]:
     """An engine, as `opened_engine` takes it, and sessions on these providers while the block runs, also those of its
-    workers. Raises as `opened_engine` does; work raises EngineError where a worker has another ONNX Runtime."""
+    workers. Raises as `opened_engine` does; work raises EngineError where a worker computes otherwise."""
     with on_providers(providers), opened_engine(engine) as workers:
         yield workers if workers.alone else _AlikeWorkers(workers, providers)
 
 
 class _AlikeWorkers:
-    """An engine whose workers run ONNX Runtime as this process does."""
+    """An engine whose workers compute as this process does."""
 
     alone = False
 
@@ -56,16 +58,18 @@ class _AlikeWorkers:
         self._engine.close()
 
     def _alike(self, work: Work[Item, Outcome]) -> Work[Item, Outcome]:
-        return _Alike(work=work, providers=self._providers, version=runtime_version())
+        return _Alike(work=work, providers=self._providers, version=runtime_version(), bits=last_bits())
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Alike(Generic[Item, Outcome]):
-    """A work whose sessions are on these providers, of this version of ONNX Runtime."""
+    """A work whose sessions are on these providers, and are to compute what this `version` of ONNX Runtime and numpy
+    do on a processor with these last `bits`."""
 
     work: Work[Item, Outcome]
     providers: Providers | None
     version: str
+    bits: str
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Item], Outcome]]:
@@ -73,6 +77,12 @@ class _Alike(Generic[Item, Outcome]):
             raise EngineError(
                 f"A worker has onnxruntime {runtime_version()}, and this process has {self.version}: install the same "
                 "version on all nodes, since others compute other last bits."
+            )
+        if last_bits() != self.bits:
+            raise EngineError(
+                f"A worker on {platform.node() or 'another machine'} computes other last bits than this process, and "
+                "the files would be others: its processor has other instructions, as AVX2 for AVX-512, or its numpy is "
+                "another one. Use processors of one kind, with the same packages."
             )
         with on_providers(self.providers), self.work.open() as do:
             yield partial(self._do, do)  # some open sessions there

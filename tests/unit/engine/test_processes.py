@@ -127,3 +127,12 @@ def test_a_worker_with_another_runtime_is_refused(monkeypatch: pytest.MonkeyPatc
         pytest.raises(EngineError, match=r"A worker has onnxruntime 1\..*, and this process has 1\.0: install"),
     ):
         list(engine.map(Wrong(number=-1), range(3)))
+
+
+def test_a_worker_on_another_kind_of_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "last_bits", lambda: "of another kind")
+    with (
+        workers.opened_workers("processes:1", None) as engine,
+        pytest.raises(EngineError, match=r"A worker on .* computes other last bits than this process.* of one kind"),
+    ):
+        list(engine.map(Wrong(number=-1), range(3)))
