@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,56 @@ def test_arrays(tmp_path: Path) -> None:
     for given, known in ((x, labels), (tmp_path / "x.npy", tmp_path / "labels.npy"), (x, labels.tolist())):
         assert amct_onnx.evaluate(model, given, known).figures["top-1"] == pytest.approx(wanted)
     assert amct_onnx.evaluate(model, x, labels, limit=10).samples == 10
+
+
+def tar_files(folder: Path, to: Path, *, without: str = "") -> str:
+    """The pictures and their classes in two tar files; one has no class."""
+    for shard in range(2):
+        with tarfile.open(to / f"shard-{shard}.tar", "w") as archive:
+            for name, label in list(LABELS.items())[6 * shard : 6 * shard + 6]:
+                archive.add(folder / name, name)
+                if name != without:
+                    content = f"{label}\n".encode()
+                    header = tarfile.TarInfo(Path(name).with_suffix(".cls").name)
+                    header.size = len(content)
+                    archive.addfile(header, BytesIO(content))
+    return str(to / "shard-{0..1}.tar")
+
+
+@pytest.mark.parametrize("engine", ["local", "processes:2"])
+def test_classes_lie_beside_images_in_tar_files(folder: Path, tmp_path: Path, engine: str) -> None:
+    shards = tar_files(folder, tmp_path)
+    found = amct_onnx.evaluate(color_model(), shards, preset="unit", batch_size=5, engine=engine)
+    assert (found.samples, found.figures["top-1"]) == (12, pytest.approx(100 * 10 / 12))
+    assert amct_onnx.evaluate(color_model(), shards, preset="unit", limit=2).figures["top-1"] == 0
+    assert amct_onnx.evaluate(color_model(), shards, list(LABELS.values()), preset="unit").figures == found.figures
+
+
+def test_classes_are_a_column_of_parquet(folder: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    images = [{"bytes": (folder / name).read_bytes(), "path": name} for name in LABELS]
+    table = pyarrow.table({"image": images, "label": list(LABELS.values())})
+    pyarrow.parquet.write_table(table, tmp_path / "part.parquet", row_group_size=5)
+    found = amct_onnx.evaluate(color_model(), tmp_path / "part.parquet", preset="unit")
+    assert found.figures["top-1"] == pytest.approx(100 * 10 / 12)
+    assert amct_onnx.evaluate(color_model(), tmp_path / "part.parquet", preset="unit", limit=7).samples == 7
+    pyarrow.parquet.write_table(table.select(["image"]), tmp_path / "part.parquet")
+    with pytest.raises(ArgumentError, match="or parquet with a column 'label'"):
+        amct_onnx.evaluate(color_model(), tmp_path / "part.parquet", preset="unit")
+
+
+def test_a_class_is_missing_in_tar_files(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"shard-1\.tar: pic7\.png: has no 'cls' beside it, which others have"):
+        amct_onnx.evaluate(color_model(), tar_files(folder, tmp_path, without="pic7.png"), preset="unit")
+    with pytest.raises(ArgumentError, match=r"unless they are tar files with a \.cls beside each image"):
+        amct_onnx.evaluate(color_model(), tar_files(folder, tmp_path, without="pic0.png"), preset="unit")
+    with pytest.raises(DataError, match=r"shard-2\.tar: the data do not exist"):
+        amct_onnx.evaluate(color_model(), str(tmp_path / "shard-{0..2}.tar"), preset="unit")
+    (tmp_path / "boxes").mkdir()
+    with pytest.raises(ArgumentError, match="boxes are those of a folder of images"):
+        amct_onnx.evaluate(color_model(), str(tmp_path / "shard-0.tar"), tmp_path / "boxes", preset="unit")
 
 
 def test_a_batch_that_the_model_fixes(folder: Path) -> None:

@@ -26,6 +26,12 @@ from amct_onnx.words import of_the_command_line
 
 _ALL = (QUANTIZE, BATCH, INSPECT, SENSITIVITY, COMPARE, EVALUATE, REPORT, DOCTOR, CALIBRATION, CONVERT)
 COMMANDS: Mapping[str, Command] = {command.name: command for command in _ALL}
+# What other tools call some options.
+_ELSEWHERE = {
+    "--save_path": ("o", "out", "output", "output_path", "output_dir", "output_model", "save", "save_dir", "dest"),
+    "--data": ("calib", "calibration", "calib_data", "calibration_data", "dataset", "images", "inputs", "samples"),
+    "--batch_size": ("b", "batch", "bs"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,8 @@ def _check_command(parser: Parser, word: str) -> None:
 def _check_names(command: Parser, words: Sequence[str]) -> None:
     """Refuse an unknown option. Argparse would rather report another option that is missing because of it."""
     known = [name for action in command._actions for name in action.option_strings]
+    others = {f"--{other}": option for option in _ELSEWHERE for other in _ELSEWHERE[option] if option in known}
+    meant = others | {name: name for name in known}
     for word in words:
         if word == "--":
             return
@@ -83,5 +91,5 @@ def _check_names(command: Parser, words: Sequence[str]) -> None:
             continue
         if name == "-h" or (name.startswith("--") and any(option.startswith(name) for option in known)):
             continue
-        close = difflib.get_close_matches(f"--{name.lstrip('-').replace('-', '_')}", known, n=1, cutoff=0.5)
-        command.error(f"unknown option {name}" + (f", did you mean {close[0]}?" if close else ""))
+        close = difflib.get_close_matches(f"--{name.lstrip('-').replace('-', '_')}", meant, n=1, cutoff=0.5)
+        command.error(f"unknown option {name}" + (f", did you mean {meant[close[0]]}?" if close else ""))

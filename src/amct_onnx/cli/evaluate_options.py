@@ -30,10 +30,16 @@ class EvaluateCommand:
 def _declare(command: Parser) -> None:
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     command.add_argument("other", metavar="OTHER", nargs="?", help="another one, shown beside it")
-    command.add_argument("--labels", metavar="FILE", help='lines "name class", JSON, .npy; or boxes of COCO or YOLO')
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help='lines "name class", JSON, .npy; boxes of COCO or YOLO; none: as they lie beside the images',
+    )
     add_options(command, QuantizeOptions, RUNNING)
     group = command.add_argument_group("data", image_epilog())
-    group.add_argument("--images", "--data", dest="folder", metavar="PATH", help="a folder of images, .npy or .npz")
+    group.add_argument(
+        "--images", "--data", dest="folder", metavar="PATH", help="a folder of images, tars, parquet, .npy"
+    )
     group.add_argument("--preset", dest="images", metavar="NAME", help=f"{', '.join(PRESETS)}, or a file")
     add_options(group, DataOptions, ["batch_size", "limit"])
     add_options(group, ImageOptions, hidden=True)
@@ -41,7 +47,7 @@ def _declare(command: Parser) -> None:
 
 def _read(namespace: argparse.Namespace, command: Parser) -> EvaluateCommand:
     if namespace.folder is None:
-        command.error("give --images, a folder of images or an array of samples")
+        command.error("give --images, a folder of images or other samples")
     arguments = given_options(QuantizeOptions, namespace) | read_data_options(namespace, command)
     if "images" in arguments:
         arguments["preset"] = arguments.pop("images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,10 @@ class Blobs(ABC):
     def exact_name(self, number: int) -> str:
         """The same, as exact as can be: it may read something for that."""
         return self.name(number)
+
+    def classes(self) -> Sequence[str] | None:
+        """What lies beside each sample as its class; None where nothing does. Raises DataError."""
+        return None
 
     @abstractmethod
     def read(self, first: int, last: int) -> Iterator[Blob]:

@@ -20,6 +20,7 @@ PARQUET_SUFFIX = ".parquet"
 _ROWS = 16  # that are taken out of a file at a time
 _BYTES = 1 << 20  # of a file that are read at a time
 _FIELD = "bytes"  # of a column that has a struct for each image
+_CLASS = "label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,18 @@ class ParquetBlobs(Blobs):
             start, end = self.ends[group - 1] if group else 0, min(last, self.ends[group])
             yield from self._of_group(group, first - start, end - start, first)
             first = end
+
+    def classes(self) -> Sequence[str] | None:
+        """The values of the column `label`, which Hugging Face calls so. Raises DataError."""
+        found: list[str] = []
+        for group, (file, index) in enumerate(self.groups):
+            with _opened(self.files[file]) as table:
+                if _CLASS not in table.schema_arrow.names:
+                    return None
+                values = table.read_row_group(index, columns=[_CLASS]).column(0).to_pylist()
+            start = self.ends[group - 1] if group else 0
+            found += map(str, values[: self.ends[group] - start])
+        return found
 
     def _nothing(self, number: int) -> DataError:
         return DataError(f"{self.name(number)}: holds no bytes of an image")

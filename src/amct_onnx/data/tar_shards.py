@@ -26,7 +26,7 @@ from amct_onnx.words import given_for
 
 TAR_SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_ARRAY = ".npy"
+_ARRAY, _CLASS = ".npy", "cls"
 Fields = Mapping[str, tuple[int, int]]  # of a sample: where a file begins, and its bytes
 
 
@@ -67,6 +67,27 @@ class TarBlobs(Blobs):
             end = min(last, self.ends[shard])
             yield from self._of_shard(self.shards[shard], first, end)
             first = end
+
+    def classes(self) -> Sequence[str] | None:
+        """The content of the file `.cls` of each sample. Raises DataError for a sample without one, if others have."""
+        found: list[str] = []
+        for number, shard in enumerate(self.shards):
+            first, last = self.ends[number - 1] if number else 0, self.ends[number]
+            wanted = set(self.offsets[first:last].tolist())
+            with shard.open("rb") as stream:
+                for sample in _samples(shard) if wanted else ():
+                    if wanted.isdisjoint(offset for offset, _ in sample.values()):
+                        continue
+                    if _CLASS in sample:
+                        stream.seek(sample[_CLASS][0])
+                    elif found:
+                        raise DataError(
+                            f"{self.exact_name(len(found))}: has no {_CLASS!r} beside it, which others have"
+                        )
+                    else:
+                        return None
+                    found.append(stream.read(sample[_CLASS][1]).decode("utf-8", "replace").strip())
+        return found
 
     def _of_shard(self, shard: Path, first: int, last: int) -> Iterator[Blob]:
         try:

@@ -13,8 +13,9 @@ from amct_onnx.data.image_options import ImageOptions
 from amct_onnx.data.images import find_images, image_options, image_size, open_images, placement
 from amct_onnx.data.open_data import open_data
 from amct_onnx.data.options import DataOptions
+from amct_onnx.data.places import expanded, find_place
 from amct_onnx.engine.engine import Engine
-from amct_onnx.errors import ArgumentError, DataError, FileMissingError
+from amct_onnx.errors import ArgumentError, DataError
 from amct_onnx.numerics.arrays import Array, Int64s
 from amct_onnx.options import documented
 from amct_onnx.progress import Progress, progress_of
@@ -23,7 +24,7 @@ from amct_onnx.run.providers import Provider, checked_providers
 from amct_onnx.run.workers import opened_workers
 from amct_onnx.tools.detections import average_precision, boxes_of, in_image
 from amct_onnx.tools.judged_model import ImageBatches, JudgedModel, RunFeeds, only_rows
-from amct_onnx.tools.labels import class_array, has_boxes, read_boxes, read_classes
+from amct_onnx.tools.labels import class_array, classes_beside, has_boxes, read_boxes, read_classes
 from amct_onnx.values.scores import ModelScores, Scores
 from amct_onnx.words import named
 
@@ -48,10 +49,11 @@ def evaluate(
 
     model: a path, an onnx.ModelProto, an onnx_ir.Model or a `QuantizedModel`, or a pair of these. A deploy model runs
         in its integers.
-    images: a folder of images, or arrays as `quantize` takes them (an array, a .npy or .npz file, ...).
+    images: a folder of images, or data as `quantize` takes them (tar or parquet files, an array, a .npy file, ...).
     labels: for classes a file with lines "name class", a JSON file {name: class}, a mapping of these, or None for a
-        folder of images with a subfolder for each class; for arrays an array of classes or a file of one. For boxes a
-        folder of text files with lines "class cx cy w h" as YOLO has them, or a JSON file of COCO.
+        folder of images with a subfolder for each class; for tar files None takes the `.cls` beside each image, and for
+        parquet the column `label`; for other data an array of classes or a file of one. For boxes a folder of text
+        files with lines "class cx cy w h" as YOLO has them, or a JSON file of COCO.
     preset: how images are prepared, as `images` of `quantize` says it: the name of a preset, a file that describes one
         or an `ImageOptions`. None takes what the model shows.
     progress: as for `quantize`.
@@ -71,14 +73,13 @@ def evaluate(
     options = DataOptions(images=preset, batch_size=batch_size, limit=limit)
     with opened_workers(engine, chosen) as workers:
         opened = [JudgedModel.of(one) for one in models]
-        folder = Path(images) if isinstance(images, str | os.PathLike) else None
-        if folder is not None and not folder.exists():
-            raise FileMissingError(f"{named('images')}: {folder} does not exist: check the path.")
-        files = find_images(folder) if folder is not None and folder.is_dir() else []
-        if folder is not None and files:
-            return _of_images(opened, folder, files, labels, options, told, workers)
-        if labels is None or has_boxes(labels):
-            raise ArgumentError(f"{named('labels')}: data that are no folder of images take an array of classes.")
+        paths = expanded(os.fspath(images)) if isinstance(images, str | os.PathLike) else []
+        places = [find_place(path) for path in paths]
+        files = find_images(places[0]) if len(places) == 1 and places[0].is_dir() else []
+        if files:
+            return _of_images(opened, places[0], files, labels, options, told, workers)
+        if labels is not None and has_boxes(labels):
+            raise ArgumentError(f"{named('labels')}: boxes are those of a folder of images.")
         return _of_arrays(opened, images, labels, options, told, workers)
 
 
@@ -118,9 +119,11 @@ def _of_arrays(
 ) -> Scores:
     outputs: list[list[Array]] = []
     notes: dict[str, None] = {}
+    more = labels is None or options.limit is not None  # labels than samples, perhaps
     for network in networks:
         rows: list[Array] = []
         source = open_data(data, network.inputs, options)
+        labels = classes_beside(source.parts) if labels is None else labels
         work = RunFeeds(model=network, count=source.rule.rows, feeds=None if engine.alone else source.parts)
         for number, found in enumerate(work.run(source.unchecked(), engine), 1):
             rows += found.rows
@@ -128,7 +131,7 @@ def _of_arrays(
             told("evaluation", number / source.total if source.total else 0.0)
         outputs.append(rows)
         notes.update(dict.fromkeys(source.assumptions))
-    truth = class_array(labels, len(outputs[0]), first=options.limit is not None)
+    truth = class_array(labels, len(outputs[0]), first=more)
     return _classified(networks, outputs, truth, notes)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from amct_onnx.data.images import image_size
+from amct_onnx.data.feed_parts import ArrayFeeds, FeedParts
+from amct_onnx.data.images import ImageArray, image_size
 from amct_onnx.errors import ArgumentError, DataError, FileMissingError
 from amct_onnx.numerics.arrays import Array, Doubles, Int64s
 from amct_onnx.words import named
@@ -93,6 +94,19 @@ def _class(value: Any, where: str) -> int:
     if isinstance(value, bool) or not _is_number(str(value)) or int(value) < 0:
         raise DataError(f"{where}: {value!r} is no number of a class, which begin with 0.")
     return int(value)
+
+
+def classes_beside(samples: FeedParts | None) -> Int64s:
+    """The classes that lie beside the images in tar files or parquet. Raises ArgumentError where there are none, and
+    DataError."""
+    arrays = samples.cut.values() if isinstance(samples, ArrayFeeds) else ()
+    for encoded in [array.encoded for array in arrays if isinstance(array, ImageArray)]:
+        if (words := encoded.classes()) is not None:
+            return np.array([_class(word, f"the class of {encoded.name(k)}") for k, word in enumerate(words)], np.int64)
+    raise ArgumentError(
+        f"{named('labels')}: data that are no folder of images take an array of classes, unless they are tar files "
+        "with a .cls beside each image, or parquet with a column 'label'."
+    )
 
 
 def class_array(labels: Any, count: int, *, first: bool = False) -> Int64s:

@@ -132,6 +132,9 @@ def test_the_model_may_be_an_option() -> None:
         (("--weight_only", "4", "--target", "openvino"), "needs --target onnxruntime"),
         (("--weight_only", "4", "--min_sqnr", "20"), "delete the target of accuracy"),
         (("--data", "x", "--reduce-range"), "did you mean --reduce_range"),
+        (("--data", "x", "--output", "y"), "unknown option --output, did you mean --save_path?"),
+        (("--data", "x", "-o", "y"), "unknown option -o, did you mean --save_path?"),
+        (("--calib_dta", "x"), "unknown option --calib_dta, did you mean --data?"),
     ],
 )
 def test_wrong_command_lines(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str) -> None:
