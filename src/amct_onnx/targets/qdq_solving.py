@@ -86,9 +86,14 @@ class PlanSolver:
     def solve(self) -> SolvedPlan | None:
         """One attempt; None where it has found more that has no grid. Raises StatisticsError, and CalibrationError
         where NaN and Inf leave nothing that can be quantized."""
-        off = self._calibration.request.off()
+        request = self._calibration.request
         plan = plan_qdq(
-            self._model, self._table, off=off, in_float=self.tensors, refused={**self._chosen, **self.nodes}
+            self._model,
+            self._table,
+            off=request.off(),
+            in_float=self.tensors,
+            refused={**self._chosen, **self.nodes},
+            everything=request.takes_everything,
         )
         known = len(self.tensors) + len(self.nodes)
         clamped = self._clamped(plan)

@@ -98,10 +98,10 @@ class QdqFamily(Target):
         self.dynamic = table.dynamic
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
-        off = request.off()
-        plan = plan_qdq(source.model, self.table, off=off)
+        planned = partial(plan_qdq, target=self.table, off=request.off(), everything=request.takes_everything)
+        plan = planned(source.model)
         bodies = closed_copies(source.model) if request.settings is None else ()
-        inside = (plan_qdq(body, self.table, off=off).decisions for body in bodies)
+        inside = (planned(body).decisions for body in bodies)
         return _known(plan.decisions, inside, source)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
@@ -109,7 +109,8 @@ class QdqFamily(Target):
         return [name for plan in plans for name in plan.observed]
 
     def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
-        model, plan = source.model, plan_qdq(source.model, self.table, off=request.off())
+        model = source.model
+        plan = plan_qdq(model, self.table, off=request.off(), everything=request.takes_everything)
         own = {group.tensors[0] for group in plan.groups if len(group.tensors) == 1} - plan.integer
         own -= {group.key for group in channel_groups(model)}
         layers, values = set(plan.layers), {value.name: value for node in model.graph for value in node.outputs}

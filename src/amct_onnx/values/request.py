@@ -36,6 +36,11 @@ class Request:
         """Whether steps beyond the settings may be tried: a user who gives settings wants just what they say."""
         return self.settings is None
 
+    @property
+    def takes_everything(self) -> bool:
+        """Whether what can be quantized is, also where it is sure to cost time: as settings name it, for one."""
+        return self.full_int8 or self.settings is not None
+
     def off(self) -> dict[str, str]:
         """The nodes that stay in float, and why, as clauses."""
         layers = self.settings.layers if self.settings is not None else {}
