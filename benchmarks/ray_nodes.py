@@ -32,9 +32,15 @@ class RayNodes:
         self._second = None
 
     def add_one(self) -> None:
-        """It comes back, with nothing of what it had."""
-        if self._second is None:
-            self._second = self._cluster.add_node(wait=False, **self._node)
+        """It comes back, with nothing of what it had. On a busy machine Ray may need more than one try to start it."""
+        for last in (False, False, True):
+            if self._second is not None:
+                return
+            try:
+                self._second = self._cluster.add_node(wait=False, **self._node)
+            except Exception:
+                if last:
+                    raise
 
     def end(self) -> None:
         """End both nodes."""
