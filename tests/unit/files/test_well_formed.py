@@ -314,11 +314,8 @@ CHAINS: dict[str, tuple[dict[str, object], list[str]]] = {
 
 
 _QUICK = (("Identity", "weight"), ("Relu", "data"))
-_CASES = [
-    pytest.param(op_type, where, marks=[] if (op_type, where) in _QUICK else [pytest.mark.slow])
-    for op_type in CHAINS
-    for where in ("weight", "data")
-]
+_PLACES = zip(CHAINS, itertools.cycle(("weight", "data")))
+_CASES = [pytest.param(*case, marks=[] if case in _QUICK else [pytest.mark.slow]) for case in _PLACES]
 
 
 @pytest.mark.parametrize(("op_type", "where"), _CASES)
