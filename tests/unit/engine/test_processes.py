@@ -120,19 +120,16 @@ def test_fewer_processors_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processors() >= 1
 
 
-def test_a_worker_with_another_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "runtime_version", lambda: "1.0")
-    with (
-        workers.opened_workers("processes:1", None) as engine,
-        pytest.raises(EngineError, match=r"A worker has onnxruntime 1\..*, and this process has 1\.0: install"),
-    ):
-        list(engine.map(Wrong(number=-1), range(3)))
-
-
-def test_a_worker_on_another_kind_of_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "last_bits", lambda: "of another kind")
-    with (
-        workers.opened_workers("processes:1", None) as engine,
-        pytest.raises(EngineError, match=r"A worker on .* computes other last bits than this process.* of one kind"),
-    ):
+@pytest.mark.parametrize(
+    ("name", "here", "told"),
+    [
+        ("runtime_version", "1.0", r"A worker has onnxruntime 1\..*, and this process has 1\.0: install"),
+        ("last_bits", "others", r"A worker on .* computes other last bits than this process.* of one kind"),
+    ],
+)
+def test_a_worker_that_computes_otherwise_is_refused(
+    name: str, here: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, name, lambda: here)
+    with workers.opened_workers("processes:1", None) as engine, pytest.raises(EngineError, match=told):
         list(engine.map(Wrong(number=-1), range(3)))
