@@ -80,8 +80,8 @@ class QuantizeOptions:
         "leave no layer in float for accuracy or time; else the first ones are where float takes no longer",
         "Kernels for few channels gain no time from int8, and the first layers make much of the noise. default and "
         "best leave some of them in float where samples that they have not seen show a gain, for target onnxruntime, "
-        "whose kernels were timed. There, whatever the effort, a depthwise convolution that stands between floats stays "
-        "one of them: int8 is slower.",
+        "whose kernels were timed. There, whatever the effort, a depthwise convolution that stands between floats "
+        "stays one of them: int8 is slower.",
         flag=Flag(help="leave no layer in float for accuracy or time", switch=True),
     )
     weight_only: int | None = option(

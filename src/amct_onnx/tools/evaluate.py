@@ -23,7 +23,7 @@ from amct_onnx.ptq.options import QuantizeOptions
 from amct_onnx.run.providers import Provider, checked_providers
 from amct_onnx.run.workers import opened_workers
 from amct_onnx.tools.detections import average_precision, boxes_of, in_image
-from amct_onnx.tools.judged_model import ImageBatches, JudgedModel, RunFeeds, only_rows
+from amct_onnx.tools.judged_model import ImageBatches, JudgedModel, Row, RunFeeds, TopClasses, only_rows, whole_row
 from amct_onnx.tools.labels import class_array, classes_beside, has_boxes, read_boxes, read_classes
 from amct_onnx.values.scores import ModelScores, Scores
 from amct_onnx.words import named
@@ -99,7 +99,10 @@ def _of_images(
     batches = [_prepared(network, chosen, options, notes.setdefault) for network in networks]
     truth = [known[file] for file in chosen]
     if not boxes:
-        outputs = [list(_run(network, one, told, engine)) for network, one in zip(networks, batches, strict=True)]
+        outputs = [
+            list(_run(network, one, TopClasses.of, told, engine))
+            for network, one in zip(networks, batches, strict=True)
+        ]
         return _classified(networks, outputs, np.array(truth, np.int64), notes)
     scores = []
     sizes = [image_size(file) for file in chosen]
@@ -108,7 +111,7 @@ def _of_images(
         if how.fit == "crop":
             text = "cuts images off, and boxes with them: use one that fits them in, as yolox or ultralytics"
             raise ArgumentError(f"{named('preset')}: this preset {text}.")
-        found = (boxes_of(rows, how.size) for rows in _run(network, batch, told, engine))
+        found = (boxes_of(rows, how.size) for rows in _run(network, batch, whole_row, told, engine))
         placed = [in_image(one, placement(size, how)) for one, size in zip(found, sizes, strict=True)]
         scores.append(ModelScores(model=network.called, figures=average_precision(placed, truth)))
     return Scores(task="detection", samples=len(chosen), models=tuple(scores), agreement=None, notes=tuple(notes))
@@ -117,14 +120,15 @@ def _of_images(
 def _of_arrays(
     networks: Sequence[JudgedModel], data: Any, labels: Any, options: DataOptions, told: Progress, engine: Engine
 ) -> Scores:
-    outputs: list[list[Array]] = []
+    outputs: list[list[TopClasses]] = []
     notes: dict[str, None] = {}
     more = labels is None or options.limit is not None  # labels than samples, perhaps
     for network in networks:
-        rows: list[Array] = []
+        rows: list[TopClasses] = []
         source = open_data(data, network.inputs, options)
         labels = classes_beside(source.parts) if labels is None else labels
-        work = RunFeeds(model=network, count=source.rule.rows, feeds=None if engine.alone else source.parts)
+        parts = None if engine.alone else source.parts
+        work = RunFeeds(model=network, count=source.rule.rows, keep=TopClasses.of, feeds=parts)
         for number, found in enumerate(work.run(source.unchecked(), engine), 1):
             rows += found.rows
             notes.update(dict.fromkeys(found.notes))
@@ -151,9 +155,11 @@ def _tell(note: Callable[[str, None], object], text: str) -> None:
     note(text, None)
 
 
-def _run(network: JudgedModel, batches: ImageBatches, told: Progress, engine: Engine) -> Iterator[Array]:
-    """The output for each image."""
-    work = RunFeeds(model=network, count=only_rows, feeds=batches)
+def _run(
+    network: JudgedModel, batches: ImageBatches, keep: Callable[[Array, str], Row], told: Progress, engine: Engine
+) -> Iterator[Row]:
+    """What counts of the output for each image."""
+    work = RunFeeds(model=network, count=only_rows, keep=keep, feeds=batches)
     left = total = batches.images.shape[0]
     for found in work.run((), engine):
         yield from found.rows[:left]
@@ -162,22 +168,18 @@ def _run(network: JudgedModel, batches: ImageBatches, told: Progress, engine: En
 
 
 def _classified(
-    networks: Sequence[JudgedModel], outputs: Sequence[Sequence[Array]], truth: Int64s, notes: dict[str, None]
+    networks: Sequence[JudgedModel], outputs: Sequence[Sequence[TopClasses]], truth: Int64s, notes: dict[str, None]
 ) -> Scores:
     scores, best = [], []
     for network, rows in zip(networks, outputs, strict=True):
-        table = np.stack([row.reshape(-1) for row in rows]).astype(np.float64)
-        if any(dim != 1 for dim in rows[0].shape[1:]) or table.shape[1] < 2:
-            shape = list(rows[0].shape)
-            raise DataError(f"{network.called} gives {shape} for a sample, which are no scores of classes.")
+        classes, order = rows[0].classes, np.stack([row.best for row in rows])
         labels = truth
-        if table.shape[1] == _BACKGROUND and truth.max() < _BACKGROUND - 1:
+        if classes == _BACKGROUND and truth.max() < _BACKGROUND - 1:
             labels = truth + 1
             notes[f"the first of the {_BACKGROUND} classes of {network.called} is the background"] = None
-        if labels.max() >= table.shape[1]:
-            text = f"has {table.shape[1]} classes, and a label is {truth.max()}: classes begin with 0"
+        if labels.max() >= classes:
+            text = f"has {classes} classes, and a label is {truth.max()}: classes begin with 0"
             raise DataError(f"{named('labels')}: {network.called} {text}.")
-        order = np.argsort(-table, axis=1, kind="stable")[:, :5]
         hits = order == labels[:, None]
         figures = {"top-1": 100 * float(hits[:, 0].mean()), "top-5": 100 * float(hits.any(axis=1).mean())}
         scores.append(ModelScores(model=network.called, figures=figures))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +22,14 @@ from amct_onnx.files.packed_model import HoldsGraphs
 from amct_onnx.graph.inputs import ModelInput, model_inputs
 from amct_onnx.graph.outputs import Purpose, purpose_of
 from amct_onnx.graph.read.lift_deploy import has_ascend_operators
-from amct_onnx.numerics.arrays import Array, Feed
+from amct_onnx.numerics.arrays import Array, Feed, Int64s
 from amct_onnx.ptq.quantized_model import QuantizedModel
 from amct_onnx.run.deployed import open_deployed
 from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.words import named
+
+Row = TypeVar("Row")
+_BEST = 5  # classes that are looked at
 
 
 class NumberedFeeds(Protocol):
@@ -119,39 +122,64 @@ class ImageBatches:
             yield {self.name: np.concatenate([block, np.repeat(block[-1:], missing, axis=0)]) if missing else block}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What a model gives for samples, a row for each, and what was assumed of the samples."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopClasses:
+    """What counts of the scores of a sample: the number of classes, and the best of them, int64[5] or fewer."""
 
-    rows: list[Array]
+    classes: int
+    best: Int64s
+
+    @classmethod
+    def of(cls, scores: Array, called: str) -> TopClasses:
+        """Of the scores that the model with this name gives for a sample, [classes]; of equal ones the first class
+        counts. Raises DataError for something else than scores of classes."""
+        if any(dim != 1 for dim in scores.shape[1:]) or scores.size < 2:
+            raise DataError(f"{called} gives {list(scores.shape)} for a sample, which are no scores of classes.")
+        return cls(classes=scores.size, best=np.argsort(-scores.reshape(-1), kind="stable")[:_BEST])
+
+
+def whole_row(row: Array, called: str) -> Array:
+    """What counts of a row of any other output: all of it."""
+    return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(Generic[Row]):
+    """What counts of what a model gives for samples, for each, and what was assumed of the samples."""
+
+    rows: list[Row]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RunFeeds:
+class RunFeeds(Generic[Row]):
     """The work of running a model. Its items are feeds, or the numbers of some of `feeds`.
 
-    count: how many samples are in a feed.
+    count: how many samples are in a feed. keep: what of a row of the output counts, for the model with a name.
     """
 
     model: JudgedModel
     count: Callable[[Feed], int]
+    keep: Callable[[Array, str], Row]
     feeds: NumberedFeeds | None = None
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[Feed | int], Outputs]]:
+    def open(self) -> Iterator[Callable[[Feed | int], Outputs[Row]]]:
         yield self._outputs
 
-    def _outputs(self, item: Feed | int) -> Outputs:
+    def _outputs(self, item: Feed | int) -> Outputs[Row]:
         if not isinstance(item, int):
-            return Outputs(rows=list(self.model.output(item, self.count(item))))
+            return Outputs(rows=self._rows(item))
         assert self.feeds is not None
         notes: list[str] = []
         feeds = self.feeds.read(item, item + 1, notes.append)
-        rows = [row for feed in feeds for row in self.model.output(feed, self.count(feed))]
+        rows = [row for feed in feeds for row in self._rows(feed)]
         return Outputs(rows=rows, notes=tuple(notes))
 
-    def run(self, feeds: Iterable[Feed], engine: Engine) -> Iterator[Outputs]:
+    def _rows(self, feed: Feed) -> list[Row]:
+        return [self.keep(row, self.model.called) for row in self.model.output(feed, self.count(feed))]
+
+    def run(self, feeds: Iterable[Feed], engine: Engine) -> Iterator[Outputs[Row]]:
         """The outputs for each feed, in their order. `feeds`: those that are not known by numbers."""
         items: Iterable[Feed | int] = feeds if self.feeds is None else range(self.feeds.total)
         with closing(engine.map(self, items)) as outcomes:
