@@ -236,7 +236,7 @@ def plan(name: str, sample: float, size: int, merge: float) -> None:
 def main() -> int:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="mobilenetv2", choices=list(TASKS), metavar="NAME")
     parser.add_argument("--engines", nargs="+", default=["processes", "ray"], choices=["processes", "ray"])
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
