@@ -24,7 +24,7 @@ from hypothesis import settings  # noqa: E402
 # examples.
 _IN_CI = os.environ.get("CI") == "true"
 settings.register_profile("quick", max_examples=25, deadline=None)
-settings.register_profile("thorough", max_examples=100, deadline=None, derandomize=_IN_CI)
+settings.register_profile("thorough", max_examples=50, deadline=None, derandomize=_IN_CI)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("thorough" if _IN_CI else "quick"))
 
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send the signal.

@@ -371,7 +371,7 @@ def test_no_state_is_kept_where_none_is_wanted(job: dict[str, Any], monkeypatch:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
 def test_real_models_are_killed_and_go_on(tmp_path: Path) -> None:
-    answer = batch_benchmark.check(tmp_path, ["resnet20", "kws", "squeezenet"], limit=4, effort="fast", report=False)
+    answer = batch_benchmark.check(tmp_path, ["resnet20", "kws"], limit=4, effort="fast", report=False)
     assert [job["state"] for job in answer["jobs"]].count("failed") == 1
     assert all(job["accuracy"]["decibels"] > 20 for job in answer["jobs"] if job["state"] != "failed")
 

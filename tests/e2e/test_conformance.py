@@ -24,7 +24,7 @@ from amct_onnx.errors import ModelError
 
 # Modules whose models are quick: layers, what has none or cannot be run, and operators between two products.
 QUICK = {"frozen": ("conv", "matmul", "roialign", "simple"), "sandwich": ("compress", "reversesequence", "sign")}
-EVERY = 80  # which of all models is in the larger slice
+EVERY = 160  # which of all models is in the larger slice
 
 
 @pytest.fixture
