@@ -158,6 +158,24 @@ def test_a_class_is_missing_in_tar_files(folder: Path, tmp_path: Path) -> None:
         amct_onnx.evaluate(color_model(), str(tmp_path / "shard-0.tar"), tmp_path / "boxes", preset="unit")
 
 
+def test_models_of_two_batches_are_judged_on_the_same_samples(folder: Path, tmp_path: Path) -> None:
+    fixed = color_model()
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+    for pair in ((fixed, color_model()), (color_model(), fixed)):
+        found = amct_onnx.evaluate(pair, tar_files(folder, tmp_path), preset="unit")
+        assert (found.samples, found.agreement) == (10, 100.0)
+        with pytest.raises(DataError, match="has 12 labels, and there are 10 samples"):
+            amct_onnx.evaluate(pair, tar_files(folder, tmp_path), list(LABELS.values()), preset="unit")
+
+
+@pytest.mark.parametrize("engine", ["local", "processes:2"])
+def test_scores_that_are_no_numbers_are_not_judged(engine: str) -> None:
+    """Ranked, they would make class 0 the best."""
+    model = build("g (float[N,6] x) => (float[N,4] y) { a = MatMul (x, w) y = Log (a) }", w=-abs(normal(2, 6, 4)))
+    with pytest.raises(DataError, match="gives NaN for a sample, so that it cannot be judged"):
+        amct_onnx.evaluate(model, abs(normal(1, 30, 6)), np.zeros(30, np.int64), engine=engine)
+
+
 def test_a_batch_that_the_model_fixes(folder: Path) -> None:
     model = color_model()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5

@@ -135,8 +135,9 @@ def _of_arrays(
             told("evaluation", number / source.total if source.total else 0.0)
         outputs.append(rows)
         notes.update(dict.fromkeys(source.assumptions))
-    truth = class_array(labels, len(outputs[0]), first=more)
-    return _classified(networks, outputs, truth, notes)
+    count = min(map(len, outputs))  # a model that fixes its batch leaves out the last samples
+    truth = class_array(labels, count, first=more)
+    return _classified(networks, [rows[:count] for rows in outputs], truth, notes)
 
 
 def _prepared(

@@ -132,9 +132,13 @@ class TopClasses:
     @classmethod
     def of(cls, scores: Array, called: str) -> TopClasses:
         """Of the scores that the model with this name gives for a sample, [classes]; of equal ones the first class
-        counts. Raises DataError for something else than scores of classes."""
+        counts. Raises DataError for something else than scores of classes, and for NaN, which has no rank."""
         if any(dim != 1 for dim in scores.shape[1:]) or scores.size < 2:
             raise DataError(f"{called} gives {list(scores.shape)} for a sample, which are no scores of classes.")
+        if np.isnan(scores).any():
+            raise DataError(
+                f"{called} gives NaN for a sample, so that it cannot be judged: check the model and the data."
+            )
         return cls(classes=scores.size, best=np.argsort(-scores.reshape(-1), kind="stable")[:_BEST])
 
 
