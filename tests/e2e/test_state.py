@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from engine_networks import a_folder_of_images, an_array_in_a_file, files_of, network, samples
+from filelock import FileLock
 
 import amct_onnx
 from amct_onnx.errors import ArgumentError, StateError
@@ -245,6 +246,19 @@ def test_one_call_at_a_time_works_with_a_folder(model: Path, tmp_path: Path) -> 
 
     expected = amct_onnx.quantize(model, [samples(4)], effort="fast")
     assert amct_onnx.quantize(model, twice(), effort="fast", state=state).statistics == expected.statistics
+
+
+def test_a_file_system_without_locks_keeps_state_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: FileLock, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    data, state = an_array_in_a_file(tmp_path), tmp_path / "state"
+    first, again = (amct_onnx.quantize(model, data, effort="fast", state=state) for _ in range(2))
+    assert first.statistics == again.statistics
+    assert (state / "state.json").exists()
 
 
 def test_state_says_what_it_is_of(model: Path, tmp_path: Path) -> None:
