@@ -16,22 +16,19 @@ import onnx_ir as ir
 
 from amct_onnx.frozen import FrozenDict
 from amct_onnx.graph.access import input_of, is_op, name_of
-from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.graph.layers import CONSTANT, INSIDE, LAYER_OPS
-from amct_onnx.graph.tensors import shape_of
 from amct_onnx.plan.lookups import find_lookups
 from amct_onnx.plan.qdq_candidates import CLAMPS, Candidate, Candidates
 from amct_onnx.values.layers import Decision
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
-from amct_onnx.words import given
 
 _ALONE = "a tensor that it reads is in float anyway"
 _FOR_FLOATS = "what reads it computes in floats"
 _NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution has put the channels last"
 # What channels that are last, as ONNX Runtime puts them for a convolution, do not get through.
-_TURNS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
+MOVES_CHANNELS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
 _PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
 NONE: Mapping[str, str] = FrozenDict()
@@ -44,21 +41,17 @@ def plan_qdq(
     off: Mapping[str, str] = NONE,
     in_float: Mapping[str, str] = NONE,
     refused: Mapping[str, str] = NONE,
-    everything: bool = True,
 ) -> QdqPlan:
     """The plan of a fused float model whose nodes are named.
 
     off: nodes that stay in float as the user or a search wants it. in_float: tensors that do, and refused: more such
-    nodes. All with the reason, as a clause about the node. everything: also where integers are sure to cost time.
+    nodes. All with the reason, as a clause about the node.
     """
     found, in_vain = Candidates(model, target, {**off, **refused}, in_float), dict[str, str]()
     while True:
         planner = _Planner(found, in_vain)
         planner.join_all()
         more = dict.fromkeys(planner.in_vain(), _FOR_FLOATS)
-        if not more and target.runs_here and not everything:
-            text = f"depthwise convolutions between floats take longer in integers; {given('full_int8', True)} has them"
-            more = dict.fromkeys(planner.depthwise_alone(), text)
         if not more:
             return planner.plan()
         in_vain.update(more)
@@ -105,24 +98,6 @@ class _Planner:
                     paying.add(name)
         return [name for name, found in waiting.items() if name not in paying and is_op(found.node, *_ELEMENTWISE)]
 
-    def depthwise_alone(self) -> list[str]:
-        """The depthwise convolutions whose integers get to no other layer, and come from none.
-
-        Their kernel of integers is hardly faster than that of floats, or slower: it does not pay for rounding what goes
-        in, and for the way back (`benchmarks/patterns.py`).
-        """
-        parents, around = {value: value for value in self.tensors}, dict[str, ir.Value]()
-        for name, candidate in self.integer.items():
-            read = [value for index, value in candidate.data if (name, index) in self.reads]
-            values = [*read, *(value for value in candidate.results if value in self.tensors)]
-            for value in values:
-                parents[_root(parents, value)] = _root(parents, values[0])
-            if candidate.rule.leads and values:
-                around[name] = values[0]
-        alone = [name for name in around if _is_depthwise(self.integer[name].node)]
-        paying = {_root(parents, around[name]) for name in around.keys() - set(alone)}
-        return [name for name in alone if _root(parents, around[name]) not in paying]
-
     def _passes_on(self, candidate: Candidate) -> bool:
         """Whether a kernel of integers is there for what comes behind it."""
         kind = candidate.rule.output
@@ -161,7 +136,7 @@ class _Planner:
         if candidate.rule.output in ("required", "same"):
             self.tensors.update(dict.fromkeys(candidate.results))
         kind, data = candidate.node.op_type, [value for _, value in candidate.data]
-        if kind == "Conv" or (kind not in _TURNS and data and self.last.issuperset(data)):
+        if kind == "Conv" or (kind not in MOVES_CHANNELS and data and self.last.issuperset(data)):
             self.last.update(candidate.results)
         if candidate.rule.output != "float":
             self.made.update(dict.fromkeys(candidate.results, candidate))
@@ -318,9 +293,3 @@ def _root(parents: Mapping[ir.Value, ir.Value], value: ir.Value) -> ir.Value:
     while parents[value] is not value:
         value = parents[value]
     return value
-
-
-def _is_depthwise(node: ir.Node) -> bool:
-    """Whether each channel of a convolution is made of one."""
-    tensor = constant_tensor(node.inputs[1])
-    return node.attributes.get_int("group", 1) > 1 and tensor is not None and shape_of(tensor)[1] == 1

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from amct_onnx.errors import CalibrationError, StatisticsError
 from amct_onnx.graph.access import is_op, name_of
 from amct_onnx.graph.constants import ValueNames
-from amct_onnx.graph.index import index_graph
+from amct_onnx.graph.index import GraphIndex, index_graph
 from amct_onnx.graph.layer_view import WEIGHT_OPS, Layer, constant_input, layer_of
 from amct_onnx.graph.layers import default_opset
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
@@ -33,10 +33,12 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.numerics.weights.pairs import solve_pairs
 from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.faster_in_float import PricedPlan
 from amct_onnx.targets.lookup_tables import solve_lookup
 from amct_onnx.values.findings import TableGrid, WeightGrid
 from amct_onnx.values.qdq_plan import QdqPlan, TensorGroup
 from amct_onnx.values.qdq_tables import QdqTarget
+from amct_onnx.words import given
 
 _SAFE_BITS = 7  # two such weights cannot overflow
 # A bias uses at most half of int32, so that the sums that it is added to have the other half.
@@ -46,6 +48,7 @@ _NOTHING = 2.0**-12
 _LEAST_STEPS = 2  # a tensor that reaches no further on the grid of a concatenation is lost there
 _MOST_RATIO = 2.0**10  # of the scale of a constant to that of a sum that it is in; float32 has room for both up to here
 _NORMAL = np.finfo(np.float32)
+_SLOW = f"it takes longer in integers, with what is rounded around it; {given('full_int8', True)} has it there"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +56,8 @@ class SolvedPlan:
     """A plan all of whose grids are solved, and `prepared`, the float model normalized for lowering.
 
     activations: by tensor. weights: by layer, as rows of output channels. constants: by node and index. tables: of
-    lookups, by node. notes: which nodes stay in float for what there was to round, as sentences.
+    lookups, by node. priced: what it takes with all in integers that may be, where somebody asks. notes: which nodes
+    stay in float for what there was to round, as sentences.
     """
 
     plan: QdqPlan
@@ -62,6 +66,7 @@ class SolvedPlan:
     weights: Mapping[str, WeightGrid]
     constants: Mapping[tuple[str, int], QParams]
     tables: Mapping[str, TableGrid]
+    priced: PricedPlan | None
     notes: tuple[str, ...]
 
 
@@ -82,6 +87,8 @@ class PlanSolver:
         self.tensors: dict[str, str] = dict(calibration.in_float)
         self._chosen = calibration.tuning.in_float
         self.nodes: dict[str, str] = {}
+        self._slow: dict[str, str] = {}
+        self._priced: PricedPlan | None = None  # with all in integers that may be
 
     def solve(self) -> SolvedPlan | None:
         """One attempt; None where it has found more that has no grid. Raises StatisticsError, and CalibrationError
@@ -92,9 +99,11 @@ class PlanSolver:
             self._table,
             off=request.off(),
             in_float=self.tensors,
-            refused={**self._chosen, **self.nodes},
-            everything=request.takes_everything,
+            refused={**self._chosen, **self.nodes, **self._slow},
         )
+        if slow := self._found_slow(plan):
+            self._slow.update(dict.fromkeys(slow, _SLOW))
+            return None
         known = len(self.tensors) + len(self.nodes)
         clamped = self._clamped(plan)
         grids: dict[str, QParams] = {}
@@ -131,12 +140,7 @@ class PlanSolver:
                 weights[layer.name] = _solve_weight(layer, self._table, data, least, self._calibration)
             except ValueError as error:
                 self.nodes[layer.name] = str(error)
-        constants: dict[tuple[str, int], QParams] = {}
-        for name, place in sorted(plan.constants):
-            try:
-                constants[name, place] = _solve_constant(index.nodes[name], place, self._table, grids)
-            except ValueError as error:
-                self.nodes[name] = f"its constant operand: {error}"
+        constants = self._constants(plan, index, grids)
         tables = self._tables(plan, {name: index.layer(name) for name in weights}, weights)
         if len(self.tensors) + len(self.nodes) > known:
             return None
@@ -147,8 +151,29 @@ class PlanSolver:
             weights=weights,
             constants=constants,
             tables=tables,
+            priced=self._priced,
             notes=self._calibration.told(plan.decisions, {*self.tensors.values(), *self.nodes.values()}),
         )
+
+    def _constants(
+        self, plan: QdqPlan, index: GraphIndex, grids: Mapping[str, QParams]
+    ) -> dict[tuple[str, int], QParams]:
+        """The grids of constant operands, by node and input."""
+        found: dict[tuple[str, int], QParams] = {}
+        for name, place in sorted(plan.constants):
+            try:
+                found[name, place] = _solve_constant(index.nodes[name], place, self._table, grids)
+            except ValueError as error:
+                self.nodes[name] = f"its constant operand: {error}"
+        return found
+
+    def _found_slow(self, plan: QdqPlan) -> frozenset[str]:
+        """The nodes that are better in float for the time they take, unless the user wants them in integers."""
+        if self._table.prices is None or self._calibration.request.takes_everything:
+            return frozenset()
+        priced = PricedPlan(self._calibration, plan, self._table.prices)
+        self._priced = self._priced or priced
+        return priced.faster_in_float()
 
     def _tables(
         self, plan: QdqPlan, layers: Mapping[str, Layer], weights: Mapping[str, WeightGrid]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.plan.qdq_nodes import plan_qdq
 from amct_onnx.targets.calibration import Calibration
+from amct_onnx.targets.faster_in_float import PricedPlan
 from amct_onnx.targets.float_units import Units
 from amct_onnx.targets.qdq_bodies import lower_solved, quantize_bodies
 from amct_onnx.targets.qdq_float_units import QdqUnits
@@ -48,6 +49,7 @@ class QdqLowered(Lowered):
     plan: QdqPlan
     tables: Mapping[str, TableGrid]
     quantized: ir.Model
+    priced: PricedPlan | None
 
     def model(self) -> ir.Model:
         return self.quantized
@@ -58,6 +60,13 @@ class QdqLowered(Lowered):
     def units(self) -> Units:
         model = self.prepared.clone()
         return QdqUnits(model, self.plan, self.table, self.activations, self.quantized, self.tables).found()
+
+    def affords(self, in_float: Collection[str], share: float) -> bool:
+        if self.priced is None:
+            return False
+        chosen = frozenset(self.plan.layers)
+        others = {decision.layer for decision in self.plan.decisions if decision.layer not in chosen}
+        return self.priced.affords(others, in_float, share)
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         values = index_graph(self.calibration.source.model).values
@@ -98,7 +107,7 @@ class QdqFamily(Target):
         self.dynamic = table.dynamic
 
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
-        planned = partial(plan_qdq, target=self.table, off=request.off(), everything=request.takes_everything)
+        planned = partial(plan_qdq, target=self.table, off=request.off())
         plan = planned(source.model)
         bodies = closed_copies(source.model) if request.settings is None else ()
         inside = (planned(body).decisions for body in bodies)
@@ -110,7 +119,7 @@ class QdqFamily(Target):
 
     def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
         model = source.model
-        plan = plan_qdq(model, self.table, off=request.off(), everything=request.takes_everything)
+        plan = plan_qdq(model, self.table, off=request.off())
         own = {group.tensors[0] for group in plan.groups if len(group.tensors) == 1} - plan.integer
         own -= {group.key for group in channel_groups(model)}
         layers, values = set(plan.layers), {value.name: value for node in model.graph for value in node.outputs}
@@ -154,6 +163,7 @@ class QdqFamily(Target):
             plan=solved.plan,
             tables=solved.tables,
             quantized=quantized,
+            priced=solved.priced,
             decisions=_known(solved.plan.decisions, (body.plan.decisions for body in inside), calibration.source),
             activations=FrozenDict({name: grid for part in everything for name, grid in part.activations.items()}),
             weights=FrozenDict({name: grid for part in everything for name, grid in _weights(part)}),

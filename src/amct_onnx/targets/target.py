@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,11 @@ class Lowered(HoldsGraphs, ABC):
         model: a copy of `model()` that shows more outputs, which is used up.
         """
         return open_exact_session(self.model() if model is None else model, own_model=model is not None)
+
+    def affords(self, in_float: Collection[str], share: float) -> bool:
+        """Whether these nodes cost at most a share of the model's time where they are in float as well, and no more
+        than with all in integers, or all in float; by the table of prices, False where the target has none."""
+        return False
 
     def range_choices(self) -> tuple[RangeChoice, ...]:
         """The tensors whose ranges may be chosen; none where the target leaves no choice."""

@@ -1,4 +1,4 @@
-"""Which first layers of a network may stay in float for nothing: float is as fast there as int8.
+"""Which first layers of a network may stay in float: it is hardly slower there than int8.
 
 Kernels for few channels gain nothing from int8, and the first layers have few. They also make much of the noise, since
 all others pass it on. Only the layers in front are looked at: others in float would need a quantization on either side.
@@ -6,36 +6,30 @@ all others pass it on. Only the layers in front are looked at: others in float w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from amct_onnx.errors import StatisticsError
-from amct_onnx.graph.access import input_of
-from amct_onnx.graph.layer_view import Layer, as_layer
+from amct_onnx.graph.layer_view import as_layer
 from amct_onnx.targets.calibration import Calibration
-from amct_onnx.targets.float_units import work_of
 from amct_onnx.targets.target import Lowered
-from amct_onnx.values.prices import Price, Prices
 from amct_onnx.words import named
 
-_FREE = 0.005  # of the time of all layers in int8: what a prefix may cost more
+_SHARE = 0.05  # of the time of the model: what a prefix may cost beside the fastest placement
 _SHORT, _LONG = 3, 12  # layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """The first quantized layers of a network, and what they take in float beyond int8, as a share of all in int8."""
+    """The first layers of a network. layers: those of them that are in int8 as yet. count: of all of them."""
 
     layers: tuple[str, ...]
-    slowdown: float
+    count: int
 
     @property
     def name(self) -> str:
         """The name of the step that leaves them in float."""
-        count = len(self.layers)
-        return f"the first {count} layers in float" if count > 1 else "the first layer in float"
+        return f"the first {self.count} layers in float" if self.count > 1 else "the first layer in float"
 
     @property
     def reason(self) -> str:
@@ -43,68 +37,25 @@ class Prefix:
         return f"int8 costs accuracy in the first layers and wins no time; {named('full_int8')} quantizes them"
 
 
-def float_prefixes(calibration: Calibration, lowered: Lowered, prices: Prices) -> list[Prefix]:
-    """The prefixes that cost nothing: the longest one of up to three layers, one of up to twelve, and one of up to a
-    quarter of all, as far as there are such.
+def float_prefixes(calibration: Calibration, lowered: Lowered) -> list[Prefix]:
+    """The prefixes that cost little, and no time beside all in int8: the longest one of up to three layers, one of up
+    to twelve, and one of up to a quarter of all, as far as there are such, and not all of it is in float already.
 
     The first of them comes again at the end without its last layer, for networks that the others do harm.
     """
-    layers = quantized_layers(calibration, lowered.rows)
-    free = {len(p.layers): p for p in _prefixes(layers, calibration, prices) if p.slowdown <= _FREE}
-    found: list[int] = []
+    found = [as_layer(node) for node in calibration.source.model.graph]
+    layers = [layer for layer in found if layer is not None]
+    first = [layer.name for layer in takewhile(lambda layer: layer.op_type == "Conv", layers)]  # products gain time
+    longest = min(len(first), max(min(_LONG, len(layers) // 2), len(layers) // 4))
+    prefixes = [Prefix(layers=tuple(n for n in first[:k] if n in lowered.rows), count=k) for k in range(1, longest + 1)]
+    new = [prefix for prefix in prefixes if prefix.layers and first[prefix.count - 1] in prefix.layers]
+
+    def free(least: int, most: int) -> Iterator[Prefix]:
+        """Those of more than `least` layers and up to `most` that cost little, the longest first."""
+        wanted = (prefix for prefix in reversed(new) if least < prefix.count <= most)
+        return (prefix for prefix in wanted if lowered.affords(prefix.layers, _SHARE))
+
+    chosen: list[Prefix] = []
     for most in (_SHORT, _LONG, len(layers) // 4):
-        longest = max((length for length in free if length <= most), default=0)
-        if longest > max(found, default=0):
-            found.append(longest)
-    shorter = [length for length in range(found[0] - 1, 0, -1) if length in free] if found else []
-    return [free[length] for length in (*found, *shorter[:1])]
-
-
-def _prefixes(layers: Sequence[Layer], calibration: Calibration, prices: Prices) -> Iterator[Prefix]:
-    cost = {layer.name: priced(layer, calibration, prices) for layer in layers}
-    whole = sum(price.in_int8 for price in cost.values())
-    extra = 0.0
-    names: list[str] = []
-    first = takewhile(lambda layer: layer.op_type == "Conv", layers)  # products gain time from the first one on
-    for layer in islice(first, max(min(_LONG, len(layers) // 2), len(layers) // 4)):
-        names.append(layer.name)
-        extra += cost[layer.name].in_float - cost[layer.name].in_int8
-        yield Prefix(
-            layers=tuple(names), slowdown=(extra + prices.cut * _outputs(layer, calibration)) / max(whole, 1e-9)
-        )
-
-
-def quantized_layers(calibration: Calibration, rows: Collection[str]) -> list[Layer]:
-    """The layers of the main graph with quantized weights, in the order in which they run."""
-    chosen = frozenset(rows)
-    layers = (as_layer(node) for node in calibration.source.model.graph if node.name in chosen)
-    return [layer for layer in layers if layer is not None]
-
-
-def priced(layer: Layer, calibration: Calibration, prices: Prices) -> Price:
-    """What a layer costs for one sample, with the operator that follows it."""
-    work = work_of(layer, _outputs(layer, calibration))
-    price = prices.of(work)
-    following = [prices.elementwise[op] for op in _behind(layer) if op in prices.elementwise]
-    return Price(
-        in_float=price.in_float + work.outputs * sum(other.in_float for other in following),
-        in_int8=price.in_int8 + work.outputs * sum(other.in_int8 for other in following),
-    )
-
-
-def _behind(layer: Layer) -> Iterator[str]:
-    """The operators that a swish or a sum behind a layer is made of."""
-    for use in layer.node.outputs[0].uses():
-        yield use.node.op_type
-
-
-def _outputs(layer: Layer, calibration: Calibration) -> float:
-    """How many elements a layer makes of a sample, from the number of those that it has read."""
-    samples = max(1, calibration.statistics.samples)
-    try:
-        elements = calibration.statistic([input_of(layer.node, 0)]).total
-    except StatisticsError:  # nothing is known of its input
-        elements = samples * layer.input_channels
-    positions, steps = elements / samples / max(1, layer.input_channels), layer.node.attributes.get_ints("strides", ())
-    turned = layer.op_type == "ConvTranspose"
-    return positions * layer.output_channels * math.prod(steps) ** (1 if turned else -1)
+        chosen += list(islice(free(chosen[-1].count if chosen else 0, most), 1))
+    return chosen + (list(islice(free(0, chosen[0].count - 1), 1)) if chosen else [])

@@ -106,7 +106,7 @@ class Recipe:
         if self.bench.target.prices is None or self.bench.request.full_int8:
             return
         first = self.bench.first()
-        for prefix in float_prefixes(first.calibration, first.lowered, self.bench.target.prices):
+        for prefix in float_prefixes(first.calibration, first.lowered):
             now = 0 if self.bench.best is None else len(self.bench.best.calibration.tuning.in_float)
             if now < len(prefix.layers):
                 yield Trial(name=prefix.name, make=partial(_placed, prefix))
