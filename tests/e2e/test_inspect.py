@@ -60,7 +60,9 @@ def test_the_shared_models(name: str, test_data: Any) -> None:
 def test_what_is_told_of_a_shared_model_happens(name: str, target: str, test_data: Any) -> None:
     path = str(test_data("models", f"{name}.onnx"))
     shape = (8, 1, 49, 10) if "kws" in name else (8, 3, 32, 32)
-    result = amct_onnx.quantize(path, normal(1, *shape), target=target, effort="fast")
+    result = amct_onnx.quantize(
+        path, normal(1, *shape), target=target, effort="fast", full_int8=target == "onnxruntime"
+    )
     assert amct_onnx.inspect(path).target(target).decisions == result.decisions
 
 

@@ -121,11 +121,11 @@ LAYERS = {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool"
         ("super_resolution_10", (1, 224, 224)),
     ],
 )
-def test_no_layer_of_a_shared_network_is_left_in_float(
+def test_on_request_no_layer_of_a_shared_network_is_in_float(
     test_data: Callable[..., Path], tmp_path: Path, name: str, shape: tuple[int, ...]
 ) -> None:
     data = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    result = amct_onnx.quantize(test_data("models", f"{name}.onnx"), data)
+    result = amct_onnx.quantize(test_data("models", f"{name}.onnx"), data, full_int8=True)
     found = kernels(result.save(tmp_path / "m", inspect=False).files[0], tmp_path)
     assert not LAYERS & set(found)
     assert found["QuantizeLinear"] == 1

@@ -7,7 +7,7 @@ import pytest
 
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.plan.qdq_nodes import plan_qdq
-from amct_onnx.values.qdq_tables import ONNXRUNTIME, OPENVINO, QDQ_TARGETS, TENSORRT, QdqTarget
+from amct_onnx.values.qdq_tables import ONNXRUNTIME, OPENVINO, QDQ_TARGETS, TENSORRT
 
 W = "float[4,4,1,1] w = {" + ", ".join(["0.5"] * 16) + "}"
 
@@ -43,34 +43,6 @@ def test_arithmetic_on_quantized_tensors_is_quantized(body: str) -> None:
     plan = plan_qdq(build(body), ONNXRUNTIME)
     assert all(decision.quantized for decision in plan.decisions)
     assert "y" in plan.integer
-
-
-DEPTHWISE = "float[4,1,1,1] d = {0.5, 0.25, 1.0, 2.0}"
-
-
-@pytest.mark.parametrize(
-    ("body", "left"),
-    [
-        ("a = Conv<group = 4>(x, d) y = Exp(a)", {"Conv_0"}),
-        (
-            "a = Conv<group = 4>(x, d) b = Relu(a) c = Conv<group = 4>(b, d) y = Add(x, c)",
-            {"Conv_0", "Conv_2", "Add_3"},
-        ),
-        ("a = Conv(x, w) b = Exp(a) c = Conv<group = 4>(b, d) y = Exp(c)", {"Conv_2"}),
-        ("a = Conv(x, w) b = MaxPool<kernel_shape = [1, 1]>(a) y = Conv<group = 4>(b, d)", set()),
-        ("a = Conv<group = 4>(x, d) b = Conv(x, w) y = Mul(a, b)", set()),
-        ("a = Conv<group = 4>(x, d) b = Add(x, a) y = Conv(b, w)", set()),
-    ],
-)
-def test_depthwise_convolutions_between_floats_stay_there(body: str, left: set[str]) -> None:
-    model = build(body, constants=f"{W}, {DEPTHWISE}")
-
-    def in_float(target: QdqTarget, *, everything: bool) -> set[str]:
-        return {d.layer for d in plan_qdq(model, target, everything=everything).decisions if not d.quantized}
-
-    others = in_float(ONNXRUNTIME, everything=True)
-    assert in_float(ONNXRUNTIME, everything=False) == others | left
-    assert in_float(OPENVINO, everything=False) == in_float(OPENVINO, everything=True)
 
 
 def test_arithmetic_on_a_float_tensor_is_not() -> None:

@@ -10,6 +10,8 @@ import pytest
 from flow import build
 from hypothesis import given
 from hypothesis import strategies as st
+from pattern_models import build as pattern
+from pattern_models import data
 
 import amct_onnx
 from amct_onnx.graph.naming import name_nodes
@@ -18,38 +20,41 @@ from amct_onnx.ptq.recipe.placement import float_prefixes
 from amct_onnx.values.findings import Step
 from amct_onnx.values.prices import ONNXRUNTIME_PRICES, Work
 
-IMAGES = np.random.default_rng(1).standard_normal((48, 3, 32, 32)).astype(np.float32)
+SLOW = "it takes longer in integers, with what is rounded around it; full_int8=True has it there"
+IMAGES = np.random.default_rng(1).standard_normal((48, 3, 64, 64)).astype(np.float32)
 
 
-def network(*, wild: float = 1.0, width: int = 64, input_channels: int = 3) -> ir.Model:
-    """A stem and a narrow depthwise convolution, then wide ones. `wild`: how large one channel of the stem is."""
+def network(*, wild: float = 1.0, width: int = 128) -> ir.Model:
+    """A stem and a narrow depthwise convolution, which int8 makes slower, then wide ones, of which the first is cheap.
+    `wild`: how large one channel behind that is."""
     random = np.random.default_rng(0)
-    spread = np.ones(16)
+    spread = np.ones(width)
     spread[0] = wild
 
     def normal(*shape: int) -> np.ndarray:
         return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
-    text = """g (float[n,%d,32,32] x) => (float[n,8,16,16] y) {
+    text = """g (float[n,3,64,64] x) => (float[n,8,16,16] y) {
         a = Conv<strides=[2,2],pads=[1,1,1,1]>(x, stem)
         b = Relu(a)
         c = Conv<group=16,pads=[1,1,1,1]>(b, deep)
         d = Relu(c)
-        e = Conv(d, wide)
+        e = Conv<strides=[2,2]>(d, wide)
         f = Relu(e)
-        g = Conv<pads=[1,1,1,1]>(f, wider)
+        g = Conv<pads=[2,2,2,2]>(f, wider)
         h = Relu(g)
-        y = Conv(h, last)
+        i = Conv(h, more)
+        j = Relu(i)
+        y = Conv(j, last)
     }"""
-    stem = normal(16, input_channels, 3, 3) * spread[:, None, None, None]
-    deep = normal(16, 1, 3, 3) / spread[:, None, None, None]
     model = ir.from_proto(
         build(
-            text % input_channels,
-            stem=stem.astype(np.float32),
-            deep=deep.astype(np.float32),
-            wide=normal(width, 16, 1, 1),
-            wider=normal(width, width, 3, 3),
+            text,
+            stem=normal(16, 3, 3, 3),
+            deep=normal(16, 1, 3, 3),
+            wide=normal(width, 16, 1, 1) * spread[:, None, None, None].astype(np.float32),
+            wider=normal(width, width, 5, 5) / spread[None, :, None, None].astype(np.float32),
+            more=normal(width, width, 1, 1),
             last=normal(8, width, 1, 1),
         )
     )
@@ -74,12 +79,12 @@ def test_first_layers_that_make_the_noise_stay_in_float_and_the_user_is_told(eff
     model = network(wild=100.0)
     result = amct_onnx.quantize(model, IMAGES, effort=effort)
     step = about_first_layers(result)[0]
-    assert (step.name, step.kept) == ("the first 2 layers in float", True)
-    assert in_float(result) == convolutions(model)[:2]
-    reasons = {decision.reason for decision in result.decisions if not decision.quantized}
-    assert reasons == {"int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"}
+    assert (step.name, step.kept) == ("the first 3 layers in float", True)
+    assert in_float(result) == convolutions(model)[:3]
+    reasons = [decision.reason for decision in result.decisions if not decision.quantized]
+    assert reasons == [SLOW, SLOW, "int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"]
     nodes = {node.name: node for node in result.model().graph}
-    for name in convolutions(model)[:2]:
+    for name in convolutions(model)[:3]:
         assert nodes[name].inputs[0].producer() is None or nodes[name].inputs[0].producer().op_type == "Relu"
 
 
@@ -90,22 +95,26 @@ def test_on_request_every_layer_is_in_int8(effort: str) -> None:
     assert not about_first_layers(result)
 
 
-def test_fast_leaves_nothing_in_float() -> None:
-    assert not in_float(amct_onnx.quantize(network(wild=100.0), IMAGES, effort="fast"))
+def test_fast_leaves_in_float_what_is_slower_in_int8_and_nothing_else() -> None:
+    model = network(wild=100.0)
+    result = amct_onnx.quantize(model, IMAGES, effort="fast")
+    assert in_float(result) == convolutions(model)[:2]
+    assert {decision.reason for decision in result.decisions if not decision.quantized} == {SLOW}
+    assert not result.steps
 
 
 def test_what_is_in_float_is_what_the_steps_have_kept() -> None:
     """Most of the noise is made behind the first layers: channels of very different size are rounded alike there."""
     model = network()
-    spread = np.geomspace(1, 300, 64)
-    for name, factors in (("wider", spread[:, None, None, None]), ("last", 1 / spread[None, :, None, None])):
+    spread = np.geomspace(1, 300, 128)
+    for name, factors in (("wider", spread[:, None, None, None]), ("more", 1 / spread[None, :, None, None])):
         weight = model.graph.initializers[name]
         weight.const_value = ir.tensor((weight.const_value.numpy() * factors).astype(np.float32))
     result = amct_onnx.quantize(model, IMAGES)
     steps = about_first_layers(result)
     assert steps
     assert all(step.kept == (step.after - step.before > step.error) for step in steps)
-    assert bool(in_float(result)) == any(step.kept for step in steps)
+    assert (len(in_float(result)) > 2) == any(step.kept for step in steps)
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt", "ascend"])
@@ -119,18 +128,18 @@ def test_targets_whose_kernels_were_not_timed_quantize_all(target: str) -> None:
 
 
 def test_layers_that_gain_time_from_int8_are_no_prefix() -> None:
-    """A first convolution of many channels is as dear in float as any."""
-    model = network(input_channels=64)
-    result = amct_onnx.quantize(model, np.repeat(IMAGES, 22, axis=1)[:, :64], effort="fast")
-    prefixes = float_prefixes(result.calibration, result.lowered, ONNXRUNTIME_PRICES)
-    assert not prefixes
+    model = ir.from_proto(pattern("image", ("conv", "conv", "conv", "conv")))
+    name_nodes(model)
+    result = amct_onnx.quantize(model, data("image", 8), effort="fast")
+    assert not in_float(result)
+    assert not float_prefixes(result.calibration, result.lowered)
 
 
 def test_no_prefix_is_more_than_half_of_the_layers() -> None:
     random = np.random.default_rng(0)
-    text = "g (float[n,3,32,32] x) => (float[n,16,30,30] y) { y = Conv(x, w) }"
-    model = ir.from_proto(build(text, w=random.standard_normal((16, 3, 3, 3)).astype(np.float32)))
-    result = amct_onnx.quantize(model, IMAGES)
+    text = "g (float[n,64,64,64] x) => (float[n,64,62,62] y) { y = Conv(x, w) }"
+    model = ir.from_proto(build(text, w=random.standard_normal((64, 64, 3, 3)).astype(np.float32)))
+    result = amct_onnx.quantize(model, np.repeat(IMAGES, 22, axis=1)[:, :64])
     assert not in_float(result)
 
 
@@ -148,5 +157,5 @@ def test_prices_grow_with_the_work(inputs: int, channels: int, taps: int, positi
         return found.in_float, found.in_int8
 
     one, two = price(1.0), price(2.0)
-    assert two == pytest.approx((2 * one[0], 2 * one[1]))
+    assert all(first < second < 2.001 * first for first, second in zip(one, two, strict=True))
     assert min(one) > 0
