@@ -77,11 +77,12 @@ class QuantizeOptions:
     )
     full_int8: bool = option(
         False,
-        "leave no layer in float for accuracy or time; else the first ones are where float takes no longer",
-        "Kernels for few channels gain no time from int8, and the first layers make much of the noise. default and "
-        "best leave some of them in float where samples that they have not seen show a gain, for target onnxruntime, "
-        "whose kernels were timed. There, whatever the effort, a depthwise convolution that stands between floats "
-        "stays one of them: int8 is slower.",
+        "leave no layer in float for accuracy or time; else what float computes faster stays there, and first layers",
+        "For target onnxruntime, whose kernels were timed. Whatever the effort, a node is in float where the table of "
+        "prices says that it is faster there, with all that is rounded around it: a depthwise convolution of few "
+        "channels, or all of a small network. default and best leave some of the first layers in float as well, which "
+        "make much of the noise, where samples that they have not seen show a gain, and the model takes no longer than "
+        "all in int8.",
         flag=Flag(help="leave no layer in float for accuracy or time", switch=True),
     )
     weight_only: int | None = option(

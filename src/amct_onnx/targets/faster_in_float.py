@@ -25,7 +25,7 @@ from amct_onnx.targets.float_units import work_of
 from amct_onnx.values.prices import Price, Prices
 from amct_onnx.values.qdq_plan import QdqPlan
 
-_MARGIN = 1.05  # float has to be that much faster: prices are those of one machine
+_MARGIN = 1.2  # float has to be that much faster: what it saves is less sure than the size that int8 saves
 _SMALL = 1 << 12  # elements: where no tensor of a network has more, prices say little, and nothing is left in float
 _SUMS = ("Add", "Mul")
 _ELEMENTWISE = ("Add", "Mul", "Sub", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh")
@@ -63,13 +63,13 @@ class PricedPlan:
         """The nodes that take longer in integers than in float, together with what is rounded for them."""
         if self._is_small:
             return frozenset()
-        _, far = sink_side(self._prices(_MARGIN), _INTEGERS, _FLOAT)
+        _, far = sink_side(self._prices(), _INTEGERS, _FLOAT)
         return frozenset(name for kind, name in far if kind == "node")
 
     def affords(self, in_float: Collection[str], more: Collection[str], share: float) -> bool:
         """Whether nodes beside those that are `in_float` cost but a share of the time there, others that are faster
         there then included; and no more time than as planned, or with all in float."""
-        prices = self._prices(1.0)
+        prices = self._prices()
         copies = {first for first, second in prices if second == _FLOAT and first[0] == "dequantized"}
         planned = price_of_cut(prices, {_FLOAT, *copies})
         floats = sum(price.in_float for price in self._nodes.values())
@@ -82,11 +82,11 @@ class PricedPlan:
             return False
         return then <= min((1 + share) * now, (1 + _NEAR) * planned, (1 + _NEAR) * floats)
 
-    def _prices(self, margin: float) -> dict[_Edge, float]:
+    def _prices(self) -> dict[_Edge, float]:
         """All prices, with those of nodes."""
         prices = defaultdict(float, self._edges)
         for here, price in self._nodes.items():
-            prices[_INTEGERS, here] += margin * price.in_float
+            prices[_INTEGERS, here] += _MARGIN * price.in_float
             prices[here, _FLOAT] += price.in_int8
         return prices
 
@@ -115,11 +115,13 @@ class _Planned:
         values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
         self.quantized = {name_of(value): value for value in values if value.name in names}
         self._makers: dict[str, ir.Node] = {}
+        self._results: dict[str, list[ir.Value]] = {}
         clamps = {producer: clamp for clamp, producer in plan.absorbed.items()}
         outputs = {node.name: node.outputs[0] for node in graph if node.name in plan.absorbed}
         for node in self.nodes:
             results = [outputs[clamps[node.name]]] if node.name in clamps else node.outputs
-            self._makers |= {name_of(value): node for value in results if value.name in names}
+            self._results[name_of(node)] = [value for value in results if value.name in names]
+            self._makers |= {name_of(value): node for value in self._results[name_of(node)]}
         self._chosen = chosen
         self._counts: dict[ir.Value, float] = {}
         self._turned = _channels_last(self.nodes, self._makers, self.quantized, ranks(graph))
@@ -184,9 +186,27 @@ class _Planned:
         node = value.producer()
         while is_op(node, "Relu", "Clip"):
             node = producer_of(node, 0)
-        if value.name not in self._turned or node is None:
+        if value.name not in self._turned:
             return 0.0
-        return prices.turned * count if is_op(node, "Transpose") else _reordered(count, prices, [node])
+        moved = 0.0 if node is None else _reordered(count, prices, [node])
+        if is_op(node, "Transpose"):
+            moved = prices.turned * count
+        return moved + self._turned_sums(value, prices)
+
+    def _turned_sums(self, value: ir.Value, prices: Prices) -> float:
+        """What sums cost that read an image as float had it: they keep that order, and so do those of their results,
+        so that the channels of all others are moved there and back."""
+        total, waiting, seen = 0.0, [value], {value}
+        while waiting:
+            for use in waiting.pop().uses():
+                results = [found for found in self._results.get(name_of(use.node), ()) if found not in seen]
+                if use.node.op_type == "Conv" or use.node.op_type in MOVES_CHANNELS or not results:
+                    continue
+                seen.update(results)
+                waiting += results
+                if is_op(use.node, *_SUMS) and len(use.node.inputs) > 1:
+                    total += sum(2 * prices.node + prices.cut * self.elements(result) for result in results)
+        return total
 
     def _behind(self, value: ir.Value, count: float, prices: Prices) -> float:
         """The same where it is dequantized in front of nodes in float, and what these take then by themselves."""

@@ -1,4 +1,4 @@
-"""What a layer costs in float and in int8, in nanoseconds: measured once, and not in each run."""
+"""What nodes cost in float and in int8, in nanoseconds: measured once, and not in each run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from amct_onnx.frozen import FrozenDict
+
+_STEM = 4  # input channels of a first convolution at most
+_BLOCK = 16  # channels that kernels for AVX-512 take together
+_QUARTER = 4  # inputs that int8 multiplies together
+_CACHED = 300_000  # elements of float32 that stay near the processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +39,63 @@ class Price:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Nanoseconds of a kernel: `once`, and for each position, element of the result, number that a position reads
+    (tap: of one channel of a depthwise kernel), multiplication, weight, and element of the result that is too far away
+    to be written at once."""
+
+    once: float = 0.0
+    position: float = 0.0
+    element: float = 0.0
+    read: float = 0.0
+    tap: float = 0.0
+    product: float = 0.0
+    weight: float = 0.0
+    far: float = 0.0
+
+    def of(self, work: Work, channels: int, terms: int) -> float:
+        """The time of a kernel that computes so many channels, with so many terms each: some are filled up."""
+        positions = work.outputs / work.channels
+        return (
+            self.once
+            + self.position * positions
+            + self.element * work.outputs
+            + (self.read * work.groups + self.tap) * positions * work.terms
+            + self.product * positions * channels * terms
+            + self.weight * work.channels * work.terms
+            + self.far * max(0.0, work.outputs - _CACHED)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prices:
     """How long a runtime takes, one thread, on the machine of `benchmarks/prices.py`.
 
-    All are nanoseconds where nothing else is said. float_rates, int8_rates: multiplications in a nanosecond by the
-    smaller number of channels of a dense layer.
-    depthwise: how many times as long as with many channels an int8 depthwise convolution takes, by its channels.
-    uneven: how many times as long a dense layer takes whose channels are no multiple of 16. stored: to read one weight.
-    product: of one MatMul or Gemm in int8 more. moved: to write one element of a result. rounded, restored: to quantize
-    an element where float ends, and to dequantize one where it begins again, with the channels moved to the end and
-    back; far: how many times as long that takes in tensors of so many elements. turned: to transpose an element where
-    channels that are last are moved as well. node: of one node more. elementwise: for each element of other operators;
-    by_constant: of those with one constant operand, which float takes into the layer in front; other: of the rest.
-    fused: activations that a convolution in float takes in, and one in int8 does not. blocked: operators that have the
-    channels of images in blocks where they are in float.
+    All are nanoseconds. first, depthwise, dense: rates of convolutions, in float and in int8; a first one has up to
+    four input channels. uneven: how many times as long a depthwise one takes in int8 whose channels are no multiple of
+    16. narrow: for each position of a dense one in int8 with fewer channels. product: of one MatMul or Gemm in int8
+    more. moved: to write one element of a result. rounded, restored: to quantize an element where float ends, and to
+    dequantize one where it begins again, with the channels moved to the end and back; copied: to copy one, or to put it
+    elsewhere, in float; far: how many times as long these take in tensors of so many elements. turned: to transpose an
+    element where channels that are last are moved as well. node: of one node more. elementwise: for each element of
+    other operators; by_constant: of those with one constant operand, which float takes into the layer in front; other:
+    of the rest. fused: activations that a convolution in float takes in, and one in int8 does not. blocked: operators
+    that have the channels of images in blocks where they are in float.
     """
 
-    float_rates: Mapping[int, float]
-    int8_rates: Mapping[int, float]
-    depthwise: Mapping[int, float]
+    first: tuple[Rates, Rates]
+    depthwise: tuple[Rates, Rates]
+    dense: tuple[Rates, Rates]
     uneven: float
-    stored: Price
+    narrow: float
+    product: float
     moved: float
     rounded: float
     restored: float
+    copied: float
     far: Mapping[int, float]
     turned: float
     node: float
-    product: float
     elementwise: Mapping[str, Price]
     by_constant: Mapping[str, Price]
     other: Price
@@ -85,69 +119,68 @@ class Prices:
 
     def copying(self, elements: float) -> float:
         """Nanoseconds to copy a tensor in float, or to put it into another order."""
-        return self.node + elements * self.other.in_float * self._times(elements)
+        return self.node + elements * self.copied * self._times(elements)
 
     def _times(self, elements: float) -> float:
-        return _between(self.far, max(1.0, elements))
+        return float(np.interp(np.log(max(1.0, elements)), np.log(list(self.far)), list(self.far.values())))
 
     def of(self, work: Work) -> Price:
         """The price of a layer for one sample."""
+        channels, terms = work.channels, work.terms
         if work.groups > 1 and work.inputs == 1:
-            crowd = _between(self.depthwise, work.channels)
+            floats, integers = (rates.of(work, channels, terms) for rates in self.depthwise)
+            return Price(in_float=floats, in_int8=integers * (self.uneven if channels % _BLOCK else 1.0))
+        if work.inputs <= _STEM and work.terms > work.inputs:
             return Price(
-                in_float=work.outputs * (0.5 + 0.012 * work.terms),
-                in_int8=work.outputs * (0.3 + 0.03 * work.terms) * crowd,
+                in_float=self.first[0].of(work, channels, terms), in_int8=self.first[1].of(work, channels, terms)
             )
-        if work.inputs <= _STEM and work.terms > work.inputs:  # a first convolution
-            positions = work.outputs / work.channels
-            in_int8 = positions * (0.56 * work.terms + 1.14 * work.channels)
-            return Price(in_float=work.outputs * (0.35 + work.terms / 65), in_int8=in_int8)
-        channels, inputs, moved = work.channels // work.groups, work.inputs, self.moved * work.outputs
-        width, products = min(inputs, channels), work.outputs * work.terms
-        if max(inputs, channels) >= _BLOCK:  # the narrower side is filled up
-            width, products = max(width, _BLOCK), products * max(1.0, _BLOCK / channels)
-        times = self.uneven if any(side > _BLOCK and side % _BLOCK for side in (inputs, channels)) else 1.0
-        weights = work.terms * work.channels
-        return Price(
-            in_float=times * (moved + products / _between(self.float_rates, width)) + weights * self.stored.in_float,
-            in_int8=times * (moved + products / _between(self.int8_rates, width)) + weights * self.stored.in_int8,
-        )
+        narrow = self.narrow * work.outputs / channels if channels < _BLOCK else 0.0
+        channels, terms = _filled(channels, _BLOCK), terms // work.inputs * _filled(work.inputs, _QUARTER)
+        floats, integers = (rates.of(work, channels, terms) for rates in self.dense)
+        return Price(in_float=floats, in_int8=integers + narrow)
 
 
-_STEM = 4  # input channels of a first convolution at most
-_BLOCK = 16  # channels that kernels for AVX-512 take together
-
-
-def _between(table: Mapping[int, float], width: float) -> float:
-    """A value of a table of growing keys, linear between them in the logarithm of the key, constant beyond them."""
-    return float(np.interp(np.log(width), np.log(list(table)), list(table.values())))
+def _filled(count: int, block: int) -> int:
+    """The next multiple of a block."""
+    return -(-count // block) * block
 
 
 # ONNX Runtime 1.32 on an x86 CPU with AVX-512 VNNI. Without VNNI int8 is slower, and float is cheaper beside it.
 ONNXRUNTIME_PRICES = Prices(
-    float_rates=FrozenDict({8: 24.0, 12: 37.0, 16: 45.0, 32: 65.0, 64: 75.0, 128: 78.0}),
-    int8_rates=FrozenDict({8: 17.0, 12: 36.0, 16: 75.0, 32: 190.0, 64: 270.0, 128: 290.0}),
-    depthwise=FrozenDict({8: 7.0, 16: 2.8, 32: 1.8, 64: 1.5, 96: 1.3, 144: 1.0}),
-    uneven=1.6,
-    stored=Price(in_float=0.2, in_int8=0.05),
+    first=(
+        Rates(once=2500, read=0.135, product=0.0192),
+        Rates(once=7400, read=0.685, product=0.04, far=0.57),
+    ),
+    depthwise=(
+        Rates(once=900, element=0.112, product=0.0287, far=0.43),
+        Rates(once=2300, tap=1.19, element=0.13, product=0.038),
+    ),
+    dense=(
+        Rates(position=0.27, element=0.054, read=0.061, product=0.013, weight=0.105, far=0.15),
+        Rates(once=1550, position=2.0, element=0.126, read=0.035, product=0.0035, weight=0.06, far=0.01),
+    ),
+    uneven=2.2,
+    narrow=8.0,
+    product=1500.0,
     moved=0.25,
-    rounded=0.27,
-    restored=0.23,
-    far=FrozenDict({100_000: 1.0, 400_000: 2.2}),
+    rounded=0.35,
+    restored=0.25,
+    copied=0.17,
+    far=FrozenDict({100_000: 1.0, 400_000: 1.9}),
     turned=4.0,
     node=1000.0,
-    product=2500.0,
     elementwise=FrozenDict(
         {
-            "Sigmoid": Price(in_float=0.15, in_int8=0.3),
-            "Mul": Price(in_float=0.2, in_int8=0.38),
-            "Add": Price(in_float=0.25, in_int8=0.3),
+            "Sigmoid": Price(in_float=0.13, in_int8=0.32),
+            "Mul": Price(in_float=0.2, in_int8=0.35),
+            "Add": Price(in_float=0.2, in_int8=0.25),
             "LeakyRelu": Price(in_float=0.15, in_int8=0.4),
-            "MaxPool": Price(in_float=0.3, in_int8=0.4),
-            "Resize": Price(in_float=0.4, in_int8=0.65),
+            "MaxPool": Price(in_float=0.25, in_int8=0.3),
+            "Resize": Price(in_float=0.3, in_int8=1.1),
+            "Slice": Price(in_float=0.1, in_int8=0.3),
             "Softmax": Price(in_float=1.5, in_int8=5.0),
-            "GlobalAveragePool": Price(in_float=0.2, in_int8=0.05),
-            "Concat": Price(in_float=0.3, in_int8=0.1),
+            "GlobalAveragePool": Price(in_float=0.07, in_int8=0.09),
+            "Concat": Price(in_float=0.16, in_int8=0.09),
             "Transpose": Price(in_float=0.4, in_int8=0.3),
         }
     ),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from flow import build
 from hypothesis import given
@@ -16,7 +17,7 @@ from pattern_models import data
 import amct_onnx
 from amct_onnx.graph.naming import name_nodes
 from amct_onnx.ptq.quantized_model import QuantizedModel
-from amct_onnx.ptq.recipe.placement import float_prefixes
+from amct_onnx.ptq.recipe.placement import first_layers
 from amct_onnx.values.findings import Step
 from amct_onnx.values.prices import ONNXRUNTIME_PRICES, Work
 
@@ -80,12 +81,67 @@ def test_first_layers_that_make_the_noise_stay_in_float_and_the_user_is_told(eff
     result = amct_onnx.quantize(model, IMAGES, effort=effort)
     step = about_first_layers(result)[0]
     assert (step.name, step.kept) == ("the first 3 layers in float", True)
-    assert in_float(result) == convolutions(model)[:3]
+    assert in_float(result)[:3] == convolutions(model)[:3]
     reasons = [decision.reason for decision in result.decisions if not decision.quantized]
-    assert reasons == [SLOW, SLOW, "int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them"]
+    assert reasons[:3] == [
+        SLOW,
+        SLOW,
+        "int8 costs accuracy in the first layers and wins no time; full_int8 quantizes them",
+    ]
     nodes = {node.name: node for node in result.model().graph}
     for name in convolutions(model)[:3]:
         assert nodes[name].inputs[0].producer() is None or nodes[name].inputs[0].producer().op_type == "Relu"
+
+
+def segmentation(*, classes: int) -> ir.Model:
+    """Three wide convolutions, and a narrow one that gives the scores of classes at each place."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    text = """g (float[n,3,64,64] x) => (float[n,%d,16,16] y) {
+        a = Conv<strides=[4,4],pads=[1,1,1,1],kernel_shape=[5,5]>(x, stem)
+        b = Relu(a)
+        c = Conv<pads=[1,1,1,1]>(b, wide)
+        d = Relu(c)
+        e = Conv<pads=[1,1,1,1]>(d, wider)
+        f = Relu(e)
+        y = Conv(f, last)
+    }"""
+    weights = {"stem": normal(64, 3, 5, 5), "wide": normal(64, 64, 3, 3), "wider": normal(64, 64, 3, 3)}
+    model = ir.from_proto(build(text % classes, **weights, last=normal(classes, 64, 1, 1)))
+    name_nodes(model)
+    return model
+
+
+def test_scores_of_places_are_not_rounded_where_that_costs_little() -> None:
+    """Rounded scores are equal at many places, and the first of two classes wins there."""
+    model = segmentation(classes=8)
+    result = amct_onnx.quantize(model, IMAGES)
+    assert convolutions(model)[-1] in in_float(result)
+    (step,) = [step for step in result.steps if step.name == "the last layer in float"]
+    assert step.kept
+    (scores,) = run(result.model(), IMAGES[:4])
+    (all_int8,) = run(amct_onnx.quantize(model, IMAGES, full_int8=True).model(), IMAGES[:4])
+    assert ties(scores) < 0.1 * ties(all_int8)
+
+
+def test_last_layers_that_hold_much_of_the_weights_stay_in_int8() -> None:
+    result = amct_onnx.quantize(segmentation(classes=512), IMAGES)
+    assert not [step for step in result.steps if step.name == "the last layer in float"]
+
+
+def run(model: ir.Model, images: np.ndarray) -> list[np.ndarray]:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs: list[np.ndarray] = session.run(None, {"x": images})
+    return outputs
+
+
+def ties(scores: np.ndarray) -> int:
+    """At how many places the two highest scores are equal."""
+    highest = np.sort(scores, axis=1)
+    return int((highest[:, -1] == highest[:, -2]).sum())
 
 
 @pytest.mark.parametrize("effort", ["default", "best"])
@@ -124,7 +180,9 @@ def test_targets_whose_kernels_were_not_timed_quantize_all(target: str) -> None:
     here = amct_onnx.quantize(model, IMAGES)
     assert in_float(here)
     assert not in_float(here.to(target))
-    assert in_float(here.to(skip_layers=convolutions(model)[-1:])) == [*in_float(here), convolutions(model)[-1]]
+    wide = convolutions(model)[3]
+    assert wide not in in_float(here)
+    assert set(in_float(here.to(skip_layers=[wide]))) == {*in_float(here), wide}
 
 
 def test_layers_that_gain_time_from_int8_are_no_prefix() -> None:
@@ -132,7 +190,7 @@ def test_layers_that_gain_time_from_int8_are_no_prefix() -> None:
     name_nodes(model)
     result = amct_onnx.quantize(model, data("image", 8), effort="fast")
     assert not in_float(result)
-    assert not float_prefixes(result.calibration, result.lowered)
+    assert not first_layers(result.calibration.source.model, result.lowered)
 
 
 def test_no_prefix_is_more_than_half_of_the_layers() -> None:
@@ -157,5 +215,5 @@ def test_prices_grow_with_the_work(inputs: int, channels: int, taps: int, positi
         return found.in_float, found.in_int8
 
     one, two = price(1.0), price(2.0)
-    assert all(first < second < 2.001 * first for first, second in zip(one, two, strict=True))
+    assert all(first < second for first, second in zip(one, two, strict=True))
     assert min(one) > 0

@@ -245,8 +245,7 @@ def _no_output(name: str) -> ModelError:
 def _inside_prices(quantized: QuantizedModel, inside: InsideEffects) -> tuple[float, ...]:
     """Multiplications, in nanoseconds where other prices are: a body is priced by its layers' weights alone."""
     known = TARGETS[quantized.target].prices
-    widest = None if known is None else (max(known.float_rates.values()), max(known.int8_rates.values()))
-    each = FLOAT_PRICE if widest is None else 1 / widest[0] - 1 / widest[1]
+    each = FLOAT_PRICE if known is None else known.dense[0].product - known.dense[1].product
     return tuple(each * count for count in inside.operations)
 
 

@@ -1,61 +1,93 @@
-"""Which first layers of a network may stay in float: it is hardly slower there than int8.
+"""Which first and last layers of a network may stay in float: it is hardly slower there than int8.
 
-Kernels for few channels gain nothing from int8, and the first layers have few. They also make much of the noise, since
-all others pass it on. Only the layers in front are looked at: others in float would need a quantization on either side.
+Kernels for few channels gain little from int8, and the first layers have few. They also make much of the noise, since
+all others pass it on. What the last convolutions give is rounded once more, to numbers of which many are equal: a
+segmentation takes the first of two classes then. Layers in the middle are not looked at: they would need a quantization
+on either side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from amct_onnx.graph.layer_view import as_layer
-from amct_onnx.targets.calibration import Calibration
+import onnx_ir as ir
+
+from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.targets.target import Lowered
 from amct_onnx.words import named
 
-_SHARE = 0.05  # of the time of the model: what a prefix may cost beside the fastest placement
+_SHARE = 0.05  # of the time of the model, what layers in float may cost beside the fastest placement; of the weights
 _SHORT, _LONG = 3, 12  # layers
+_FREE = f"and wins no time; {named('full_int8')} quantizes them"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """The first layers of a network. layers: those of them that are in int8 as yet. count: of all of them."""
+class InFloat:
+    """Layers that may stay in float. layers: those of them that are in int8 as yet. count: of all of them. name: of the
+    step that leaves them in float. reason: why they stay there, as a clause."""
 
     layers: tuple[str, ...]
     count: int
-
-    @property
-    def name(self) -> str:
-        """The name of the step that leaves them in float."""
-        return f"the first {self.count} layers in float" if self.count > 1 else "the first layer in float"
-
-    @property
-    def reason(self) -> str:
-        """Why they stay in float, as a clause."""
-        return f"int8 costs accuracy in the first layers and wins no time; {named('full_int8')} quantizes them"
+    name: str
+    reason: str
 
 
-def float_prefixes(calibration: Calibration, lowered: Lowered) -> list[Prefix]:
-    """The prefixes that cost little, and no time beside all in int8: the longest one of up to three layers, one of up
-    to twelve, and one of up to a quarter of all, as far as there are such, and not all of it is in float already.
+def first_layers(model: ir.Model, lowered: Lowered) -> list[InFloat]:
+    """The first layers that cost little, and no time beside all in int8: up to three of them, up to twelve, and up to a
+    quarter of all, as many as there may be, if not all of these are in float already.
 
-    The first of them comes again at the end without its last layer, for networks that the others do harm.
+    The fewest come again at the end without the last of them, for networks that the others do harm.
     """
-    found = [as_layer(node) for node in calibration.source.model.graph]
-    layers = [layer for layer in found if layer is not None]
+    layers = _layers(model)
     first = [layer.name for layer in takewhile(lambda layer: layer.op_type == "Conv", layers)]  # products gain time
     longest = min(len(first), max(min(_LONG, len(layers) // 2), len(layers) // 4))
-    prefixes = [Prefix(layers=tuple(n for n in first[:k] if n in lowered.rows), count=k) for k in range(1, longest + 1)]
-    new = [prefix for prefix in prefixes if prefix.layers and first[prefix.count - 1] in prefix.layers]
+    new = [_first(first[:count], lowered) for count in range(1, longest + 1) if first[count - 1] in lowered.rows]
 
-    def free(least: int, most: int) -> Iterator[Prefix]:
-        """Those of more than `least` layers and up to `most` that cost little, the longest first."""
-        wanted = (prefix for prefix in reversed(new) if least < prefix.count <= most)
-        return (prefix for prefix in wanted if lowered.affords(prefix.layers, _SHARE))
+    def cheap(least: int, most: int) -> Iterator[InFloat]:
+        """Those of more than `least` layers and up to `most` that cost little, the most first."""
+        wanted = (one for one in reversed(new) if least < one.count <= most)
+        return (one for one in wanted if lowered.affords(one.layers, _SHARE))
 
-    chosen: list[Prefix] = []
+    chosen: list[InFloat] = []
     for most in (_SHORT, _LONG, len(layers) // 4):
-        chosen += list(islice(free(chosen[-1].count if chosen else 0, most), 1))
-    return chosen + (list(islice(free(0, chosen[0].count - 1), 1)) if chosen else [])
+        chosen += list(islice(cheap(chosen[-1].count if chosen else 0, most), 1))
+    return chosen + (list(islice(cheap(0, chosen[0].count - 1), 1)) if chosen else [])
+
+
+def last_layers(model: ir.Model, lowered: Lowered) -> list[InFloat]:
+    """The convolutions behind which there are no more layers, if they are in int8, cost as little in float, and hold
+    few of the weights."""
+    layers = {layer.name: layer for layer in _layers(model)}
+    in_front: set[ir.Node] = set()
+    for node in reversed(model.graph):
+        behind = (use.node for value in node.outputs for use in value.uses())
+        if any(other in in_front or other.name in layers for other in behind):
+            in_front.add(node)
+    found = [layer for layer in layers.values() if layer.op_type == "Conv" and layer.node not in in_front]
+    chosen = tuple(layer.name for layer in found if layer.name in lowered.rows)
+    weights = sum(math.prod(layer.shape) for layer in found)
+    is_large = weights > _SHARE * sum(math.prod(layer.shape) for layer in layers.values())  # as a classifier is
+    if not chosen or is_large or not lowered.affords(chosen, _SHARE):
+        return []
+    what = "layers" if len(found) > 1 else "layer"
+    reason = f"int8 makes results of the last {what} equal, {_FREE}"
+    name = f"the last {len(found)} layers in float" if len(found) > 1 else "the last layer in float"
+    return [InFloat(layers=chosen, count=len(found), name=name, reason=reason)]
+
+
+def _layers(model: ir.Model) -> list[Layer]:
+    """The layers of the main graph, in the order in which they run."""
+    return [layer for layer in map(as_layer, model.graph) if layer is not None]
+
+
+def _first(names: list[str], lowered: Lowered) -> InFloat:
+    count = len(names)
+    return InFloat(
+        layers=tuple(name for name in names if name in lowered.rows),
+        count=count,
+        name=f"the first {count} layers in float" if count > 1 else "the first layer in float",
+        reason=f"int8 costs accuracy in the first layers {_FREE}",
+    )

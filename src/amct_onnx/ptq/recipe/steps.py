@@ -4,7 +4,7 @@ The first samples of the data are kept. A third of them at least judge, the othe
 raises the signal-to-noise ratio of the outputs (`measure.output_judge`) on samples that it has not seen, by more than
 the standard error of that gain. `PLANS` says what each effort tries.
 
-1. Placement: the first layers in float, where that costs no time (`ptq.recipe.placement`).
+1. Placement: first and last layers in float, where that costs little time (`ptq.recipe.placement`).
 2. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
    channels in front of matrix products (`graph.passes.smooth`), where the target has use for it. They are tried on a
@@ -42,7 +42,7 @@ from amct_onnx.numerics.channel_factors import has_outliers, smooth_factors
 from amct_onnx.plan.float_model import FusedModel
 from amct_onnx.ptq.recipe.bench import Bench, Candidate, Trial, Trials
 from amct_onnx.ptq.recipe.equalization import group_factors, promised_gain
-from amct_onnx.ptq.recipe.placement import Prefix, float_prefixes
+from amct_onnx.ptq.recipe.placement import InFloat, first_layers, last_layers
 from amct_onnx.ptq.recipe.ranges import cheaper_ranges
 from amct_onnx.ptq.recipe.rounding import Method, grid_arrays, grids_of_arrays, round_weights, with_rounded_weights
 from amct_onnx.ptq.recipe.scores import extremes_near
@@ -72,9 +72,9 @@ class Recipe:
 
     def prepare(self) -> tuple[FusedModel, Tuning]:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
-        and what was found for it otherwise, as first layers in float, or rounded weights; from the samples alone."""
+        and what was found for it otherwise, as layers in float, or rounded weights; from the samples alone."""
         bench = self.bench
-        bench.run("first layers in float", self._place())
+        bench.run("first and last layers in float", self._place())
         bench.run("equalization", self._equalize())
         bench.run("smoothing of outlier channels", self._smooth())
         if bench.best is not None and not self._plan.ranges:
@@ -105,11 +105,12 @@ class Recipe:
     def _place(self) -> Trials:
         if self.bench.target.prices is None or self.bench.request.full_int8:
             return
-        first = self.bench.first()
-        for prefix in float_prefixes(first.calibration, first.lowered):
-            now = 0 if self.bench.best is None else len(self.bench.best.calibration.tuning.in_float)
-            if now < len(prefix.layers):
-                yield Trial(name=prefix.name, make=partial(_placed, prefix))
+        start, model = self.bench.first(), self.bench.source.model
+        for chosen in first_layers(model, start.lowered):
+            if not set(chosen.layers) <= self.bench.first().calibration.tuning.in_float.keys():
+                yield Trial(name=chosen.name, make=partial(_placed, chosen))
+        for chosen in last_layers(model, self.bench.first().lowered):
+            yield Trial(name=chosen.name, make=partial(_placed, chosen))
 
     def _equalize(self) -> Trials:
         start = self.bench.source
@@ -273,10 +274,11 @@ class Recipe:
             yield Trial(name="ranges of the first samples", make=partial(_given, made), also=later)
 
 
-def _placed(prefix: Prefix, best: Candidate) -> Calibration:
-    """`best` with the layers of a prefix in float."""
-    in_float = dict.fromkeys(prefix.layers, prefix.reason)
-    return replace(best.calibration, tuning=replace(best.calibration.tuning, in_float=in_float))
+def _placed(chosen: InFloat, best: Candidate) -> Calibration:
+    """`best` with more layers in float."""
+    tuning = best.calibration.tuning
+    in_float = {**tuning.in_float, **dict.fromkeys(chosen.layers, chosen.reason)}
+    return replace(best.calibration, tuning=replace(tuning, in_float=in_float))
 
 
 def _given(made: Calibration, _: Candidate) -> Calibration:
