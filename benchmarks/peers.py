@@ -230,6 +230,7 @@ OURS = Side(
         Scheme(name="fast", run=_amct_onnx(effort="fast")),
         Scheme(name="default", run=_amct_onnx()),
         Scheme(name="best", run=_amct_onnx(effort="best"), plain=False),
+        Scheme(name="full int8", run=_amct_onnx(full_int8=True)),
     ),
 )
 # Deploy models, which only `deployed_session` runs: for accuracy, not for latency.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -127,17 +127,20 @@ class Prices:
     def of(self, work: Work) -> Price:
         """The price of a layer for one sample."""
         channels, terms = work.channels, work.terms
+        if work.inputs <= _STEM and work.terms > work.inputs and work.groups == 1:
+            floats, integers = (rates.of(work, channels, terms) for rates in self.first)
+            return Price(in_float=floats, in_int8=integers)
+        wide = _filled(channels, _BLOCK)
+        blocks = replace(work, outputs=work.outputs / channels * wide, channels=wide)  # as float has them
         if work.groups > 1 and work.inputs == 1:
-            floats, integers = (rates.of(work, channels, terms) for rates in self.depthwise)
-            return Price(in_float=floats, in_int8=integers * (self.uneven if channels % _BLOCK else 1.0))
-        if work.inputs <= _STEM and work.terms > work.inputs:
-            return Price(
-                in_float=self.first[0].of(work, channels, terms), in_int8=self.first[1].of(work, channels, terms)
-            )
+            integers = self.depthwise[1].of(work, channels, terms) * (self.uneven if channels % _BLOCK else 1.0)
+            return Price(in_float=self.depthwise[0].of(blocks, wide, terms), in_int8=integers)
         narrow = self.narrow * work.outputs / channels if channels < _BLOCK else 0.0
-        channels, terms = _filled(channels, _BLOCK), terms // work.inputs * _filled(work.inputs, _QUARTER)
-        floats, integers = (rates.of(work, channels, terms) for rates in self.dense)
-        return Price(in_float=floats, in_int8=integers + narrow)
+        taps = terms // work.inputs
+        return Price(
+            in_float=self.dense[0].of(blocks, wide, taps * _filled(work.inputs, _BLOCK)),
+            in_int8=self.dense[1].of(work, wide, taps * _filled(work.inputs, _QUARTER)) + narrow,
+        )
 
 
 def _filled(count: int, block: int) -> int:
@@ -152,14 +155,14 @@ ONNXRUNTIME_PRICES = Prices(
         Rates(once=7400, read=0.685, product=0.04, far=0.57),
     ),
     depthwise=(
-        Rates(once=900, element=0.112, product=0.0287, far=0.43),
-        Rates(once=2300, tap=1.19, element=0.13, product=0.038),
+        Rates(once=400, element=0.095, product=0.031, far=0.41),
+        Rates(once=1500, tap=1.19, element=0.13, product=0.038),
     ),
     dense=(
-        Rates(position=0.27, element=0.054, read=0.061, product=0.013, weight=0.105, far=0.15),
-        Rates(once=1550, position=2.0, element=0.126, read=0.035, product=0.0035, weight=0.06, far=0.01),
+        Rates(element=0.045, read=0.017, product=0.0139, weight=0.088, far=0.18),
+        Rates(once=900, position=1.7, element=0.136, read=0.044, product=0.0034, weight=0.076),
     ),
-    uneven=2.2,
+    uneven=1.8,
     narrow=8.0,
     product=1500.0,
     moved=0.25,

@@ -124,6 +124,7 @@ def sensitivity(
         found = target_of(target)
         tell(source.notes)
         request = make_request(source.facts, settings, algorithm, skip_layers, reduce_range)
+        request = replace(request, full_int8=True)  # also what is in float for its time is asked about
         found.check(source, request)
         parts = None if workers.alone else kept.parts()
         quantized = calibrate(
