@@ -102,7 +102,8 @@ class _Side:
         while value not in self.results and (node := value.producer()) is not None:
             before = optional_input(node, 0)
             passed = node.op_type in _PASSED or is_quantize(node) or is_dequantize(node)
-            if is_op(node, "Clip") and is_quantize(producer_of(node, 0)):
+            copied = is_op(node, "Concat") and len(node.inputs) == 1  # as ours keep float nodes apart
+            if copied or (is_op(node, "Clip") and is_quantize(producer_of(node, 0))):
                 passed = True
             if loose and not passed and (is_op(node, "Cast") or node.op_type in _AFFINE):
                 data = self.data(node)
