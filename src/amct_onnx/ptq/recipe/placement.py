@@ -19,7 +19,8 @@ from amct_onnx.graph.layer_view import Layer, as_layer
 from amct_onnx.targets.target import Lowered
 from amct_onnx.words import named
 
-_SHARE = 0.05  # of the time of the model, what layers in float may cost beside the fastest placement; of the weights
+_SHARE = 0.1  # of the time of the model: what layers in float may cost beside the fastest placement
+_FEW = 0.05  # of the weights
 _SHORT, _LONG = 3, 12  # layers
 _FREE = f"and wins no time; {named('full_int8')} quantizes them"
 
@@ -69,7 +70,7 @@ def last_layers(model: ir.Model, lowered: Lowered) -> list[InFloat]:
     found = [layer for layer in layers.values() if layer.op_type == "Conv" and layer.node not in in_front]
     chosen = tuple(layer.name for layer in found if layer.name in lowered.rows)
     weights = sum(math.prod(layer.shape) for layer in found)
-    is_large = weights > _SHARE * sum(math.prod(layer.shape) for layer in layers.values())  # as a classifier is
+    is_large = weights > _FEW * sum(math.prod(layer.shape) for layer in layers.values())  # as a classifier is
     if not chosen or is_large or not lowered.affords(chosen, _SHARE):
         return []
     what = "layers" if len(found) > 1 else "layer"
