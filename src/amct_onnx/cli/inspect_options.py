@@ -23,8 +23,8 @@ def _run(model: Any, output: Output) -> None:
 
 INSPECT = Command(
     name="inspect",
-    summary="what would be quantized of a model for each target, and why not the rest",
-    about="What a model is and what would be quantized of it, without data: amct_onnx inspect model.onnx",
+    summary="what can be quantized of a model for each target, and why not the rest",
+    about="What a model is and what can be quantized of it, without data: amct_onnx inspect model.onnx",
     usage="MODEL",
     declare=add_model,
     read=_read,

@@ -38,8 +38,10 @@ def ranks(graph: ir.Graph) -> dict[ir.Value, int]:
 
 def _of_result(node: ir.Node, known: dict[ir.Value, int]) -> int | None:
     def of(value: ir.Value | None) -> int | None:
+        if value in known:  # first: a constant may have come through thousands of nodes
+            return known[value]
         tensor = constant_tensor(value)
-        return None if value is None else known.get(value) if tensor is None else len(tensor.shape)
+        return None if tensor is None else len(tensor.shape)
 
     kind = node.op_type
     if kind in _TWO:

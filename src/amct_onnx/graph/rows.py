@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
-from amct_onnx.graph.access import is_standard, name_of
+from amct_onnx.graph.access import is_op, is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor, constant_value
 from amct_onnx.graph.tensors import shape_of
 
@@ -38,9 +38,12 @@ def is_rowwise(model: ir.Model, inputs: Collection[str]) -> bool:
             if not value.shape:
                 return False
             ranks[name_of(value)] = len(value.shape)
+    passed: set[ir.Value] = set()  # constants behind an Identity, which are not followed back through all of them
     for node in model.graph:
         rowed = [value for value in node.inputs if value is not None and value.name in ranks]
-        if not rowed and all(value is None or constant_tensor(value) is not None for value in node.inputs):
+        read = [value for value in node.inputs if value is not None and value not in passed]
+        if not rowed and all(constant_tensor(value) is not None for value in read):
+            passed.update(node.outputs if is_op(node, "Identity") else ())
             continue
         rank = _rank_behind(node, ranks) if is_standard(node) else None
         if rank is None or any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):

@@ -96,7 +96,7 @@ def layer_outputs(layer: Layer, calibration: Calibration) -> float:
     samples = max(1, calibration.statistics.samples)
     try:
         elements = calibration.statistic([input_of(layer.node, 0)]).total
-    except StatisticsError:  # nothing is known of its input
+    except (StatisticsError, CalibrationError):  # nothing is known of its input
         elements = samples * layer.input_channels
     positions, steps = elements / samples / max(1, layer.input_channels), layer.node.attributes.get_ints("strides", ())
     turned = layer.op_type == "ConvTranspose"

@@ -28,7 +28,7 @@ class TensorSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSummary:
-    """What one target makes of a model.
+    """What one target can make of a model; with data, `quantize` leaves in float what is faster there.
 
     decisions: what happens to each node that the target could quantize, and why where it stays in float. layers: how
     many of them have a type that users know as layers (convolutions, products, recurrent layers, ...), and
@@ -105,7 +105,7 @@ class ModelSummary(Shown):
 
     def tables(self) -> tuple[Table, ...]:
         targets = Table.of(
-            "What would be quantized",
+            "What can be quantized, before data show what is faster in float",
             ("target", "nodes", "of", "layers", "of", "weights", "in float"),
             [
                 (

@@ -76,7 +76,7 @@ def test_a_failure_is_a_document(command: str, capsys: pytest.CaptureFixture[str
 
 
 SHOWN = {
-    "inspect": ["opset 17", "What would be quantized", "onnxruntime"],
+    "inspect": ["opset 17", "What can be quantized", "onnxruntime"],
     "compare": ["No layer stands out. The weakest is", "conv", "SQNR", "alone"],
     "evaluate": ["Classification of 6 samples.", "top-1", "difference"],
     "doctor": ["Python", "VNNI" if sys.platform == "linux" else "CPU", "pandas"],

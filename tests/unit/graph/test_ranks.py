@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import onnx_ir as ir
 import pytest
 
+from amct_onnx.graph.constants import constant_tensor as tensor
 from amct_onnx.graph.ranks import ranks
 
 
@@ -31,3 +34,19 @@ def test_the_graph_tells_it(declared: str, body: str, expected: int | None) -> N
     )
     model.graph.outputs[0].shape = None
     assert ranks(model.graph).get(model.graph.outputs[0]) == expected
+
+
+def test_a_long_chain_of_constants_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str | None] = []
+    monkeypatch.setattr(
+        "amct_onnx.graph.ranks.constant_tensor", lambda value: looked.append(value.name) or tensor(value)
+    )
+    names = ["m", *(f"i{number}" for number in range(300))]
+    chain = " ".join(f"{second} = Identity({first})" for first, second in itertools.pairwise(names))
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,1] y) <float[2,1] m = {1, 2}> '
+        f"{{ {chain} y = MatMul(x, {names[-1]}) }}"
+    )
+    found = {value.name: rank for value, rank in ranks(model.graph).items()}
+    assert (found["i299"], found["y"]) == (2, 2)
+    assert looked == ["m"]
