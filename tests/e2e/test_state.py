@@ -158,6 +158,17 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path, engine: str) -> None:
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+def test_a_run_killed_before_it_said_what_it_is_of_goes_on(model: Path, tmp_path: Path) -> None:
+    """All that such a run leaves is a lock and the begun file of its facts."""
+    data, state = an_array_in_a_file(tmp_path), tmp_path / "state"
+    state.mkdir()
+    (state / ".lock").touch()
+    (state / ".amct-begun.json").write_text('{"schema": ')
+    amct_onnx.quantize(model, data, effort="fast", state=state)
+    assert (state / "state.json").exists()
+    assert not (state / ".amct-begun.json").exists()
+
+
 def test_other_work_is_refused_by_what_differs(model: Path, tmp_path: Path) -> None:
     data, state = an_array_in_a_file(tmp_path), tmp_path / "state"
     amct_onnx.quantize(model, data, effort="fast", state=state)

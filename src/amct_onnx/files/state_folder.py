@@ -63,8 +63,7 @@ class StateFolder:
         folder, document = Path(path), {"schema": SCHEMA, **facts}
         with contextlib.ExitStack() as stack:
             try:
-                others = folder.exists() and (not folder.is_dir() or any(one.name != _LOCK for one in folder.iterdir()))
-                if others and not (folder / _FACTS).exists():
+                if folder.exists() and not (folder / _FACTS).exists() and not _only_begun(folder):
                     raise StateError(f"{given('state', os.fspath(path))} holds something else: give a new folder.")
                 make_folder(folder)
                 with contextlib.suppress(NotImplementedError):  # a file system without locks has the state all the same
@@ -157,6 +156,11 @@ class StateFolder:
 
     def _damaged(self, file: Path, reason: object) -> StateError:
         return StateError(f"{file}: the file of state is damaged ({reason}): delete it, and this part is done again.")
+
+
+def _only_begun(folder: Path) -> bool:
+    """Whether a folder without facts has nothing but what a call leaves that was killed before it had written them."""
+    return folder.is_dir() and all(one.name == _LOCK or one.match(_LEFT) for one in folder.iterdir())
 
 
 State = StateFolder | NoState
