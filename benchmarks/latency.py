@@ -16,7 +16,7 @@ import onnxruntime as ort
 from agreement import Power
 
 from amct_onnx.measure.kernel_report import inspect_model
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 
 FLOAT = "float"
 

@@ -28,7 +28,7 @@ from shared_data import DATA, MODELS, load, read_labels, spread
 
 import amct_onnx as amct
 from amct_onnx.measure.latency import measure_latency
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 
 NAMES = ("mobilenetv2", "squeezenet")
 TARGETS = ("onnxruntime", "ascend")

@@ -17,7 +17,7 @@ from flow import build, normal
 import amct_onnx as amct
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "amct_onnx"
 # Two providers that every ONNX Runtime of PyPI has; the first one takes no node that the second one does not take.

@@ -19,11 +19,11 @@ from shared_data import MODELS, load, read_labels
 import amct_onnx
 from amct_onnx.cli.main import main
 from amct_onnx.errors import ArgumentError, ArgumentTypeError
-from amct_onnx.measure.saturation import saturates
 from amct_onnx.progress import silent
 from amct_onnx.ptq.mixed.goals import Judgement, SqnrGoal, is_enough
 from amct_onnx.ptq.mixed.search import search_mixed
 from amct_onnx.run.deployed import open_deployed
+from amct_onnx.run.saturation import saturates
 from amct_onnx.run.session import open_session
 
 TestData = Callable[..., Path]

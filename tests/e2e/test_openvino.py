@@ -14,7 +14,7 @@ from shared_data import MODELS, batches, read_labels, spread
 from slow import mark_slow
 
 import amct_onnx
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 
 # The int8 kernels of both saturate on the same CPUs, so there the range is reduced.
 # Of 200 images so many may change sides between two runtimes that round in different places.

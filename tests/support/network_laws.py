@@ -24,7 +24,7 @@ from networks import Network
 
 import amct_onnx
 from amct_onnx.errors import AmctError
-from amct_onnx.run.session import open_exact_session
+from amct_onnx.run.saturation import open_exact_session
 from amct_onnx.values.findings import Step
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt", "ascend", "amct")  # the last one is AMCT's functions

@@ -16,8 +16,8 @@ from amct_onnx.files.onnx_file import file_bytes, load_model
 from amct_onnx.graph.kernels import FloatReason, Kernels, read_kernels
 from amct_onnx.graph.source_nodes import SourceNodes
 from amct_onnx.measure.latency import Latency, measure_latency
-from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.arrays import Feed
+from amct_onnx.run.saturation import saturates
 from amct_onnx.run.session import open_session, quiet
 from amct_onnx.run.temporary_files import temporary_folder
 from amct_onnx.words import given

@@ -11,7 +11,8 @@ import onnxruntime as ort
 from amct_onnx.measure.rounded_network import FLOAT_TYPES, distance, finite, power
 from amct_onnx.numerics.arrays import Array, Doubles, Feed
 from amct_onnx.numerics.sample_noise import pooled
-from amct_onnx.run.session import open_exact_session, open_session, quiet, run_feed
+from amct_onnx.run.saturation import open_exact_session
+from amct_onnx.run.session import open_session, quiet, run_feed
 
 
 class OutputNoise:

@@ -18,7 +18,6 @@ from amct_onnx.errors import ArgumentError
 from amct_onnx.files.state_folder import NO_STATE
 from amct_onnx.graph.inputs import model_inputs
 from amct_onnx.graph.outputs import purpose_of
-from amct_onnx.measure.saturation import saturates
 from amct_onnx.numerics.arrays import Feed
 from amct_onnx.numerics.settings import ActivationSolver, Settings
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -36,6 +35,7 @@ from amct_onnx.ptq.state_facts import opened_state
 from amct_onnx.ptq.weight_only import METHODS, check_weight_only, quantize_weights
 from amct_onnx.run.float_network import FloatNetwork
 from amct_onnx.run.providers import checked_providers
+from amct_onnx.run.saturation import saturates
 from amct_onnx.run.workers import opened_workers
 from amct_onnx.targets.table import target_of
 from amct_onnx.values.findings import Effort, check_effort

@@ -30,7 +30,7 @@ from amct_onnx.ptq.block_rounding import RoundedBlocks, chosen_blocks, learn_blo
 from amct_onnx.ptq.held_out import Division, hold_out, spread_samples
 from amct_onnx.ptq.quantized_model import QuantizedModel, WeightOnlyModel
 from amct_onnx.ptq.recipe.rounding import Method
-from amct_onnx.run.session import open_exact_session
+from amct_onnx.run.saturation import open_exact_session
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.table import TARGETS
 from amct_onnx.targets.target import Target, all_in_float

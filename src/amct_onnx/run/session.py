@@ -13,7 +13,6 @@ import onnxruntime as ort
 
 from amct_onnx.errors import AmctError, DataError, ModelError, OutputError, one_line
 from amct_onnx.files.onnx_file import model_bytes
-from amct_onnx.graph.passes.share_weights import copy_shared_weights
 from amct_onnx.graph.tensors import array_of
 from amct_onnx.numerics.arrays import Array, Feed
 from amct_onnx.run.memory import give_back
@@ -101,18 +100,6 @@ def open_session(
             text = f"takes a temporary file {file}: {reason.strerror or reason}"
             raise OutputError(f"Running {path or 'the model'} {text}.") from reason
         return session(str(file))
-
-
-def open_exact_session(model: ir.Model, *, own_model: bool = False) -> ort.InferenceSession:
-    """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do.
-
-    own_model: whether the model is for this session alone, and may be changed.
-    """
-    options = quiet()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    apart = model if own_model else model.clone()
-    copy_shared_weights(apart)
-    return open_session(apart, options, own_model=True)
 
 
 def run_feed(

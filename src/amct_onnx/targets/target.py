@@ -22,7 +22,8 @@ from amct_onnx.graph.layer_view import WEIGHT_OPS
 from amct_onnx.numerics.grid import QParams
 from amct_onnx.numerics.settings import ActivationSolver
 from amct_onnx.plan.float_model import FusedModel
-from amct_onnx.run.session import open_exact_session, open_session
+from amct_onnx.run.saturation import open_exact_session
+from amct_onnx.run.session import open_session
 from amct_onnx.targets.calibration import Calibration
 from amct_onnx.targets.float_units import Units
 from amct_onnx.values.layers import Decision, LayerRecord

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from amct_onnx.engine.processors import processors
 from amct_onnx.measure.machine import cpu_features, cpu_name, memory, providers
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 from amct_onnx.values.machine import Extra, Machine, Package
 
 _NAME = "amct-onnx"

@@ -22,7 +22,7 @@ from amct_onnx.errors import DataError, FileMissingError, ModelError, ModelFileE
 from amct_onnx.graph.kernels import FloatNode, FloatReason, Kernels
 from amct_onnx.measure.kernel_report import RuntimeReport, inspect_model
 from amct_onnx.measure.latency import Latency
-from amct_onnx.measure.saturation import saturates
+from amct_onnx.run.saturation import saturates
 
 U8, I8, F = np.uint8, np.int8, np.float32
 X = {"x": normal(0, 1, 8, 6, 6)}

@@ -24,7 +24,7 @@ from amct_onnx.ptq.recipe.first_look import FirstLook, look_at
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.ptq.recipe.shown import Channels
 from amct_onnx.run.memory import give_back
-from amct_onnx.run.session import open_exact_session
+from amct_onnx.run.saturation import open_exact_session
 from amct_onnx.targets.calibration import Calibration, SolvedGrids, SolvedWeights
 from amct_onnx.targets.table import observed_tensors
 from amct_onnx.targets.target import Lowered, Target

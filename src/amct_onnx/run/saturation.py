@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's products of a uint8 by an int8 saturate on this CPU."""
+"""Whether ONNX Runtime's products of a uint8 by an int8 saturate on this CPU, and sessions in which they do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from functools import cache
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
+from amct_onnx.graph.passes.share_weights import copy_shared_weights
 from amct_onnx.run.providers import CPU
 from amct_onnx.run.session import open_session, quiet
 
@@ -25,6 +27,21 @@ def saturates() -> bool:
     session = open_session(_product(b), quiet(threads=1), providers=CPU)
     exact = a.astype(np.int64) @ b.astype(np.int64)
     return not np.array_equal(session.run(None, {"a": a})[0], exact)
+
+
+def open_exact_session(model: ir.Model, *, own_model: bool = False) -> ort.InferenceSession:
+    """A session on the CPU whose sums of uint8 times int8 do not saturate, on CPUs where they otherwise do.
+
+    Its outputs have the same bits on either. own_model: whether the model is for this session alone, and may be
+    changed.
+    """
+    if not saturates():
+        return open_session(model, quiet(), own_model=own_model)
+    options = quiet()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # its kernels take twice as long
+    apart = model if own_model else model.clone()
+    copy_shared_weights(apart)
+    return open_session(apart, options, own_model=True)
 
 
 def _product(b: np.ndarray) -> bytes:
