@@ -16,7 +16,7 @@ DEMO := model/resnet-101.onnx --data data/images --preset torch --save_path outp
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns scale kill engines encoder prices placement beside-float streaming clean
+.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns scale kill engines encoder prices placement beside-float without-vnni streaming clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -116,6 +116,9 @@ placement: $(STAMP)
 
 patterns: $(STAMP)
 	$(BIN)/python benchmarks/patterns.py $(ARGS)
+
+without-vnni: $(STAMP)
+	$(BIN)/python benchmarks/without_vnni.py $(ARGS)
 
 beside-float: $(STAMP)
 	$(BIN)/python benchmarks/beside_float.py $(ARGS)

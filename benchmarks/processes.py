@@ -100,4 +100,5 @@ def machine() -> str:
             found = sorted(flags & {"avx512_vnni", "avx_vnni"})
             widest = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "no AVX")
             vnni = f"VNNI ({', '.join(found)})" if found else f"no VNNI ({widest} only)"
+            vnni = os.environ.get("AMCT_BENCH_CPU", vnni)  # `make without-vnni`
     return f"{name}, {cpu_count()} processors, {vnni}"
