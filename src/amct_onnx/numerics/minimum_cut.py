@@ -30,7 +30,6 @@ def _sink_side(
     prices: tuple[tuple[tuple[Any, Any], float], ...], source: Any, sink: Any
 ) -> tuple[float, frozenset[Any]]:
     from networkx import DiGraph, NetworkXUnbounded, minimum_cut
-    from networkx.algorithms.flow import boykov_kolmogorov
 
     graph: DiGraph[Any] = DiGraph()
     graph.add_nodes_from((source, sink))
@@ -40,7 +39,7 @@ def _sink_side(
         else:
             graph.add_edge(first, second, capacity=round(_PARTS * price))
     try:
-        value, (_, far) = minimum_cut(graph, source, sink, flow_func=boykov_kolmogorov)
+        value, (_, far) = minimum_cut(graph, source, sink)
     except NetworkXUnbounded as error:
         raise ValueError("the source and the sink may not be parted") from error
     return value / _PARTS, frozenset(far)

@@ -125,6 +125,27 @@ class _Planned:
         self._chosen = chosen
         self._counts: dict[ir.Value, float] = {}
         self._turned = _channels_last(self.nodes, self._makers, self.quantized, ranks(graph))
+        self._to_transpose = _in_front_of_transposes(graph)
+        self._sums: list[ir.Value] = []  # results of sums
+        self._sums_behind = self._find_sums(graph)
+
+    def _find_sums(self, graph: ir.Graph) -> dict[ir.Value, int]:
+        """Which of the sums read an image, or what other nodes make of it in the same order: a bit for each."""
+        found: dict[ir.Value, int] = {}
+        for node in reversed(graph):
+            results = self._results.get(name_of(node), ())
+            if node.op_type == "Conv" or node.op_type in MOVES_CHANNELS or not results:
+                continue
+            reached = 0
+            for result in results:
+                reached |= found.get(result, 0)
+                if is_op(node, *_SUMS) and len(node.inputs) > 1:
+                    reached |= 1 << len(self._sums)
+                    self._sums.append(result)
+            for value in node.inputs:
+                if value is not None:
+                    found[value] = found.get(value, 0) | reached
+        return found
 
     def elements(self, value: ir.Value) -> float:
         """How many numbers a tensor has in one sample; 0 where nobody has counted them."""
@@ -196,24 +217,16 @@ class _Planned:
     def _turned_sums(self, value: ir.Value, prices: Prices) -> float:
         """What sums cost that read an image as float had it: they keep that order, and so do those of their results,
         so that the channels of all others are moved there and back."""
-        total, waiting, seen = 0.0, [value], {value}
-        while waiting:
-            for use in waiting.pop().uses():
-                results = [found for found in self._results.get(name_of(use.node), ()) if found not in seen]
-                if use.node.op_type == "Conv" or use.node.op_type in MOVES_CHANNELS or not results:
-                    continue
-                seen.update(results)
-                waiting += results
-                if is_op(use.node, *_SUMS) and len(use.node.inputs) > 1:
-                    total += sum(2 * prices.node + prices.cut * self.elements(result) for result in results)
-        return total
+        reached = self._sums_behind.get(value, 0)
+        places = (place for place, digit in enumerate(reversed(bin(reached)[2:])) if digit == "1")
+        return sum(2 * prices.node + prices.cut * self.elements(self._sums[place]) for place in places)
 
     def _behind(self, value: ir.Value, count: float, prices: Prices) -> float:
         """The same where it is dequantized in front of nodes in float, and what these take then by themselves."""
         if value.name not in self._turned:
             return 0.0
         nodes = {use.node: None for use in value.uses()}
-        slow = any(_interpolates(node) for node in nodes) or _reach_transpose(nodes)
+        slow = any(_interpolates(node) or node in self._to_transpose for node in nodes)
         apart = any(is_op(node, *prices.fused) or _sums_constant(node) for node in nodes)
         copies = (len(nodes) > 1) + apart * min(
             len(nodes), 2
@@ -231,17 +244,14 @@ def _reordered(count: float, prices: Prices, nodes: Iterable[ir.Node]) -> float:
     return prices.copying(count) if wanted else 0.0
 
 
-def _reach_transpose(nodes: Iterable[ir.Node]) -> bool:
-    """Whether a Transpose is among `nodes` or behind them, with elementwise nodes between, which it moves through."""
-    waiting, seen = list(nodes), set[ir.Node]()
-    while waiting:
-        node = waiting.pop()
-        if is_op(node, "Transpose"):
-            return True
-        if node not in seen and is_op(node, *_ELEMENTWISE):
-            seen.add(node)
-            waiting += [use.node for value in node.outputs for use in value.uses()]
-    return False
+def _in_front_of_transposes(graph: ir.Graph) -> frozenset[ir.Node]:
+    """Each Transpose, and the elementwise nodes in front of it, which it moves through."""
+    found: set[ir.Node] = set()
+    for node in reversed(graph):
+        behind = (use.node for value in node.outputs for use in value.uses())
+        if is_op(node, "Transpose") or (is_op(node, *_ELEMENTWISE) and any(other in found for other in behind)):
+            found.add(node)
+    return frozenset(found)
 
 
 def _sums_constant(node: ir.Node) -> bool:

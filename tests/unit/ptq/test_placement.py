@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -199,6 +200,49 @@ def test_no_prefix_is_more_than_half_of_the_layers() -> None:
     model = ir.from_proto(build(text, w=random.standard_normal((64, 64, 3, 3)).astype(np.float32)))
     result = amct_onnx.quantize(model, np.repeat(IMAGES, 22, axis=1)[:, :64])
     assert not in_float(result)
+
+
+def deep(layers: int) -> ir.Model:
+    """A stem and a narrow depthwise convolution, which int8 makes slower, and many of 32 channels behind them."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    steps = "".join(f"c{n} = Conv(a{n}, w{n}) a{n + 1} = Relu(c{n})\n" for n in range(layers))
+    text = f"""g (float[n,3,64,64] x) => (float[n,32,32,32] a{layers}) {{
+        s = Conv<strides=[2,2],pads=[1,1,1,1]>(x, stem)
+        r = Relu(s)
+        d = Conv<group=16,pads=[1,1,1,1]>(r, deep)
+        e = Relu(d)
+        b = Conv(e, wide)
+        a0 = Relu(b)
+        {steps}
+    }}"""
+    weights = {f"w{n}": normal(32, 32, 1, 1) for n in range(layers)}
+    first = {"stem": normal(16, 3, 3, 3), "deep": normal(16, 1, 3, 3), "wide": normal(32, 16, 1, 1)}
+    model = ir.from_proto(build(text, **first, **weights))
+    name_nodes(model)
+    return model
+
+
+def test_more_first_layers_never_cost_less_so_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = deep(40)
+    lowered = amct_onnx.quantize(model, IMAGES[:8], effort="fast").lowered
+    names = convolutions(model)
+    affordable = [lowered.affords(names[:count], 0.1) for count in range(1, len(names) + 1)]
+    assert affordable == sorted(affordable, reverse=True)
+    asked, affords = 0, type(lowered).affords
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return affords(*arguments)
+
+    monkeypatch.setattr(type(lowered), "affords", counted)
+    assert [one.count for one in first_layers(model, lowered)] == [3, sum(affordable)]
+    assert 3 < sum(affordable) < len(names) // 4
+    assert asked <= np.ceil(np.log2(len(names)))
 
 
 @given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([1, 9, 25, 49]), st.floats(1.0, 1e6), st.booleans())

@@ -9,9 +9,9 @@ on either side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 
 import onnx_ir as ir
 
@@ -46,16 +46,17 @@ def first_layers(model: ir.Model, lowered: Lowered) -> list[InFloat]:
     first = [layer.name for layer in takewhile(lambda layer: layer.op_type == "Conv", layers)]  # products gain time
     longest = min(len(first), max(min(_LONG, len(layers) // 2), len(layers) // 4))
     new = [_first(first[:count], lowered) for count in range(1, longest + 1) if first[count - 1] in lowered.rows]
+    # More layers never cost less, so that those that cost little are the first of all.
+    cheap = new[: bisect_left(new, True, key=lambda one: not lowered.affords(one.layers, _SHARE))]
 
-    def cheap(least: int, most: int) -> Iterator[InFloat]:
-        """Those of more than `least` layers and up to `most` that cost little, the most first."""
-        wanted = (one for one in reversed(new) if least < one.count <= most)
-        return (one for one in wanted if lowered.affords(one.layers, _SHARE))
+    def most(least: int, last: int) -> list[InFloat]:
+        """The longest of more than `least` layers and up to `last`, if there is one."""
+        return [one for one in cheap if least < one.count <= last][-1:]
 
     chosen: list[InFloat] = []
-    for most in (_SHORT, _LONG, len(layers) // 4):
-        chosen += list(islice(cheap(chosen[-1].count if chosen else 0, most), 1))
-    return chosen + (list(islice(cheap(0, chosen[0].count - 1), 1)) if chosen else [])
+    for last in (_SHORT, _LONG, len(layers) // 4):
+        chosen += most(chosen[-1].count if chosen else 0, last)
+    return chosen + (most(0, chosen[0].count - 1) if chosen else [])
 
 
 def last_layers(model: ir.Model, lowered: Lowered) -> list[InFloat]:
