@@ -285,7 +285,7 @@ def test_a_batch_inside_is_found(size: int, form: str) -> None:
     assert result.data is not None
     assert result.data.feeds == 8
     assert result.data.samples == (8 if result.data.whole else 8 * size)
-    assert any(np.isfinite(step.before) for step in result.steps) or "no layer has a bias" in result.steps[0].reason
+    assert any(np.isfinite(step.before) for step in result.steps)
     assert result.sample is not None
     assert result.sample["x"].shape == (size, 6)
 

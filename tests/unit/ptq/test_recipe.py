@@ -25,6 +25,7 @@ from amct_onnx.numerics.weights.mse import solve_weight_mse
 from amct_onnx.ptq import noise as noisy_results
 from amct_onnx.ptq.later_samples import LaterSamples, kept_places, most_kept
 from amct_onnx.ptq.quantized_model import QuantizedModel
+from amct_onnx.ptq.recipe import steps as recipe_steps
 from amct_onnx.ptq.recipe.first_samples import PLANS, FirstSamples
 from amct_onnx.targets.calibration import SolvedGrids, SolvedWeights
 from amct_onnx.values.findings import EFFORTS, Tuning, WeightGrid
@@ -359,11 +360,18 @@ def test_equalization_that_promises_little_is_left_to_best(images: np.ndarray) -
     )
 
 
-def test_rounding_without_a_bias_to_correct_is_left_to_best(images: np.ndarray) -> None:
+def test_rounding_of_large_networks_without_a_bias_to_correct_is_left_to_best(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = """g (float[n,3,8,8] x) => (float[n,3,8,4] y) { y = MatMul(x, w) }"""
     model = filled(text, w=np.random.default_rng(0).standard_normal((8, 4)))
     (step,) = amct_onnx.quantize(model, images).steps
-    assert str(step) == "rounding by gptq: not tried, no layer has a bias to correct; effort='best' tries it"
+    assert step.name == "rounding by gptq"
+    assert step.after is not None
+    monkeypatch.setattr(recipe_steps, "_LARGE", 0)
+    (step,) = amct_onnx.quantize(model, images).steps
+    told = "rounding: not tried, of a large network without a bias to correct; effort='best' tries it"
+    assert str(step) == told
     best = [step for step in amct_onnx.quantize(model, images, effort="best").steps if step.after is not None]
     assert "rounding by gptq" in {step.name for step in best}
 

@@ -17,7 +17,7 @@ the standard error of that gain. `PLANS` says what each effort tries.
    if there was one.
 
 "default" leaves out what takes long and seldom helps: equalization that promises little (`ptq.recipe.equalization`),
-and rounding where no bias can be corrected or weights make little of the noise.
+and rounding where weights make little of the noise, or of a large network that has no bias to correct.
 
 A step is a generator of trials. `Bench.run` is the one loop that solves and judges them; the step sees in `best`
 whether its last trial was kept.
@@ -133,7 +133,7 @@ class Recipe:
                 tries.append((name, factors))
             elif factors:
                 left_out[name] = f"it promises {promise:.1f} dB, and less than {_PROMISE} seldom holds"
-        yield from self._divide(start, tries)
+        yield from self._divide(start, tries, until_kept=not self._plan.thorough)
         if self.bench.found() is start:
             for name, reason in left_out.items():
                 yield Trial(name=name, reason=reason)
@@ -159,10 +159,12 @@ class Recipe:
         for strength in self._plan.smooth:
             factors = {name: smooth_factors(magnitudes, strength) for name, magnitudes in found.items()}
             tries.append((f"outlier channels smoothed, strength {strength}", factors))
-        yield from self._divide(start, tries)
+        yield from self._divide(start, tries, until_kept=False)  # how strong it is decides what it brings
 
-    def _divide(self, start: FusedModel, tries: Iterable[tuple[str, Mapping[str, Floats]]]) -> Trials:
-        """Trials of `start` with its channels divided by factors; up to the first that helps, unless thorough."""
+    def _divide(
+        self, start: FusedModel, tries: Iterable[tuple[str, Mapping[str, Floats]]], *, until_kept: bool
+    ) -> Trials:
+        """Trials of `start` with its channels divided by factors: all, or up to the first that helps."""
 
         def divided(factors: Mapping[str, Floats], _: Candidate) -> Calibration:
             return self.bench.quick(start.divided(factors))
@@ -170,7 +172,7 @@ class Recipe:
         for name, factors in tries:
             if factors:
                 yield Trial(name=name, make=partial(divided, factors))
-                if self.bench.found() is not start and not self._plan.thorough:
+                if until_kept and self.bench.found() is not start:
                     return
 
     def _find_otherwise(self) -> Trials:
@@ -223,16 +225,18 @@ class Recipe:
             yield Trial(name="rounding", reason=f"{named('reduce_range')} chooses the integers of weights")
             return
         grids, biased = start.lowered.rows, _with_bias(start, adds_bias=self.bench.target.adds_bias)
-        if grids and biased and not self._plan.thorough and (share := self._weights_share(start)) < _LEAST_SHARE:
-            yield Trial(name="rounding", reason=f"weights make {share:.0%} of the noise", measured=True)
-            return
+        if grids and not self._plan.thorough:
+            if not biased and model_bytes(start.calibration.source.model) > _LARGE:
+                reason = f"of a large network without a bias to correct; {given('effort', 'best')} tries it"
+                yield Trial(name="rounding", reason=reason)
+                return
+            if (share := self._weights_share(start)) < _LEAST_SHARE:
+                yield Trial(name="rounding", reason=f"weights make {share:.0%} of the noise", measured=True)
+                return
         for method in self._plan.rounding if grids else ():
             tries = [(f"rounding by {method}, biases corrected", biased)] if biased else []
-            if self._plan.thorough:
+            if self._plan.thorough or not biased:
                 tries.append((f"rounding by {method}", frozenset()))
-            if not tries:
-                reason = f"no layer has a bias to correct; {given('effort', 'best')} tries it"
-                yield Trial(name=f"rounding by {method}", reason=reason)
             before = self.bench.best
             for name, corrected in tries:
                 if self.bench.best is before:
