@@ -228,9 +228,7 @@ class _Planned:
         nodes = {use.node: None for use in value.uses()}
         slow = any(_interpolates(node) or node in self._to_transpose for node in nodes)
         apart = any(is_op(node, *prices.fused) or _sums_constant(node) for node in nodes)
-        copies = (len(nodes) > 1) + apart * min(
-            len(nodes), 2
-        )  # what several read; an activation, and a product with it
+        copies = (len(value.uses()) > 1) + apart * min(len(nodes), 2)  # an activation, and a product with it
         found = prices.turned * count if slow else _reordered(count, prices, nodes)
         return found + copies * prices.copying(count)
 

@@ -211,7 +211,7 @@ class _Lowering:
             graph.insert_after(producer, nodes)
         floats = {place for place in readers if (name_of(place[0]), place[1]) not in self.plan.reads}
         common = restored
-        if self.target.splits_readers and self._computes(producer) and len({node for node, _ in floats}) > 1:
+        if self.target.splits_readers and self._computes(producer) and len(floats) > 1:
             copy = self._fence(restored)
             graph.insert_after(nodes[-1], [copy])
             common = copy.outputs[0]
