@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
+REFUSED = 3  # the exit code where the CPU or the kernel does not allow it
 
 
 def build(folder: Path) -> Path:
