@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 import amct_onnx
 from amct_onnx.errors import ArgumentTypeError, DataError, ModelError
+from amct_onnx.run.saturation import saturates
 from amct_onnx.values.comparison import Comparison
 
 LAYERS = ["stem", "left", "left2", "right", "last", "head"]
@@ -200,6 +201,8 @@ def test_channels_that_were_evened_out_are_no_error(target: str) -> None:
 
 
 def test_a_dynamic_model(tmp_path: Path) -> None:
+    if saturates():
+        pytest.skip("the model's own MatMulInteger saturates on this CPU, and that is seen")
     model = build(
         """g (float[N,L,64] x) => (float[N,L,64] y) {
             [one] a = MatMul (x, w1) [relu] r = Relu (a) [two] y = MatMul (r, w2) }""",

@@ -85,7 +85,7 @@ def test_what_is_no_number_is_refused(quantized: amct_onnx.QuantizedModel, answe
 
 
 def test_a_signal_to_noise_ratio_is_met_with_a_margin(quantized: amct_onnx.QuantizedModel) -> None:
-    session = quantized.lowered.session()
+    session = quantized.lowered.exact_session()
     seen, others = feeds(samples(16, 2)), feeds(samples(16, 3))
     reached = judged(SqnrGoal(quantized, seen, others, required=0.0), session)
     assert reached.checked is not None
@@ -104,7 +104,7 @@ def test_one_sample_that_is_held_out_proves_nothing(quantized: amct_onnx.Quantiz
 
 
 def test_the_median_judges_where_one_sample_in_twenty_is_wild(quantized: amct_onnx.QuantizedModel) -> None:
-    session = quantized.lowered.session()
+    session = quantized.lowered.exact_session()
     calm, wild = samples(40, 4), samples(40, 4)
     wild[::20] *= 30  # far outside of what calibrated
     usual, clipped = (SqnrGoal(quantized, feeds(x[:20]), feeds(x[20:]), required=0.0) for x in (calm, wild))
