@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from flow import CPU, Flow, build, normal, sqnr
 from onnx import helper
+from qdq_graph import exact_session
 
 import amct_onnx
 
@@ -77,7 +78,7 @@ def test_every_target(branch: str, target: str, kind: str, tmp_path: Path) -> No
     assert {name: said[name] for name in fixed} == dict.fromkeys(fixed, _REASON)
     assert said["data"] is True
     file = next(f for f in result.save(tmp_path / "q", inspect=False).files if f.endswith("onnx") and "deploy" not in f)
-    assert sqnr(_expected(model), ort.InferenceSession(file, providers=CPU).run(None, _feeds()[0])[0]) > 25
+    assert sqnr(_expected(model), exact_session(file).run(None, _feeds()[0])[0]) > 25
 
 
 @pytest.mark.parametrize("kind", ["initializer", "Constant"])
