@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
-from flow import normal, two_convs
+from flow import build, normal, two_convs
 from onnx import save
 
 import amct_onnx
@@ -32,3 +33,16 @@ def test_the_bits_are_those_of_the_slower_kernels(
         outputs.append(open_exact_session(ir.load(file)).run(None, {"x": 9 * data}))
     for fast, slow in zip(*outputs, strict=True):
         np.testing.assert_array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 65])
+@pytest.mark.parametrize("terms", [3, 64, 1027])
+@pytest.mark.parametrize("columns", [1, 16, 33])
+def test_where_one_product_is_exact_those_of_all_sizes_are(rows: int, terms: int, columns: int) -> None:
+    """What is measured is a product of 64 rows, and decides for vectors and long sums too."""
+    if saturates():
+        pytest.skip("this CPU saturates, and its faster kernels are not used")
+    a, b = np.full((rows, terms), 255, np.uint8), np.full((terms, columns), 127, np.int8)
+    model = build(f"g (uint8[{rows},{terms}] a) => (int32[{rows},{columns}] y) {{ y = MatMulInteger(a, b) }}", b=b)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"a": a})[0], a.astype(np.int64) @ b.astype(np.int64))
