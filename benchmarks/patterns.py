@@ -36,9 +36,10 @@ def open_session(model: str | bytes, optimised: Path | None = None) -> ort.Infer
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def quantized(kind: str, steps: tuple[str, ...], folder: Path) -> str:
+def quantized(kind: str, steps: tuple[str, ...], folder: Path, *, full_int8: bool = False) -> str:
     """The file of a pattern in int8."""
-    result = amct_onnx.quantize(build(kind, steps), data(kind), effort="fast", algorithm="min_max")
+    model, feeds = build(kind, steps), data(kind)
+    result = amct_onnx.quantize(model, feeds, effort="fast", algorithm="min_max", full_int8=full_int8)
     return str(result.save(folder / "pattern", inspect=False).files[0])
 
 

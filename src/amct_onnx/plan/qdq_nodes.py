@@ -30,6 +30,8 @@ _NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution h
 # What channels that are last, as ONNX Runtime puts them for a convolution, do not get through.
 MOVES_CHANNELS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
+_KEEP_LAST = frozenset({"MaxPool", "Resize"})  # ONNX Runtime moves the channels behind these in any case,
+_JOIN_LAST = frozenset({"Add", "Mul"})  # and behind these where two operands have them last
 _PICKS = frozenset({"MaxPool", "ReduceMax", "Slice", "Split", "Gather"})  # what comes out is a part of what goes in
 NONE: Mapping[str, str] = FrozenDict()
 
@@ -57,6 +59,17 @@ def plan_qdq(
         in_vain.update(more)
 
 
+def _in_front_of_convolutions(found: Candidates) -> frozenset[ir.Value]:
+    """The tensors from which a convolution in integers is reached, and no node that moves channels lies in between."""
+    open_nodes = {candidate.name for candidate in found.all if candidate.reason is None}
+    reached: set[ir.Value] = set()
+    for node in reversed(found.graph):
+        passes = is_op(node, *CLAMPS) or (node.name in open_nodes and node.op_type not in MOVES_CHANNELS)
+        if passes and (is_op(node, "Conv") or not reached.isdisjoint(node.outputs)):
+            reached.update(value for value in node.inputs if value is not None)
+    return frozenset(reached)
+
+
 class _Planner:
     """What has been decided so far: the nodes on integers by name, what they read, and the quantized tensors."""
 
@@ -66,7 +79,9 @@ class _Planner:
         self.integer: dict[str, Candidate] = {}
         self.made: dict[ir.Value, Candidate] = {}  # by kernels that give integers, up to a clamp that they take in
         self.reads: set[tuple[str, int]] = set()
-        self.last: set[ir.Value] = set()  # tensors of integers with the channels last
+        self.last: set[ir.Value] = set()  # tensors of integers with the channels last, if ONNX Runtime leaves them so:
+        self.surely_last: set[ir.Value] = set()  # those where it does, whatever comes behind
+        self.convolved = _in_front_of_convolutions(found)  # and those where a convolution behind wants it
         self.slow: dict[str, str] = {}  # nodes that do not join for that reason
         self.picked: dict[ir.Value, tuple[ir.Value, ...]] = {}  # what `_picked` has found, once all has joined
 
@@ -114,9 +129,10 @@ class _Planner:
             return True
         values = [value for _, value in candidate.data]
         if self.target.runs_here and is_op(candidate.node, "MaxPool"):
-            if all(value in self.tensors for value in values) and not self.last.issuperset(values):
+            wanted = self.last if self.convolved.issuperset(candidate.results) else self.surely_last
+            if all(value in self.tensors for value in values) and not wanted.issuperset(values):
                 self.slow[candidate.name] = _NOT_LAST
-            return self.last.issuperset(values)
+            return wanted.issuperset(values)
         if candidate.rule.output == "same":
             return all(v in self.tensors for v in values) or any(v in self.tensors for v in candidate.results)
         if candidate.rule.inputs == "branch":
@@ -138,6 +154,9 @@ class _Planner:
         kind, data = candidate.node.op_type, [value for _, value in candidate.data]
         if kind == "Conv" or (kind not in MOVES_CHANNELS and data and self.last.issuperset(data)):
             self.last.update(candidate.results)
+        keeps = kind in _KEEP_LAST or (kind in _JOIN_LAST and len(data) > 1)
+        if kind == "Conv" or (keeps and self.surely_last.issuperset(data)):
+            self.surely_last.update(candidate.results)
         if candidate.rule.output != "float":
             self.made.update(dict.fromkeys(candidate.results, candidate))
 

@@ -91,14 +91,37 @@ class PricedPlan:
         return prices
 
 
-def layer_outputs(layer: Layer, calibration: Calibration) -> float:
-    """How many elements a layer makes of a sample, from the number of those that it has read."""
-    samples = max(1, calibration.statistics.samples)
+def runs_of(calibration: Calibration) -> float:
+    """How often the data ran through the network: sample by sample, or in batches of the size that the model fixes."""
+    graph, counted = calibration.source.model.graph, calibration.statistics.tensors
+    if all(_size(value) is not None for value in graph.inputs):
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            size, total = _size(value), counted[name_of(value)].total if value.name in counted else 0
+            if size and total:
+                return total / size
+    return max(1, calibration.statistics.samples)
+
+
+def _size(value: ir.Value) -> int | None:
+    """How many elements a tensor of a fixed shape has; None for any other."""
+    if value.shape is None:
+        return None
+    sizes = [size for size in value.shape if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(value.shape) else None
+
+
+def _total(value: ir.Value, calibration: Calibration) -> int:
+    """How many elements of a tensor have been counted; 0 where nobody has."""
     try:
-        elements = calibration.statistic([input_of(layer.node, 0)]).total
-    except (StatisticsError, CalibrationError):  # nothing is known of its input
-        elements = samples * layer.input_channels
-    positions, steps = elements / samples / max(1, layer.input_channels), layer.node.attributes.get_ints("strides", ())
+        return calibration.statistic([value]).total
+    except (StatisticsError, CalibrationError):
+        return 0
+
+
+def layer_outputs(layer: Layer, calibration: Calibration, runs: float) -> float:
+    """How many elements a layer makes in a run, from the number of those that it has read."""
+    elements = _total(input_of(layer.node, 0), calibration) or runs * layer.input_channels
+    positions, steps = elements / runs / max(1, layer.input_channels), layer.node.attributes.get_ints("strides", ())
     turned = layer.op_type == "ConvTranspose"
     return positions * layer.output_channels * math.prod(steps) ** (1 if turned else -1)
 
@@ -108,7 +131,7 @@ class _Planned:
 
     def __init__(self, calibration: Calibration, plan: QdqPlan) -> None:
         self._calibration, self._plan = calibration, plan
-        self._samples = max(1, calibration.statistics.samples)
+        self._runs = runs_of(calibration)
         graph, chosen = calibration.source.model.graph, frozenset(plan.layers)
         self.nodes = [node for node in graph if node.name in chosen]
         names = {tensor for group in plan.groups for tensor in group.tensors}
@@ -148,12 +171,9 @@ class _Planned:
         return found
 
     def elements(self, value: ir.Value) -> float:
-        """How many numbers a tensor has in one sample; 0 where nobody has counted them."""
+        """How many numbers a tensor has in one run; 0 where nobody has counted them."""
         if value not in self._counts:
-            try:
-                self._counts[value] = self._calibration.statistic([value]).total / self._samples
-            except (StatisticsError, CalibrationError):
-                self._counts[value] = 0.0
+            self._counts[value] = _total(value, self._calibration) / self._runs
         return self._counts[value]
 
     def largest(self) -> float:
@@ -171,7 +191,7 @@ class _Planned:
         """What a node takes, without what is rounded around it; None where that is not known."""
         layer = as_layer(node) if is_op(node, *WEIGHT_OPS) else None
         if layer is not None:
-            price = prices.of(work_of(layer, layer_outputs(layer, self._calibration)))
+            price = prices.of(work_of(layer, layer_outputs(layer, self._calibration, self._runs)))
             more = 0.0 if layer.op_type == "Conv" else prices.product
             return Price(in_float=price.in_float, in_int8=price.in_int8 + more)
         known = [self.elements(value) for value in (*node.inputs[:1], *node.outputs) if value is not None]

@@ -76,6 +76,9 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
     for node in list(model.graph):
         if node.name in lowering.layers and target.rules[node.op_type].direct:
             lowering.move_to_integers(node)
+    for node in list(model.graph):
+        if node.name in lowering.layers | lowering.flat_sums and is_op(node, "Gemm", "MatMul", "Add"):
+            lowering.part_from_clamp(node)
     lower_lookups(model, grids.tables, grids.activations, lowering)
 
 
@@ -211,7 +214,9 @@ class _Lowering:
             graph.insert_after(producer, nodes)
         floats = {place for place in readers if (name_of(place[0]), place[1]) not in self.plan.reads}
         common = restored
-        if self.target.splits_readers and self._computes(producer) and len(floats) > 1:
+        split = self.target.splits_readers and self._computes(producer) and len(floats) > 1
+        # Behind a convolution, whose channels are last, a pool of bytes is a fast one.
+        if split or (not is_op(producer, "Conv") and any(self._is_rounded_pool(node) for node, _ in floats)):
             copy = self._fence(restored)
             graph.insert_after(nodes[-1], [copy])
             common = copy.outputs[0]
@@ -251,6 +256,16 @@ class _Lowering:
             source = input_of(maker, 0)
         return False
 
+    def _is_rounded_pool(self, node: ir.Node) -> bool:
+        """Whether a DequantizeLinear would be moved behind a pool in float, which becomes a slow one of bytes; on its
+        way there it may go through nodes that move elements."""
+        if node.name in self.layers or self._computes(node):
+            return False
+        if is_op(node, "MaxPool"):
+            return node.op_type in self.target.rounds_floats
+        is_moving = node.op_type in self.target.rules and node.op_type != "Concat"
+        return is_moving and any(self._is_rounded_pool(use.node) for value in node.outputs for use in value.uses())
+
     def _computes(self, node: ir.Node | None) -> bool:
         """Whether the kernel of a node gives new numbers: what only moves some may give one without dimensions."""
         rule = None if node is None else self.target.rules.get(node.op_type)
@@ -260,6 +275,17 @@ class _Lowering:
         output = ir.val(self.names.new(f"{value.name}.float"), dtype=ir.DataType.FLOAT, shape=value.shape)
         name = self.names.node(f"{value.name}.fence")
         return ir.node("Concat", [value], {"axis": 0}, name=name, outputs=[output])
+
+    def part_from_clamp(self, product: ir.Node) -> None:
+        """Set a product apart from a Relu or Clip that one node reads in float, for targets that look behind it."""
+        value = product.outputs[0]
+        clamp = _only_reader(value)
+        behind = _only_reader(clamp.outputs[0]) if is_op(clamp, *self.target.looks_behind) else None
+        if clamp is None or behind is None or behind.op_type == "QuantizeLinear":
+            return
+        fence = self._fence(value)
+        self.model.graph.insert_after(product, fence)
+        clamp.replace_input_with(0, fence.outputs[0])
 
     def _integer_clamp(self, tensor: str, integers: ir.Value, clamp: tuple[int, int]) -> ir.Node:
         """A Clip on the integers of `tensor`."""
@@ -326,6 +352,12 @@ class _Lowering:
         self.model.graph.remove(quantizer, safe=True)
         if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
             self.model.graph.remove(dequantize, safe=True)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value; None where there are others, or none, or the model gives the value."""
+    readers = list(value.uses())
+    return readers[0].node if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:

@@ -46,6 +46,8 @@ class QdqTarget:
     has. beyond: the domain of those in later models, "" for none. rounds_floats: operators that the target
     computes in integers by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it,
     with a rounded weight or a slow kernel; those that are to stay in float are set apart from the latter.
+    looks_behind: operators behind which it looks for the QuantizeLinear of a product, which is no integer kernel where
+    something else reads them.
     splits_readers: it gives each reader of a DequantizeLinear one of its own, and fuses no nodes that read several of
     these. tables: nodes may look up rows in a table of integers; tied_tables: a layer that multiplies with the same
     table, turned, is in integers even where it reads those. own_weights: no two layers may read one initializer of int8
@@ -67,6 +69,7 @@ class QdqTarget:
     maximum_opset: int = 27
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
+    looks_behind: frozenset[str] = frozenset()
     splits_readers: bool = False
     tables: bool = False
     tied_tables: bool = False
@@ -111,6 +114,7 @@ ONNXRUNTIME = QdqTarget(
     beyond="com.microsoft",
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool")),
+    looks_behind=_CLAMPS,
     splits_readers=True,
     tables=True,
     tied_tables=True,

@@ -66,6 +66,13 @@ def test_a_batch_changes_nothing() -> None:
     assert alone.decisions == together.decisions
 
 
+def test_a_batch_that_the_model_fixes_is_run_as_a_whole() -> None:
+    model = build("rows", ("gemm",))  # one row alone would be faster in float
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 128
+    (decision,) = quantized(model, data("rows")).decisions
+    assert decision.quantized
+
+
 def test_a_small_network_is_quantized_as_a_whole() -> None:
     random = np.random.default_rng(0)
     text = "g (float[n,4,8,8] x) => (float[n,4,8,8] y) { y = Conv<group=4,pads=[1,1,1,1]>(x, w) }"
