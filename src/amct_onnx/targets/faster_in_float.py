@@ -148,7 +148,7 @@ class _Planned:
         self._chosen = chosen
         self._counts: dict[ir.Value, float] = {}
         self._turned = _channels_last(self.nodes, self._makers, self.quantized, ranks(graph))
-        self._to_transpose = _in_front_of_transposes(graph)
+        self._to_transpose, self._from_transpose = _in_front_of_transposes(graph), _behind_transposes(graph)
         self._sums: list[ir.Value] = []  # results of sums
         self._sums_behind = self._find_sums(graph)
 
@@ -230,7 +230,7 @@ class _Planned:
         if value.name not in self._turned:
             return 0.0
         moved = 0.0 if node is None else _reordered(count, prices, [node])
-        if is_op(node, "Transpose"):
+        if node in self._from_transpose:
             moved = prices.turned * count
         return moved + self._turned_sums(value, prices)
 
@@ -268,6 +268,16 @@ def _in_front_of_transposes(graph: ir.Graph) -> frozenset[ir.Node]:
     for node in reversed(graph):
         behind = (use.node for value in node.outputs for use in value.uses())
         if is_op(node, "Transpose") or (is_op(node, *_ELEMENTWISE) and any(other in found for other in behind)):
+            found.add(node)
+    return frozenset(found)
+
+
+def _behind_transposes(graph: ir.Graph) -> frozenset[ir.Node]:
+    """Each Transpose, and the elementwise nodes behind it, which it moves through."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        in_front = (value.producer() for value in node.inputs if value is not None)
+        if is_op(node, "Transpose") or (is_op(node, *_ELEMENTWISE) and any(other in found for other in in_front)):
             found.add(node)
     return frozenset(found)
 
