@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from grouped_networks import write_resnext50, write_shufflenet_v2
 from onnx import TensorProto, helper
 from real_sizes import Builder
 
@@ -111,6 +112,8 @@ def _write_efficientnet_b0(path: Path) -> None:
 MOBILE: dict[str, Callable[[Path], None]] = {
     "mobilenet_v3_small": _write_mobilenet_v3,
     "efficientnet_b0": _write_efficientnet_b0,
+    "shufflenet_v2": write_shufflenet_v2,
+    "resnext50": write_resnext50,
 }
 
 

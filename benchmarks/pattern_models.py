@@ -129,6 +129,11 @@ def _resize(mode: str) -> Step:
     return step
 
 
+def _shuffle(net: Network, x: str) -> str:
+    apart = net.op("Reshape", x, _integers(1, 2, CHANNELS // 2, SIZE, SIZE))
+    return net.op("Reshape", net.op("Transpose", apart, perm=[0, 2, 1, 3, 4]), _integers(1, CHANNELS, SIZE, SIZE))
+
+
 def _unary(kind: str, *constants: np.ndarray, **attributes: object) -> Step:
     return lambda net, x: net.op(kind, x, *constants, **attributes)
 
@@ -167,6 +172,7 @@ IMAGE_STEPS: dict[str, Step] = {
     "conv": _convolution(3),
     "point": _convolution(1),
     "depthwise": _convolution(3, CHANNELS),
+    "grouped": _convolution(3, 8),
     **_ANYWHERE,
     "shift": lambda net, x: net.op("Add", x, net.bias(CHANNELS).reshape(1, -1, 1, 1)),
     "maxpool": _unary("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
@@ -177,6 +183,7 @@ IMAGE_STEPS: dict[str, Step] = {
     "nearest": _resize("nearest"),
     "linear": _resize("linear"),
     "turn": _unary("Transpose", perm=[0, 1, 3, 2]),
+    "shuffle": _shuffle,
 }
 ROW_STEPS: dict[str, Step] = {
     "matmul": _product(False),
@@ -186,7 +193,7 @@ ROW_STEPS: dict[str, Step] = {
     "shift": lambda net, x: net.op("Add", x, net.bias(WIDTH)),
 }
 # A step whose name begins with "+" adds what goes into it to what comes out.
-LEADS = {"conv", "point", "depthwise", "matmul", "matmuladd", "gemm", "squeeze"}
+LEADS = {"conv", "point", "depthwise", "grouped", "matmul", "matmuladd", "gemm", "squeeze"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.float_weights import keep_float_weight, take_float_weights
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
+from amct_onnx.graph.passes.gather_channels import gather_channels
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.raise_opset import raise_opset
 from amct_onnx.graph.passes.share_weights import copy_shared_weights, share_weights
@@ -132,6 +133,7 @@ PASSES: dict[str, Callable[[ir.Model], object]] = {
     "balance_layers": _balance_all,
     "smooth_inputs": _smooth_all,
     "equalize_channels": _equalize_all,
+    "gather_channels": gather_channels,
     "share_weights": share_weights,
     "copy_shared_weights": copy_shared_weights,
     "insert_and_remove_observers": _observe_and_remove,

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from amct_onnx.graph.passes.equalize import channel_groups, equalize_channels
 from amct_onnx.graph.passes.fuse_affine import fuse_affine_into_batch_norm
 from amct_onnx.graph.passes.fuse_batch_norm import fuse_batch_norm_into_conv
 from amct_onnx.graph.passes.fusion import original_nodes
+from amct_onnx.graph.passes.gather_channels import with_gathered_channels
 from amct_onnx.graph.passes.normalize_layers import turn_inputs
 from amct_onnx.graph.passes.smooth import product_inputs, smooth_inputs
 from amct_onnx.graph.read.read_qdq import has_qdq
@@ -122,6 +124,11 @@ class FusedModel(HoldsGraphs):
     def name(self) -> str:
         """What messages call the model."""
         return self.source.name
+
+    @cached_property
+    def gathered(self) -> ir.Model:
+        """`model` with its shuffles of channels as Gathers, not to be changed either."""
+        return with_gathered_channels(self.model)
 
     def divided(self, factors: Mapping[str, Floats]) -> FusedModel:
         """This model with the channels of some tensors divided by factors, and the weights behind them multiplied.

@@ -28,7 +28,9 @@ _ALONE = "a tensor that it reads is in float anyway"
 _FOR_FLOATS = "what reads it computes in floats"
 _NOT_LAST = "ONNX Runtime takes longer for it in integers where no convolution has put the channels last"
 # What channels that are last, as ONNX Runtime puts them for a convolution, do not get through.
-MOVES_CHANNELS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gemm", "MatMul", "ReduceMax"})
+MOVES_CHANNELS = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "Gemm", "MatMul", "ReduceMax"}
+)
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu"})
 _KEEP_LAST = frozenset({"MaxPool", "Resize"})  # ONNX Runtime moves the channels behind these in any case,
 _JOIN_LAST = frozenset({"Add", "Mul"})  # and behind these where two operands have them last

@@ -29,6 +29,7 @@ _MARGIN = 1.2  # float has to be that much faster: what it saves is less sure th
 _SMALL = 1 << 12  # elements: where no tensor of a network has more, prices say little, and nothing is left in float
 _SUMS = ("Add", "Mul")
 _ELEMENTWISE = ("Add", "Mul", "Sub", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh")
+_SAME_ORDER = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")  # other dimensions, of elements that stay where they are
 _IMAGE = 4  # dimensions of what may have the channels last
 _NEAR = 0.04  # as good as equal: float is priced dearer than it is, by the margin
 _Vertex = tuple[str, str]
@@ -253,7 +254,17 @@ class _Planned:
         return found + copies * prices.copying(count)
 
     def _touches_turned(self, node: ir.Node) -> bool:
-        return any(value is not None and value.name in self._turned for value in (*node.inputs[:1], *node.outputs))
+        """Whether a Transpose reads or makes an image whose channels are last; or reads parts of its channels by way of
+        other dimensions, and does not move them to the end, where they are."""
+        source, perm = node.inputs[0], node.attributes.get_ints("perm", ())
+        while (
+            perm
+            and perm[-1] == len(perm) - 1
+            and source is not None
+            and is_op(maker := source.producer(), *_SAME_ORDER)
+        ):
+            source = maker.inputs[0]
+        return any(value is not None and value.name in self._turned for value in (source, *node.outputs))
 
 
 def _reordered(count: float, prices: Prices, nodes: Iterable[ir.Node]) -> float:

@@ -106,15 +106,20 @@ class QdqFamily(Target):
         self.runs_here, self.packs_weights, self.prices = table.runs_here, table.packs_weights, table.prices
         self.dynamic = table.dynamic
 
+    def _planned_model(self, source: FusedModel) -> ir.Model:
+        """The float model as it is planned and lowered."""
+        return source.gathered if self.table.gathers_channels else source.model
+
     def decisions(self, source: FusedModel, request: Request) -> tuple[Decision, ...]:
         planned = partial(plan_qdq, target=self.table, off=request.off())
-        plan = planned(source.model)
+        plan = planned(self._planned_model(source))
         bodies = closed_copies(source.model) if request.settings is None else ()
         inside = (planned(body).decisions for body in bodies)
         return _known(plan.decisions, inside, source)
 
     def observed(self, source: FusedModel) -> Iterable[str]:
-        plans = (plan_qdq(model, self.table) for model in (source.model, *closed_copies(source.model)))
+        models = (self._planned_model(source), *closed_copies(source.model))
+        plans = (plan_qdq(model, self.table) for model in models)
         return [name for plan in plans for name in plan.observed]
 
     def smoothable(self, source: FusedModel, request: Request) -> tuple[str, ...]:
@@ -144,7 +149,8 @@ class QdqFamily(Target):
 
     def solve(self, calibration: Calibration) -> QdqLowered:
         self.check(calibration.source, calibration.request)
-        table, solver = self.table, PlanSolver(calibration, self.table)
+        source = replace(calibration.source, model=self._planned_model(calibration.source))
+        table, solver = self.table, PlanSolver(replace(calibration, source=source), self.table)
         while (solved := solver.solve()) is None:
             pass
         prepared, quantized = solved.prepared, solved.prepared.clone()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from amct_onnx.graph.access import input_of, is_op, maker_of, name_of, producer_of
+from amct_onnx.graph.access import input_of, is_op, maker_of, name_of, only_reader, producer_of
 from amct_onnx.graph.constants import ValueNames, add_initializer, remove_unused
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.kernels import wrong_kernel
@@ -279,8 +279,8 @@ class _Lowering:
     def part_from_clamp(self, product: ir.Node) -> None:
         """Set a product apart from a Relu or Clip that one node reads in float, for targets that look behind it."""
         value = product.outputs[0]
-        clamp = _only_reader(value)
-        behind = _only_reader(clamp.outputs[0]) if is_op(clamp, *self.target.looks_behind) else None
+        clamp = only_reader(value)
+        behind = only_reader(clamp.outputs[0]) if is_op(clamp, *self.target.looks_behind) else None
         if clamp is None or behind is None or behind.op_type == "QuantizeLinear":
             return
         fence = self._fence(value)
@@ -352,12 +352,6 @@ class _Lowering:
         self.model.graph.remove(quantizer, safe=True)
         if not dequantize.outputs[0].uses() and not dequantize.outputs[0].is_graph_output():
             self.model.graph.remove(dequantize, safe=True)
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value; None where there are others, or none, or the model gives the value."""
-    readers = list(value.uses())
-    return readers[0].node if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _integer_bounds(clamp: ir.Node, params: QParams) -> tuple[int, int]:

@@ -72,20 +72,23 @@ class Prices:
     """How long a runtime takes, one thread, on the machine of `benchmarks/prices.py`.
 
     All are nanoseconds. first, depthwise, dense: rates of convolutions, in float and in int8; a first one has up to
-    four input channels. uneven: how many times as long a depthwise one takes in int8 whose channels are no multiple of
-    16. narrow: for each position of a dense one in int8 with fewer channels. product: of one MatMul or Gemm in int8
-    more. moved: to write one element of a result. rounded, restored: to quantize an element where float ends, and to
-    dequantize one where it begins again, with the channels moved to the end and back; copied: to copy one, or to put it
-    elsewhere, in float; far: how many times as long these take in tensors of so many elements. turned: to transpose an
-    element where channels that are last are moved as well. node: of one node more. elementwise: for each element of
-    other operators; by_constant: of those with one constant operand, which float takes into the layer in front; other:
-    of the rest. fused: activations that a convolution in float takes in, and one in int8 does not. blocked: operators
-    that have the channels of images in blocks where they are in float.
+    four input channels. apart: of each group of one with several groups in float that fills no block. gathered: of each
+    group in int8 more, to gather what it reads. uneven: how many times as long a depthwise one takes in int8 whose
+    channels are no multiple of 16. narrow: for each position of a dense one in int8 with fewer channels. product: of
+    one MatMul or Gemm in int8 more. moved: to write one element of a result. rounded, restored: to quantize an element
+    where float ends, and to dequantize one where it begins again, with the channels moved to the end and back; copied:
+    to copy one, or to put it elsewhere, in float; far: how many times as long these take in tensors of so many
+    elements. turned: to transpose an element where channels that are last are moved as well. node: of one node more.
+    elementwise: for each element of other operators; by_constant: of those with one constant operand, which float takes
+    into the layer in front; other: of the rest. fused: activations that a convolution in float takes in, and one in
+    int8 does not. blocked: operators that have the channels of images in blocks where they are in float.
     """
 
     first: tuple[Rates, Rates]
     depthwise: tuple[Rates, Rates]
     dense: tuple[Rates, Rates]
+    apart: Rates
+    gathered: Rates
     uneven: float
     narrow: float
     product: float
@@ -132,15 +135,21 @@ class Prices:
             return Price(in_float=floats, in_int8=integers)
         wide = _filled(channels, _BLOCK)
         blocks = replace(work, outputs=work.outputs / channels * wide, channels=wide)  # as float has them
-        if work.groups > 1 and work.inputs == 1:
+        if work.groups == channels > 1 and work.inputs == 1:
             integers = self.depthwise[1].of(work, channels, terms) * (self.uneven if channels % _BLOCK else 1.0)
             return Price(in_float=self.depthwise[0].of(blocks, wide, terms), in_int8=integers)
         narrow = self.narrow * work.outputs / channels if channels < _BLOCK else 0.0
         taps = terms // work.inputs
-        return Price(
-            in_float=self.dense[0].of(blocks, wide, taps * _filled(work.inputs, _BLOCK)),
-            in_int8=self.dense[1].of(work, wide, taps * _filled(work.inputs, _QUARTER)) + narrow,
-        )
+        floats = self.dense[0].of(blocks, wide, taps * _filled(work.inputs, _BLOCK))
+        integers = self.dense[1].of(work, wide, taps * _filled(work.inputs, _QUARTER)) + narrow
+        if work.groups == 1:
+            return Price(in_float=floats, in_int8=integers)
+        share = channels // work.groups
+        if share % _BLOCK or work.inputs % _BLOCK:
+            group = Work(outputs=work.outputs / work.groups, terms=terms, channels=share, inputs=work.inputs)
+            floats = work.groups * self.apart.of(group, share, terms)
+        places = Work(outputs=work.groups * work.outputs / channels, terms=taps, channels=1, inputs=1)
+        return Price(in_float=floats, in_int8=integers + self.gathered.of(places, 1, taps))
 
 
 def _filled(count: int, block: int) -> int:
@@ -162,6 +171,8 @@ ONNXRUNTIME_PRICES = Prices(
         Rates(element=0.045, read=0.017, product=0.0139, weight=0.088, far=0.18),
         Rates(once=900, position=1.7, element=0.136, read=0.044, product=0.0034, weight=0.076),
     ),
+    apart=Rates(once=1600, position=3.0, product=0.055),
+    gathered=Rates(position=6.0, tap=3.3),
     uneven=1.8,
     narrow=8.0,
     product=1500.0,
@@ -185,6 +196,7 @@ ONNXRUNTIME_PRICES = Prices(
             "GlobalAveragePool": Price(in_float=0.07, in_int8=0.09),
             "Concat": Price(in_float=0.16, in_int8=0.09),
             "Transpose": Price(in_float=0.4, in_int8=0.3),
+            "Gather": Price(in_float=0.12, in_int8=0.1),
         }
     ),
     by_constant=FrozenDict({"Mul": Price(in_float=0.05, in_int8=0.35), "Add": Price(in_float=0.05, in_int8=0.1)}),

@@ -47,7 +47,7 @@ class QdqTarget:
     computes in integers by itself where a DequantizeLinear stands in front of the node and a QuantizeLinear behind it,
     with a rounded weight or a slow kernel; those that are to stay in float are set apart from the latter.
     looks_behind: operators behind which it looks for the QuantizeLinear of a product, which is no integer kernel where
-    something else reads them.
+    something else reads them. gathers_channels: channels are shuffled faster by a Gather than by a Transpose.
     splits_readers: it gives each reader of a DequantizeLinear one of its own, and fuses no nodes that read several of
     these. tables: nodes may look up rows in a table of integers; tied_tables: a layer that multiplies with the same
     table, turned, is in integers even where it reads those. own_weights: no two layers may read one initializer of int8
@@ -70,6 +70,7 @@ class QdqTarget:
     beyond: str = ""
     rounds_floats: frozenset[str] = frozenset()
     looks_behind: frozenset[str] = frozenset()
+    gathers_channels: bool = False
     splits_readers: bool = False
     tables: bool = False
     tied_tables: bool = False
@@ -115,6 +116,7 @@ ONNXRUNTIME = QdqTarget(
     int32_bias=True,
     rounds_floats=frozenset(("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool")),
     looks_behind=_CLAMPS,
+    gathers_channels=True,
     splits_readers=True,
     tables=True,
     tied_tables=True,
