@@ -22,6 +22,7 @@ from amct_onnx.values.roundings import Roundings
 
 # Multiplications in the time of writing one element and reading it again: bandwidth bounds what is no product.
 _PER_ELEMENT = 16
+_IMAGE = 4  # dimensions of the weight of a convolution of images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +99,7 @@ def work_of(layer: Layer, outputs: float) -> Work:
         channels=channels,
         inputs=max(1, layer.input_channels // groups),
         groups=groups,
+        flat=len(layer.shape) != _IMAGE,
     )
 
 

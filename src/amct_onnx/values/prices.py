@@ -20,7 +20,8 @@ class Work:
     """What a convolution or a product has to do for one sample.
 
     outputs: elements of its result. terms: products that are summed up for each. channels: of the result. inputs: input
-    channels of a group. groups: as Conv has them, 1 for a product.
+    channels of a group. groups: as Conv has them, 1 for a product. flat: no image, but a signal or a volume, whose
+    channels float does not put into blocks.
     """
 
     outputs: float
@@ -28,6 +29,7 @@ class Work:
     channels: int
     inputs: int
     groups: int = 1
+    flat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +76,15 @@ class Prices:
     All are nanoseconds. first, depthwise, dense: rates of convolutions, in float and in int8; a first one has up to
     four input channels. apart: of each group of one with several groups in float that fills no block. gathered: of each
     group in int8 more, to gather what it reads. uneven: how many times as long a depthwise one takes in int8 whose
-    channels are no multiple of 16. narrow: for each position of a dense one in int8 with fewer channels. product: of
-    one MatMul or Gemm in int8 more. moved: to write one element of a result. rounded, restored: to quantize an element
-    where float ends, and to dequantize one where it begins again, with the channels moved to the end and back; copied:
-    to copy one, or to put it elsewhere, in float; far: how many times as long these take in tensors of so many
-    elements. turned: to transpose an element where channels that are last are moved as well. node: of one node more.
-    elementwise: for each element of other operators; by_constant: of those with one constant operand, which float takes
-    into the layer in front; other: of the rest. fused: activations that a convolution in float takes in, and one in
-    int8 does not. blocked: operators that have the channels of images in blocks where they are in float.
+    channels are no multiple of 16; flat: how many times as long one takes in float that is no image. narrow: for each
+    position of a dense one in int8 with fewer channels. product: of one MatMul or Gemm in int8 more. moved: to write
+    one element of a result. rounded, restored: to quantize an element where float ends, and to dequantize one where it
+    begins again, with the channels moved to the end and back; copied: to copy one, or to put it elsewhere, in float;
+    far: how many times as long these take in tensors of so many elements. turned: to transpose an element where
+    channels that are last are moved as well. node: of one node more. elementwise: for each element of other operators;
+    by_constant: of those with one constant operand, which float takes into the layer in front; other: of the rest.
+    fused: activations that a convolution in float takes in, and one in int8 does not. blocked: operators that have the
+    channels of images in blocks where they are in float.
     """
 
     first: tuple[Rates, Rates]
@@ -90,6 +93,7 @@ class Prices:
     apart: Rates
     gathered: Rates
     uneven: float
+    flat: float
     narrow: float
     product: float
     moved: float
@@ -137,7 +141,8 @@ class Prices:
         blocks = replace(work, outputs=work.outputs / channels * wide, channels=wide)  # as float has them
         if work.groups == channels > 1 and work.inputs == 1:
             integers = self.depthwise[1].of(work, channels, terms) * (self.uneven if channels % _BLOCK else 1.0)
-            return Price(in_float=self.depthwise[0].of(blocks, wide, terms), in_int8=integers)
+            floats = self.depthwise[0].of(blocks, wide, terms) * (self.flat if work.flat else 1.0)
+            return Price(in_float=floats, in_int8=integers)
         narrow = self.narrow * work.outputs / channels if channels < _BLOCK else 0.0
         taps = terms // work.inputs
         floats = self.dense[0].of(blocks, wide, taps * _filled(work.inputs, _BLOCK))
@@ -174,6 +179,7 @@ ONNXRUNTIME_PRICES = Prices(
     apart=Rates(once=1600, position=3.0, product=0.055),
     gathered=Rates(position=6.0, tap=3.3),
     uneven=1.8,
+    flat=3.0,
     narrow=8.0,
     product=1500.0,
     moved=0.25,

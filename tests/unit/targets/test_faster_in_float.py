@@ -37,6 +37,9 @@ def convolutions_in_int8(model: onnx.ModelProto, result: QuantizedModel) -> int:
         (("turn", "point"), 0),
         (("relu", "squeeze"), 0),
         (("depthwise", "squeeze"), 0),
+        (("grouped", "relu"), 0),
+        (("grouped", "grouped"), 0),
+        (("point", "shuffle", "point"), 2),
     ],
 )
 def test_what_int8_makes_slower_is_in_float(steps: tuple[str, ...], count: int) -> None:
@@ -64,6 +67,34 @@ def test_a_batch_changes_nothing() -> None:
     alone = quantized(model, [{"x": sample} for sample in samples])
     together = quantized(model, [{"x": np.concatenate(samples)}])
     assert alone.decisions == together.decisions
+
+
+@pytest.mark.parametrize(("groups", "in_int8"), [(1, True), (8, True), (16, False), (32, False)])
+def test_a_convolution_of_small_groups_is_in_float(groups: int, in_int8: bool) -> None:
+    text = f"""g (float[1,64,56,56] x) => (float[] y) {{
+        a = Conv (x, w) b = Conv<group = {groups}, pads = [1, 1, 1, 1]>(a, v) y = Conv (b, w) }}"""
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((64, 64, 1, 1)), "v": random.standard_normal((64, 64 // groups, 3, 3))}
+    model = build_text(text, **{name: weight.astype(np.float32) for name, weight in weights.items()})
+    decisions = quantized(model, random.standard_normal((4, 64, 56, 56)).astype(np.float32)).decisions
+    assert decisions[1].quantized == in_int8
+
+
+@pytest.mark.parametrize(("kernel", "sizes"), [((11,), (512,)), ((3, 3, 3), (8, 14, 14))])
+def test_depthwise_convolutions_of_signals_and_volumes_are_in_int8(
+    kernel: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    pads, words = [size // 2 for size in kernel] * 2, ",".join(map(str, sizes))
+    text = f"""g (float[1,128,{words}] x) => (float[] y) {{
+        a = Conv<group = 128, pads = {pads}>(x, v) y = Conv (a, w) }}"""
+    random = np.random.default_rng(0)
+    weights = {
+        "v": random.standard_normal((128, 1, *kernel)),
+        "w": random.standard_normal((128, 128, *[1] * len(sizes))),
+    }
+    model = build_text(text, **{name: weight.astype(np.float32) for name, weight in weights.items()})
+    feeds = random.standard_normal((4, 128, *sizes)).astype(np.float32)
+    assert all(decision.quantized for decision in quantized(model, feeds).decisions)
 
 
 def test_a_batch_that_the_model_fixes_is_run_as_a_whole() -> None:
