@@ -88,6 +88,7 @@ class PlanSolver:
         self._chosen = calibration.tuning.in_float
         self.nodes: dict[str, str] = {}
         self._slow: dict[str, str] = {}
+        self._parted: dict[str, str] = {}  # tensors that were to be in integers in parts only
         self._priced: PricedPlan | None = None  # with all in integers that may be
 
     def solve(self) -> SolvedPlan | None:
@@ -98,24 +99,29 @@ class PlanSolver:
             self._model,
             self._table,
             off=request.off(),
-            in_float=self.tensors,
+            in_float={**self.tensors, **self._parted},
             refused={**self._chosen, **self.nodes, **self._slow},
         )
         if slow := self._found_slow(plan):
             self._slow.update(dict.fromkeys(slow, _SLOW))
             return None
-        known = len(self.tensors) + len(self.nodes)
+        known = self._found()
         clamped = self._clamped(plan)
         grids: dict[str, QParams] = {}
         for group in plan.groups:
             try:
                 grids.update(dict.fromkeys(group.tensors, self._grid(group, clamped)))
+            except StatisticsError:
+                parted = self._seen_in_parts(group)
+                if parted is None:
+                    raise
+                self._parted[parted] = f'calibration has seen no more than parts of tensor "{parted}"'
             except ValueError as error:
                 widest = max(group.sources, key=self._largest)
                 if widest in self.tensors:
                     raise CalibrationError(f'Tensor "{widest}": {error}.') from error
                 self.tensors[widest] = f'tensor "{widest}": {error}'
-        if len(self.tensors) + len(self.nodes) > known:
+        if self._found() > known:
             return None
         self.nodes.update(self._lossy(plan, grids))
         prepared = self._model.clone()
@@ -142,7 +148,7 @@ class PlanSolver:
                 self.nodes[layer.name] = str(error)
         constants = self._constants(plan, index, grids)
         tables = self._tables(plan, {name: index.layer(name) for name in weights}, weights)
-        if len(self.tensors) + len(self.nodes) > known:
+        if self._found() > known:
             return None
         return SolvedPlan(
             plan=plan,
@@ -227,6 +233,17 @@ class PlanSolver:
         """The largest magnitude in a tensor."""
         statistic = self._calibration.statistic([self._values[tensor]])
         return max(-statistic.minimum, statistic.maximum)
+
+    def _found(self) -> int:
+        """How much has turned out to have no grid."""
+        return len(self.tensors) + len(self.nodes) + len(self._parted)
+
+    def _seen_in_parts(self, group: TensorGroup) -> str | None:
+        """A source of a group that nobody has observed since only parts of it were wanted, as long as the nodes that
+        read the rest were to be in integers; None where calibration should have seen them all."""
+        wanted = plan_qdq(self._model, self._table).observed
+        unknown = (name for name in group.sources if name not in wanted and name not in self._parted)
+        return next((name for name in unknown if not self._is_known(name)), None)
 
     def _is_known(self, tensor: str) -> bool:
         """Whether there is a statistic of a tensor; of one from which little is picked there need not be."""

@@ -97,6 +97,20 @@ def test_depthwise_convolutions_of_signals_and_volumes_are_in_int8(
     assert all(decision.quantized for decision in quantized(model, feeds).decisions)
 
 
+def test_a_tensor_of_which_parts_were_to_be_enough_is_in_float_where_more_is_read() -> None:
+    text = """g (float[1,64,28,28] x) => (float[] y) {
+        r = Reshape (x, rows) t = Transpose<perm = [0, 2, 1]> (r) a = Reshape (t, image)
+        b = Slice (a, start, middle, channels) c = Slice (a, middle, end, channels)
+        d = Conv<pads = [1, 1, 1, 1]> (c, w) e = Concat<axis = 1> (b, d) y = Exp (e) }"""
+    random = np.random.default_rng(0)
+    places = {"start": 0, "middle": 32, "end": 64, "channels": 1}
+    shapes = {"rows": np.array([1, 64, 784]), "image": np.array([1, 64, 28, 28])}
+    weight = random.standard_normal((32, 32, 3, 3)).astype(np.float32)
+    model = build_text(text, w=weight, **shapes, **{name: np.array([place]) for name, place in places.items()})
+    result = quantized(model, random.standard_normal((4, 64, 28, 28)).astype(np.float32))
+    assert [decision.layer for decision in result.decisions if decision.quantized] == ["Slice_4", "Conv_5"]
+
+
 def test_a_batch_that_the_model_fixes_is_run_as_a_whole() -> None:
     model = build("rows", ("gemm",))  # one row alone would be faster in float
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 128
