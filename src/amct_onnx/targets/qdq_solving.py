@@ -106,7 +106,13 @@ class PlanSolver:
             self._slow.update(dict.fromkeys(slow, _SLOW))
             return None
         known = self._found()
-        grids = self._activations(plan)
+        clamped = self._clamped(plan)
+        grids: dict[str, QParams] = {}
+        for group in plan.groups:
+            try:
+                grids.update(dict.fromkeys(group.tensors, self._grid(group, clamped)))
+            except ValueError as error:
+                self._remember(group, error)
         if self._found() > known:
             return None
         self.nodes.update(self._lossy(plan, grids))
@@ -147,24 +153,19 @@ class PlanSolver:
             notes=self._calibration.told(plan.decisions, {*self.tensors.values(), *self.nodes.values()}),
         )
 
-    def _activations(self, plan: QdqPlan) -> dict[str, QParams]:
-        """The grids of tensors. Those that have none are remembered for the next attempt."""
-        clamped = self._clamped(plan)
-        grids: dict[str, QParams] = {}
-        for group in plan.groups:
-            try:
-                grids.update(dict.fromkeys(group.tensors, self._grid(group, clamped)))
-            except StatisticsError:
-                parted = self._seen_in_parts(group)
-                if parted is None:
-                    raise
-                self._parted[parted] = f'calibration has seen no more than parts of tensor "{parted}"'
-            except ValueError as error:
-                widest = max(group.sources, key=self._largest)
-                if widest in self.tensors:
-                    raise CalibrationError(f'Tensor "{widest}": {error}.') from error
-                self.tensors[widest] = f'tensor "{widest}": {error}'
-        return grids
+    def _remember(self, group: TensorGroup, error: ValueError) -> None:
+        """Leave a tensor of a group without a grid in float from now on. Raises StatisticsError where calibration
+        should have observed it, and CalibrationError where that is no help."""
+        if isinstance(error, StatisticsError):
+            parted = self._seen_in_parts(group)
+            if parted is None:
+                raise error
+            self._parted[parted] = f'calibration has seen no more than parts of tensor "{parted}"'
+            return
+        widest = max(group.sources, key=self._largest)
+        if widest in self.tensors:
+            raise CalibrationError(f'Tensor "{widest}": {error}.') from error
+        self.tensors[widest] = f'tensor "{widest}": {error}'
 
     def _constants(
         self, plan: QdqPlan, index: GraphIndex, grids: Mapping[str, QParams]
