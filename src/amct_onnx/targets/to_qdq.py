@@ -76,8 +76,9 @@ def lower_qdq(model: ir.Model, plan: QdqPlan, target: QdqTarget, grids: QdqGrids
     for node in list(model.graph):
         if node.name in lowering.layers and target.rules[node.op_type].direct:
             lowering.move_to_integers(node)
+    products = lowering.layers | lowering.flat_sums
     for node in list(model.graph):
-        if node.name in lowering.layers | lowering.flat_sums and is_op(node, "Gemm", "MatMul", "Add"):
+        if node.name in products and is_op(node, "Gemm", "MatMul", "Add"):
             lowering.part_from_clamp(node)
     lower_lookups(model, grids.tables, grids.activations, lowering)
 
