@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper
 from real_sizes import Builder
 
 _GROUPS = 32
@@ -42,13 +41,6 @@ class _Network(Builder):
         places = [self.constant(np.array([place], np.int64)) for place in (first, last, 1)]
         return self.node("Slice", x, *places)
 
-    def finish(self, path: Path, x: str, channels: int) -> None:
-        x = self.node("Flatten", self.node("GlobalAveragePool", x))
-        weight = self.constant(self.normal(1000, channels, deviation=channels**-0.5))
-        self.node("Gemm", x, weight, self.constant(self.normal(1000, deviation=0.1)), transB=1)
-        picture = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])
-        self.save(path, [picture], helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1000]))
-
 
 def write_shufflenet_v2(path: Path) -> None:
     """Input x [N, 3, 224, 224], output y [N, 1000]."""
@@ -66,7 +58,7 @@ def write_shufflenet_v2(path: Path) -> None:
             y = build.grouped(y, each, each, stride=1 if block else 2, gain=1)
             x = build.shuffled(kept, build.active(y, each, each), each, size)
         channels = outputs
-    build.finish(path, build.active(x, channels, 1024), 1024)
+    build.save_classifier(path, build.active(x, channels, 1024), 1024)
 
 
 def write_resnext50(path: Path) -> None:
@@ -83,4 +75,4 @@ def write_resnext50(path: Path) -> None:
             if not block:
                 shortcut = build.convolution(x, channels, 2 * width, 1, stride=stride, gain=1)
             x, channels = build.node("Relu", build.node("Add", y, shortcut)), 2 * width
-    build.finish(path, x, channels)
+    build.save_classifier(path, x, channels)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from grouped_networks import write_resnext50, write_shufflenet_v2
-from onnx import TensorProto, helper
 from real_sizes import Builder
 
 
@@ -87,11 +86,7 @@ class _Network(Builder):
         for block in blocks:
             x, channels = self.block(x, channels, block), block.outputs
         x = self.swish(self.convolution(x, channels, last, 1, gain=2))
-        x = self.node("Flatten", self.node("GlobalAveragePool", x))
-        weight = self.constant(self.normal(1000, last, deviation=last**-0.5))
-        self.node("Gemm", x, weight, self.constant(self.normal(1000, deviation=0.1)), transB=1)
-        picture = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])
-        self.save(path, [picture], helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1000]))
+        self.save_classifier(path, x, last)
 
 
 def _write_mobilenet_v3(path: Path) -> None:

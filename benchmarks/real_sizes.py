@@ -58,6 +58,13 @@ class Builder:
         scale, bias = np.exp(self.normal(_WIDTH, deviation=0.3)), self.normal(_WIDTH, deviation=0.1)
         return self.node("LayerNormalization", x, self.constant(scale), self.constant(bias), axis=-1)
 
+    def save_classifier(self, path: Path, x: str, channels: int) -> None:
+        """Write the model that tells 1,000 classes by an image `x`; input x [N, 3, 224, 224], output y [N, 1000]."""
+        x = self.node("Flatten", self.node("GlobalAveragePool", x))
+        weight = self.constant(self.normal(1000, channels, deviation=channels**-0.5))
+        self.node("Gemm", x, weight, self.constant(self.normal(1000, deviation=0.1)), transB=1)
+        self.save(path, [_tensor("x", TensorProto.FLOAT, "N", 3, 224, 224)], _tensor("y", TensorProto.FLOAT, "N", 1000))
+
     def save(self, path: Path, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto) -> None:
         """Write the model whose output is that of the last node."""
         self._nodes[-1].output[0] = output.name
@@ -81,10 +88,7 @@ def write_resnet50(path: Path) -> None:
             if not block:
                 shortcut = build.convolution(x, channels, 4 * width, 1, stride=stride, gain=1)
             x, channels = build.node("Relu", build.node("Add", y, shortcut)), 4 * width
-    x = build.node("Flatten", build.node("GlobalAveragePool", x))
-    weight = build.constant(build.normal(1000, channels, deviation=channels**-0.5))
-    build.node("Gemm", x, weight, build.constant(build.normal(1000, deviation=0.1)), transB=1)
-    build.save(path, [_tensor("x", TensorProto.FLOAT, "N", 3, 224, 224)], _tensor("y", TensorProto.FLOAT, "N", 1000))
+    build.save_classifier(path, x, channels)
 
 
 def write_bert(path: Path) -> None:

@@ -108,12 +108,12 @@ def read_on_the_way_to(nodes: Iterable[ir.Node]) -> set[ir.Value]:
     return found
 
 
-def _described(item: ir.Node | ir.Value) -> str:
-    kind = item.op_type if isinstance(item, ir.Node) else "tensor"
-    return f"The {kind} {item.name!r}"
-
-
 def only_reader(value: ir.Value) -> ir.Node | None:
     """The node that reads a value; None where there are others, or none, or the model gives the value."""
     readers = list(value.uses())
     return readers[0].node if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _described(item: ir.Node | ir.Value) -> str:
+    kind = item.op_type if isinstance(item, ir.Node) else "tensor"
+    return f"The {kind} {item.name!r}"

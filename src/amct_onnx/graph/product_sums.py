@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from amct_onnx.graph.access import graph_of, is_op, name_of
+from amct_onnx.graph.access import graph_of, is_op, name_of, only_reader
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.layer_view import Layer
 from amct_onnx.graph.tensors import array_of, shape_of
@@ -18,11 +18,7 @@ from amct_onnx.numerics.arrays import Array
 
 def only_sum(product: ir.Node) -> ir.Node | None:
     """The Add that alone reads a MatMul."""
-    output = product.outputs[0]
-    uses = list(output.uses())
-    if not is_op(product, "MatMul") or len(uses) != 1 or output.is_graph_output():
-        return None
-    reader = uses[0].node
+    reader = only_reader(product.outputs[0]) if is_op(product, "MatMul") else None
     return reader if is_op(reader, "Add") and reader.graph is graph_of(product) else None
 
 

@@ -52,6 +52,14 @@ def test_it_gives_the_same_numbers(groups: int, each: int, batch: int, known: bo
     assert counted == Counter(Relu=1, Gather=1, Neg=1) + Counter(Reshape=0 if known else 2)
 
 
+@pytest.mark.parametrize("together", [[-1], [-1, 12], [-1, 12, 4, 5, 1], [4, -1, 4, 5], [0, -1, 4, 5], [-1, 12, 20, 1]])
+def test_another_shape_behind_it_stays_another_one(together: list[int]) -> None:
+    model = declared(shuffle([-1, 3, 4, 4, 5], together))
+    result, _ = changed(model)
+    x = normal(0, 2, 12, 4, 5)
+    assert np.array_equal(run(result, x), run(model, x))
+
+
 @pytest.mark.parametrize("shape", ["N,12,4,5", "N,6,8,5", "N,240"])
 def test_where_the_shape_is_unknown_any_input_will_do(shape: str) -> None:
     model = shuffle([-1, 3, 4, 4, 5], [-1, 240], shape=shape)

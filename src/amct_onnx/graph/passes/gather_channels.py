@@ -47,11 +47,13 @@ class _Shuffle:
     def keeps_shape(self) -> bool:
         """Whether what goes in has these sizes, and what comes out as well."""
         source, asked = input_of(self.first, 0), constant_value(self.last.inputs[1])
-        if source.shape is None or asked is None:
+        if source.shape is None or asked is None or not asked.size or list(source.shape)[1:] != self.shape[1:]:
             return False
-        # The batch is what is left: a size that the model fixes, 0 for as it was, or what is over.
-        is_same = list(source.shape)[1:] == self.shape[1:]
-        return is_same and all(int(one) in (size, -1) for one, size in zip(asked[1:], self.shape[1:], strict=False))
+        batch, *others = (int(size) for size in asked)
+        # The batch is what is left. One size may be asked for as what is over, as long as the batch is as it was.
+        is_open = batch in (0, source.shape[0]) and others.count(-1) == 1
+        same = [size if one == -1 and is_open else one for one, size in zip(others, self.shape[1:], strict=False)]
+        return len(others) == len(same) and same == self.shape[1:]
 
 
 def with_gathered_channels(model: ir.Model) -> ir.Model:
