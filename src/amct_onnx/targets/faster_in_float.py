@@ -42,7 +42,8 @@ _FLOAT: _Vertex = ("side", "float")
 class PricedPlan:
     """A plan with what it costs to compute each node in integers or in float, and to round in between.
 
-    prices: one thread, and one sample at a time. A node whose tensors nobody has counted stays in integers.
+    prices: one thread, and one sample at a time, or the batch that the model fixes. A node whose tensors nobody has
+    counted stays in integers.
     """
 
     def __init__(self, calibration: Calibration, plan: QdqPlan, prices: Prices) -> None:
