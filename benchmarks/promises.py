@@ -69,19 +69,19 @@ def promises(count: int, effort: str, first: int) -> bool:
     return missed <= MISSES * count
 
 
-def _calibration(run: Run) -> dict[str, np.ndarray]:
-    """Some samples of those that may calibrate."""
-    if run.name in HARD:
-        return replace(HARD[run.name], sampling=run.draw).calibration(DRAWN)
-    task = TASKS[run.name]
+def drawn(name: str, draw: int, count: int = DRAWN) -> dict[str, np.ndarray]:
+    """`count` samples of those that may calibrate, by the input that they are for; "" where there is only one."""
+    if name in HARD:
+        return replace(HARD[name], sampling=draw).calibration(count)
+    task = TASKS[name]
     with tempfile.TemporaryDirectory(prefix="promises_") as folder:
         path = Path(folder) / f"pool{task.suffix}"
         task.write_calibration(path, 10**6)
         loaded = np.load(path)
         pool = dict(loaded) if task.suffix == ".npz" else {"": loaded}
     size = len(next(iter(pool.values())))
-    chosen = np.sort(np.random.default_rng(run.draw).permutation(size)[:DRAWN])
-    return {name: array[chosen] for name, array in pool.items()}
+    chosen = np.sort(np.random.default_rng(draw).permutation(size)[:count])
+    return {key: array[chosen] for key, array in pool.items()}
 
 
 def _quantize(run: Run, data: dict[str, np.ndarray], **options: Any) -> amct.QuantizedModel:
@@ -89,8 +89,8 @@ def _quantize(run: Run, data: dict[str, np.ndarray], **options: Any) -> amct.Qua
 
 
 def _noisy(run: Run, effort: str) -> str:
-    task, data = ALL[run.name], _calibration(run)
-    judge = OutputNoise(ir.load(task.case.model), [_single(feed) for feed, _ in task.test(TESTED)])
+    task, data = ALL[run.name], drawn(run.name, run.draw)
+    judge = OutputNoise(ir.load(task.case.model), [single(feed) for feed, _ in task.test(TESTED)])
     plain = decibel(judge.noise_of(_quantize(run, data, effort="fast").lowered.session()))
     asked = round(plain + MORE_DB, 1)
     result = _quantize(run, data, effort=effort, min_sqnr=asked)
@@ -101,7 +101,8 @@ def _noisy(run: Run, effort: str) -> str:
     return _told(run, result, found[by_median] >= asked, asked, [found[0], found[1]])
 
 
-def _single(feed: Feed) -> Feed:
+def single(feed: Feed) -> Feed:
+    """The first row of a sample: the model that is judged may fix its batch."""
     return {name: array[:1] for name, array in feed.items()}
 
 
@@ -112,7 +113,7 @@ def _right(run: Run, effort: str) -> str:
         hits = 100 * _hits(session, seen)
         return hits if run.each else float(hits.mean())
 
-    result = _quantize(run, _calibration(run), effort=effort, evaluator=evaluate, max_drop=DROP)
+    result = _quantize(run, drawn(run.name, run.draw), effort=effort, evaluator=evaluate, max_drop=DROP)
     exact = _hits(open_session(ir.load(TASKS[run.name].case.model)), test)
     lost = 100 * float((exact - _hits(result.lowered.session(), test)).mean())
     return _told(run, result, lost <= DROP, -DROP, [-lost], zero=result.precision.reference)

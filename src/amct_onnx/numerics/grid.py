@@ -74,6 +74,12 @@ class QParams:
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "zero_point", zero_point)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The lowest and the highest value of the grid of a tensor with one scale."""
+        scale, zero = float(self.scale[0]), int(self.zero_point[0])
+        return scale * (self.spec.qmin - zero), scale * (self.spec.qmax - zero)
+
 
 def legal_scale(scale: npt.ArrayLike, spec: QSpec) -> Floats:
     """AMCT's `process_scale` (amct_formats.md: Rounding and scales), elementwise: a scale below the bound becomes 1.

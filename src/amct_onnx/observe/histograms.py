@@ -109,10 +109,15 @@ class TensorCounter:
 
     def take(self) -> dict[str, DyadicHistogram]:
         """The same, and begin again with nothing counted."""
-        found = self.histograms()
-        for counter in self._counters.values():
-            counter.clear()
-        return found
+        return take_histograms(self._counters)
+
+
+def take_histograms(counters: Mapping[str, Accumulator]) -> dict[str, DyadicHistogram]:
+    """What was counted, by tensor; the counters begin again with nothing. Nothing may run meanwhile."""
+    found = {name: counter.histogram() for name, counter in counters.items()}
+    for counter in counters.values():
+        counter.clear()
+    return found
 
 
 def _run(accumulators: Mapping[str, Accumulator], session: ort.InferenceSession, item: tuple[int, Feed]) -> list[str]:

@@ -25,9 +25,10 @@ from amct_onnx.graph.layers import is_product
 from amct_onnx.graph.passes.normalize_layers import normalize_layers
 from amct_onnx.graph.passes.share_weights import share_weights
 from amct_onnx.graph.recurrent import RECURRENT_OPS
+from amct_onnx.numerics.activations.minmax import params_of_range
 from amct_onnx.numerics.activations.solve import solve_activation
 from amct_onnx.numerics.arrays import Floats
-from amct_onnx.numerics.grid import QSpec
+from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.settings import Ifmr, Mse, Settings
 from amct_onnx.numerics.weights.arq import solve_arq
 from amct_onnx.numerics.weights.mse import solve_weight_mse
@@ -60,6 +61,7 @@ class AscendLowered(Lowered):
 
     factored: AscendModel
     floats: ir.Model
+    ranges: Mapping[tuple[str, ...], tuple[float, float]]
 
     def model(self) -> ir.Model:
         model = self.factored.deploy()
@@ -74,6 +76,9 @@ class AscendLowered(Lowered):
 
     def exact_session(self, model: ir.Model | None = None) -> Any:
         return self.session() if model is None else open_deployed(model)
+
+    def spans(self) -> Mapping[tuple[str, ...], tuple[float, float]]:
+        return self.ranges
 
     def units(self) -> Units:
         """A layer rounds its weight, and its input as it reads it; so every layer is a unit, whatever others do."""
@@ -165,11 +170,14 @@ class AscendTarget(Target):
         better = partial(_better_weight, calibration, _heads(model)) if request.allows_recipe else None
         weights = quantize_weights(model, plan, facts, better)
         records = dict(weights.records)
-        nodes = index_graph(model).nodes
+        nodes, ranges = index_graph(model).nodes, dict[tuple[str, ...], tuple[float, float]]()
         for tensor in plan.observed:
             group = [other for other in plan.observed if other.joint == tensor.joint] if tensor.joint else [tensor]
             values = [input_of(nodes[t.node], t.input_index) for t in group]
-            factors = _activation(tensor, values, calibration, facts)
+            params = _activation(tensor, values, calibration, facts)
+            ranges[tuple(map(name_of, values))] = params.span
+            half = any(facts.layers[key].half for key in tensor.keys if key in facts.layers)
+            factors = activation_factors(params, tensor.stamp, "FLOAT16" if half else "FLOAT32")
             for key in tensor.keys:
                 records[key] = replace(records[key], **factors)
         layers = quantized_layers(facts, records, plan.layers)
@@ -185,6 +193,7 @@ class AscendTarget(Target):
                 half=settings.fakequant_precision_mode == "FORCE_FP16_QUANT",
             ),
             floats=floats,
+            ranges=FrozenDict(ranges),
             records=FrozenDict(records),
             weights=weights.better,
             rows=weights.better,
@@ -266,13 +275,15 @@ def _better_weight(
 
 def _activation(
     tensor: ObservedTensor, values: Sequence[ir.Value], calibration: Calibration, facts: GraphFacts
-) -> dict[str, Any]:
-    """The fields of a record for a tensor whose factors come from what `values` held."""
-    request = calibration.request
+) -> QParams:
+    """The grid of a tensor, from what `values` held."""
+    request, names = calibration.request, tuple(map(name_of, values))
     found = calibration.tuning.algorithm or Mse()
     solver = request.algorithm or (found if request.settings is None else tensor.activation.solver)
     settings = replace(tensor.activation, solver=solver)
-    key, known = (tuple(value.name for value in values), settings), calibration.solved.activations
+    if (span := calibration.tuning.ranges.get(names)) is not None:
+        return params_of_range(*span, QSpec(bits=settings.num_bits, symmetric=not settings.asymmetric))
+    key, known = (names, settings), calibration.solved.activations
     try:
         if key not in known:
             known[key] = solve_activation(calibration.statistic(values), settings)
@@ -282,8 +293,7 @@ def _activation(
             raise CalibrationError(f'Tensor "{tensor.keys[0]}": {error}.') from error
         reason = f'tensor "{values[0].name}": {error}'
         raise LayerError(f'Layer "{layer}": {reason}.', layer=layer, reason=reason) from error
-    half = any(facts.layers[key].half for key in tensor.keys if key in facts.layers)
-    return activation_factors(known[key], tensor.stamp, "FLOAT16" if half else "FLOAT32")
+    return known[key]
 
 
 def _tensor_keys(plan: QuantPlan) -> Iterable[str]:

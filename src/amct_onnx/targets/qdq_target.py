@@ -68,6 +68,9 @@ class QdqLowered(Lowered):
         others = {decision.layer for decision in self.plan.decisions if decision.layer not in chosen}
         return self.priced.affords(others, in_float, share)
 
+    def spans(self) -> Mapping[tuple[str, ...], tuple[float, float]]:
+        return {group.sources: self.activations[group.tensors[0]].span for group in self.plan.groups}
+
     def range_choices(self) -> tuple[RangeChoice, ...]:
         values = index_graph(self.calibration.source.model).values
 
@@ -88,7 +91,7 @@ class QdqLowered(Lowered):
                     key=group.sources,
                     low=seen.minimum,
                     high=seen.maximum,
-                    span=_span(self.activations[group.tensors[0]]),
+                    span=self.activations[group.tensors[0]].span,
                     now=change(group, self.activations[group.tensors[0]]),
                     within=partial(within, group),
                 )
@@ -176,12 +179,6 @@ class QdqFamily(Target):
             rows={name: grid.params for name, grid in solved.weights.items() if name not in tied},
             notes=tuple(note for part in everything for note in part.notes),
         )
-
-
-def _span(grid: QParams) -> tuple[float, float]:
-    """The lowest and the highest value of the grid of a tensor."""
-    scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
-    return scale * (grid.spec.qmin - zero), scale * (grid.spec.qmax - zero)
 
 
 def _known(

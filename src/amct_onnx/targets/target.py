@@ -94,6 +94,10 @@ class Lowered(HoldsGraphs, ABC):
         than with all in integers, or all in float; by the table of prices, False where the target has none."""
         return False
 
+    def spans(self) -> Mapping[tuple[str, ...], tuple[float, float]]:
+        """The ranges of the grids of tensors, as `Tuning.ranges` has them; none where it does not count."""
+        return {}
+
     def range_choices(self) -> tuple[RangeChoice, ...]:
         """The tensors whose ranges may be chosen; none where the target leaves no choice."""
         return ()

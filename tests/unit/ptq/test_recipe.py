@@ -199,6 +199,54 @@ def test_ranges_of_the_first_samples_stay_where_rare_values_would_cost_all_other
     assert not [step for step in amct_onnx.quantize(model, images).steps if step.name == "ranges of the first samples"]
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "ascend"])
+def test_a_few_wild_samples_among_the_first_do_not_cost_all_others(
+    model: ir.Model, images: np.ndarray, target: str
+) -> None:
+    many = np.concatenate([images] * 10)
+    many[[1, 8, 130]] *= 100
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    plain = judged(model, amct_onnx.quantize(model, many, target=target, effort="fast"), unseen)
+    for effort in ("default", "best"):
+        result = amct_onnx.quantize(model, many, target=target, effort=effort)
+        kept = {step.name for step in result.steps if step.kept}
+        assert {"calibration with the calmest samples", "ranges of the first samples"} <= kept
+        assert judged(model, result, unseen) > plain + 10
+
+
+def test_wild_samples_behind_the_first_do_not_cost_all_others(
+    model: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where a first quantization was so good that the calibration is not measured otherwise."""
+    monkeypatch.setattr(recipe_steps, "_SURE", 20.0)
+    many = np.concatenate([images] * 10)
+    many[301] *= 100
+    unseen = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    result = amct_onnx.quantize(model, many)
+    (step,) = (step for step in result.steps if step.name == "calibration with all data")
+    assert step.before > 20 > step.after
+    assert judged(model, result, unseen) > 20
+
+
+def test_the_calmest_samples_are_not_tried_where_nothing_is_to_be_gained(model: ir.Model, images: np.ndarray) -> None:
+    assert "calmest" not in str(amct_onnx.quantize(model, np.concatenate([images] * 10)).steps)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "ascend"])
+def test_the_ranges_of_a_model_give_it_again(model: ir.Model, images: np.ndarray, target: str) -> None:
+    result = amct_onnx.quantize(model, images, target=target, effort="fast", full_int8=True)
+    spans = result.lowered.spans()
+    again = result.solved(replace(result.calibration, tuning=Tuning(ranges=spans))).lowered.activations
+    half = result.solved(
+        replace(result.calibration, tuning=Tuning(ranges={k: (low / 2, high / 2) for k, (low, high) in spans.items()}))
+    ).lowered
+    assert spans
+    for name, grid in result.lowered.activations.items():
+        np.testing.assert_allclose(again[name].scale, grid.scale, rtol=1e-6)
+        assert again[name].zero_point == grid.zero_point
+    assert all(half.spans()[key] != span for key, span in spans.items())
+
+
 @pytest.mark.parametrize("factor", [2, 8])
 def test_ranges_of_the_first_samples_do_not_stay_where_later_ones_are_larger(
     model: ir.Model, images: np.ndarray, factor: int

@@ -204,17 +204,18 @@ class Bench:
         known = self.look.maxima
         return {name: known[name, axis] for name in tensors if (name, axis) in known}
 
-    def quick(self, source: FusedModel) -> Calibration:
-        """A calibration of `source` with the samples to fit."""
-        look = self.look
+    def quick(self, source: FusedModel, other: FirstLook | None = None) -> Calibration:
+        """A calibration of `source` with the samples to fit, or with those of another look."""
+        look = self.look if other is None else other
         tensors: Mapping[str, DyadicHistogram]
         if look is not None and source is self.source:
             tensors = look.quick
         else:
-            tensors = collect_statistics(source.model, observed_tensors(source), self.feeds(self.plan.quick))
+            few = 0 if look is None else look.few
+            tensors = collect_statistics(source.model, observed_tensors(source), self.feeds(few))
         statistics = Statistics(
             tensors=tensors,
-            samples=0 if look is None else len(look.fit[: self.plan.quick]),
+            samples=0 if look is None else look.few,
             digest="",  # nobody gets to see them
             factors=source.factors,
         )

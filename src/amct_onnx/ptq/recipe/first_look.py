@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,11 @@ from amct_onnx.numerics.arrays import Feed, Floats
 from amct_onnx.numerics.statistics.accumulator import Accumulator, new_accumulator
 from amct_onnx.numerics.statistics.histogram import DyadicHistogram
 from amct_onnx.observe.channel_maxima import ChannelReader, finite_maxima
+from amct_onnx.observe.histograms import take_histograms
 from amct_onnx.observe.operators import MOST_WORKERS, showing_session
 from amct_onnx.observe.shown_tensors import Reader
 from amct_onnx.plan.float_model import FusedModel
+from amct_onnx.ptq.recipe.calm_samples import CALM, SampleGroups
 from amct_onnx.ptq.recipe.first_samples import FirstSamples
 from amct_onnx.ptq.recipe.shown import Channels, Shown
 from amct_onnx.run.memory import give_back
@@ -40,16 +42,27 @@ class FirstLook:
     """What the first samples have shown.
 
     judge: judges by a part of them. fit: the others, which run in batches of `rows`. quick: the histograms of the first
-    of these, counted: those of all samples, None where the network has to see them again with the other data. maxima:
-    the largest magnitude of each channel, float32[C], over the samples to fit.
+    `few` of these, counted: those of all samples, None where the network has to see them again with the other data.
+    maxima: the largest magnitude of each channel, float32[C], over the samples to fit. calmest: the numbers of the
+    samples to fit, and the histograms of the first two groups of these, of `group` samples each, where others than
+    those that came first reach less far; else nothing.
     """
 
     judge: OutputJudge
     fit: Sequence[Feed]
     rows: int
+    few: int
+    group: int
     quick: Mapping[str, DyadicHistogram]
     counted: Mapping[str, DyadicHistogram] | None
     maxima: Mapping[Channels, Floats]
+    calmest: tuple[tuple[int, ...], Mapping[str, DyadicHistogram]] = ((), {})
+
+    def of_calmest(self) -> FirstLook | None:
+        """The same with the calmest of the samples to fit in front; None where they are there."""
+        (order, quick), few = self.calmest, CALM * self.group
+        fit = [self.fit[number] for number in order]
+        return replace(self, fit=fit, few=few, quick=quick, calmest=((), {})) if order else None
 
 
 def look_at(
@@ -68,9 +81,12 @@ def look_at(
         judge=OutputJudge(source.model, [kept[index] for index in judges], shown.exact),
         fit=[sample for index, sample in enumerate(kept) if index not in judges],
         rows=shown.rows,
+        few=min(samples.plan.quick, len(kept) - len(judges)),
+        group=samples.plan.group,
         quick=shown.quick,
         counted=shown.counted,
         maxima=shown.maxima,
+        calmest=(shown.order, shown.calmest),
     )
 
 
@@ -98,22 +114,29 @@ def _look(source: FusedModel, samples: FirstSamples, channels: Collection[Channe
     model, _ = judged_model(source.model)
     wanted = frozenset(value.name or "" for value in model.graph.outputs)
     with showing_session(model, readers, workers, keep_outputs=True) as session:
-        quick = samples.plan.quick
-        _run(session, samples.batches(fit[:quick], rows), workers)
-        first = _histograms(counters)
-        _run(session, samples.batches(fit[quick:], rows), workers)
+        size, quick = samples.plan.group, samples.plan.quick
+        parts = [range(start, min(start + size, len(fit))) for start in range(0, len(fit), size)]
+        groups, clean = SampleGroups(first=quick // size), True
+        for part in parts:
+            _run(session, samples.batches([fit[number] for number in part], rows), workers)
+            clean = clean and _is_clean(counters)
+            groups.add(take_histograms(counters), whole=len(part) == size)
         maxima = finite_maxima(largest)
         paused.set()
         exact = _run(session, judging, workers, wanted)
-        counted = _histograms(counters)
-        clean = not any(counter.wrong for counter in counters.values())
+        clean = clean and _is_clean(counters)
+        groups.add_others(take_histograms(counters))
         together = _are_alike(session, samples, judging, exact, wanted)
     give_back()
+    order, calmest = groups.calmest()
+    others = range(len(order), len(parts)) if order else ()
     return Shown(
         exact=exact,
         rows=rows if together else 1,
-        quick=first,
-        counted=counted if clean and together else None,
+        quick=groups.first,
+        order=tuple(number for part in (*order, *others) for number in parts[part]),
+        calmest=calmest,
+        counted=groups.all if clean and together else None,
         maxima=maxima,
     )
 
@@ -136,8 +159,9 @@ def _run(session: Any, feeds: Iterable[Feed], workers: int, wanted: Collection[s
         return [running.result() for _, running in runs]
 
 
-def _histograms(counters: Mapping[str, Accumulator]) -> dict[str, DyadicHistogram]:
-    return {name: counter.histogram() for name, counter in counters.items()}
+def _is_clean(counters: Mapping[str, Accumulator]) -> bool:
+    """Whether nothing was wrong with what was counted."""
+    return not any(counter.wrong for counter in counters.values())
 
 
 def _are_alike(

@@ -25,14 +25,16 @@ class EffortPlan:
     """What an effort tries.
 
     samples: so many are kept, of at most `memory` bytes together; without any, nothing is tried. quick: of those to
-    fit, so many are for a first quantization. strengths: of equalization without and with a Clip. smooth: strengths of
-    SmoothQuant. thorough: all of them are tried, and not those until one helps or the promising ones. rounding:
-    methods. ranges: on so many samples it is measured what ranges cost.
+    fit, so many are for a first quantization, a multiple of `group`, in which the calmest are looked for. strengths: of
+    equalization without and with a Clip. smooth: strengths of SmoothQuant. thorough: all of them are tried, and not
+    those until one helps or the promising ones. rounding: methods. ranges: on so many samples it is measured what
+    ranges cost.
     """
 
     samples: int
     memory: int
     quick: int
+    group: int
     strengths: tuple[tuple[float, float], ...]
     smooth: tuple[float, ...]
     thorough: bool
@@ -44,15 +46,24 @@ class EffortPlan:
         if size > _SMALL:
             return self
         more = _MORE_QUICK
-        return replace(self, samples=self.samples * _MORE, quick=self.quick * more, ranges=self.ranges * more)
+        return replace(
+            self,
+            samples=self.samples * _MORE,
+            quick=self.quick * more,
+            group=self.group * more,
+            ranges=self.ranges * more,
+        )
 
 
 PLANS: Mapping[Effort, EffortPlan] = {
-    "fast": EffortPlan(samples=0, memory=0, quick=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0),
+    "fast": EffortPlan(
+        samples=0, memory=0, quick=0, group=0, strengths=(), smooth=(), thorough=False, rounding=(), ranges=0
+    ),
     "default": EffortPlan(
         samples=48,
         memory=96 << 20,
         quick=8,
+        group=4,
         strengths=((0.5, 0.25),),
         smooth=(0.5, 0.7),
         thorough=False,
@@ -63,6 +74,7 @@ PLANS: Mapping[Effort, EffortPlan] = {
         samples=96,
         memory=96 << 20,
         quick=32,
+        group=4,
         strengths=((0.5, 0.25), (0.7, 0.25), (0.7, 0.4)),
         smooth=(0.5, 0.7, 0.85),
         thorough=True,

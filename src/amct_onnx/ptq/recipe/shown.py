@@ -16,19 +16,23 @@ Channels = tuple[str, int]  # a tensor, and the axis of its channels
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """exact: the outputs of the float network that are judged, for each sample that judges. The rest is as in
-    `FirstLook`."""
+    """exact: the outputs of the float network that are judged, for each sample that judges. order, calmest: both parts
+    of `FirstLook.calmest`. The rest is as there."""
 
     exact: Sequence[Feed]
     rows: int
     quick: Mapping[str, DyadicHistogram]
     counted: Mapping[str, DyadicHistogram] | None
     maxima: Mapping[Channels, Floats]
+    order: tuple[int, ...]
+    calmest: Mapping[str, DyadicHistogram]
 
     def arrays(self) -> dict[str, Array]:
         """The same as arrays by name."""
         found: dict[str, Array] = {"rows": np.array(self.rows), "samples": np.array(len(self.exact))}
-        for part, tensors in (("quick", self.quick), ("counted", self.counted)):
+        found["order"] = np.array(self.order, np.int64)
+        calmest = self.calmest if self.order else None
+        for part, tensors in (("quick", self.quick), ("counted", self.counted), ("calmest", calmest)):
             if tensors is not None:
                 found |= {f"{part}/{name}": array for name, array in histogram_arrays(tensors).items()}
         for (name, axis), largest in self.maxima.items():
@@ -55,4 +59,6 @@ class Shown:
             quick=read_histograms(part("quick")),
             counted=read_histograms(counted) if counted else None,
             maxima=maxima,
+            order=tuple(arrays["order"].tolist()),
+            calmest=read_histograms(part("calmest")) if arrays["order"].size else {},
         )

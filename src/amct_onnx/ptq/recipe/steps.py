@@ -59,7 +59,10 @@ _NEAR = (1, 3)  # layers in front of scores
 _OBJECT = 0.2  # a score that stands for something
 _LARGE = 1 << 26  # bytes of weights
 _log = logging.getLogger("amct_onnx.Quantize")
+_WIDER = 0.25  # octaves, the mean over ranges: those of all data may cost what a first quantization had
 _SHARES = (1.0, 0.5, 0.2)  # of the ranges that were found: few large gains may do more good than many small ones
+
+Spans = Mapping[tuple[str, ...], tuple[float, float]]
 
 
 class Recipe:
@@ -68,20 +71,23 @@ class Recipe:
     def __init__(self, bench: Bench) -> None:
         self.bench, self._plan = bench, bench.plan
         self._reached: Scores | None = None  # of a first quantization on which all was tried
-        self._ranges: dict[tuple[str, ...], tuple[float, float]] = {}  # of its tensors
+        self._ranges: Spans = {}  # of its tensors
+        self._measures = False  # what the calibration with all data makes of that
 
     def prepare(self) -> tuple[FusedModel, Tuning]:
         """The model with channels equalized and outlier channels smoothed as far as that helps a first quantization,
         and what was found for it otherwise, as layers in float, or rounded weights; from the samples alone."""
         bench = self.bench
+        bench.run("calibration with the calmest samples", self._calm())
         bench.run("first and last layers in float", self._place())
         bench.run("equalization", self._equalize())
         bench.run("smoothing of outlier channels", self._smooth())
         if bench.best is not None and not self._plan.ranges:
             bench.run("rounding", self._round())
-            self._reached = bench.scores()
-            if self._reached is not None and self._reached.decibels < _SURE:
-                self._ranges = {choice.key: choice.span for choice in bench.best.lowered.range_choices()}
+        self._reached = bench.scores()
+        if bench.best is not None and self._reached is not None:
+            self._measures = self._measures or self._reached.decibels < _SURE
+            self._ranges = bench.best.lowered.spans()
         return bench.found(), bench.let_go()
 
     @property
@@ -92,15 +98,24 @@ class Recipe:
     def tune(self, calibrated: Candidate, later: Sequence[Feed] = ()) -> Candidate:
         """The calibrated model with those of the later steps that help. later: samples behind the first ones."""
         bench = self.bench
-        bench.best, bench.is_first = calibrated, False
-        if self._reached is not None and self._reached.decibels < _SURE:
+        tried, bench.best, bench.is_first = self._reached is not None, calibrated, False
+        if self._measures or _wider(calibrated.lowered.spans(), self._ranges) > _WIDER:
             bench.run("calibration with all data", self._measure(later))
         bench.run("usual ranges", self._find_otherwise())
         bench.run("extremes of scores", self._widen())
-        if self._reached is None:
+        if not tried or self._plan.ranges:
             bench.run("ranges by what they cost the outputs", self._choose_ranges())
             bench.run("rounding", self._round())
         return bench.best
+
+    def _calm(self) -> Trials:
+        bench, look = self.bench, self.bench.look
+        calm = None if look is None else look.of_calmest()
+        if calm is None or bench.judged(first := bench.first()).decibels >= _SURE:
+            return
+        yield Trial(name="calibration with the calmest samples", make=lambda _: bench.quick(bench.source, calm))
+        if bench.best is not first:
+            bench.look, self._measures = calm, True
 
     def _place(self) -> Trials:
         if self.bench.target.prices is None or self.bench.request.full_int8:
@@ -179,7 +194,7 @@ class Recipe:
         start, solver = self.bench.best, self.bench.target.usual
         if start is None or solver is None or self.bench.request.algorithm is not None:
             return
-        made = replace(start.calibration, tuning=replace(start.calibration.tuning, algorithm=solver))
+        made = replace(start.calibration, tuning=replace(start.calibration.tuning, ranges={}, algorithm=solver))
         yield Trial(name=f"ranges by {type(solver).__name__.lower()}", make=partial(_given, made))
 
     def _widen(self) -> Trials:
@@ -209,7 +224,8 @@ class Recipe:
         found = cheaper_ranges(model, choices, self.bench.feeds(self._plan.ranges), self.bench.progress)
 
         def narrowed(count: int, _: Candidate) -> Calibration:
-            tuning = replace(start.calibration.tuning, ranges=dict(found[:count]))
+            ranges = {**start.calibration.tuning.ranges, **dict(found[:count])}
+            tuning = replace(start.calibration.tuning, ranges=ranges)
             return replace(start.calibration, tuning=tuning)
 
         for count in dict.fromkeys(round(share * len(found)) for share in _SHARES):
@@ -276,6 +292,13 @@ class Recipe:
         if self._ranges and better > error:  # rare values cost all others, or the first samples are not like the rest
             made = replace(start.calibration, tuning=replace(start.calibration.tuning, ranges=self._ranges))
             yield Trial(name="ranges of the first samples", make=partial(_given, made), also=later)
+
+
+def _wider(spans: Spans, others: Spans) -> float:
+    """By how many octaves ranges are wider than others of the same tensors, the mean over those."""
+    pairs = [(spans[key], others[key]) for key in spans.keys() & others.keys()]
+    found = [np.log2((one[1] - one[0]) / (two[1] - two[0])) for one, two in pairs]
+    return float(np.mean(found)) if found else 0.0
 
 
 def _placed(chosen: InFloat, best: Candidate) -> Calibration:
