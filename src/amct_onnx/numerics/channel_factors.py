@@ -74,25 +74,32 @@ def equalizing_factors(magnitudes: Sequence[Floats], *, strength: float, ceiling
     return np.asarray(factors, np.float32)
 
 
-def rounding_noise(weight: Reals, magnitudes: Reals, factors: Reals) -> float:
+def rounding_noise(weight: Reals, magnitudes: Reals, *factors: Reals) -> tuple[float, ...]:
     """What int8 does to a layer whose input channel c is divided by factors[c] and its weight multiplied: estimated
-    noise over signal of an output, the mean over outputs. It knows channels by their magnitudes alone.
+    noise over signal of an output, the mean over outputs, for each of `factors`. It knows channels by their magnitudes
+    alone.
 
     weight: [groups, outputs, inputs, taps]. magnitudes, factors: [groups * inputs], the largest magnitude of a channel,
     >= 0, and > 0. A step s makes an error of s^2/12 (one scale for the input, one for each output's weights), which
     goes through the layer as if elements were independent. Outputs without a signal do not count.
     """
-    w = np.asarray(weight, np.float64)
-    m, f = (np.asarray(values, np.float64).reshape(w.shape[0], 1, w.shape[2], 1) for values in (magnitudes, factors))
+    groups, _, inputs, taps = weight.shape
+    squares = np.square(weight, dtype=np.float64).sum(axis=3)  # [groups, outputs, inputs], as all that follows
+    largest = np.abs(weight).max(axis=3, initial=0.0)
+    m, *divisors = (np.asarray(values, np.float64).reshape(groups, inputs, 1) for values in (magnitudes, *factors))
     power = _MEAN_SQUARE * m**2
-    signal = (w**2 * power).sum(axis=(2, 3))
+    signal = squares @ power
     heard = signal > _SILENT * signal.max(initial=0.0)
     if not heard.any():
-        return 0.0
-    multiplied = w * f
-    of_input = ((m / f).max() / 255) ** 2 * (multiplied**2).sum(axis=(2, 3))
-    of_weight = (np.abs(multiplied).max(axis=(2, 3)) / 127) ** 2 * w.shape[3] * (power / f**2).sum(axis=(2, 3))
-    return float(((of_input + of_weight)[heard] / signal[heard]).mean() / 12)
+        return (0.0,) * len(factors)
+
+    def noise(f: Reals) -> float:
+        of_input = ((m / f).max() / 255) ** 2 * (squares @ f**2)
+        widest = (largest * f.transpose(0, 2, 1)).max(axis=2, keepdims=True)
+        of_weight = (widest / 127) ** 2 * taps * (power / f**2).sum(axis=1, keepdims=True)
+        return float(((of_input + of_weight)[heard] / signal[heard]).mean() / 12)
+
+    return tuple(map(noise, divisors))
 
 
 def has_outliers(activation: npt.ArrayLike, ratio: float = 4.0) -> bool:

@@ -55,8 +55,8 @@ def promised_gain(
             kernel = _kernel(layer)
             repeats = kernel.shape[0] * kernel.shape[2] // group.channels  # positions, behind a Flatten
             each, divisors = np.repeat(magnitudes, repeats), np.repeat(factors[group.key], repeats)
-            before += rounding_noise(kernel, each, np.ones_like(divisors))
-            after += rounding_noise(kernel, each, divisors)
+            one, other = rounding_noise(kernel, each, np.ones_like(divisors), divisors)
+            before, after = before + one, after + other
     return decibel(after / before) if before > 0 else 0.0
 
 
