@@ -16,7 +16,7 @@ DEMO := model/resnet-101.onnx --data data/images --preset torch --save_path outp
 # How many networks `make laws` tries.
 N ?= 1000
 
-.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns scale kill engines encoder prices placement beside-float without-vnni streaming clean
+.PHONY: demo test test-all lint docs conformance laws bench bench-flow digests effort accuracy hard agreement auto mixed batch large adaround rounding transformers dynamic qat patterns scale kill engines encoder prices draws placement beside-float without-vnni streaming clean
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/amct_onnx/*/*.[ch] src/amct_onnx/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -80,6 +80,9 @@ agreement: $(STAMP)
 
 auto: $(STAMP)
 	$(BIN)/python benchmarks/auto_calibration.py
+
+draws: $(STAMP)
+	$(BIN)/python benchmarks/draws.py $(ARGS)
 
 mixed: $(STAMP)
 	$(BIN)/python benchmarks/mixed.py $(ARGS)
