@@ -101,6 +101,13 @@ def renamed(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
     return ir.Tensor(array_of(tensor), dtype=tensor.dtype, name=name)
 
 
+def original(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor that may have been renamed: what has the same original has the same data."""
+    while isinstance(tensor, _Renamed):
+        tensor = tensor.raw()
+    return tensor
+
+
 def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The shape of a tensor in a file, whose dimensions are numbers."""
     return tuple(int(n) for n in tensor.shape.numpy())

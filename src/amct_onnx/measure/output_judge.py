@@ -9,7 +9,7 @@ Jackknife Estimate of Variance", 1981).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from amct_onnx.errors import AmctError
 from amct_onnx.graph.instrument.shown_inputs import show_inputs
+from amct_onnx.graph.outputs import class_output
 from amct_onnx.measure.output_parts import OutputPart, output_parts
 from amct_onnx.measure.rounded_network import FLOAT_TYPES, distance, finite, power
 from amct_onnx.numerics.arrays import Array, Doubles, Feed
@@ -26,7 +27,6 @@ from amct_onnx.run.session import open_session, quiet, run_feed
 from amct_onnx.targets.target import Lowered
 
 _NOTHING = 1e-12  # of the signal: less noise than this is that of float32
-Look = Callable[[Feed, Feed], None]
 NONE: Mapping[str, str] = MappingProxyType({})
 _FEW = 0.84  # close to the ratio of the quantiles of Student's and the normal distribution at one standard error
 _FAINT = 1e-3  # of the mean signal of samples: one that has less, as a picture without objects, is judged by this
@@ -37,12 +37,15 @@ class Scores:
     """Squared errors of one model, and squares of the float network's values, each float64[samples, parts].
 
     noise, signal: of the parts of outputs. inner_noise, inner_signal: the same in front of a last Sigmoid or Softmax.
+    top: float64[samples, 2], in how many rows of a classifier's output the same class is the largest, and of how many;
+    zeros for other models.
     """
 
     noise: Doubles
     signal: Doubles
     inner_noise: Doubles
     inner_signal: Doubles
+    top: Doubles
 
     @property
     def decibels(self) -> float:
@@ -57,12 +60,12 @@ class Scores:
             signal=self.signal[:, chosen],
             inner_noise=self.inner_noise[:, chosen],
             inner_signal=self.inner_signal[:, chosen],
+            top=self.top,
         )
 
     def first(self, samples: int) -> Scores:
         """Of the first samples alone."""
-        rows = [array[:samples] for array in (self.noise, self.signal, self.inner_noise, self.inner_signal)]
-        return Scores(noise=rows[0], signal=rows[1], inner_noise=rows[2], inner_signal=rows[3])
+        return Scores(**{name: array[:samples] for name, array in vars(self).items()})
 
     def without_each(self) -> Doubles:
         """`decibels` without one sample, float64[samples]."""
@@ -120,6 +123,7 @@ class OutputJudge:
 
     def __init__(self, model: ir.Model, samples: Sequence[Feed], exact: Sequence[Feed] | None = None) -> None:
         copy, self._shown = judged_model(model)
+        self._classes = class_output(model)
         found = output_parts(model)
         joined = dict.fromkeys(part.output for part in found if part.tensors != (part.output,))
         self._labels = {name: _Labels(model, [p for p in found if p.output == name]) for name in joined}
@@ -144,33 +148,42 @@ class OutputJudge:
         top = max((float(exact[name].max(initial=-np.inf)) for exact in self._exact for name in names), default=0.0)
         return float(1 / (1 + np.exp(-top)))
 
-    def scores(self, lowered: Lowered, look: Look | None = None) -> Scores:
-        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError.
-
-        look: is shown the outputs of the float network and of the model, for each sample.
-        """
+    def scores(self, lowered: Lowered) -> Scores:
+        """Of a quantized model; its int8 products are exact on CPUs where they saturate, too. Raises DataError."""
         model = lowered.model().clone()
         shown = show_inputs(model, list(self._shown))
-        return self.scores_of(lowered.exact_session(model), shown, look=look)
+        return self.scores_of(lowered.exact_session(model), shown)
 
     def scores_of(
         self,
         session: ort.InferenceSession,
         shown: Mapping[str, str] = NONE,
         most: int | None = None,
-        look: Look | None = None,
     ) -> Scores:
         """The same of a session, for all samples or the first of them. shown: the outputs that hold what a node reads,
         by the node's name."""
         samples = self._samples[:most]
-        rows = []
+        rows, top = [], []
         for feed, exact in zip(samples, self._exact, strict=False):
             found = float_outputs(session, feed)
             rows.append([self._part(part, feed, exact, found, shown) for part in self.parts])
-            if look is not None:
-                look(exact, found)
+            top.append(self._same_class(exact, found))
         table = np.array(rows, np.float64).reshape(len(samples), len(self.parts), 4)
-        return Scores(noise=table[..., 0], signal=table[..., 1], inner_noise=table[..., 2], inner_signal=table[..., 3])
+        return Scores(
+            noise=table[..., 0],
+            signal=table[..., 1],
+            inner_noise=table[..., 2],
+            inner_signal=table[..., 3],
+            top=np.array(top, np.float64).reshape(len(samples), 2),
+        )
+
+    def _same_class(self, exact: Feed, found: Feed) -> tuple[int, int]:
+        """In how many rows of the output of a classifier the largest class is the same, and of how many."""
+        name = self._classes
+        if name is None or exact[name].shape != found[name].shape or not exact[name].size:
+            return 0, 0
+        one, two = (outputs[name].reshape(len(outputs[name]), -1).argmax(axis=1) for outputs in (exact, found))
+        return int((one == two).sum()), len(one)
 
     def _part(
         self, part: OutputPart, feed: Feed, exact: Feed, found: Feed, shown: Mapping[str, str]

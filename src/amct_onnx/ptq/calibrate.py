@@ -98,7 +98,7 @@ def calibrate(
         steps=tuple(bench.steps),
         effort=effort,
         accuracy=measure_accuracy(
-            source.model, best.lowered, judges, held_out=bench.judge is not None, judge=bench.judge
+            source.model, best.lowered, judges, held_out=bench.judge is not None, scores=bench.known_scores()
         ),
     )
 

@@ -15,6 +15,7 @@ from amct_onnx.graph.access import is_standard, name_of
 from amct_onnx.graph.constants import constant_tensor
 from amct_onnx.graph.index import index_graph
 from amct_onnx.graph.layer_view import Layer
+from amct_onnx.graph.tensors import original
 from amct_onnx.numerics.arrays import Floats
 from amct_onnx.numerics.grid import QParams, QSpec
 from amct_onnx.numerics.statistics.by_tensor import Statistics
@@ -51,7 +52,7 @@ class SolvedWeights:
 
     def told(self, layer: Layer, rows: Callable[[], Floats]) -> tuple[bytes, float]:
         """The digest of the rows of a layer's weight, and the largest magnitude in it."""
-        tensor = layer.weight
+        tensor = original(layer.weight)
         key = id(tensor), layer.op_type, layer.groups
         if key not in self._read:
             array = rows()

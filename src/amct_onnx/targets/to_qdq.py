@@ -103,7 +103,7 @@ class _Lowering:
 
     def quantize_weight(self, layer: Layer, grid: WeightGrid) -> None:
         """Put integers behind a DequantizeLinear in the place of a weight, and of the bias."""
-        node, weight, data = layer.node, layer.array(), self.grids.activations[name_of(layer.input)]
+        node, weight, data = layer.node, layer.weight, self.grids.activations[name_of(layer.input)]
         axis, scale, bias = weight_axis(node, len(layer.shape)), grid.params.scale, layer.bias
         adder, place = node, 2
         if grid.correction is not None:
@@ -111,9 +111,9 @@ class _Lowering:
         if grid.integers is None:
             spec = QSpec(bits=grid.params.spec.bits, channel_axis=axis)
             params = QParams(scale=scale, zero_point=grid.params.zero_point, spec=spec)
-            integers = deferred(lambda: quantize(weight, params, np.int8), np.int8, weight.shape)
+            integers = deferred(lambda: quantize(array_of(weight), params, np.int8), np.int8, layer.shape)
         else:
-            integers = ir.tensor(from_kernel_rows(grid.integers, weight.shape, node))
+            integers = ir.tensor(from_kernel_rows(grid.integers, layer.shape, node))
         self._dequantized(node, 1, integers, scale, axis)
         if layer.name in self.plan.biases:
             name, place = self.plan.biases[layer.name]

@@ -132,7 +132,7 @@ tables = st.integers(2, 12).flatmap(
 
 def of(noise: list[float], signal: list[float]) -> Scores:
     one, two = np.array(noise)[:, None], np.array(signal)[:, None]
-    return Scores(noise=one, signal=two, inner_noise=one, inner_signal=two)
+    return Scores(noise=one, signal=two, inner_noise=one, inner_signal=two, top=np.zeros((len(one), 2)))
 
 
 @given(tables)

@@ -11,6 +11,7 @@ The float function stays the same up to the rounding of alpha * w and beta * c.
 from __future__ import annotations
 
 from collections.abc import Collection
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +20,15 @@ from amct_onnx.graph.access import optional_input
 from amct_onnx.graph.constants import ValueNames, constant_tensor, own_constant
 from amct_onnx.graph.layer_view import Layer, layer_of
 from amct_onnx.graph.recurrent import BIAS, RECURRENCE, WEIGHT
-from amct_onnx.graph.tensors import array_of, deferred, shape_of
+from amct_onnx.graph.tensors import Computed, array_of, deferred, shape_of
 from amct_onnx.numerics.arrays import Array
 
 _RECURRENT = (WEIGHT, RECURRENCE, BIAS)
 # The inputs that are taken over as they are; a Gemm computes its own.
 _CONSTANTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "MatMul": (1,), "LSTM": _RECURRENT, "GRU": _RECURRENT}
+# What was made of weights, as long as somebody has it: what is known of one by its tensor need not be found again.
+# Each holds the weight that it was made of, whose id is no other's meanwhile.
+_computed = WeakValueDictionary[tuple[int, bool, float], Computed]()
 
 
 def normalize_layers(model: ir.Model, layers: Collection[str]) -> None:
@@ -68,14 +72,19 @@ def gemm_weight(gemm: Layer) -> ir.TensorProtocol:
     alpha = np.float32(gemm.node.attributes.get_float("alpha", 1.0))
     if not turned and alpha == 1:
         return weight
-    shape = shape_of(weight)
+    key, shape = (id(weight), turned, float(alpha)), shape_of(weight)
+    if (known := _computed.get(key)) is not None:
+        return known
 
     def compute() -> Array:
         array = array_of(weight)
         scaled: Array = np.multiply(array.T if turned else array, alpha, order="C")
         return scaled
 
-    return deferred(compute, weight.dtype.numpy(), shape[::-1] if turned else shape)
+    made = deferred(compute, weight.dtype.numpy(), shape[::-1] if turned else shape)
+    if isinstance(made, Computed):
+        _computed[key] = made
+    return made
 
 
 def _turn_input(graph: ir.Graph, gemm: Layer, names: ValueNames) -> None:

@@ -158,6 +158,13 @@ class Bench:
         """What the best so far is worth on the samples that judge; None where there are none."""
         return None if self.best is None or self.judge is None else self.judged(self.best)
 
+    def known_scores(self) -> Scores | None:
+        """The same; None where they cannot be measured as well."""
+        try:
+            return self.scores()
+        except _REASONS:
+            return None
+
     def judged(self, best: Candidate) -> Scores:
         """The same of the best so far, measured once."""
         if self._scores is None and self.judge is not None:
