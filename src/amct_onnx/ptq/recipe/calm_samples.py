@@ -32,8 +32,8 @@ class SampleGroups:
         self.all: Histograms = {}
         self.first: Histograms = {}
         self._count, self._reaches = first, list[Doubles]()  # of each tensor, in octaves of that in the first group
+        self._beside: Doubles | None = None
         self._calm: dict[int, Histograms] = {}  # of the calmest groups so far: others would fill the memory
-        self._beside: Histograms = {}
 
     def add(self, tensors: Histograms, *, whole: bool = True) -> None:
         """The next group; the last one may be less than a whole one, and is none of the calmest then."""
@@ -43,8 +43,9 @@ class SampleGroups:
             self.first = merged(self.first, tensors)
         if not whole and number:
             return
-        self._beside = self._beside or tensors
-        self._reaches.append(_octaves(tensors, self._beside))
+        reach = np.array([_reach(histogram) for histogram in tensors.values()])
+        self._beside = reach if self._beside is None else self._beside
+        self._reaches.append(_octaves(reach, self._beside))
         calm = self._by_reach()[:CALM]
         self._calm = {group: held for group, held in {**self._calm, number: tensors}.items() if group in calm}
 
@@ -71,13 +72,12 @@ def merged(one: Histograms, other: Histograms) -> Histograms:
     return {name: histogram.merge(other[name]) for name, histogram in one.items()} if one else other
 
 
-def _octaves(tensors: Histograms, others: Histograms) -> Doubles:
-    """By how many octaves each tensor reaches further than in others, float64[tensors]; 0 where either holds nothing
-    but zeros, or NaN or Inf."""
-    pairs = [(_reach(histogram), _reach(others[name])) for name, histogram in tensors.items()]
-    return np.array([np.log2(one / other) if one and other else 0.0 for one, other in pairs] or [0.0], np.float64)
+def _octaves(reach: Doubles, other: Doubles) -> Doubles:
+    """By how many octaves each tensor reaches further than elsewhere, float64[tensors]; 0 where either is 0."""
+    ratio = np.divide(reach, other, out=np.ones_like(reach), where=(reach > 0) & (other > 0))
+    return np.log2(ratio)
 
 
 def _reach(histogram: DyadicHistogram) -> float:
-    """The largest magnitude; 0 of a tensor without a finite one."""
+    """The largest magnitude; 0 of a tensor that holds nothing but zeros, or NaN or Inf."""
     return max(-histogram.minimum, histogram.maximum) if histogram.is_finite and histogram.counts.size else 0.0
