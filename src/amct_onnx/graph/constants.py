@@ -26,12 +26,8 @@ Data = npt.ArrayLike | ir.TensorProtocol
 # The nodes that only pass on a constant.
 _CHAIN = frozenset({"Constant", "Identity", "Transpose", "Cast"})
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
-_TENSORS = (
-    ir.Tensor,
-    ir.LazyTensor,
-    ir.ExternalTensor,
-    ir.serde.TensorProtoTensor,
-)  # to ask for the protocol instead takes long
+# To ask for the protocol instead takes long.
+_TENSORS = (ir.Tensor, ir.LazyTensor, ir.ExternalTensor, ir.serde.TensorProtoTensor)
 _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 

@@ -91,7 +91,6 @@ class QdqLowered(Lowered):
                     key=group.sources,
                     low=seen.minimum,
                     high=seen.maximum,
-                    span=self.activations[group.tensors[0]].span,
                     now=change(group, self.activations[group.tensors[0]]),
                     within=partial(within, group),
                 )

@@ -36,14 +36,13 @@ from amct_onnx.values.roundings import Roundings
 class RangeChoice:
     """Tensors with one grid whose range may be chosen by what it costs: see `Tuning.ranges`, of which `key` is one.
 
-    low <= 0 and high >= 0 are the extremes of what the tensors held. span: the range of their grid as solved. now:
-    their roundings on it; within: those of another range.
+    low <= 0 and high >= 0 are the extremes of what the tensors held. now: their roundings as solved; within: those of
+    another range.
     """
 
     key: tuple[str, ...]
     low: float
     high: float
-    span: tuple[float, float]
     now: Roundings
     within: Callable[[float, float], Roundings]
 

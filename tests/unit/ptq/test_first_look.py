@@ -61,18 +61,18 @@ def test_it_shows_what_runs_of_their_own_would_show(images: np.ndarray, size: in
 
 
 def test_it_knows_the_calmest_samples_where_those_that_came_first_reach_further(images: np.ndarray) -> None:
-    assert look(NETWORK, [{"x": images}])[2].of_calmest() is None
+    assert look(NETWORK, [{"x": images}])[2].calmest is None
     many = np.concatenate([images] * 4)
     many[:9] *= 50
     source, _, found = look(NETWORK, [{"x": many}])
-    calm = found.of_calmest()
+    calm = found.calmest
     assert calm is not None
     names, model = observed_tensors(source), source.model
     assert calm.quick == collect_statistics(model, names, list(calm.fit[: calm.few]))
     assert found.counted == collect_statistics(model, names, [{"x": many}])
     assert max(float(np.abs(feed["x"]).max()) for feed in calm.fit[: calm.few]) < 5
     assert sorted(map(id, calm.fit)) == sorted(map(id, found.fit))
-    assert calm.of_calmest() is None
+    assert calm.calmest is None
 
 
 def test_samples_that_a_network_mixes_are_run_again_as_they_came(images: np.ndarray) -> None:

@@ -43,26 +43,18 @@ class FirstLook:
 
     judge: judges by a part of them. fit: the others, which run in batches of `rows`. quick: the histograms of the first
     `few` of these, counted: those of all samples, None where the network has to see them again with the other data.
-    maxima: the largest magnitude of each channel, float32[C], over the samples to fit. calmest: the numbers of the
-    samples to fit, and the histograms of the first two groups of these, of `group` samples each, where others than
-    those that came first reach less far; else nothing.
+    maxima: the largest magnitude of each channel, float32[C], over the samples to fit. calmest: the same look with the
+    calmest of the samples to fit in front, where those that came first reach much further.
     """
 
     judge: OutputJudge
     fit: Sequence[Feed]
     rows: int
     few: int
-    group: int
     quick: Mapping[str, DyadicHistogram]
     counted: Mapping[str, DyadicHistogram] | None
     maxima: Mapping[Channels, Floats]
-    calmest: tuple[tuple[int, ...], Mapping[str, DyadicHistogram]] = ((), {})
-
-    def of_calmest(self) -> FirstLook | None:
-        """The same with the calmest of the samples to fit in front; None where they are there."""
-        (order, quick), few = self.calmest, CALM * self.group
-        fit = [self.fit[number] for number in order]
-        return replace(self, fit=fit, few=few, quick=quick, calmest=((), {})) if order else None
+    calmest: FirstLook | None = None
 
 
 def look_at(
@@ -77,17 +69,19 @@ def look_at(
         state.recalled_arrays("the first samples", lambda: _shown(source, samples, channels).arrays())
     )
     kept, judges = samples.samples, samples.judges()
-    return FirstLook(
+    found = FirstLook(
         judge=OutputJudge(source.model, [kept[index] for index in judges], shown.exact),
         fit=[sample for index, sample in enumerate(kept) if index not in judges],
         rows=shown.rows,
         few=min(samples.plan.quick, len(kept) - len(judges)),
-        group=samples.plan.group,
         quick=shown.quick,
         counted=shown.counted,
         maxima=shown.maxima,
-        calmest=(shown.order, shown.calmest),
     )
+    if not shown.order:
+        return found
+    fit, few = [found.fit[number] for number in shown.order], CALM * samples.plan.group
+    return replace(found, calmest=replace(found, fit=fit, few=few, quick=shown.calmest))
 
 
 def _shown(source: FusedModel, samples: FirstSamples, channels: Collection[Channels]) -> Shown:

@@ -16,8 +16,9 @@ Channels = tuple[str, int]  # a tensor, and the axis of its channels
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """exact: the outputs of the float network that are judged, for each sample that judges. order, calmest: both parts
-    of `FirstLook.calmest`. The rest is as there."""
+    """exact: the outputs of the float network that are judged, for each sample that judges. order, calmest: the
+    numbers of the samples to fit, the calmest first, and the histograms of the first groups of those; nothing where the
+    samples stay as they came. The rest is as in `FirstLook`."""
 
     exact: Sequence[Feed]
     rows: int

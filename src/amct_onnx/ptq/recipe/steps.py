@@ -4,6 +4,8 @@ The first samples of the data are kept. A third of them at least judge, the othe
 raises the signal-to-noise ratio of the outputs (`measure.output_judge`) on samples that it has not seen, by more than
 the standard error of that gain. `PLANS` says what each effort tries.
 
+0. Where the first samples reach much further than the calmest of them, those may calibrate the first quantization on
+   which the next steps are tried (`ptq.recipe.calm_samples`).
 1. Placement: first and last layers in float, where that costs little time (`ptq.recipe.placement`).
 2. Equalization of channels (`graph.passes.equalize`), before the calibration, so that statistics are of the equalized
    network: of all tensors, or only of those that nothing clips, whose function stays. Then SmoothQuant of outlier
@@ -110,7 +112,7 @@ class Recipe:
 
     def _calm(self) -> Trials:
         bench, look = self.bench, self.bench.look
-        calm = None if look is None else look.of_calmest()
+        calm = None if look is None else look.calmest
         if calm is None or bench.judged(first := bench.first()).decibels >= _SURE:
             return
         yield Trial(name="calibration with the calmest samples", make=lambda _: bench.quick(bench.source, calm))
@@ -296,7 +298,7 @@ class Recipe:
 
 def _wider(spans: Spans, others: Spans) -> float:
     """By how many octaves ranges are wider than others of the same tensors, the mean over those."""
-    pairs = [(spans[key], others[key]) for key in spans.keys() & others.keys()]
+    pairs = [(span, others[key]) for key, span in spans.items() if key in others]
     found = [np.log2((one[1] - one[0]) / (two[1] - two[0])) for one, two in pairs]
     return float(np.mean(found)) if found else 0.0
 
